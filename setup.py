@@ -1,0 +1,51 @@
+"""Packaging; the version ranges hold jax 0.10 on Python 3.11 and jax 0.11 and 0.12 on Python 3.12 and later."""
+
+from setuptools import find_packages, setup
+
+JAX = "jax>=0.10,<0.13"
+
+setup(
+    name="gr2_jax",
+    version="0.1.0",
+    description="Generative Reasoning Re-Ranker in JAX: semantic IDs, mid-training, reasoning distillation and RL for slates",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["gr2_jax", "gr2_jax.*"]),
+    install_requires=[
+        JAX,
+        "flax>=0.12",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.11.30",
+        "grain>=0.2.12",
+        "array_record>=0.8",
+        "sentencepiece>=0.2",
+        "ml-collections>=1.0",
+        "tensorflow-datasets>=4.9.8",
+        "absl-py>=2.1",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "scikit-learn>=1.4",
+        "lightgbm>=4.3",
+        "matplotlib>=3.8",
+        "rich>=13",
+    ],
+    extras_require={
+        "tpu": [JAX.replace("jax", "jax[tpu]", 1)],
+        "cuda": [JAX.replace("jax", "jax[cuda12]", 1)],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "rax>=0.4",
+            "ruff>=0.6",
+            "import-linter>=2",
+            "nbformat>=5",
+            "nbclient>=0.10",
+            "ipykernel>=6",
+        ],
+        "notebooks": ["jupyterlab>=4"],
+        "wandb": ["wandb>=0.17"],
+        "tensorboard": ["tensorboardX>=2.6"],
+    },
+)
