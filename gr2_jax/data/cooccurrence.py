@@ -1,0 +1,146 @@
+"""Past-only counts: how often an item followed another, and how often an item was taken, before a given moment."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from gr2_jax.data.schema import Catalogue, DataError, History
+
+ALWAYS = np.iinfo(np.int64).min  # the time of an event whose time is unknown: it lies before every request
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Events:
+  """Timed events of integer kinds, sorted so that "how many of this kind before t" is two binary searches.
+
+  `kinds [M]`: the distinct kinds, ascending. `times [S]`: the distinct times, ascending.
+  `codes [E]`: kind index · (S + 1) + time index of each event, ascending; ranks, not raw values, so that the product fits 64 bits.
+  """
+
+  kinds: np.ndarray
+  times: np.ndarray
+  codes: np.ndarray
+
+  @classmethod
+  def sort(cls, kinds: np.ndarray, times: np.ndarray) -> "_Events":
+    kinds, kind_index = np.unique(kinds, return_inverse=True)
+    times, time_index = np.unique(times, return_inverse=True)
+    return cls(kinds, times, np.sort(kind_index * (len(times) + 1) + time_index))
+
+  def count(self, kinds: np.ndarray, before: ArrayLike | None) -> np.ndarray:
+    """Events of `kinds [..]` strictly before `before [..]` (all when None); int64 of the broadcast shape."""
+    if before is None:
+      past = np.int64(len(self.times))
+    else:
+      before = np.asarray(before)
+      if before.size and before.dtype.kind not in "iu":  # a NaN would sort last and let the future in
+        raise TypeError("before: give whole Unix seconds for every row, or None to count all events")
+      past = np.searchsorted(self.times, before, side="left")
+    kinds, past = np.broadcast_arrays(kinds, past)
+    if not len(self.kinds):
+      return np.zeros(kinds.shape, np.int64)
+    index = np.minimum(np.searchsorted(self.kinds, kinds), len(self.kinds) - 1)
+    first = index * (len(self.times) + 1)
+    counts = np.searchsorted(self.codes, first + past) - np.searchsorted(self.codes, first)
+    return np.where(self.kinds[index] == kinds, counts, 0)
+
+
+def _flatten(histories: Sequence[History], catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(rows, times, user index) of all interactions in one line each, `[E]`."""
+  rows: list[int] = []
+  times: list[int] = []
+  for history in histories:
+    try:
+      rows.extend(catalogue.to_rows(history.items))
+    except DataError as error:
+      raise DataError(f"items: user {history.user!r}: {error}") from None
+    times.extend(history.timestamps or (ALWAYS,) * len(history.items))
+  users = np.repeat(np.arange(len(histories)), [len(history.items) for history in histories])
+  return np.asarray(rows, np.int64), np.asarray(times, np.int64), users
+
+
+def _check_rows(rows: ArrayLike, num_items: int) -> np.ndarray:
+  rows = np.asarray(rows, np.int64)
+  if rows.size and (rows.min() < -1 or rows.max() >= num_items):
+    raise IndexError(f"rows must lie in -1..{num_items - 1}; they span {rows.min()}..{rows.max()}")
+  return rows
+
+
+def _largest(rows: np.ndarray, counts: np.ndarray, top: int) -> list[tuple[int, int]]:
+  """The `top` (row, count) with the largest positive counts, ties by row."""
+  order = np.lexsort((rows, -counts))[:top]
+  return [(int(rows[i]), int(counts[i])) for i in order if counts[i] > 0]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TransitionCounts:
+  """How often one item followed another in the fitted histories; every query can be limited to the past."""
+
+  num_items: int
+  events: _Events
+
+  @classmethod
+  def fit(cls, histories: Sequence[History], catalogue: Catalogue, *, window: int = 1, directed: bool = True) -> "TransitionCounts":
+    """Counts each pair (item, later item at most `window` steps on); the event's time is that of the later item.
+
+    With `directed=False` (a, b) and (b, a) are one kind of event; a repeated item (a, a) still counts once.
+    Events of histories without timestamps count as past for every request. Raises DataError for an unknown item.
+    """
+    if window < 1:
+      raise ValueError(f"window: {window}; an item follows at least one step later")
+    rows, times, users = _flatten(histories, catalogue)
+    num_items = len(catalogue)
+    kinds, whens = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for step in range(1, window + 1):
+      same_user = users[:-step] == users[step:]
+      if not same_user.any():
+        break
+      source, target, when = rows[:-step][same_user], rows[step:][same_user], times[step:][same_user]
+      kinds.append(source * num_items + target)
+      whens.append(when)
+      if not directed:
+        differ = source != target
+        kinds.append((target * num_items + source)[differ])
+        whens.append(when[differ])
+    return cls(num_items, _Events.sort(np.concatenate(kinds), np.concatenate(whens)))
+
+  def count(self, sources: ArrayLike, targets: ArrayLike, before: ArrayLike | None = None) -> np.ndarray:
+    """Transitions from `sources [..]` to `targets [..]` (catalogue rows) strictly before `before [..]` (Unix seconds).
+
+    The three broadcast; returns int64 of the broadcast shape. Row -1 (padding) counts 0. Without `before` all events count.
+    """
+    sources, targets = _check_rows(sources, self.num_items), _check_rows(targets, self.num_items)
+    kinds = np.where((sources < 0) | (targets < 0), -1, sources * self.num_items + targets)
+    return self.events.count(kinds, before)
+
+  def neighbours(self, row: int, before: int | None = None, top: int = 5) -> list[tuple[int, int]]:
+    """The `top` items that most often followed `row`, as (row, count) with the most frequent first, ties by row."""
+    if not 0 <= row < self.num_items:
+      raise IndexError(f"row {row} is not in the catalogue of {self.num_items} items")
+    low, high = np.searchsorted(self.events.kinds, [row * self.num_items, (row + 1) * self.num_items])
+    kinds = self.events.kinds[low:high]
+    return _largest(kinds % self.num_items, self.events.count(kinds, before), top)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ItemCounts:
+  """How often each item was taken in the fitted histories: its popularity, at any moment."""
+
+  num_items: int
+  events: _Events
+
+  @classmethod
+  def fit(cls, histories: Sequence[History], catalogue: Catalogue) -> "ItemCounts":
+    """Counts every interaction; those without a timestamp count as past for every request."""
+    rows, times, _ = _flatten(histories, catalogue)
+    return cls(len(catalogue), _Events.sort(rows, times))
+
+  def count(self, rows: ArrayLike, before: ArrayLike | None = None) -> np.ndarray:
+    """Interactions with `rows [..]` strictly before `before [..]` (Unix seconds, or None for all); row -1 counts 0."""
+    return self.events.count(_check_rows(rows, self.num_items), before)
+
+  def most_popular(self, top: int, before: int | None = None) -> list[tuple[int, int]]:
+    """The `top` items as (row, count), the most frequent first, ties by row; items never taken are left out."""
+    return _largest(self.events.kinds, self.events.count(self.events.kinds, before), top)

@@ -1,0 +1,366 @@
+"""A synthetic market with a known truth: items, users who buy in sequences, an imperfect upstream ranker, and the oracle's utilities.
+
+Every purchase is one draw of a multinomial logit model (Train, Discrete Choice Methods with Simulation, ch. 3). A user values an item by
+
+    utility = complement  the leaf category follows, along a chain (shampoo -> conditioner -> styling gel), on the last purchases
+            + brand       the user is loyal to a few brands, which the history shows
+            + follow      every item has a few items that are often bought right after it, which the log shows as directed transitions
+            + taste       latent liking of leaf categories, of which the history shows a little
+            + price       distance of the log price from what the user tends to pay, small
+            + quality     a constant of the item, which makes some items popular
+
+The upstream ranker knows quality and taste, sees little of the complement, brand and follow parts, is noisy, and is position-biased: it was
+fitted on clicks without correcting for examination, so items that an older popularity order showed high look better than they are.
+
+What is fitted on what: `histories` hold everything before each user's request, never the request itself, so no target of any slate is in the
+log. Each user makes one request; train, validation and test users are disjoint; validation requests come later than all train requests, test
+requests later than those. The log contains events later than a given request (of other users): past-only features go by `Slate.timestamp`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from gr2_jax.data.schema import Catalogue, DataError, History, Item, Slate
+
+DAY = 86_400
+START = 1_640_995_200  # 2022-01-01, Unix seconds
+SPLITS = ("train", "validation", "test")
+REQUEST_DAYS = {"train": (150, 560), "validation": (560, 630), "test": (630, 730)}
+
+# Broad category -> leaf categories; a leaf's complement is the next one in its row, the last leads back to the first.
+SHELVES = {
+  "Hair Care": ("Shampoo", "Conditioner", "Styling Gel", "Hair Oil"),
+  "Skin Care": ("Cleanser", "Toner", "Moisturizer", "Sunscreen"),
+  "Makeup": ("Primer", "Foundation", "Mascara", "Lipstick"),
+  "Nails": ("Base Coat", "Nail Polish", "Top Coat", "Polish Remover"),
+  "Bath": ("Body Wash", "Body Scrub", "Body Lotion", "Hand Cream"),
+  "Shaving": ("Shaving Foam", "Razor", "After Shave", "Beard Balm"),
+}
+BRANDS = (
+  *("Velora", "Aquine", "Brightleaf", "Calmora", "Dewpoint", "Elmwood", "Fernley", "Glowhaus", "Harlow", "Isolde", "Junova", "Kindred"),
+  *("Lumira", "Maplebay", "Nordane", "Opaline", "Petalia", "Quillon", "Rosemere", "Silkara", "Tidewell", "Umbria", "Verdane", "Willowby"),
+  *("Alcove", "Bellamy", "Corvana", "Driftly", "Everlin", "Foxglove", "Gilded", "Hollis", "Ivoria", "Juniper", "Lakeside", "Meridian"),
+)
+TRAITS = ("Gentle", "Intense", "Daily", "Organic", "Repair", "Fresh", "Rich", "Light", "Pure", "Soothing")
+SCENTS = ("Rose", "Mint", "Coconut", "Lavender", "Citrus", "Almond", "Honey", "Vanilla", "Aloe", "Jasmine")
+PACKS = ("Mini", "Classic", "Family Size")
+
+
+@dataclasses.dataclass(frozen=True)
+class MarketConfig:
+  """Sizes, the weights of the utility's parts (in logits), and what the upstream ranker sees; the defaults are calibrated by the tests."""
+
+  num_items: int = 600
+  broad_categories: int = 4
+  leaves_per_broad: int = 3
+  num_brands: int = 24
+  follows_per_item: int = 3
+  train_slates: int = 4000
+  validation_slates: int = 500
+  test_slates: int = 1000
+  min_history: int = 5
+  max_history: int = 12
+  slate_size: int = 10
+  labels: Literal["single", "graded"] = "single"
+  complement_weight: float = 3.2
+  brand_weight: float = 3.0
+  follow_weight: float = 3.0
+  taste_weight: float = 0.8
+  price_weight: float = 0.6
+  quality_weight: float = 0.8
+  favourite_brands: int = 2
+  # Upstream: the share of the complement, brand and follow parts that it sees, its noise (std, logits), and how much past exposure counts.
+  upstream_sight: float = 0.15
+  upstream_noise: float = 1.0
+  upstream_exposure: float = 0.5
+  examination_decay: float = 0.7  # P(position s is examined) = (s + 1) ** -decay
+
+
+@dataclasses.dataclass(frozen=True)
+class Market:
+  """`slates[split]` and `utilities[split]`, float32 `[n, K]` in the order of `Slate.candidates`; `histories` are the log before the requests."""
+
+  catalogue: Catalogue
+  histories: tuple[History, ...]
+  slates: Mapping[str, tuple[Slate, ...]]
+  utilities: Mapping[str, np.ndarray]
+
+
+def make_market(config: MarketConfig, seed: int) -> Market:
+  """Draws a market; a function of (config, seed) alone. Raises DataError for sizes that cannot be filled."""
+  _check(config)
+  # One stream for each part: changing the labels or the upstream ranker leaves items, users and their purchases as they are.
+  shelf_rng, user_rng, choice_rng, clock_rng, slate_rng, upstream_rng, label_rng = (
+    np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(7)
+  )
+  shelf = _draw_shelf(config, shelf_rng)
+  users = _draw_users(config, shelf, user_rng)
+  bought, lengths = _simulate_purchases(config, shelf, users, choice_rng)
+  times = _draw_times(config, lengths, clock_rng)
+
+  parts = _utility_parts(config, shelf, users, bought, lengths)
+  candidates = _draw_candidates(config, shelf, parts, bought, lengths, slate_rng)
+  upstream = _upstream_scores(config, shelf, parts, candidates, upstream_rng)
+  order = np.argsort(-upstream, axis=1, kind="stable")
+  candidates, upstream = (np.take_along_axis(x, order, axis=1) for x in (candidates, upstream))
+  utilities = np.take_along_axis(parts["utility"], candidates, axis=1)
+  labels = _draw_labels(config, utilities, shelf["log_price"][candidates], label_rng)
+
+  catalogue = _catalogue(shelf)
+  ids = [item.id for item in catalogue.items]
+  histories, slates = [], []
+  propensities = tuple(examination(config.slate_size, config.examination_decay).tolist()) if config.labels == "graded" else None
+  for u, length in enumerate(lengths):
+    user = f"user{u:05d}"
+    items = tuple(ids[row] for row in bought[u, :length])
+    stamps = times[u, : length + 1].tolist()
+    histories.append(History(user, items, tuple(stamps[:-1])))
+    slates.append(
+      Slate(
+        user=user,
+        history=items,
+        candidates=tuple(ids[row] for row in candidates[u]),
+        labels=tuple(labels[u].tolist()),
+        upstream_scores=tuple(upstream[u].tolist()),
+        propensities=propensities,
+        timestamp=stamps[-1],
+        segment="same_day" if stamps[-1] // DAY == stamps[-2] // DAY else "different_day",
+      )
+    )
+  ends = np.cumsum([_split_sizes(config)[split] for split in SPLITS])
+  spans = {split: slice(end - _split_sizes(config)[split], end) for split, end in zip(SPLITS, ends, strict=True)}
+  return Market(
+    catalogue=catalogue,
+    histories=tuple(histories),
+    slates={split: tuple(slates[span]) for split, span in spans.items()},
+    utilities={split: utilities[span] for split, span in spans.items()},
+  )
+
+
+def examination(size: int, decay: float) -> np.ndarray:
+  """P(examined) of positions 0..size-1, float64 `[K]`: the position-based model with a power law (Joachims et al. 2017)."""
+  return np.arange(1, size + 1) ** -decay
+
+
+def _gumbel(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+  """Standard Gumbel noise, float32: the argmax of utility + noise is a draw from the softmax of the utilities."""
+  return -np.log(rng.standard_exponential(shape, dtype=np.float32) + np.float32(1e-30))  # float32 draws can be exactly 0
+
+
+def _split_sizes(config: MarketConfig) -> dict[str, int]:
+  return {"train": config.train_slates, "validation": config.validation_slates, "test": config.test_slates}
+
+
+def _check(config: MarketConfig) -> None:
+  """Raises DataError naming the field that cannot be served."""
+  limits = (
+    ("broad_categories", 1, len(SHELVES)),
+    ("leaves_per_broad", 2, len(next(iter(SHELVES.values())))),
+    ("num_brands", 2, len(BRANDS)),
+    ("min_history", 1, config.max_history),
+    ("slate_size", 2, config.num_items - config.max_history),
+    ("favourite_brands", 1, config.num_brands),
+    ("follows_per_item", 1, config.num_items - 1),
+    ("num_items", config.broad_categories * config.leaves_per_broad, len(BRANDS) * len(TRAITS) * len(SCENTS) * len(PACKS)),
+  )
+  for name, low, high in limits:
+    value = getattr(config, name)
+    if not low <= value <= high:
+      raise DataError(f"market.{name}: {value} is outside {low}..{high}; choose a value inside")
+  for name, value in _split_sizes(config).items():
+    if value < 1:
+      raise DataError(f"market.{name}_slates: {value}; every split needs at least one request")
+  if config.labels not in ("single", "graded"):
+    raise DataError(f"market.labels: {config.labels!r}; use 'single' or 'graded'")
+
+
+def _draw_shelf(config: MarketConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
+  """Item attributes, each `[N]`, the complement of each leaf `[C]`, and the items that tend to follow an item `[N, F]`."""
+  per_broad, num_leaves = config.leaves_per_broad, config.broad_categories * config.leaves_per_broad
+  leaf = np.arange(config.num_items) % num_leaves
+  brand = rng.permutation(config.num_items) % config.num_brands
+  # Distinct (trait, scent, pack) within a leaf, so that no two items of a leaf share all words.
+  variants = np.zeros(config.num_items, np.int64)
+  for c in range(num_leaves):
+    members = np.flatnonzero(leaf == c)
+    cycle = rng.permutation(len(TRAITS) * len(SCENTS) * len(PACKS))
+    variants[members] = np.resize(cycle, len(members))
+  pack = variants % len(PACKS)
+  log_price = rng.normal(2.3, 0.25, num_leaves)[leaf] + rng.normal(0, 0.35, config.num_brands)[brand] + 0.3 * (pack - 1)
+  leaves = np.arange(num_leaves)
+  complement = leaves // per_broad * per_broad + (leaves + 1) % per_broad
+  # Half of an item's followers lie in the complement category, half anywhere: a link says something that the category does not.
+  same_chain = leaf[None, :] == complement[leaf][:, None]
+  keys = rng.random((config.num_items, config.num_items)) + np.where(same_chain & (rng.random((config.num_items, 1)) < 0.5), 1.0, 0.0)
+  np.fill_diagonal(keys, -1.0)
+  return {
+    "leaf": leaf,
+    "broad": leaf // per_broad,
+    "brand": brand,
+    "variant": variants,
+    "log_price": log_price + rng.normal(0, 0.15, config.num_items),
+    "quality": rng.normal(0, 1, config.num_items),
+    "complement": complement,
+    "follows": np.argsort(-keys, axis=1)[:, : config.follows_per_item],
+  }
+
+
+def _draw_users(config: MarketConfig, shelf: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+  """Latent tastes: `base [U, N]` (taste, price and quality parts, which no purchase changes) and `brand [U, N]` (loyalty)."""
+  num_users = sum(_split_sizes(config).values())
+  num_leaves = len(shelf["complement"])
+  taste = rng.normal(0, 1, (num_users, num_leaves)).astype(np.float32)
+  pays = rng.normal(2.3, 0.5, (num_users, 1)).astype(np.float32)
+  favourites = np.argsort(rng.random((num_users, config.num_brands)), axis=1)[:, : config.favourite_brands]
+  loyal = np.zeros((num_users, config.num_brands), np.float32)
+  np.put_along_axis(loyal, favourites, 1.0, axis=1)
+  quality = config.quality_weight * shelf["quality"].astype(np.float32)
+  taste_part = config.taste_weight * taste[:, shelf["leaf"]]
+  price_part = -config.price_weight * np.abs(shelf["log_price"].astype(np.float32) - pays)
+  return {"taste": taste_part, "base": taste_part + price_part + quality, "brand": config.brand_weight * loyal[:, shelf["brand"]]}
+
+
+def _sequence_part(config: MarketConfig, shelf: Mapping[str, np.ndarray], last: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
+  """The parts that depend on what was bought last, `[U, N]`; `last` and `second` are rows `[U]`, -1 for none."""
+  weight = config.complement_weight
+  leaf, complement = shelf["leaf"], shelf["complement"]
+  part = weight * (leaf == complement[leaf[last]][:, None]).astype(np.float32)
+  # The purchase before the last still asks for its complement, at under half the strength, unless the last one was just that.
+  earlier = np.where(leaf[last] == complement[leaf[second]], -1, complement[leaf[second]])
+  part += 0.4 * weight * ((leaf == earlier[:, None]) & (second >= 0)[:, None])
+  follow = np.zeros_like(part)
+  np.put_along_axis(follow, shelf["follows"][last], config.follow_weight, axis=1)
+  none = (last < 0)[:, None]
+  return {"complement": np.where(none, 0, part), "follow": np.where(none, 0, follow)}
+
+
+def _simulate_purchases(
+  config: MarketConfig, shelf: Mapping[str, np.ndarray], users: Mapping[str, np.ndarray], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+  """Item rows in time order `[U, max_history]`, -1 after the end, and lengths `[U]`; nobody buys an item twice."""
+  num_users, num_items = users["base"].shape
+  lengths = rng.integers(config.min_history, config.max_history + 1, num_users)
+  bought = np.full((num_users, config.max_history), -1)
+  utility = users["base"] + users["brand"]
+  everyone = np.arange(num_users)
+  none = np.full(num_users, -1)
+  for t in range(config.max_history):
+    state = _sequence_part(config, shelf, bought[:, t - 1] if t else none, bought[:, t - 2] if t > 1 else none)
+    gumbel = _gumbel(rng, (num_users, num_items))
+    choice = np.argmax(utility + state["complement"] + state["follow"] + gumbel, axis=1)
+    bought[:, t] = choice
+    utility[everyone, choice] = -np.inf
+  bought[np.arange(config.max_history) >= lengths[:, None]] = -1
+  return bought, lengths
+
+
+def _draw_times(config: MarketConfig, lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Unix seconds `[U, max_history + 1]`: the purchases and, right after the last one, the request; 0 beyond."""
+  sizes = _split_sizes(config)
+  request = np.concatenate([rng.uniform(*REQUEST_DAYS[split], sizes[split]) for split in SPLITS])
+  gaps = 0.002 + rng.exponential(6.0, (len(lengths), config.max_history))
+  gaps[rng.random(gaps.shape) < 0.1] = 0.01  # the same basket, a quarter of an hour apart
+  steps = np.where(np.arange(config.max_history) < lengths[:, None], gaps, 0.0)
+  before = np.cumsum(steps[:, ::-1], axis=1)[:, ::-1]  # days from purchase t to the request
+  days = np.concatenate([request[:, None] - before, np.zeros((len(lengths), 1))], axis=1)
+  np.put_along_axis(days, lengths[:, None], request[:, None], axis=1)
+  return START + (days * DAY).astype(np.int64)
+
+
+def _utility_parts(
+  config: MarketConfig, shelf: Mapping[str, np.ndarray], users: Mapping[str, np.ndarray], bought: np.ndarray, lengths: np.ndarray
+) -> dict[str, np.ndarray]:
+  """The utility at the request and the parts that the upstream ranker sees to different degrees, `[U, N]` each."""
+  everyone = np.arange(len(lengths))
+  second = np.where(lengths > 1, bought[everyone, lengths - 2], -1)
+  state = _sequence_part(config, shelf, bought[everyone, lengths - 1], second)
+  hidden = state["complement"] + state["follow"] + users["brand"]
+  return {**state, "taste": users["taste"], "brand": users["brand"], "hidden": hidden, "utility": users["base"] + hidden}
+
+
+def _draw_candidates(
+  config: MarketConfig,
+  shelf: Mapping[str, np.ndarray],
+  parts: Mapping[str, np.ndarray],
+  bought: np.ndarray,
+  lengths: np.ndarray,
+  rng: np.random.Generator,
+) -> np.ndarray:
+  """Rows `[U, K]` of a plausible slate: complements, favourite brands, followers, the last category, popular items; none from the history."""
+  last = bought[np.arange(len(lengths)), lengths - 1]
+  logits = 0.7 * shelf["quality"].astype(np.float32)[None, :] + np.float32(1.2) * (shelf["leaf"] == shelf["leaf"][last][:, None])
+  logits = logits + np.float32(0.8) * (shelf["broad"] == shelf["broad"][last][:, None])
+  logits += 1.6 * np.minimum(parts["complement"], 1) + 1.6 * np.minimum(parts["brand"], 1) + 2.5 * np.minimum(parts["follow"], 1)
+  logits += _gumbel(rng, logits.shape)
+  rows, steps = np.nonzero(bought >= 0)
+  logits[rows, bought[rows, steps]] = -np.inf
+  return np.argpartition(-logits, config.slate_size, axis=1)[:, : config.slate_size]
+
+
+def _upstream_scores(
+  config: MarketConfig,
+  shelf: Mapping[str, np.ndarray],
+  parts: Mapping[str, np.ndarray],
+  candidates: np.ndarray,
+  rng: np.random.Generator,
+) -> np.ndarray:
+  """Float64 `[U, K]`: quality and taste, a small share of the rest, exposure bias and noise."""
+  quality = config.quality_weight * shelf["quality"]
+  # An older order by popularity decided what was examined; a click model that ignores this credits the item with its position.
+  older = np.argsort(np.argsort(-(quality[candidates] + rng.normal(0, 1, candidates.shape)), axis=1), axis=1)
+  seen = np.bincount(candidates.ravel(), minlength=len(quality))
+  examined = np.bincount(candidates.ravel(), examination(config.slate_size, config.examination_decay)[older].ravel(), minlength=len(quality))
+  exposure = np.log((examined + 1) / (seen + 1))
+  exposure = (exposure - exposure.mean()) / (exposure.std() + 1e-9)
+  taken = {name: np.take_along_axis(parts[name], candidates, axis=1).astype(np.float64) for name in ("taste", "hidden")}
+  scores = quality[candidates] + taken["taste"] + config.upstream_sight * taken["hidden"] + config.upstream_exposure * exposure[candidates]
+  return scores + rng.normal(0, config.upstream_noise, candidates.shape)
+
+
+def _draw_labels(config: MarketConfig, utilities: np.ndarray, log_price: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Labels `[U, K]`: one choice by the logit model, or clicks and conversions under position bias with at least one click."""
+  if config.labels == "single":
+    choice = np.argmax(utilities + _gumbel(rng, utilities.shape), axis=1)
+    return (np.arange(config.slate_size) == choice[:, None]).astype(np.int64)
+  relative = utilities - utilities.mean(axis=1, keepdims=True)
+  attraction = 1 / (1 + np.exp(1.0 - relative))
+  clicks = _clicks_given_any(attraction * examination(config.slate_size, config.examination_decay), rng)
+  buys = rng.random(clicks.shape) < 1 / (1 + np.exp(1.0 - 0.5 * relative + 0.5 * (log_price - 2.3)))
+  return clicks * (1 + buys)
+
+
+def _clicks_given_any(probability: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Independent clicks `[U, K]` conditioned on at least one: while none has come, P(click k | some click from k on) is drawn."""
+  some_later = 1 - np.cumprod((1 - probability)[:, ::-1], axis=1)[:, ::-1]
+  draws = rng.random(probability.shape)
+  clicks = np.zeros(probability.shape, np.int64)
+  clicked = np.zeros(len(probability), bool)
+  for k in range(probability.shape[1]):
+    clicks[:, k] = draws[:, k] < np.where(clicked, probability[:, k], probability[:, k] / some_later[:, k])
+    clicked |= clicks[:, k] > 0
+  return clicks
+
+
+def _catalogue(shelf: Mapping[str, np.ndarray]) -> Catalogue:
+  """Items with titles of brand, trait, scent, category word and pack, e.g. 'Velora Gentle Rose Shampoo, Mini'."""
+  broad_names = list(SHELVES)
+  per_broad = int(np.max(np.bincount(shelf["broad"][np.unique(shelf["leaf"], return_index=True)[1]])))
+  items = []
+  for row, variant in enumerate(shelf["variant"]):
+    rest, pack = divmod(int(variant), len(PACKS))
+    trait, scent = divmod(rest, len(SCENTS))
+    broad, brand = broad_names[shelf["broad"][row]], BRANDS[shelf["brand"][row]]
+    leaf = SHELVES[broad][shelf["leaf"][row] % per_broad]
+    items.append(
+      Item(
+        id=f"item{row:04d}",
+        title=f"{brand} {TRAITS[trait]} {SCENTS[scent]} {leaf}, {PACKS[pack]}",
+        brand=brand,
+        categories=(broad, leaf),
+        price=round(float(np.exp(shelf["log_price"][row])), 2),
+      )
+    )
+  return Catalogue(tuple(items))

@@ -1,0 +1,95 @@
+"""Classical orders of a slate, each a ranking int64 `[n, K]`: candidate indices, best first.
+
+Ties are kept in the upstream order. Where slates differ in length, K is the longest and a shorter slate's padding indices come last, in order,
+so a row is always a permutation of 0..K-1. `labels [n, K]` (from `features.slate_labels`) carry -1 at the padding and thus every length.
+"""
+
+from collections.abc import Sequence
+
+import lightgbm
+import numpy as np
+
+from gr2_jax.data.cooccurrence import ItemCounts, TransitionCounts
+from gr2_jax.data.schema import Catalogue, Slate
+from gr2_jax.evaluation.features import FEATURE_NAMES, candidate_counts, last_item_rows, slate_labels
+
+ROUNDS = 500  # at most; early stopping on the validation slates decides
+PATIENCE = 30
+PARAMETERS = {
+  "objective": "lambdarank",
+  "metric": "ndcg",
+  "eval_at": [3],
+  "learning_rate": 0.05,
+  "num_leaves": 15,
+  "min_data_in_leaf": 40,
+  "lambda_l2": 1.0,
+  "feature_fraction": 0.8,
+  "bagging_fraction": 0.8,
+  "bagging_freq": 1,
+  "num_threads": 2,
+  "deterministic": True,
+  "force_row_wise": True,
+  "verbosity": -1,
+}
+
+
+def order_by_scores(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Rankings by `scores [n, K]`, highest first, ties by upstream rank; padding (label -1) last."""
+  return np.argsort(-np.where(labels >= 0, scores, -np.inf), axis=1, kind="stable")
+
+
+def upstream_order(labels: np.ndarray) -> np.ndarray:
+  """The order in which the candidates came."""
+  return np.tile(np.arange(labels.shape[1]), (len(labels), 1))
+
+
+def random_order(labels: np.ndarray, seed: int) -> np.ndarray:
+  """A uniform permutation of each slate."""
+  return order_by_scores(np.random.default_rng(seed).random(labels.shape), labels)
+
+
+def ideal_order(labels: np.ndarray) -> np.ndarray:
+  """The order that no ranker can beat: by label."""
+  return order_by_scores(labels, labels)
+
+
+def utility_order(utilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """The oracle's order: by true utility `[n, K]`, which knows everything but the chance in the choice."""
+  return order_by_scores(utilities, labels)
+
+
+def popularity_order(slates: Sequence[Slate], catalogue: Catalogue, popularity: ItemCounts) -> np.ndarray:
+  """By interactions before the request."""
+  return order_by_scores(candidate_counts(slates, catalogue, popularity), slate_labels(slates))
+
+
+def last_transition_order(slates: Sequence[Slate], catalogue: Catalogue, transitions: TransitionCounts) -> np.ndarray:
+  """By how often the candidate followed the user's last item before the request."""
+  counts = candidate_counts(slates, catalogue, transitions, last_item_rows(slates, catalogue))
+  return order_by_scores(counts, slate_labels(slates))
+
+
+def fit_lambdamart(
+  features: np.ndarray, labels: np.ndarray, validation_features: np.ndarray, validation_labels: np.ndarray, *, seed: int
+) -> lightgbm.Booster:
+  """LambdaMART (Burges 2010) on `features [n, K, F]` and `labels [n, K]`, stopped early by N@3 of the validation slates."""
+  return lightgbm.train(
+    {**PARAMETERS, "seed": seed},
+    _dataset(features, labels),
+    num_boost_round=ROUNDS,
+    valid_sets=[_dataset(validation_features, validation_labels)],
+    callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
+  )
+
+
+def lambdamart_order(model: lightgbm.Booster, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """The model's order; of `labels` only the padding is read."""
+  n, size, _ = features.shape
+  scores = model.predict(features.reshape(n * size, -1), num_iteration=model.best_iteration, num_threads=PARAMETERS["num_threads"])
+  return order_by_scores(scores.reshape(n, size), labels)
+
+
+def _dataset(features: np.ndarray, labels: np.ndarray) -> lightgbm.Dataset:
+  """Candidates of all slates one below the other, without the padding; a slate is a query group."""
+  real = labels >= 0
+  return lightgbm.Dataset(features[real], labels[real], group=real.sum(axis=1), feature_name=list(FEATURE_NAMES), free_raw_data=True)

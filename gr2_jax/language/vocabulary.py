@@ -1,0 +1,184 @@
+"""One vocabulary of text pieces, frames, candidate names and semantic-ID codes."""
+
+import functools
+import io
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import sentencepiece
+
+from gr2_jax.data import schema
+from gr2_jax.language import templates
+
+SPECIALS = (
+  "pad",
+  "bos",
+  "eos",
+  "system",
+  "user",
+  "assistant",
+  "think",
+  "/think",
+  "answer",
+  "/answer",
+  "history",
+  "candidates",
+  "sid",
+  "/sid",
+)
+_MODEL_FILE, _SHAPE_FILE = "sentencepiece.model", "vocabulary.json"
+_LONGEST_SENTENCE = 1000  # characters; sentencepiece leaves out lines above 4,192 bytes without a word
+_NAME_REPEATS = 4  # names stand in every prompt, so they count more than in the catalogue and become whole pieces
+_TEMPLATE_REPEATS = 50
+
+
+def corpus_texts(catalogue: schema.Catalogue) -> list[str]:
+  """Texts to train a vocabulary on: titles, brands and categories of all items, then the fixed sentences of the templates."""
+  texts: list[str] = []
+  for item in catalogue.items:
+    names = [name for name in (item.brand, *item.categories) if name]
+    texts += [text for text in (item.title, item.description) if text] + names * _NAME_REPEATS
+  return texts + templates.template_texts() * _TEMPLATE_REPEATS
+
+
+def candidate_name(slot: int) -> str:
+  """Name of the candidate shown at `slot`: A..Z, AA, AB, ... as in a spreadsheet."""
+  name = ""
+  slot += 1
+  while slot:
+    slot, letter = divmod(slot - 1, 26)
+    name = chr(ord("A") + letter) + name
+  return name
+
+
+class Vocabulary:
+  """Token ids: sentencepiece pieces, then frames, candidate names and SID codes (level by level), padded to a multiple of 128.
+
+  Data reaches the model through `encode` alone, which yields text pieces only, so no title can forge a frame, a candidate or a SID.
+  `candidate_tokens [Kmax]` and `sid_token_ids [levels, codebook]` are int32 arrays; `new_token_start` is the first id that is not text.
+  """
+
+  def __init__(self, model: bytes, num_levels: int, codebook_size: int, num_candidates: int):
+    if not 1 <= num_levels <= 26:
+      raise ValueError(f"num_levels: {num_levels} must be 1 to 26; levels are written as letters")
+    self._model = model
+    self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    self.num_levels, self.codebook_size, self.num_candidates = num_levels, codebook_size, num_candidates
+    self.new_token_start = self._processor.get_piece_size()
+    self._special_ids = {name: self.new_token_start + i for i, name in enumerate(SPECIALS)}
+    self.candidate_start = self.new_token_start + len(SPECIALS)
+    self.sid_start = self.candidate_start + num_candidates
+    self.used_size = self.sid_start + num_levels * codebook_size
+    self.size = -(-self.used_size // 128) * 128
+    self.candidate_tokens = np.arange(self.candidate_start, self.sid_start, dtype=np.int32)
+    self.sid_token_ids = np.arange(self.sid_start, self.used_size, dtype=np.int32).reshape(num_levels, codebook_size)
+    self.pad_id, self.bos_id, self.eos_id = (self._special_ids[name] for name in ("pad", "bos", "eos"))
+
+  def __reduce__(self):
+    return Vocabulary, (self._model, self.num_levels, self.codebook_size, self.num_candidates)
+
+  @classmethod
+  def train(
+    cls, texts: Iterable[str], *, text_pieces: int, num_levels: int, codebook_size: int, num_candidates: int
+  ) -> "Vocabulary":
+    """Fits the text pieces on `texts` (see `corpus_texts`) and lays the other tokens behind them.
+
+    `text_pieces` is an upper bound: a small corpus gives fewer. 256 of them are single bytes, so every script can be written.
+    Raises DataError when the corpus is empty or `text_pieces` can't hold its characters. The result depends on nothing else.
+    """
+    model = io.BytesIO()
+    try:
+      sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_sentences(texts)),
+        model_writer=model,
+        vocab_size=text_pieces,
+        model_type="unigram",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        normalization_rule_name="nmt_nfkc",
+        num_threads=1,
+        unk_id=0,
+        bos_id=-1,
+        eos_id=-1,
+        pad_id=-1,
+        minloglevel=2,
+      )
+    except (RuntimeError, OSError) as error:
+      raise schema.DataError(f"text_pieces: {text_pieces} did not work for this corpus ({error}); raise it or give more text") from None
+    return cls(model.getvalue(), num_levels, codebook_size, num_candidates)
+
+  def save(self, directory: str | pathlib.Path) -> None:
+    """Writes the sentencepiece model and the shape of the other tokens into `directory`."""
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / _MODEL_FILE).write_bytes(self._model)
+    shape = {"num_levels": self.num_levels, "codebook_size": self.codebook_size, "num_candidates": self.num_candidates}
+    (directory / _SHAPE_FILE).write_text(json.dumps(shape) + "\n", encoding="utf-8")
+
+  @classmethod
+  def load(cls, directory: str | pathlib.Path) -> "Vocabulary":
+    """Reads what `save` wrote; raises DataError when a file is missing."""
+    directory = pathlib.Path(directory)
+    for name in (_MODEL_FILE, _SHAPE_FILE):
+      if not (directory / name).exists():
+        raise schema.DataError(f"{directory / name}: not there; run the tokenize stage, which writes it")
+    shape = json.loads((directory / _SHAPE_FILE).read_text(encoding="utf-8"))
+    return cls((directory / _MODEL_FILE).read_bytes(), **shape)
+
+  def encode(self, text: str) -> list[int]:
+    """Text pieces of `text` (NFKC, control characters dropped); never a frame, candidate or SID token."""
+    return self._processor.encode(_clean(text))
+
+  def decode(self, tokens: Sequence[int]) -> str:
+    """Readable text of any ids: runs of text pieces and the surface forms of other tokens (`<think>`, `<A>`, `<s_a_12>`), space-separated."""
+    parts: list[str] = []
+    run: list[int] = []
+    for token in map(int, tokens):
+      if 0 <= token < self.new_token_start:
+        run.append(token)
+        continue
+      if run:
+        parts.append(self._processor.decode(run))
+        run = []
+      parts.append(self.surface(token))
+    if run:
+      parts.append(self._processor.decode(run))
+    return " ".join(parts)
+
+  def surface(self, token: int) -> str:
+    """Surface form of one token that is not text; ids that nothing uses read `<unused>`."""
+    if self.new_token_start <= token < self.candidate_start:
+      return f"<{SPECIALS[token - self.new_token_start]}>"
+    if self.candidate_start <= token < self.sid_start:
+      return f"<{candidate_name(token - self.candidate_start)}>"
+    if self.sid_start <= token < self.used_size:
+      level, code = divmod(token - self.sid_start, self.codebook_size)
+      return f"<s_{chr(ord('a') + level)}_{code}>"
+    return "<unused>"
+
+  def special(self, name: str) -> int:
+    """Id of the frame token `name`, one of SPECIALS."""
+    return self._special_ids[name]
+
+  def sid_tokens(self, codes: Sequence[int]) -> list[int]:
+    """Tokens of one item's codes `[levels]`, without begin and end markers."""
+    return [self.sid_start + level * self.codebook_size + int(code) for level, code in enumerate(codes)]
+
+  @functools.cached_property
+  def frame_ids(self) -> frozenset[int]:
+    """Ids of all frame tokens: what neither reasoning nor an item's text may hold."""
+    return frozenset(self._special_ids.values())
+
+
+def _clean(text: str) -> str:
+  # JSON may carry lone surrogates, which UTF-8 can't: they become question marks.
+  return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _sentences(texts: Iterable[str]) -> Iterable[str]:
+  for text in texts:
+    text = _clean(text)
+    for start in range(0, len(text), _LONGEST_SENTENCE):
+      yield text[start : start + _LONGEST_SENTENCE]

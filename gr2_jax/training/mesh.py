@@ -1,0 +1,105 @@
+"""Devices as a mesh `data, fsdp, tensor`, and the one table that maps logical axes of arrays onto it."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes. Parameters are cut along `embed` over fsdp and along heads, mlp and vocabulary over tensor;
+# activations along the batch over data and fsdp.
+LOGICAL_RULES = (
+    ("batch", ("data", "fsdp")),
+    ("vocab", "tensor"),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("layers", None),
+    ("head_dim", None),
+    ("seq", None),
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+  """A mesh of the given axis sizes; one of them may be -1 and takes the devices that are left.
+
+  Raises ValueError when the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = [data, fsdp, tensor]
+  if sizes.count(-1) == 1:
+    known = int(np.prod([s for s in sizes if s != -1]))
+    sizes[sizes.index(-1)] = max(len(devices) // known, 1)
+  if int(np.prod(sizes)) != len(devices):
+    raise ValueError(f"mesh {dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))} does not fit {len(devices)} devices")
+  return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def to_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
+  """The mesh axes of an array with these logical axes."""
+  rules = dict(LOGICAL_RULES)
+  return PartitionSpec(*(None if axis is None else rules[axis] for axis in axes))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+  """Pins an activation to its logical axes; does nothing outside a mesh."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, to_spec(axes))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Leading axis over data and fsdp."""
+  return NamedSharding(mesh, to_spec(("batch",)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """A whole copy on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
+  """Shardings of a state whose parameters still carry their logical axes (`nn.LogicallyPartitioned` boxes)."""
+  return nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract_state), mesh, LOGICAL_RULES)
+
+
+def init_sharded(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh) -> tuple[Any, Any]:
+  """Runs `init(key)` so that every array is born where it belongs; returns the unboxed state and its shardings."""
+  shardings = state_shardings(jax.eval_shape(init, key), mesh)
+  state = jax.jit(lambda k: nn.unbox(init(k)), out_shardings=shardings)(key)
+  return state, shardings
+
+
+def jit_update(update: Callable, mesh: Mesh, shardings: Any) -> Callable:
+  """Compiles `update(state, batch) -> (state, metrics)`: state donated, batch cut along its first axis, metrics replicated."""
+  compiled = jax.jit(
+      update,
+      in_shardings=(shardings, batch_sharding(mesh)),
+      out_shardings=(shardings, replicated(mesh)),
+      donate_argnums=0,
+  )
+
+  @functools.wraps(update)
+  def run(state, batch):
+    with jax.set_mesh(mesh):
+      return compiled(state, to_global(batch, mesh))
+
+  return run
+
+
+def to_global(batch: Any, mesh: Mesh) -> Any:
+  """This process's rows as global arrays; every process holds an equal share of the first axis."""
+  sharding = batch_sharding(mesh)
+
+  def place(x):
+    if isinstance(x, jax.Array):
+      return jax.device_put(x, sharding)
+    return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+  return jax.tree.map(place, batch)

@@ -1,0 +1,174 @@
+"""The decoder against a plain NumPy one, and the identities that rollout and update rest on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gr2_jax.models.cache import Prefix, empty_cache
+from gr2_jax.models.config import preset
+from gr2_jax.models.transformer import Decoder, init_params
+
+V = 50
+
+
+@pytest.fixture(scope="module")
+def model():
+  decoder = Decoder(preset("test", V))
+  params = init_params(decoder, jax.random.key(0))
+  # Norm scales of one would hide a missing or doubled scale.
+  keys = iter(jax.random.split(jax.random.key(1), 100))
+  params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params)
+  return decoder, params
+
+
+def row(tokens):
+  tokens = jnp.asarray(tokens, jnp.int32)
+  if tokens.ndim == 1:
+    tokens = tokens[None]
+  return tokens, jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape), jnp.ones_like(tokens)
+
+
+def forward(model, *args, **kwargs):
+  decoder, params = model
+  return decoder.apply({"params": params}, *args, **kwargs)
+
+
+def numpy_decoder(config, params, tokens):
+  """Qwen3's forward pass for one unpadded row, written with loops over heads and no shared code."""
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  layers = p["layers"]
+
+  def norm(x, scale):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * scale
+
+  def rope(x):
+    length, dim = x.shape
+    out = np.empty_like(x)
+    for t in range(length):
+      for i in range(dim // 2):
+        a = t / config.rope_base ** (2 * i / dim)
+        c, s = np.cos(a), np.sin(a)
+        out[t, i] = x[t, i] * c - x[t, i + dim // 2] * s
+        out[t, i + dim // 2] = x[t, i + dim // 2] * c + x[t, i] * s
+    return out
+
+  x = p["embedding"][tokens]
+  length = len(tokens)
+  for n in range(config.num_layers):
+    get = lambda name, n=n: layers[name]["kernel"][n]
+    scale = lambda name, n=n: layers[name]["scale"][n]
+    y = norm(x, scale("attention_norm"))
+    heads = []
+    for h in range(config.num_heads):
+      g = h // (config.num_heads // config.num_kv_heads)
+      q = rope(norm(y @ get("q")[:, h], scale("q_norm")))
+      k = rope(norm(y @ get("k")[:, g], scale("k_norm")))
+      v = y @ get("v")[:, g]
+      s = q @ k.T / np.sqrt(config.head_dim)
+      s[np.triu_indices(length, 1)] = -np.inf
+      w = np.exp(s - s.max(-1, keepdims=True))
+      heads.append(w / w.sum(-1, keepdims=True) @ v)
+    x = x + sum(o @ get("out")[h] for h, o in enumerate(heads))
+    y = norm(x, scale("mlp_norm"))
+    gate = y @ get("gate")
+    x = x + (gate / (1 + np.exp(-gate)) * (y @ get("up"))) @ get("down")
+  return norm(x, p["final_norm"]["scale"]) @ p["embedding"].T
+
+
+def test_agrees_with_a_plain_numpy_decoder(model):
+  tokens = np.random.default_rng(0).integers(0, V, 9)
+  hidden, _ = forward(model, *row(tokens))
+  logits = forward(model, hidden, method="logits")[0]
+  np.testing.assert_allclose(logits, numpy_decoder(model[0].config, model[1], tokens), atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    # Published parameter counts at vocabulary 151,936.
+    [("qwen3_0_6b", 596_049_920), ("qwen3_1_7b", 1_720_574_976), ("qwen3_8b", 8_190_735_360), ("qwen3_32b", 32_762_123_264)],
+)
+def test_published_sizes(name, parameters):
+  decoder = Decoder(preset(name, 151_936))
+  abstract = jax.eval_shape(lambda: init_params.__wrapped__(decoder, jax.random.key(0)))
+  assert sum(np.prod(x.shape, dtype=np.int64) for x in jax.tree.leaves(abstract)) == parameters
+
+
+def test_unknown_preset_lists_the_names():
+  with pytest.raises(ValueError, match="qwen3_0_6b"):
+    preset("qwen4", 10)
+
+
+def test_packed_equals_unpacked_and_padding_changes_nothing(model):
+  a, b = [3, 1, 4, 1, 5], [9, 2, 6]
+  tokens = jnp.array([a + b + [0, 0]])
+  positions = jnp.array([[0, 1, 2, 3, 4, 0, 1, 2, 0, 0]])
+  segments = jnp.array([[1] * 5 + [2] * 3 + [0] * 2])
+  packed, _ = forward(model, tokens, positions, segments)
+  np.testing.assert_allclose(packed[0, :5], forward(model, *row(a))[0][0], atol=1e-5)
+  np.testing.assert_allclose(packed[0, 5:8], forward(model, *row(b))[0][0], atol=1e-5)
+  other = forward(model, tokens.at[0, 8:].set(7), positions, segments)[0]
+  np.testing.assert_array_equal(packed[0, :8], other[0, :8])
+  assert np.isfinite(packed).all()
+
+
+def test_cached_decoding_equals_the_full_forward(model):
+  tokens, positions, segments = row(np.random.default_rng(1).integers(0, V, (3, 7)))
+  full, _ = forward(model, tokens, positions, segments)
+  cache = empty_cache(model[0].config, 3, 9)
+  out = []
+  for start, stop in ((0, 3), (3, 4), (4, 7)):  # a chunk, one token, a chunk
+    part, cache = forward(model, tokens[:, start:stop], positions[:, start:stop], segments[:, start:stop], cache=cache)
+    out.append(part)
+  np.testing.assert_allclose(jnp.concatenate(out, 1), full, atol=1e-5)
+  assert int(cache.length) == 7
+
+
+def split_forward(model, prompts, lengths, suffixes):
+  """Hidden states of suffixes `[P, G, Lc]` behind shared prompts `[P, Lp]` of the given lengths."""
+  num_prompts, group, size = suffixes.shape
+  mask = jnp.arange(prompts.shape[1]) < lengths[:, None]
+  positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
+  _, (k, v) = forward(model, prompts, positions, mask.astype(jnp.int32))
+  tokens = suffixes.reshape(-1, size)
+  positions = jnp.repeat(lengths, group)[:, None] + jnp.arange(size)
+  prefix = Prefix(k=k, v=v, mask=mask)
+  return tokens, positions, prefix
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_shared_prefix_equals_the_whole_sequence(model, cached):
+  rng = np.random.default_rng(2)
+  prompts, lengths = jnp.asarray(rng.integers(0, V, (2, 6))), jnp.array([6, 4])
+  suffixes = jnp.asarray(rng.integers(0, V, (2, 3, 5)))
+  tokens, positions, prefix = split_forward(model, prompts, lengths, suffixes)
+  if cached:
+    cache, parts = empty_cache(model[0].config, 6, 5), []
+    for t in range(5):
+      one = slice(t, t + 1)
+      part, cache = forward(model, tokens[:, one], positions[:, one], jnp.ones((6, 1), jnp.int32), prefix=prefix, cache=cache)
+      parts.append(part)
+    hidden = jnp.concatenate(parts, 1)
+  else:
+    hidden, _ = forward(model, tokens, positions, jnp.ones_like(tokens), prefix=prefix)
+  for p in range(2):
+    for g in range(3):
+      whole = jnp.concatenate([prompts[p, : int(lengths[p])], suffixes[p, g]])
+      expected = forward(model, *row(whole))[0][0, int(lengths[p]) :]
+      np.testing.assert_allclose(hidden[p * 3 + g], expected, atol=1e-5)
+
+
+def test_remat_and_untied_output_run(model):
+  import dataclasses
+
+  config = dataclasses.replace(preset("test", V), remat=True, tie_embedding=False)
+  decoder = Decoder(config)
+  params = init_params(decoder, jax.random.key(0))
+  assert params["output"].shape == (V, config.width)
+
+  def loss(params):
+    hidden, _ = decoder.apply({"params": params}, *row([1, 2, 3]))
+    return jnp.sum(jnp.square(decoder.apply({"params": params}, hidden, method="logits")))
+
+  grads = jax.grad(loss)(params)
+  assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
