@@ -35,11 +35,11 @@ class BadLines:
 
   lines: list[BadLine] = dataclasses.field(default_factory=list)
 
-  @property
-  def count(self) -> int:
+  def __len__(self) -> int:
     return len(self.lines)
 
   def add(self, file: Path, line: int, reason: str) -> None:
+    """Notes one line that is left out."""
     self.lines.append(BadLine(os.fspath(file), line, reason))
 
   def write(self, path: Path) -> None:
@@ -56,7 +56,8 @@ def _as_text(value: Any, name: str) -> str:
   return value
 
 
-def _as_id(value: Any, name: str) -> str:
+def as_id(value: Any, name: str) -> str:
+  """`value` of field `name` as an id; an integer becomes a string. Raises DataError for anything else."""
   if isinstance(value, bool) or not isinstance(value, str | int):
     raise DataError(f"{name}: {value!r} is not an id; use a string or an integer")
   if value == "":
@@ -64,7 +65,8 @@ def _as_id(value: Any, name: str) -> str:
   return str(value)
 
 
-def _as_integer(value: Any, name: str) -> int:
+def as_integer(value: Any, name: str) -> int:
+  """`value` of field `name`, which must be an integer that fits 64 bits; raises DataError for anything else."""
   if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= INTEGER_LIMIT:
     raise DataError(f"{name}: {value!r} is not a 64-bit integer; write whole numbers (times are Unix seconds)")
   return value
@@ -91,11 +93,12 @@ def _as_tuple_of(parse: Callable[[Any, str], Record]) -> Callable[[Any, str], tu
   return parse_list
 
 
-_as_ids, _as_texts = _as_tuple_of(_as_id), _as_tuple_of(_as_text)
-_as_integers, _as_numbers = _as_tuple_of(_as_integer), _as_tuple_of(_as_number)
+_as_ids, _as_texts = _as_tuple_of(as_id), _as_tuple_of(_as_text)
+_as_integers, _as_numbers = _as_tuple_of(as_integer), _as_tuple_of(_as_number)
 
 
-def _required(record: Mapping[str, Any], name: str, parse: Callable[[Any, str], Record]) -> Record:
+def required(record: Mapping[str, Any], name: str, parse: Callable[[Any, str], Record]) -> Record:
+  """Field `name` of the record as `parse(value, name)` gives it; raises DataError when it is missing or null."""
   if record.get(name) is None:
     raise DataError(f"{name}: missing; every line needs this field")
   return parse(record[name], name)
@@ -127,20 +130,20 @@ def parse_object(line: bytes) -> dict[str, Any]:
 
   try:
     record = json.loads(text, parse_constant=constant)
+    fields = record.items() if constants and isinstance(record, dict) else ()
+    not_finite = next((name for name, value in fields if _holds_non_finite(value)), "line")
+    if "\\ud" in text.lower():
+      json.dumps(record, ensure_ascii=False).encode("utf-8")
   except json.JSONDecodeError as error:
     raise DataError(f"column {error.colno}: broken JSON ({error.msg}); write one JSON object a line") from None
+  except UnicodeEncodeError:
+    raise DataError("line: holds half of a surrogate pair (\\ud8xx); write the character itself in UTF-8") from None
   except (ValueError, RecursionError) as error:
     raise DataError(f"line: unreadable JSON ({error}); write one flat JSON object a line") from None
   if not isinstance(record, dict):
     raise DataError(f"line: a JSON {type(record).__name__}, not an object; write one JSON object a line")
   if constants:
-    name = next(key for key, value in record.items() if _holds_non_finite(value))
-    raise DataError(f"{name}: {constants[0]} is not JSON; leave the field out when unknown")
-  if "\\ud" in text.lower():
-    try:
-      json.dumps(record, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-      raise DataError("line: holds half of a surrogate pair (\\ud8xx); write the character itself in UTF-8") from None
+    raise DataError(f"{not_finite}: {constants[0]} is not JSON; leave the field out when unknown")
   return record
 
 
@@ -150,7 +153,7 @@ def parse_item(line: bytes) -> Item:
   if "title" not in record:
     raise DataError("title: missing; give it, or null when it is unknown")
   item = Item(
-    id=_required(record, "item" if "item" in record else "id", _as_id),
+    id=required(record, "item" if "item" in record else "id", as_id),
     title=_optional(record, "title", _as_text, ""),
     brand=_optional(record, "brand", _as_text),
     categories=_optional(record, "categories", _as_texts, ()),
@@ -165,8 +168,8 @@ def parse_history(line: bytes) -> History:
   """An interactions line: `user`, `items` oldest first, and `timestamps` (Unix seconds) when known."""
   record = parse_object(line)
   history = History(
-    user=_required(record, "user", _as_id),
-    items=_required(record, "items", _as_ids),
+    user=required(record, "user", as_id),
+    items=required(record, "items", _as_ids),
     timestamps=_optional(record, "timestamps", _as_integers, ()),
   )
   check_history(history)
@@ -177,14 +180,14 @@ def parse_slate(line: bytes) -> Slate:
   """A slates line: the fields of `Slate`; those with a default may be left out or null."""
   record = parse_object(line)
   slate = Slate(
-    user=_required(record, "user", _as_id),
-    history=_required(record, "history", _as_ids),
-    candidates=_required(record, "candidates", _as_ids),
-    labels=_required(record, "labels", _as_integers),
+    user=required(record, "user", as_id),
+    history=required(record, "history", _as_ids),
+    candidates=required(record, "candidates", _as_ids),
+    labels=required(record, "labels", _as_integers),
     upstream_scores=_optional(record, "upstream_scores", _as_numbers),
     propensities=_optional(record, "propensities", _as_numbers),
     weight=_optional(record, "weight", _as_number, 1.0),
-    timestamp=_optional(record, "timestamp", _as_integer),
+    timestamp=_optional(record, "timestamp", as_integer),
     segment=_optional(record, "segment", _as_text),
   )
   check_slate(slate)

@@ -6,15 +6,19 @@ Every purchase is one draw of a multinomial logit model (Train, Discrete Choice 
             + brand       the user is loyal to a few brands, which the history shows
             + follow      every item has a few items that are often bought right after it, which the log shows as directed transitions
             + taste       latent liking of leaf categories, of which the history shows a little
+            + scent       latent liking of scents (a word of the title), of which it shows less
             + price       distance of the log price from what the user tends to pay, small
             + quality     a constant of the item, which makes some items popular
 
-The upstream ranker knows quality and taste, sees little of the complement, brand and follow parts, is noisy, and is position-biased: it was
-fitted on clicks without correcting for examination, so items that an older popularity order showed high look better than they are.
+The upstream ranker knows quality and taste, sees little of the complement, brand and follow parts and no scents, is noisy, and is
+position-biased: it was fitted on clicks without correcting for examination, so items that an older popularity order showed high look
+better than they are.
 
-What is fitted on what: `histories` hold everything before each user's request, never the request itself, so no target of any slate is in the
-log. Each user makes one request; train, validation and test users are disjoint; validation requests come later than all train requests, test
-requests later than those. The log contains events later than a given request (of other users): past-only features go by `Slate.timestamp`.
+What is fitted on what: `histories` hold everything before each user's request, never the request itself, so no slate's choice is in the
+log. Each user makes one request; train, validation and test users are disjoint; validation requests come later than all train requests, and
+test requests later than those. Graded training labels are clicks under position bias, with the propensities beside them;
+validation and test clicks come from users who examined every candidate (propensity 1), so that the oracle is the best order there. For a
+given request the log also holds later events of other users: past-only features go by `Slate.timestamp`.
 """
 
 import dataclasses
@@ -65,23 +69,24 @@ class MarketConfig:
   max_history: int = 12
   slate_size: int = 10
   labels: Literal["single", "graded"] = "single"
-  complement_weight: float = 3.2
-  brand_weight: float = 3.0
+  complement_weight: float = 3.4
+  brand_weight: float = 3.6
   follow_weight: float = 3.0
   taste_weight: float = 0.8
+  scent_weight: float = 1.0
   price_weight: float = 0.6
   quality_weight: float = 0.8
   favourite_brands: int = 2
   # Upstream: the share of the complement, brand and follow parts that it sees, its noise (std, logits), and how much past exposure counts.
-  upstream_sight: float = 0.15
+  upstream_sight: float = 0.25
   upstream_noise: float = 1.0
   upstream_exposure: float = 0.5
-  examination_decay: float = 0.7  # P(position s is examined) = (s + 1) ** -decay
+  examination_decay: float = 0.5  # P(position s is examined) = (s + 1) ** -decay
 
 
 @dataclasses.dataclass(frozen=True)
 class Market:
-  """`slates[split]` and `utilities[split]`, float32 `[n, K]` in the order of `Slate.candidates`; `histories` are the log before the requests."""
+  """The log before the requests, and per split the slates and their true utilities, float32 `[n, K]` in the order of `Slate.candidates`."""
 
   catalogue: Catalogue
   histories: tuple[History, ...]
@@ -107,12 +112,13 @@ def make_market(config: MarketConfig, seed: int) -> Market:
   order = np.argsort(-upstream, axis=1, kind="stable")
   candidates, upstream = (np.take_along_axis(x, order, axis=1) for x in (candidates, upstream))
   utilities = np.take_along_axis(parts["utility"], candidates, axis=1)
-  labels = _draw_labels(config, utilities, shelf["log_price"][candidates], label_rng)
+  examined = np.ones(candidates.shape)
+  examined[: config.train_slates] = examination(config.slate_size, config.examination_decay)
+  labels = _draw_labels(config, utilities, shelf["log_price"][candidates], examined, label_rng)
 
   catalogue = _catalogue(shelf)
   ids = [item.id for item in catalogue.items]
   histories, slates = [], []
-  propensities = tuple(examination(config.slate_size, config.examination_decay).tolist()) if config.labels == "graded" else None
   for u, length in enumerate(lengths):
     user = f"user{u:05d}"
     items = tuple(ids[row] for row in bought[u, :length])
@@ -125,7 +131,7 @@ def make_market(config: MarketConfig, seed: int) -> Market:
         candidates=tuple(ids[row] for row in candidates[u]),
         labels=tuple(labels[u].tolist()),
         upstream_scores=tuple(upstream[u].tolist()),
-        propensities=propensities,
+        propensities=tuple(examined[u].tolist()) if config.labels == "graded" else None,
         timestamp=stamps[-1],
         segment="same_day" if stamps[-1] // DAY == stamps[-2] // DAY else "different_day",
       )
@@ -201,6 +207,7 @@ def _draw_shelf(config: MarketConfig, rng: np.random.Generator) -> dict[str, np.
     "broad": leaf // per_broad,
     "brand": brand,
     "variant": variants,
+    "scent": variants // len(PACKS) % len(SCENTS),
     "log_price": log_price + rng.normal(0, 0.15, config.num_items),
     "quality": rng.normal(0, 1, config.num_items),
     "complement": complement,
@@ -209,10 +216,11 @@ def _draw_shelf(config: MarketConfig, rng: np.random.Generator) -> dict[str, np.
 
 
 def _draw_users(config: MarketConfig, shelf: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-  """Latent tastes: `base [U, N]` (taste, price and quality parts, which no purchase changes) and `brand [U, N]` (loyalty)."""
+  """Latent tastes: `base [U, N]` (taste, scent, price and quality parts, which no purchase changes) and `brand [U, N]` (loyalty)."""
   num_users = sum(_split_sizes(config).values())
   num_leaves = len(shelf["complement"])
   taste = rng.normal(0, 1, (num_users, num_leaves)).astype(np.float32)
+  scent_taste = rng.normal(0, 1, (num_users, len(SCENTS))).astype(np.float32)
   pays = rng.normal(2.3, 0.5, (num_users, 1)).astype(np.float32)
   favourites = np.argsort(rng.random((num_users, config.num_brands)), axis=1)[:, : config.favourite_brands]
   loyal = np.zeros((num_users, config.num_brands), np.float32)
@@ -220,7 +228,12 @@ def _draw_users(config: MarketConfig, shelf: Mapping[str, np.ndarray], rng: np.r
   quality = config.quality_weight * shelf["quality"].astype(np.float32)
   taste_part = config.taste_weight * taste[:, shelf["leaf"]]
   price_part = -config.price_weight * np.abs(shelf["log_price"].astype(np.float32) - pays)
-  return {"taste": taste_part, "base": taste_part + price_part + quality, "brand": config.brand_weight * loyal[:, shelf["brand"]]}
+  scent_part = config.scent_weight * scent_taste[:, shelf["scent"]]
+  return {
+    "taste": taste_part,
+    "base": taste_part + scent_part + price_part + quality,
+    "brand": config.brand_weight * loyal[:, shelf["brand"]],
+  }
 
 
 def _sequence_part(config: MarketConfig, shelf: Mapping[str, np.ndarray], last: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
@@ -289,11 +302,11 @@ def _draw_candidates(
   lengths: np.ndarray,
   rng: np.random.Generator,
 ) -> np.ndarray:
-  """Rows `[U, K]` of a plausible slate: complements, favourite brands, followers, the last category, popular items; none from the history."""
+  """Rows `[U, K]` of a plausible slate: complements, favourite brands, followers, the last category, popular items; nothing bought."""
   last = bought[np.arange(len(lengths)), lengths - 1]
   logits = 0.7 * shelf["quality"].astype(np.float32)[None, :] + np.float32(1.2) * (shelf["leaf"] == shelf["leaf"][last][:, None])
   logits = logits + np.float32(0.8) * (shelf["broad"] == shelf["broad"][last][:, None])
-  logits += 1.6 * np.minimum(parts["complement"], 1) + 1.6 * np.minimum(parts["brand"], 1) + 2.5 * np.minimum(parts["follow"], 1)
+  logits += 1.4 * np.minimum(parts["complement"], 1) + 1.6 * np.minimum(parts["brand"], 1) + 1.5 * np.minimum(parts["follow"], 1)
   logits += _gumbel(rng, logits.shape)
   rows, steps = np.nonzero(bought >= 0)
   logits[rows, bought[rows, steps]] = -np.inf
@@ -312,7 +325,9 @@ def _upstream_scores(
   # An older order by popularity decided what was examined; a click model that ignores this credits the item with its position.
   older = np.argsort(np.argsort(-(quality[candidates] + rng.normal(0, 1, candidates.shape)), axis=1), axis=1)
   seen = np.bincount(candidates.ravel(), minlength=len(quality))
-  examined = np.bincount(candidates.ravel(), examination(config.slate_size, config.examination_decay)[older].ravel(), minlength=len(quality))
+  examined = np.bincount(
+    candidates.ravel(), examination(config.slate_size, config.examination_decay)[older].ravel(), minlength=len(quality)
+  )
   exposure = np.log((examined + 1) / (seen + 1))
   exposure = (exposure - exposure.mean()) / (exposure.std() + 1e-9)
   taken = {name: np.take_along_axis(parts[name], candidates, axis=1).astype(np.float64) for name in ("taste", "hidden")}
@@ -320,14 +335,16 @@ def _upstream_scores(
   return scores + rng.normal(0, config.upstream_noise, candidates.shape)
 
 
-def _draw_labels(config: MarketConfig, utilities: np.ndarray, log_price: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """Labels `[U, K]`: one choice by the logit model, or clicks and conversions under position bias with at least one click."""
+def _draw_labels(
+  config: MarketConfig, utilities: np.ndarray, log_price: np.ndarray, examined: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+  """Labels `[U, K]`: one choice by the logit model, or clicks (attractive and examined, at least one) and conversions among them."""
   if config.labels == "single":
     choice = np.argmax(utilities + _gumbel(rng, utilities.shape), axis=1)
     return (np.arange(config.slate_size) == choice[:, None]).astype(np.int64)
   relative = utilities - utilities.mean(axis=1, keepdims=True)
-  attraction = 1 / (1 + np.exp(1.0 - relative))
-  clicks = _clicks_given_any(attraction * examination(config.slate_size, config.examination_decay), rng)
+  attraction = 1 / (1 + np.exp(2.5 - relative))
+  clicks = _clicks_given_any(attraction * examined, rng)
   buys = rng.random(clicks.shape) < 1 / (1 + np.exp(1.0 - 0.5 * relative + 0.5 * (log_price - 2.3)))
   return clicks * (1 + buys)
 

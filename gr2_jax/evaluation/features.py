@@ -1,9 +1,9 @@
 """Past-only features of slate candidates, for the classical re-rankers.
 
-Time: a count feature uses only events strictly before `Slate.timestamp`, whoever's they are; nothing of the request itself or of later days
-enters. Slates without a timestamp, and events of histories without timestamps, cannot be ordered: there every event of the fitted log counts,
-so the caller must leave the targets out of the log. The other features read the slate's own history, items and upstream columns, which are
-past by construction.
+Time: a count feature uses only events strictly before `Slate.timestamp`, of all users; nothing of the request itself or later enters.
+Slates without a timestamp, and events of histories without timestamps, cannot be ordered: there every event of the fitted log counts,
+so the caller must leave the targets out of the log. The other features read the slate's own history, items and upstream columns, which
+are past by construction.
 """
 
 import dataclasses

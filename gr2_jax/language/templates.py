@@ -2,16 +2,12 @@
 
 # Prompts, in the order of the five principles (GR2 v1: role, collaborative context, knowledge priming, constraints, steps and format).
 SHORT_TASK = "rank by next purchase"
-ROLE = (
-  "You are an e-commerce recommendation expert. Re-order the candidates so that the item which the user will most likely buy next comes first."
-)
+ROLE = "You are an e-commerce recommendation expert. Put the candidate that the user will most likely buy next first."
 CONTEXT = "Read the whole purchase history and compare all candidates with each other before you decide."
 PRIMING = "Domain patterns, as what is often bought first and next:"
 QUOTE_SLOT = "Quote the candidate's name whenever you mention a candidate. Use every candidate exactly once and no other item."
 QUOTE_SID = "Quote the semantic ID of every item that you mention. Use every candidate exactly once and no other item."
-STEPS = (
-  "Reason in three steps: the broad pattern of the history, then the category or complement that fits it, then the candidate that matches best."
-)
+STEPS = "Reason in three steps: the broad pattern of the history, the category or complement that fits it, the best candidate."
 FORMAT_COMPACT = ("Write the reasoning between", "and", "then all candidates, best first, between", "and")
 FORMAT_JSON = 'Answer with one JSON object: "explanation" holds the three steps, "recommendations" lists all candidates, best first.'
 
@@ -28,8 +24,8 @@ TASTE_WITHOUT_BRAND = "this user likes {categories}"
 
 # Scripted reasoning.
 UNKNOWN_CATEGORY = "other"
-THEN, STEP, BEST, NEW = "then", ";", "best", "new"
-LONG_PATTERN = "The user bought {trail} and the last purchase was {last}."
+THEN, SO, BEST, NEW = "then", "so", "best", "new"
+LONG_PATTERN = "The user bought {trail} and the last purchase was {last}"
 LONG_NEXT = "After {last} people often go on to {next}."
 LONG_SAME = "The user stays with {next}."
 LONG_BRAND = "The user has bought {brand} before."

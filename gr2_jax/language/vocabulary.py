@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import pathlib
+import string
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -31,7 +32,7 @@ SPECIALS = (
 _MODEL_FILE, _SHAPE_FILE = "sentencepiece.model", "vocabulary.json"
 _LONGEST_SENTENCE = 1000  # characters; sentencepiece leaves out lines above 4,192 bytes without a word
 _NAME_REPEATS = 4  # names stand in every prompt, so they count more than in the catalogue and become whole pieces
-_TEMPLATE_REPEATS = 50
+_TEMPLATE_SHARE = 200  # each fixed sentence stands once in this many lines, at least 50 times, so its words become whole pieces too
 
 
 def corpus_texts(catalogue: schema.Catalogue) -> list[str]:
@@ -39,8 +40,15 @@ def corpus_texts(catalogue: schema.Catalogue) -> list[str]:
   texts: list[str] = []
   for item in catalogue.items:
     names = [name for name in (item.brand, *item.categories) if name]
-    texts += [text for text in (item.title, item.description) if text] + names * _NAME_REPEATS
-  return texts + templates.template_texts() * _TEMPLATE_REPEATS
+    texts += [text for text in (item.title, item.description) if text] + _twice(names) * _NAME_REPEATS
+  fixed = templates.template_texts()
+  return texts + (fixed + _twice(fixed)) * max(50, len(texts) // _TEMPLATE_SHARE)
+
+
+def _twice(texts: list[str]) -> list[str]:
+  # sentencepiece takes a string for a candidate piece only where it stands before different characters, so a word that always ends
+  # a line, or always stands before the same word, would never become a piece: here each stands before itself and at the end.
+  return [f"{word} {word}" for text in texts for word in text.split()]
 
 
 def candidate_name(slot: int) -> str:
@@ -80,9 +88,7 @@ class Vocabulary:
     return Vocabulary, (self._model, self.num_levels, self.codebook_size, self.num_candidates)
 
   @classmethod
-  def train(
-    cls, texts: Iterable[str], *, text_pieces: int, num_levels: int, codebook_size: int, num_candidates: int
-  ) -> "Vocabulary":
+  def train(cls, texts: Iterable[str], *, text_pieces: int, num_levels: int, codebook_size: int, num_candidates: int) -> "Vocabulary":
     """Fits the text pieces on `texts` (see `corpus_texts`) and lays the other tokens behind them.
 
     `text_pieces` is an upper bound: a small corpus gives fewer. 256 of them are single bytes, so every script can be written.
@@ -98,6 +104,7 @@ class Vocabulary:
         byte_fallback=True,
         hard_vocab_limit=False,
         normalization_rule_name="nmt_nfkc",
+        required_chars=string.ascii_letters + string.digits + string.punctuation,
         num_threads=1,
         unk_id=0,
         bos_id=-1,
@@ -132,7 +139,7 @@ class Vocabulary:
     return self._processor.encode(_clean(text))
 
   def decode(self, tokens: Sequence[int]) -> str:
-    """Readable text of any ids: runs of text pieces and the surface forms of other tokens (`<think>`, `<A>`, `<s_a_12>`), space-separated."""
+    """Readable text of any ids: text pieces, and the surface forms of other tokens (`<think>`, `<A>`, `<s_a_12>`) between spaces."""
     parts: list[str] = []
     run: list[int] = []
     for token in map(int, tokens):
@@ -167,14 +174,14 @@ class Vocabulary:
     return [self.sid_start + level * self.codebook_size + int(code) for level, code in enumerate(codes)]
 
   @functools.cached_property
-  def frame_ids(self) -> frozenset[int]:
-    """Ids of all frame tokens: what neither reasoning nor an item's text may hold."""
-    return frozenset(self._special_ids.values())
+  def forbidden_ids(self) -> frozenset[int]:
+    """Frame tokens that reasoning can't hold: all but the markers of a SID."""
+    return frozenset(self._special_ids.values()) - {self.special("sid"), self.special("/sid")}
 
 
 def _clean(text: str) -> str:
-  # JSON may carry lone surrogates, which UTF-8 can't: they become question marks.
-  return text.encode("utf-8", "replace").decode("utf-8")
+  # JSON may carry lone surrogates, which UTF-8 can't: they become question marks. NUL is the one control character that NFKC rules keep.
+  return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", " ")
 
 
 def _sentences(texts: Iterable[str]) -> Iterable[str]:

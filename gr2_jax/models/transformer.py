@@ -28,33 +28,38 @@ def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
 
 
 def attend(q: jax.Array, sources: list[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
-  """One softmax over several sources of keys and values.
+  """One softmax over several sources of keys and values, each attended on its own and merged by log-sum-exp.
 
   `q [B, T, KV, R, Dh]` (R query heads for each key head). A source is `k, v [S, L, KV, Dh]` with a mask that broadcasts to
-  `[S, (B/S)*T, L]`: S may divide B, and then each B/S successive rows of `q` share one row of the source, which is read once.
+  `[S, T, L]`: S may divide B, and then each B/S successive rows of `q` share one row of the source, which is read once.
   """
   batch, length, kv_heads, ratio, head_dim = q.shape
   q = q * head_dim**-0.5
-  scores = []
-  for k, _, mask in sources:
-    rows = k.shape[0]
-    grouped = q.reshape(rows, -1, kv_heads, ratio, head_dim)
-    s = jnp.einsum("sqkrd,slkd->skrql", grouped, k, preferred_element_type=jnp.float32)
-    s = jnp.where(mask[:, None, None], s, _MASKED)
-    # [S, KV, R, G*T, L] -> [B, KV, R, T, L]
-    s = s.reshape(rows, kv_heads, ratio, batch // rows, length, -1)
-    scores.append(jnp.moveaxis(s, 3, 1).reshape(batch, kv_heads, ratio, length, -1))
-  weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
-  out = 0.0
-  start = 0
-  for k, v, _ in sources:
-    rows, keys = k.shape[0], k.shape[1]
-    w = weights[..., start : start + keys].astype(v.dtype)
-    start += keys
-    w = w.reshape(rows, batch // rows, kv_heads, ratio, length, keys)
-    part = jnp.einsum("sgkrtl,slkd->sgtkrd", w, v)
-    out = out + part.reshape(batch, length, kv_heads, ratio, head_dim)
-  return out
+  parts = []
+  for k, v, mask in sources:
+    rows, keys = k.shape[:2]
+    group = batch // rows
+    # Everything that shares a key is folded into one matrix, heads of a group too: one plain batched product on every backend.
+    folded = q.reshape(rows, group, length, kv_heads, ratio, head_dim).transpose(0, 3, 1, 4, 2, 5)
+    folded = folded.reshape(rows * kv_heads, -1, head_dim)
+    k, v = (x.transpose(0, 2, 1, 3).reshape(rows * kv_heads, keys, head_dim) for x in (k, v))
+    scores = jnp.einsum("ntd,nld->ntl", folded, k, preferred_element_type=jnp.float32)
+    shape = (rows, kv_heads, group, ratio, length, keys)
+    scores = jnp.where(mask[:, None, None, None], scores.reshape(shape), _MASKED)
+    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    out = jnp.einsum("ntl,nld->ntd", weights.astype(v.dtype).reshape(rows * kv_heads, -1, keys), v, preferred_element_type=jnp.float32)
+    parts.append((out.reshape(*shape[:-1], head_dim), weights.sum(axis=-1, keepdims=True), top))
+
+  def unfold(x):  # [S, KV, G, R, T, .] -> [B, T, KV, R, .]
+    return x.transpose(0, 2, 4, 1, 3, 5).reshape(batch, length, kv_heads, ratio, -1)
+
+  parts = [tuple(map(unfold, part)) for part in parts]
+  top = functools.reduce(jnp.maximum, [part_top for _, _, part_top in parts])
+  scales = [jnp.exp(part_top - top) for _, _, part_top in parts]
+  total = sum(scale * mass for scale, (_, mass, _) in zip(scales, parts, strict=True))
+  out = sum(scale * part_out for scale, (part_out, _, _) in zip(scales, parts, strict=True))
+  return (out / total).astype(q.dtype)
 
 
 def _dense(features, axes, name, config, axis=-1):

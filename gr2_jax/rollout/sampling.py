@@ -38,9 +38,17 @@ class Sample(NamedTuple):
   entropy: jax.Array
 
 
-def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
-  """One key for each row id `[B]`."""
-  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
+def draw_uniforms(key: jax.Array, rows: jax.Array, length: int) -> jax.Array:
+  """One number of [0, 1) `[B, length]` for every row id of `rows [B]` and place in its completion.
+
+  Its key is fold_in(fold_in(key, row), place), so it depends neither on the other rows nor on `length`. Drawn all at once before
+  decoding begins, it costs the loop nothing.
+  """
+
+  def draw(row, place):
+    return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, row), place))
+
+  return jax.vmap(jax.vmap(draw, in_axes=(None, 0)), in_axes=(0, None))(rows, jnp.arange(length))
 
 
 def _nucleus_threshold(probs: jax.Array, top_p: jax.Array) -> jax.Array:
@@ -68,35 +76,41 @@ def _keep_nucleus(logits: jax.Array, top_p: jax.Array) -> jax.Array:
   return jnp.where(probs >= _nucleus_threshold(probs, top_p), logits, -jnp.inf)
 
 
-def _first_above(cumulative: jax.Array, target: jax.Array) -> jax.Array:
-  return jnp.argmax(cumulative > target[:, None], axis=-1)
+def _first_above(cumulative: jax.Array, weights: jax.Array, target: jax.Array) -> jax.Array:
+  """The first index `[B]` of positive weight whose cumulative sum is above the target, else the last of positive weight.
+
+  Parallel sums are rounded along different trees, so they need not rise where a weight is 0, nor end at the total: without the
+  look at the weights such a place could be drawn. Minimum and maximum of indices, since argmax compiles very slowly in some fusions.
+  """
+  index = jnp.arange(weights.shape[-1])
+  above = jnp.where((weights > 0) & (cumulative > target[:, None]), index, weights.shape[-1]).min(axis=-1)
+  return jnp.minimum(above, jnp.where(weights > 0, index, 0).max(axis=-1))
 
 
 def _draw(weights: jax.Array, uniform: jax.Array) -> jax.Array:
-  """Index drawn in proportion to `weights [B, V]` with one number of [0, 1) a row.
+  """Index drawn in proportion to `weights [B, V]` with one number of [0, 1) a row; a weight of 0 is never drawn.
 
   Inverts the cumulative sum in two levels (blocks of 128, then inside the block): one random number and one pass a row, where the
-  Gumbel trick needs V random numbers. A weight of 0 is never drawn.
+  Gumbel trick needs V random numbers.
   """
   batch, size = weights.shape
   blocks = jnp.pad(weights, ((0, 0), (0, -size % _BLOCK))).reshape(batch, -1, _BLOCK)
-  block_ends = jnp.cumsum(blocks.sum(axis=-1), axis=-1)
-  total = block_ends[:, -1]
-  target = jnp.minimum(uniform * total, jnp.nextafter(total, 0.0))
-  block = _first_above(block_ends, target)
-  start = jnp.where(block > 0, jnp.take_along_axis(block_ends, jnp.maximum(block - 1, 0)[:, None], axis=-1)[:, 0], 0.0)
-  inside = jnp.cumsum(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], axis=-1)
-  # The two sums round differently: the remainder is held below the block's own end, so that some index is above it.
-  remainder = jnp.minimum(target - start, jnp.nextafter(inside[:, -1], 0.0))
-  return (block * _BLOCK + _first_above(inside, remainder)).astype(jnp.int32)
+  block_weights = blocks.sum(axis=-1)
+  block_ends = jnp.cumsum(block_weights, axis=-1)
+  target = uniform * block_ends[:, -1]
+  block = _first_above(block_ends, block_weights, target)
+  start = jnp.take_along_axis(block_ends - block_weights, block[:, None], axis=-1)[:, 0]
+  inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+  place = _first_above(jnp.cumsum(inside, axis=-1), inside, target - start)
+  return (block * _BLOCK + place).astype(jnp.int32)
 
 
-def sample_tokens(logits: jax.Array, keys: jax.Array, position: jax.Array, sampling: Sampling) -> Sample:
+def sample_tokens(logits: jax.Array, uniform: jax.Array, sampling: Sampling) -> Sample:
   """Draw one token a row from softmax(logits / temperature), cut to the top-p set and normalised over it.
 
-  `logits [B, V]` float32, `keys [B]` one a row (`row_keys`), `position` scalar or `[B]`: the token's place in its completion.
-  A draw depends on its row's key, its position and its logits alone, so it doesn't change with the batch around it. At temperature 0 the
-  distribution sampled is a point mass on the largest logit (the first of equals): log-probability 0 and entropy 0.
+  `logits [B, V]`, taken as float32; `uniform [B]` in [0, 1) (`draw_uniforms`), which with the row's logits decides the draw, so it does
+  not change with the batch around it. At temperature 0 the distribution sampled is a point mass on the largest logit (the first
+  of equals): log-probability 0 and entropy 0.
   """
   logits = logits.astype(jnp.float32)
   greedy = sampling.temperature <= 0
@@ -106,8 +120,6 @@ def sample_tokens(logits: jax.Array, keys: jax.Array, position: jax.Array, sampl
   weights = jnp.exp(centred)
   total = weights.sum(axis=-1)
   log_total = jnp.log(total)
-  positions = jnp.broadcast_to(position, keys.shape[:1])
-  uniform = jax.vmap(lambda key, place: jax.random.uniform(jax.random.fold_in(key, place)))(keys, positions)
   drawn = _draw(weights, uniform)
   log_probs = jnp.take_along_axis(centred, drawn[:, None], axis=-1)[:, 0] - log_total
   entropy = log_total - jnp.sum(jnp.where(weights > 0, weights * centred, 0.0), axis=-1) / total

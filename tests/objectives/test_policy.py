@@ -39,7 +39,10 @@ def test_hand_derived_values():
 def test_gradient_is_zero_where_clipped(advantage, expected):
   # d/dlogp of -r A is -r A; it vanishes above 1 + clip_high for A > 0 and below 1 - clip_low for A < 0.
   logps = jnp.log(jnp.array([[1.0, 1.5, 0.5]]))
-  loss = lambda logps: clipped_policy_loss(logps, jnp.zeros((1, 3)), jnp.array([advantage]), jnp.ones((1, 3))).loss_sum
+
+  def loss(logps):
+    return clipped_policy_loss(logps, jnp.zeros((1, 3)), jnp.array([advantage]), jnp.ones((1, 3))).loss_sum
+
   np.testing.assert_allclose(jax.grad(loss)(logps), [expected], rtol=1e-5)
 
 
@@ -63,7 +66,10 @@ def test_equals_a_naive_loop_and_adds_over_microbatches(seed, low, high):
   logps, behaviour = random.normal(size=(2, 4, 5)).astype(np.float32) * 0.4
   advantages = random.normal(size=4).astype(np.float32)
   mask = random.random((4, 5)) < 0.7
-  loss = lambda rows: clipped_policy_loss(logps[rows], behaviour[rows], advantages[rows], mask[rows], clip_low=low, clip_high=high)
+
+  def loss(rows):
+    return clipped_policy_loss(logps[rows], behaviour[rows], advantages[rows], mask[rows], clip_low=low, clip_high=high)
+
   whole, parts = loss(slice(None)), [loss(slice(0, 1)), loss(slice(1, 4))]
   total, count = _naive(logps, behaviour, advantages, mask, low, high)
   np.testing.assert_allclose(whole.loss_sum, total, rtol=1e-4, atol=1e-4)

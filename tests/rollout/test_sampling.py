@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr2_jax.rollout.sampling import Sampling, row_keys, sample_tokens
+from gr2_jax.rollout.sampling import Sampling, draw_uniforms, sample_tokens
 
 
 def _draws(logits, sampling, rows=4000):
-  keys = row_keys(jax.random.key(0), jnp.arange(rows))
-  return jax.jit(sample_tokens)(jnp.tile(jnp.asarray(logits, jnp.float32), (rows, 1)), keys, 0, sampling)
+  uniform = draw_uniforms(jax.random.key(0), jnp.arange(rows), 1)[:, 0]
+  return jax.jit(sample_tokens)(jnp.tile(jnp.asarray(logits, jnp.float32), (rows, 1)), uniform, sampling)
 
 
 def test_frequencies_follow_the_softmax():
@@ -51,28 +51,43 @@ def test_temperature_zero_is_a_point_mass_on_the_first_largest_logit():
   np.testing.assert_array_equal(sample.entropy, np.zeros(8))
 
 
-def test_a_draw_is_independent_of_its_batch_and_differs_over_positions():
-  logits = jax.random.normal(jax.random.key(1), (6, 257))
+def test_uniforms_depend_on_row_and_place_alone():
   key = jax.random.key(2)
+  whole = draw_uniforms(key, jnp.arange(6), 5)
+  np.testing.assert_array_equal(draw_uniforms(key, jnp.array([4, 3, 2]), 3), whole[4:1:-1, :3])
+  expected = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, 4), 2))
+  assert whole[4, 2] == expected
+  assert len(np.unique(whole)) == whole.size and (whole >= 0).all() and (whole < 1).all()
+
+
+def test_a_draw_is_independent_of_its_batch():
+  logits = jax.random.normal(jax.random.key(1), (6, 257))
+  uniform = draw_uniforms(jax.random.key(2), jnp.arange(6), 1)[:, 0]
   sampling = Sampling.create(temperature=0.9, top_p=0.95)
-  whole = sample_tokens(logits, row_keys(key, jnp.arange(6)), 3, sampling)
-  part = sample_tokens(logits[4:1:-1], row_keys(key, jnp.array([4, 3, 2])), 3, sampling)
+  whole = sample_tokens(logits, uniform, sampling)
+  part = sample_tokens(logits[4:1:-1], uniform[4:1:-1], sampling)
   np.testing.assert_array_equal(part.tokens, whole.tokens[4:1:-1])
   np.testing.assert_allclose(part.log_probs, whole.log_probs[4:1:-1], atol=1e-6)
-  later = sample_tokens(logits, row_keys(key, jnp.arange(6)), 4, sampling)
-  assert (later.tokens != whole.tokens).any()
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
+def test_the_ends_of_the_unit_interval_draw_possible_tokens(uniform):
+  # The first and the last of 300 tokens have no mass: the first draw must be token 1, the last token 298.
+  logits = jnp.where((jnp.arange(300) == 0) | (jnp.arange(300) == 299), -jnp.inf, 0.0)[None]
+  token = sample_tokens(logits, jnp.array([uniform]), Sampling.create()).tokens[0]
+  assert token == (1 if uniform == 0 else 298)
 
 
 def test_changing_the_knobs_compiles_nothing():
   traces = []
 
   @jax.jit
-  def draw(logits, keys, sampling):
+  def draw(logits, uniform, sampling):
     traces.append(1)
-    return sample_tokens(logits, keys, 0, sampling).tokens
+    return sample_tokens(logits, uniform, sampling).tokens
 
   for temperature, top_p in [(1.0, 1.0), (0.5, 0.9), (0.0, 1.0)]:
-    draw(jnp.zeros((2, 5)), row_keys(jax.random.key(0), jnp.arange(2)), Sampling.create(temperature, top_p))
+    draw(jnp.zeros((2, 5)), jnp.full(2, 0.5), Sampling.create(temperature, top_p))
   assert len(traces) == 1
 
 

@@ -15,13 +15,13 @@ group_terms = jax.jit(reference.group_terms)
 
 @functools.partial(jax.jit, static_argnames="options")
 def rank_terms(
-    rankings: jax.Array,
-    labels: jax.Array,
-    shown: jax.Array | None = None,
-    upstream: jax.Array | None = None,
-    mask: jax.Array | None = None,
-    *,
-    options: RankRewardOptions,
+  rankings: jax.Array,
+  labels: jax.Array,
+  shown: jax.Array | None = None,
+  upstream: jax.Array | None = None,
+  mask: jax.Array | None = None,
+  *,
+  options: RankRewardOptions,
 ) -> RankTerms:
   """All terms of every ranking; see `reference.rank_terms`.
 
@@ -33,10 +33,10 @@ def rank_terms(
   size = rankings.shape[-1]
   natural = jnp.arange(size, dtype=jnp.int32)
   filled = {
-      "labels": labels,
-      "shown": natural if shown is None else shown,
-      "upstream": natural if upstream is None else upstream,
-      "mask": jnp.ones(size, bool) if mask is None else mask,
+    "labels": labels,
+    "shown": natural if shown is None else shown,
+    "upstream": natural if upstream is None else upstream,
+    "mask": jnp.ones(size, bool) if mask is None else mask,
   }
 
   def spread(name, x):

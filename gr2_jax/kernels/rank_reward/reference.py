@@ -143,7 +143,7 @@ def _combine(options: RankRewardOptions, valid, earned, upstream_earned, best, c
 
 
 def rank_terms(
-    rankings: jax.Array, labels: jax.Array, shown: jax.Array, upstream: jax.Array, mask: jax.Array, options: RankRewardOptions
+  rankings: jax.Array, labels: jax.Array, shown: jax.Array, upstream: jax.Array, mask: jax.Array, options: RankRewardOptions
 ) -> RankTerms:
   """All terms of N rankings in one pass.
 
@@ -185,36 +185,39 @@ def rank_terms(
 
   positives = _count(positive)
   return RankTerms(
-      valid=valid.astype(jnp.float32),
-      recall=jnp.stack([if_valid(_ratio(_count(positive & (order < k)), positives, 0.0)) for k in options.cutoffs], axis=-1),
-      ndcg=jnp.stack([if_valid(_compute_ndcg(order, ideal_rank, gain, k)) for k in options.cutoffs], axis=-1),
-      mrr=if_valid(jnp.max(jnp.where(positive, 1.0 / (order + 1.0), 0.0), axis=-1)),
-      auc=if_valid(earned["auc"]),
-      ndcg_reward=if_valid(earned["ndcg"]),
-      promotion=if_valid(earned["promotion"]),
-      identity_to_shown=if_valid(moved["shown"] == 0),
-      identity_to_upstream=if_valid(moved["upstream"] == 0),
-      near_identity_to_shown=if_valid(moved["shown"] <= 2),
-      near_identity_to_upstream=if_valid(moved["upstream"] <= 2),
-      tau_to_shown=if_valid(_compute_tau(order, shown_rank, mask)),
-      tau_to_upstream=if_valid(_compute_tau(order, upstream_rank, mask)),
-      rank_reward=raw.astype(jnp.float32),
-      reward=reward.astype(jnp.float32),
+    valid=valid.astype(jnp.float32),
+    recall=jnp.stack([if_valid(_ratio(_count(positive & (order < k)), positives, 0.0)) for k in options.cutoffs], axis=-1),
+    ndcg=jnp.stack([if_valid(_compute_ndcg(order, ideal_rank, gain, k)) for k in options.cutoffs], axis=-1),
+    mrr=if_valid(jnp.max(jnp.where(positive, 1.0 / (order + 1.0), 0.0), axis=-1)),
+    auc=if_valid(earned["auc"]),
+    ndcg_reward=if_valid(earned["ndcg"]),
+    promotion=if_valid(earned["promotion"]),
+    identity_to_shown=if_valid(moved["shown"] == 0),
+    identity_to_upstream=if_valid(moved["upstream"] == 0),
+    near_identity_to_shown=if_valid(moved["shown"] <= 2),
+    near_identity_to_upstream=if_valid(moved["upstream"] <= 2),
+    tau_to_shown=if_valid(_compute_tau(order, shown_rank, mask)),
+    tau_to_upstream=if_valid(_compute_tau(order, upstream_rank, mask)),
+    rank_reward=raw.astype(jnp.float32),
+    reward=reward.astype(jnp.float32),
   )
 
 
 def group_terms(reward: jax.Array, rank_reward: jax.Array, std_floor: float = 1e-4, keep_std: float = 1e-6):
   """(advantage `[P, G]`, keep `[P]` bool) from rewards and raw ranking rewards `[P, G]`.
 
-  The advantage is (reward - mean) / max(std, std_floor) over the group, population std, and 0 where all rewards agree
-  (Eq 9): the floor keeps the tiny differences of a finely graded reward from being blown up to unit variance. A group is
-  kept when its *raw* ranking reward varies (std >= keep_std), so that shaping alone never keeps one (DAPO's dynamic sampling).
+  The advantage is (reward - mean) / max(std, std_floor) over the group, population std (Eq 9): the floor keeps the tiny
+  differences of a finely graded reward from being blown up to unit variance. A group is kept when its *raw* ranking reward
+  varies (std >= keep_std), so that shaping alone never keeps one (DAPO's dynamic sampling); a dropped group has advantage 0.
   """
-  reward, rank_reward = reward.astype(jnp.float32), rank_reward.astype(jnp.float32)
-  # Deviations from the first member, not from 0: equal rewards then have a variance of exactly 0.
-  offset = reward - reward[:, :1]
-  centred = offset - jnp.mean(offset, axis=-1, keepdims=True)
-  std = jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True))
-  raw = rank_reward - rank_reward[:, :1]
-  raw_std = jnp.std(raw, axis=-1)
-  return centred / jnp.maximum(std, std_floor), raw_std >= keep_std
+
+  def centre(x):
+    # Deviations from the first member, not from 0: equal rewards then have a variance of exactly 0.
+    offset = x.astype(jnp.float32) - x[:, :1].astype(jnp.float32)
+    centred = offset - jnp.mean(offset, axis=-1, keepdims=True)
+    return centred, jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True))
+
+  deviation, std = centre(reward)
+  _, raw_std = centre(rank_reward)
+  keep = raw_std >= keep_std
+  return jnp.where(keep, deviation / jnp.maximum(std, std_floor), 0.0), keep[:, 0]

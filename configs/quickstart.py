@@ -1,0 +1,45 @@
+"""The whole main line on a synthetic market, in minutes on two CPU cores.
+
+    python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m experiments.run --config=configs/quickstart.py:tiny --workdir=runs/tiny      # seconds, learns next to nothing: for tests
+
+Hardware: 2 CPU cores, at most 6 minutes. `seed=N` repeats it on another market with other draws.
+"""
+
+from configs.base import base
+from experiments.flags import parse_arg
+
+
+def get_config(arg=None):
+  args = parse_arg(arg, tiny=False, seed=0)
+  config = base()
+  config.name = "quickstart"
+  config.seed = args.seed
+  config.data.market_seed = args.seed
+  config.tokenize.update({"dim": 64, "text_pieces": 512, "num_candidates": 10})
+  config.tokenize.rqvae.update({"levels": 3, "codebook_size": 32, "latent": 16, "hidden": (64,)})
+  config.tokenize.training.update({"epochs": 200, "report_every": 20})
+  config.midtrain.update({"steps": 150, "batch_size": 16, "eval_users": 500, "max_history": 12, "corpus_epochs": 8})
+  config.midtrain.warmup_rows.steps = 10
+  config.prompt.update({"max_prompt_tokens": 256})
+  config.sft.update({"steps": 300, "batch_size": 8, "row_length": 512})
+  config.rl.update({"steps": 60})
+  config.evaluation.max_slates = 1000
+  if args.tiny:
+    make_tiny(config)
+  return config
+
+
+def make_tiny(config):
+  """The same stages at a size that only shows that they run."""
+  config.model.preset = "test"
+  config.data.market.update({"num_items": 120, "train_slates": 60, "validation_slates": 20, "test_slates": 24})
+  config.tokenize.training.epochs = 40
+  config.midtrain.update({"steps": 3, "batch_size": 4, "save_every": 2, "log_every": 1, "eval_users": 8, "beams": 5})
+  config.midtrain.optimizer.warmup_steps = 1
+  config.midtrain.warmup_rows.update({"steps": 2, "log_every": 1})
+  config.sft.update({"steps": 3, "batch_size": 2, "save_every": 2, "log_every": 1})
+  config.sft.optimizer.warmup_steps = 1
+  config.rl.update({"steps": 2, "prompts": 2, "group": 2, "max_new_tokens": 24, "save_every": 1})
+  config.rl.optimizer.warmup_steps = 1
+  config.evaluation.update({"batch_size": 8, "resamples": 200, "shuffles": 1})

@@ -1,0 +1,163 @@
+"""`--config=file.py:args` with locked dotted overrides, checked before anything starts."""
+
+import ast
+import difflib
+import importlib.util
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+NAME = "config"
+
+# So that --help of a program lists the flag that `define_config` defines for it.
+flags.disclaim_key_flags()
+
+_PARSERS = {int: flags.IntegerParser(), float: flags.FloatParser(), bool: flags.BooleanParser()}
+
+
+class ConfigError(Exception):
+  """A config or an override that cannot be used; the message names the key and what to do."""
+
+
+def define_config() -> flags.FlagHolder:
+  """The flag `--config`, whose value is the locked config with its overrides; parse it with `parse_flags`."""
+  usage = "experiment: FILE.py or FILE.py:args; single values by --config.key=value"
+  return config_flags.DEFINE_config_file(NAME, None, usage, lock_config=True)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+  """For `absl.app.run(main, flags_parser=parse_flags)`: a wrong flag is one clear line and exit code 1, not a traceback."""
+  try:
+    if not any(re.match(r"--?help", arg) for arg in argv):
+      check_overrides(load_config(_config_path(argv)), _overrides(argv))
+    return flags.FLAGS(list(argv))
+  except (ConfigError, flags.Error) as error:
+    print(f"ERROR: {error}", file=sys.stderr)
+    sys.exit(1)
+
+
+def load_config(path: str) -> config_dict.ConfigDict:
+  """The locked config of `FILE.py` or `FILE.py:args`. Raises ConfigError for a missing file."""
+  file = pathlib.Path(path.split(":", 1)[0])
+  if not file.is_file():
+    beside = sorted(str(p) for p in file.parent.glob("*.py") if p.name != "__init__.py") if file.parent.is_dir() else []
+    raise ConfigError(f"--{NAME}: no file {str(file)!r}{_near(str(file), beside)}")
+  module = _load_module(file)
+  config = module.get_config(*path.split(":", 1)[1:])
+  if not isinstance(config, config_dict.ConfigDict):
+    raise ConfigError(f"--{NAME}: get_config() of {file} returned {type(config).__name__}; return an ml_collections.ConfigDict")
+  return config.lock()
+
+
+def _load_module(file: pathlib.Path):
+  spec = importlib.util.spec_from_file_location(f"{NAME}_file", file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise ConfigError(f"--{NAME}: {file} has no get_config(); write one that returns an ml_collections.ConfigDict")
+  return module
+
+
+def check_overrides(config: config_dict.ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
+  """Raises ConfigError for a key that `config` lacks or a value of another type. `overrides`: (dotted key, text) pairs."""
+  for key, text in overrides:
+    holder = config
+    parts = key.split(".")
+    kind = config_dict.ConfigDict
+    for depth, part in enumerate(parts):
+      here = ".".join((NAME, *parts[:depth]))
+      if not isinstance(holder, config_dict.ConfigDict):
+        raise ConfigError(f"--{NAME}.{key}: {here} is a {type(holder).__name__}, not a section; it has no keys")
+      if part not in holder:
+        raise ConfigError(f"--{NAME}.{key}: {here} has no key {part!r}{_near(part, list(holder.keys()), _paths(config))}")
+      kind = holder.get_type(part)
+      holder = holder[part]
+    _check_value(f"--{NAME}.{key}", kind, holder, text)
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> SimpleNamespace:
+  """Reads the short argument of `get_config(arg)`: `"beauty,small,steps=100"`.
+
+  A bare word switches on the default of that name, which must be a bool; `name=value` takes the type of its default.
+  Raises ConfigError for an unknown name (listing near ones) or a value of another type.
+  """
+  values = dict(defaults)
+  for word in filter(None, (arg or "").split(",")):
+    name, given, text = word.strip().partition("=")
+    if name not in defaults:
+      raise ConfigError(f"config argument {name!r} is unknown{_near(name, list(defaults))}")
+    kind = type(defaults[name])
+    if not given and kind is not bool:
+      raise ConfigError(f"config argument {name!r} needs a value: {name}={defaults[name]}")
+    _check_value(f"config argument {name}", kind, defaults[name], text if given else "true")
+    values[name] = True if not given else _PARSERS[kind].parse(text) if kind in _PARSERS else text
+  return SimpleNamespace(**values)
+
+
+def _config_path(argv: Sequence[str]) -> str:
+  for index, arg in enumerate(argv[1:], 1):
+    match = re.fullmatch(rf"--?{NAME}(=(.*))?", arg)
+    if match and (match[1] or index + 1 < len(argv)):
+      return match[2] if match[1] else argv[index + 1]
+  raise ConfigError(f"--{NAME} is missing; for example --{NAME}=configs/quickstart.py")
+
+
+def _overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
+  """(key, text) of `--config.key=text`, `--config.key text`, and the bool forms `--config.key` and `--noconfig.key`."""
+  found = []
+  for index, arg in enumerate(argv):
+    match = re.fullmatch(rf"--?(no)?{NAME}\.([^=]+)(=(.*))?", arg, re.DOTALL)
+    if match is None:
+      continue
+    if match[3]:
+      text = match[4]
+    elif match[1]:
+      text = "false"
+    else:
+      following = argv[index + 1] if index + 1 < len(argv) else "--"
+      text = "true" if following.startswith("--") else following
+    found.append((match[2], text))
+  return found
+
+
+def _check_value(flag: str, kind: type, now: Any, text: str) -> None:
+  if kind is config_dict.ConfigDict:
+    raise ConfigError(f"{flag} is a section; set one of its keys: {', '.join(now.keys())}")
+  if kind is type(None):
+    raise ConfigError(f"{flag} is None and has no type; declare it in the config as config_dict.placeholder(TYPE)")
+  try:
+    if kind in _PARSERS:
+      _PARSERS[kind].parse(text)
+    elif kind in (tuple, list) and not isinstance(ast.literal_eval(text), tuple | list):
+      raise ValueError
+  except (ValueError, SyntaxError):
+    raise ConfigError(f"{flag}: expected {kind.__name__} (now {now!r}), got {_type_name(text)} {text!r}") from None
+
+
+def _type_name(text: str) -> str:
+  try:
+    return type(ast.literal_eval(text)).__name__
+  except (ValueError, SyntaxError):
+    return "str"
+
+
+def _near(name: str, names: Sequence[str], elsewhere: Sequence[str] = ()) -> str:
+  """The remedy of an unknown name: near ones, here or as the last part of a dotted path, else all of them."""
+  near = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
+  near += [path for path in elsewhere if path.rpartition(".")[2] == name and path not in near]
+  if near:
+    return f"; did you mean {' or '.join(near)}?"
+  return f"; there are: {', '.join(names)}" if names else ""
+
+
+def _paths(config: config_dict.ConfigDict, prefix: str = "") -> list[str]:
+  paths = []
+  for key, value in config.items():
+    paths += _paths(value, f"{prefix}{key}.") if isinstance(value, config_dict.ConfigDict) else [prefix + key]
+  return paths

@@ -1,0 +1,150 @@
+"""All stages of a config, in order, into a run directory; started again, it does only what is missing.
+
+    python -m experiments.run --config=configs/quickstart.py --workdir=RUN [--stages=tokenize,midtrain]
+
+Exit codes: 0 done, 1 error, 143 stopped by SIGTERM, 130 stopped by Ctrl-C; after a stop the same command goes on.
+"""
+
+import difflib
+import importlib
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from experiments.flags import ConfigError, define_config, parse_flags
+from experiments.rundir import Run, RunError, Stage, check_stages, open_run
+from gr2_jax.data.schema import DataError
+from gr2_jax.training.interrupts import Interrupted, StopSignal
+from gr2_jax.training.progress import Progress, format_seconds
+
+STAGES = (
+  Stage("data", "experiments.stages.data", reads=("seed", "data"), files=("data.source",)),
+  Stage("tokenize", "experiments.stages.tokenize", reads=("seed", "tokenize"), inputs=("data",), files=("tokenize.vectors",)),
+  Stage("midtrain", "experiments.stages.midtrain", reads=("seed", "model", "mesh", "midtrain"), inputs=("data", "tokenize")),
+  Stage("slates", "experiments.stages.slates", reads=("seed", "slates"), inputs=("data", "tokenize", "midtrain")),
+  Stage("traces", "experiments.stages.traces", reads=("seed", "prompt", "traces"), inputs=("data", "tokenize", "slates")),
+  Stage(
+    "sft",
+    "experiments.stages.sft",
+    reads=("seed", "model", "mesh", "prompt", "sft"),
+    inputs=("data", "tokenize", "midtrain", "slates", "traces"),
+  ),
+  Stage("rl", "experiments.stages.rl", reads=("seed", "model", "mesh", "prompt", "rl"), inputs=("data", "tokenize", "slates", "sft")),
+  Stage(
+    "evaluation",
+    "experiments.stages.evaluation",
+    reads=("seed", "model", "prompt", "evaluation"),
+    inputs=("data", "tokenize", "slates", "sft", "rl"),
+  ),
+)
+
+_CONFIG = define_config()
+_WORKDIR = flags.DEFINE_string("workdir", None, "run directory; the same one goes on where it stopped")
+_STAGES = flags.DEFINE_list("stages", None, f"stages to run, of: {', '.join(stage.name for stage in STAGES)} (all)")
+
+
+def choose_stages(names: Sequence[str] | None, stages: Sequence[Stage]) -> list[Stage]:
+  """The named stages, in the order of the pipeline; all of them for None. Raises RunError for an unknown name."""
+  known = [stage.name for stage in stages]
+  for name in names or ():
+    if name not in known:
+      near = difflib.get_close_matches(name, known, n=2)
+      hint = f", did you mean {' or '.join(near)}?" if near else ""
+      raise RunError(f"--stages: {name!r} is no stage{hint}; there are: {', '.join(known)}")
+  return [stage for stage in stages if names is None or stage.name in names]
+
+
+def run_stages(run: Run, stages: Sequence[Stage], progress: Progress, stop: StopSignal) -> None:
+  """Runs what is not done yet. Raises Interrupted when a signal asked to stop."""
+  for stage in stages:
+    if run.is_done(stage):
+      seconds = run.done(stage.name)["seconds"]
+      progress.note(f"{stage.name}: done before in {format_seconds(seconds)}, skipped")
+      continue
+    began = time.monotonic()
+    with run.open_stage(stage):
+      importlib.import_module(stage.module).run(run.config, run, progress, stop)
+    _wait_for_all(run, stage.name)
+    progress.note(f"{stage.name}: done in {format_seconds(time.monotonic() - began)}")
+    stop.check()
+
+
+def execute(
+  config: ConfigDict, workdir: str | None, names: Sequence[str] | None, command: Sequence[str], known: Sequence[Stage] = STAGES
+) -> int:
+  """The program behind the flags, over the stages `known`; returns the exit code and prints what went wrong."""
+  logging.set_verbosity(logging.WARNING)  # Orbax tells every read and write at INFO
+  progress = Progress()
+  try:
+    if not workdir:
+      raise RunError("--workdir is missing; for example --workdir=runs/quickstart")
+    stages = choose_stages(names, known)
+    check_stages(Run(pathlib.Path(workdir), config), stages)
+    run = _open_everywhere(workdir, config, command)
+    if run.main:
+      _print_header(run, stages, progress)
+    with StopSignal() as stop:
+      run_stages(run, stages, progress, stop)
+  except Interrupted as error:
+    print(error, file=sys.stderr)
+    return error.exit_code
+  except (RunError, ConfigError, DataError) as error:
+    print(f"ERROR: {error}", file=sys.stderr)
+    return 1
+  card = run.path("evaluation", "card.md")
+  if run.main and card.exists():
+    progress.note(f"The table, with data, seeds and versions: {card}")
+  return 0
+
+
+def _open_everywhere(workdir: str, config: ConfigDict, command: Sequence[str]) -> Run:
+  """Opens the run in this process; with `config.distributed` joins the others, the first of which writes."""
+  if not config.get("distributed"):
+    return open_run(workdir, config, command)
+  import jax
+  from jax.experimental import multihost_utils
+
+  jax.distributed.initialize()
+  if jax.process_index() == 0:
+    run = open_run(workdir, config, command)
+  multihost_utils.sync_global_devices("run directory")
+  return run if jax.process_index() == 0 else open_run(workdir, config, command, main=False)
+
+
+def _wait_for_all(run: Run, name: str) -> None:
+  """No process starts the next stage before the first has written what this one leaves."""
+  if run.config.get("distributed"):
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(name)
+
+
+def _print_header(run: Run, stages: Sequence[Stage], progress: Progress) -> None:
+  import jax
+
+  devices = jax.devices()
+  lines = {
+    "config": run.directory / "config.json",
+    "workdir": run.directory,
+    "stages": ", ".join(stage.name for stage in stages),
+    "devices": f"{len(devices)} x {devices[0].device_kind}",
+    "versions": f"Python {sys.version.split()[0]}, jax {jax.__version__} (all in versions.json)",
+  }
+  for name, value in lines.items():
+    progress.note(f"{name:>9}  {value}")
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the stages that the flags name."""
+  if len(argv) > 1:
+    print(f"ERROR: {argv[1]!r} is no flag; write --stages=a,b and --config.key=value", file=sys.stderr)
+    return 1
+  return execute(_CONFIG.value, _WORKDIR.value, _STAGES.value, ["python", "-m", "experiments.run", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,294 @@
+"""The run directory: what was run, which stages are done, and proof that their inputs are still the same."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ml_collections import ConfigDict
+
+PACKAGES = ("gr2_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class RunError(Exception):
+  """A run directory that cannot be used like this; the message names what differs and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One stage of a run: `module.run(config, run, progress, stop)` writes the artifacts of `RUN/name/`.
+
+  `reads`: top-level config keys that decide its artifacts. `inputs`: stages whose artifacts it reads.
+  `files`: dotted config keys that may hold the path of an external file or folder it reads.
+  `format`: raised when the code writes other artifacts for the same inputs.
+  """
+
+  name: str
+  module: str
+  reads: tuple[str, ...]
+  inputs: tuple[str, ...] = ()
+  files: tuple[str, ...] = ()
+  format: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """An open run directory. Only the `main` process writes artifacts and metrics."""
+
+  directory: pathlib.Path
+  config: ConfigDict
+  main: bool = True
+
+  def path(self, stage: str, *names: str) -> pathlib.Path:
+    """Where an artifact of a stage lies."""
+    return self.directory.joinpath(stage, *names)
+
+  def metrics_path(self, stage: str) -> pathlib.Path:
+    """The JSONL file of a stage's metrics."""
+    return self.directory / "metrics" / f"{stage}.jsonl"
+
+  def done(self, stage: str) -> dict[str, Any] | None:
+    """What a finished stage left: `fingerprint`, `reads`, `seconds`, `outputs`; None while it is not finished."""
+    path = self.path(stage, "done.json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+  def is_done(self, stage: Stage) -> bool:
+    """Whether the stage is finished with the inputs that it would have now.
+
+    Raises RunError when it is finished, or was begun, with others: nothing is overwritten.
+    """
+    marks = [self.path(stage.name, name) for name in ("done.json", "started.json")]
+    mark = next((path for path in marks if path.exists()), None)
+    if mark is None:
+      return False
+    before = json.loads(mark.read_text(encoding="utf-8"))
+    now = self.inputs_of(stage)
+    if before["reads"] != now:
+      changed = "\n  ".join(list_differences(before["reads"], now))
+      raise RunError(
+        f"{self.path(stage.name)} was made from other inputs; nothing was overwritten. What changed (old -> new):\n  {changed}\n"
+        "Undo the change, or use another --workdir"
+      )
+    gone = [name for name in before.get("outputs", ()) if not self.path(stage.name, name).exists()]
+    if gone:
+      folder = self.path(stage.name)
+      raise RunError(f"{', '.join(gone)} of the finished stage {stage.name!r} is gone; restore it, or remove {folder} to make it again")
+    return mark.name == "done.json"
+
+  def inputs_of(self, stage: Stage) -> dict[str, Any]:
+    """Everything that decides the stage's artifacts: config sections, format, fingerprints of inputs, hashes of files."""
+    config = _config_to_json(self.config)
+    return {
+      "config": {key: config[key] for key in stage.reads},
+      "format": stage.format,
+      "inputs": {name: self.done(name)["fingerprint"] for name in stage.inputs},
+      "files": {key: hash_path(path) for key in stage.files if (path := _existing_path(_value_at(config, key))) is not None},
+    }
+
+  @contextmanager
+  def open_stage(self, stage: Stage) -> Iterator[None]:
+    """Marks the stage as begun, and as done when the body ends without an exception.
+
+    The seconds in `done.json` are those of all sessions that worked on it.
+    """
+    reads = self.inputs_of(stage)
+    started = self.path(stage.name, "started.json")
+    seconds = json.loads(started.read_text(encoding="utf-8"))["seconds"] if started.exists() else 0.0
+    if self.main:
+      write_json(started, {"reads": reads, "seconds": seconds})
+    began = time.monotonic()
+    try:
+      yield
+    except BaseException:
+      if self.main:
+        write_json(started, {"reads": reads, "seconds": seconds + time.monotonic() - began})
+      raise
+    if self.main:
+      self._finish(stage, reads, seconds + time.monotonic() - began)
+
+  def _finish(self, stage: Stage, reads: dict[str, Any], seconds: float) -> None:
+    folder = self.path(stage.name)
+    outputs = sorted(path.name for path in folder.iterdir() if path.name != "started.json")
+    done = {"fingerprint": _fingerprint(reads), "reads": reads, "seconds": round(seconds, 3), "outputs": outputs}
+    write_json(folder / "done.json", done)
+    (folder / "started.json").unlink()
+
+
+def check_stages(run: Run, stages: Sequence[Stage]) -> None:
+  """Raises RunError when the config lacks a key that a stage reads, or an input of a stage is neither done nor run before it."""
+  keys = _flat_keys(_config_to_json(run.config))
+  ready: list[str] = []
+  for stage in stages:
+    unknown = [key for key in (*stage.reads, *stage.files) if key not in keys]
+    if unknown:
+      raise RunError(f"stage {stage.name!r} reads config.{', config.'.join(unknown)}, which this config lacks; add it to the config file")
+    missing = [name for name in stage.inputs if name not in ready and run.done(name) is None]
+    if missing:
+      raise RunError(
+        f"stage {stage.name!r} needs the artifacts of {', '.join(missing)}, not finished in {run.directory}; "
+        f"run it first: --stages={','.join((*missing, stage.name))}"
+      )
+    ready.append(stage.name)
+
+
+def open_run(workdir: str | os.PathLike, config: ConfigDict, command: Sequence[str], *, main: bool = True) -> Run:
+  """Opens the run at `workdir`, or begins one there; writes `config.json`, `versions.json` and a line of `command.txt`.
+
+  Raises RunError for a folder that is no run, for the run of another config (listing the keys that differ), and for a
+  config without a seed.
+  """
+  directory = pathlib.Path(workdir)
+  resolved = _config_to_json(config)
+  if not isinstance(resolved.get("seed"), int):
+    raise RunError("config.seed is missing; give the config an integer seed, so that the run can be repeated")
+  run = Run(directory, config, main)
+  if directory.exists() and not directory.is_dir():
+    raise RunError(f"{directory} is a file; use another --workdir")
+  saved = directory / "config.json"
+  if saved.exists():
+    _check_same_config(saved, resolved)
+  elif directory.exists() and any(directory.iterdir()):
+    raise RunError(f"{directory} is not empty and is no run (it has no config.json); use another --workdir")
+  if main:
+    _record(directory, resolved, command)
+  return run
+
+
+def read_config(directory: str | os.PathLike) -> ConfigDict:
+  """The resolved config of a run, for programs and notebooks that read it."""
+  path = pathlib.Path(directory) / "config.json"
+  if not path.exists():
+    raise RunError(f"{directory} is no run (it has no config.json); give the --workdir of a run")
+  return ConfigDict(json.loads(path.read_text(encoding="utf-8"))).lock()
+
+
+def list_differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+  """`key: old -> new` for each leaf that differs between two nested dicts."""
+  if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+    return [] if old == new else [f"{prefix}: {json.dumps(old)} -> {json.dumps(new)}"]
+  lines = []
+  for key in sorted({*old, *new}):
+    path = f"{prefix}.{key}" if prefix else key
+    if key not in old:
+      lines.append(f"{path}: (none) -> {json.dumps(new[key])}")
+    elif key not in new:
+      lines.append(f"{path}: {json.dumps(old[key])} -> (none)")
+    else:
+      lines += list_differences(old[key], new[key], path)
+  return lines
+
+
+def hash_path(path: pathlib.Path) -> str:
+  """SHA-256 of a file's content, or of the names and contents of all files in a folder."""
+  if path.is_file():
+    with path.open("rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
+  inside = {str(p.relative_to(path)): hash_path(p) for p in path.rglob("*") if p.is_file()}
+  return _fingerprint(inside)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes the whole file or none of it."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f".{path.name}.partial")
+  partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+  os.replace(partial, path)
+
+
+def compute_versions() -> dict[str, str | None]:
+  """Versions of Python and of the libraries that decide numbers, the device kind, and the git commit of the code if any."""
+  import jax
+
+  device = jax.devices()[0]
+  return {
+    "python": platform.python_version(),
+    **{name: _version_of(name) for name in PACKAGES},
+    "system": platform.platform(),
+    "platform": device.platform,
+    "device_kind": device.device_kind,
+    "devices": str(jax.device_count()),
+    "git_commit": _git_commit(),
+  }
+
+
+def _check_same_config(saved: pathlib.Path, resolved: dict[str, Any]) -> None:
+  try:
+    before = json.loads(saved.read_text(encoding="utf-8"))
+  except json.JSONDecodeError as error:
+    raise RunError(f"{saved} is not JSON ({error}); restore it, or use another --workdir") from None
+  differences = list_differences(before, resolved)
+  if differences:
+    listed = "\n  ".join(differences)
+    raise RunError(f"{saved.parent} is the run of another config; use another --workdir. What differs (old -> new):\n  {listed}")
+
+
+def _record(directory: pathlib.Path, resolved: dict[str, Any], command: Sequence[str]) -> None:
+  versions_path = directory / "versions.json"
+  versions = compute_versions()
+  changes = []
+  if versions_path.exists():
+    changes = list_differences(json.loads(versions_path.read_text(encoding="utf-8")), versions)
+  else:
+    write_json(versions_path, versions)
+  with (directory / "command.txt").open("a", encoding="utf-8") as file:
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    file.write(f"{stamp} {shlex.join(command)}\n" + "".join(f"{stamp} # {change}\n" for change in changes))
+  # Last, since it is what makes the folder a run.
+  if not (directory / "config.json").exists():
+    write_json(directory / "config.json", resolved)
+
+
+def _config_to_json(config: ConfigDict) -> dict[str, Any]:
+  return _as_json(config.to_dict())
+
+
+def _as_json(value: Any) -> Any:
+  return json.loads(json.dumps(value))
+
+
+def _fingerprint(value: Any) -> str:
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _flat_keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+  """Dotted paths of all sections and leaves."""
+  keys = []
+  for key, value in config.items():
+    keys.append(prefix + key)
+    if isinstance(value, Mapping):
+      keys += _flat_keys(value, f"{prefix}{key}.")
+  return keys
+
+
+def _value_at(config: Mapping[str, Any], key: str) -> Any:
+  for part in key.split("."):
+    config = config[part]
+  return config
+
+
+def _existing_path(value: Any) -> pathlib.Path | None:
+  return pathlib.Path(value) if isinstance(value, str) and value and pathlib.Path(value).exists() else None
+
+
+def _version_of(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def _git_commit() -> str | None:
+  command = ["git", "-C", str(pathlib.Path(__file__).parent), "rev-parse", "HEAD"]
+  try:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+  except (OSError, subprocess.SubprocessError):
+    return None

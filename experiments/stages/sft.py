@@ -1,0 +1,71 @@
+"""Stage `sft`: supervised fine-tuning on accepted traces, reasoning and answer weighed apart (Eq 3)."""
+
+import jax
+
+from experiments.artifacts import load_catalogue, load_context, load_log, load_slates, make_decoder, prompt_style, run_mesh, stage_checkpoints, stage_key
+from experiments.train import train_lm
+from gr2_jax.data.pipelines import make_pipeline
+from gr2_jax.data.schema import DataError
+from gr2_jax.language.answers import render_answer
+from gr2_jax.language.prompts import present, render_prompt
+from gr2_jax.teachers.sampling import read_traces
+
+
+def run(config, run, progress, stop):
+  """Trains the mid-trained model on prompt + trace, loss on the assistant's tokens only; writes checkpoints."""
+  options = config.sft
+  if not 0 <= options.reasoning_weight < options.answer_weight:
+    raise DataError(
+      f"config.sft: reasoning_weight {options.reasoning_weight} must be below answer_weight {options.answer_weight} (Eq 3: λ_r < λ_o)"
+    )
+  catalogue = load_catalogue(run)
+  context, style = load_context(run, catalogue, load_log(run, catalogue)), prompt_style(run)
+  slates = load_slates(run, catalogue, "train")
+  traces = [trace for trace in read_traces(run.path("traces", "traces.jsonl")) if trace.accepted]
+  vocabulary = context.vocabulary
+  decoder, mesh = make_decoder(run, vocabulary), run_mesh(run)
+
+  def to_example(trace, rng):
+    slate = slates[trace.slate_index]
+    shown, reasoning = trace.shown, trace.reasoning
+    if options.presentation == "shuffled":
+      shown, reasoning = _reshuffle(trace, slate, vocabulary, rng)
+    prompt = render_prompt(slate, shown, context, style).tokens
+    codes = context.codes[catalogue.to_rows(slate.candidates)]
+    completion = render_answer(trace.ranking, shown, reasoning, vocabulary, style, codes)
+    return {"tokens": prompt + completion.tokens, "parts": [0] * len(prompt) + completion.parts}
+
+  batches = make_pipeline(
+    traces,
+    seed=config.seed,
+    batch_size=options.batch_size,
+    map_fn=to_example,
+    pack_length=options.row_length,
+    pad_id=vocabulary.pad_id,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  train_lm(
+    run,
+    "sft",
+    decoder,
+    batches,
+    options,
+    mesh,
+    key=stage_key(run, "sft"),
+    init=stage_checkpoints(run, "midtrain"),
+    part_names=("reasoning", "answer"),
+    part_weights=(options.reasoning_weight, options.answer_weight),
+    progress=progress,
+    stop=stop,
+  )
+
+
+def _reshuffle(trace, slate, vocabulary, rng):
+  """The same trace under a new order of the candidates: names in the reasoning follow their candidates to the new slots."""
+  size = len(slate.candidates)
+  shown = present(size, "shuffled", (int(rng.integers(2**31)), trace.slate_index, 0))
+  slot_of = {int(candidate): slot for slot, candidate in enumerate(shown)}
+  first = int(vocabulary.candidate_tokens[0])
+  rename = {first + slot: first + slot_of[int(candidate)] for slot, candidate in enumerate(trace.shown)}
+  return shown, [rename.get(token, token) for token in trace.reasoning]

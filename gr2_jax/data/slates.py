@@ -1,0 +1,130 @@
+"""Slates from an upstream ranker's scores, and the cross-fitting that keeps a training slate's target out of that ranker's fit."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from gr2_jax.data.schema import Catalogue, DataError, History, Slate
+from gr2_jax.data.splits import NextItem, leave_one_out
+
+SCORE_BATCH = 256  # requests scored at once: 256 x 100,000 items are 100 MB
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievedSlates:
+  """The slates that hold their target, and how many requests were asked."""
+
+  slates: tuple[Slate, ...]
+  asked: int
+
+  @property
+  def recall(self) -> float:
+    """Share of the requests whose target was retrieved."""
+    return len(self.slates) / self.asked if self.asked else 0.0
+
+
+def score_requests(
+  scores_fn: Callable[[np.ndarray], np.ndarray], examples: Sequence[NextItem], catalogue: Catalogue
+) -> Iterator[tuple[Sequence[NextItem], np.ndarray, np.ndarray]]:
+  """Yields (requests, their history rows `[b, H]`, scores of all items `[b, N]`) in batches.
+
+  `scores_fn`: history rows int32 `[B, H]` (oldest first, padded with -1 at the end) -> scores `[B, N]`; B and H do not change between
+  calls, so a jitted function compiles once. Raises DataError for an unknown item.
+  """
+  width = max((len(example.history) for example in examples), default=0)
+  for start in range(0, len(examples), SCORE_BATCH):
+    past = np.full((SCORE_BATCH, width), -1, np.int32)
+    chunk = examples[start : start + SCORE_BATCH]
+    for i, example in enumerate(chunk):
+      past[i, : len(example.history)] = catalogue.to_rows(example.history)
+    yield chunk, past[: len(chunk)], np.array(scores_fn(past), np.float32)[: len(chunk)]
+
+
+def slates_from_scores(
+  scores_fn: Callable[[np.ndarray], np.ndarray],
+  examples: Sequence[NextItem],
+  catalogue: Catalogue,
+  *,
+  size: int,
+  mask_history: bool = True,
+) -> RetrievedSlates:
+  """The `size` best items of each request in score order, kept when the target is among them.
+
+  `scores_fn`: history rows int32 `[B, H]` (oldest first, padded with -1 at the end) -> scores `[B, N]`; B and H do not change between
+  calls, so a jitted function compiles once. With `mask_history` an item of the history is never a candidate. Raises DataError for an
+  unknown item or a catalogue that cannot fill a slate.
+  """
+  width = max((len(example.history) for example in examples), default=0)
+  if size < 2 or len(catalogue) < size + (width if mask_history else 0):
+    raise DataError(
+      f"slate size: {size} cannot be filled from {len(catalogue)} items; choose 2 or more and fewer than the catalogue leaves"
+    )
+  if not examples:
+    return RetrievedSlates((), 0)
+  rows, scores = [], []
+  for _, past, table in score_requests(scores_fn, examples, catalogue):
+    if mask_history:
+      which, step = np.nonzero(past >= 0)
+      table[which, past[which, step]] = -np.inf
+    top, best = _top(table, size)
+    rows.append(top)
+    scores.append(best)
+  return slates_from_candidates(np.concatenate(rows), np.concatenate(scores), examples, catalogue)
+
+
+def slates_from_candidates(rows: np.ndarray, scores: np.ndarray, examples: Sequence[NextItem], catalogue: Catalogue) -> RetrievedSlates:
+  """Slates of candidate `rows [n, K]` with `scores [n, K]`, best first, one line a request; kept when the target is among them.
+
+  For rankers that return lists, such as beams. The history, timestamp and segment are the request's.
+  """
+  slates = []
+  for line, line_scores, example in zip(rows, scores, examples, strict=True):
+    labels = (line == catalogue.to_rows([example.target])[0]).astype(int)
+    if not labels.any():
+      continue
+    slates.append(
+      Slate(
+        user=example.user,
+        history=example.history,
+        candidates=tuple(catalogue.items[row].id for row in line),
+        labels=tuple(labels.tolist()),
+        upstream_scores=tuple(line_scores.tolist()),
+        timestamp=example.timestamp,
+        segment=example.segment,
+      )
+    )
+  return RetrievedSlates(tuple(slates), len(examples))
+
+
+def cross_fit_examples(
+  histories: Sequence[History], folds: int, seed: int, *, max_history: int, per_user: int = 3
+) -> Iterator[tuple[tuple[History, ...], tuple[NextItem, ...]]]:
+  """Yields, fold by fold, (histories to fit on, requests of the users left out): no ranker sees a target that it makes a slate of.
+
+  Users are dealt to `folds` by `seed`. A user left out gives a request at each position with two or more items before it, the latest
+  `per_user` of them. The others' events may be later in time than a request: a ranker fitted across users still looks ahead.
+  Raises DataError for fewer users than folds.
+  """
+  if folds < 2 or len(histories) < folds:
+    raise DataError(f"folds: {folds} for {len(histories)} users; use at least 2 and no more than there are users")
+  fold_of = np.random.default_rng(seed).permutation(len(histories)) % folds
+  for fold in range(folds):
+    fitted = tuple(h for h, f in zip(histories, fold_of, strict=True) if f != fold)
+    held_out = [h for h, f in zip(histories, fold_of, strict=True) if f == fold]
+    # Each position is the test request of the history cut right after it.
+    cuts = [_cut(h, end) for h in held_out for end in range(max(3, len(h.items) - per_user + 1), len(h.items) + 1)]
+    yield fitted, leave_one_out(cuts, max_history).test
+
+
+def _cut(history: History, end: int) -> History:
+  """The first `end` interactions."""
+  return dataclasses.replace(history, items=history.items[:end], timestamps=history.timestamps[:end])
+
+
+def _top(scores: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+  """Rows and scores `[B, size]` of the largest, best first; equal scores by row."""
+  picked = np.sort(np.argpartition(-scores, size - 1, axis=1)[:, :size], axis=1)
+  best = np.take_along_axis(scores, picked, axis=1)
+  order = np.argsort(-best, axis=1, kind="stable")
+  return np.take_along_axis(picked, order, axis=1), np.take_along_axis(best, order, axis=1)

@@ -1,0 +1,86 @@
+"""Signs that an order is the one it was shown, or a habit of positions, rather than a judgement of the items."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gr2_jax.kernels.rank_reward import api
+from gr2_jax.kernels.rank_reward.api import RankRewardOptions
+from gr2_jax.language.answers import ERROR_KINDS
+
+_ROWS = 4096
+
+
+@jax.jit
+def _copies_of_block(rankings: jax.Array, shown: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+  terms = api.rank_terms(rankings, mask.astype(jnp.int32), shown, mask=mask, options=RankRewardOptions(cutoffs=(1,)))
+  return {
+    "valid": terms.valid,
+    "identity": jnp.maximum(terms.identity_to_shown, terms.identity_to_upstream),
+    "identity_to_shown": terms.identity_to_shown,
+    "identity_to_upstream": terms.identity_to_upstream,
+    "near_identity": jnp.maximum(terms.near_identity_to_shown, terms.near_identity_to_upstream),
+    "tau_to_shown": terms.tau_to_shown,
+    "tau_to_upstream": terms.tau_to_upstream,
+  }
+
+
+def _compare(rankings: np.ndarray, shown: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+  """How each ranking `[n, K]` stands to the order it was shown and to the upstream order; each `[n]`."""
+  rows = min(len(rankings), max((1 << 24) // rankings.shape[1] ** 2, 1), _ROWS)
+  blocks = []
+  for start in range(0, len(rankings), rows):
+    chosen = np.arange(start, start + rows) % len(rankings)
+    block = jax.device_get(_copies_of_block(*(jnp.asarray(x[chosen]) for x in (rankings, shown, mask))))
+    blocks.append({name: x[: len(rankings) - start] for name, x in block.items()})
+  return {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
+
+
+def _mean(values: np.ndarray, where: np.ndarray) -> float | None:
+  return float(values[where].mean()) if where.any() else None
+
+
+def compute_diagnostics(
+  rankings: np.ndarray, labels: np.ndarray, shown: np.ndarray | None = None, errors: Sequence[str | None] | None = None
+) -> dict[str, Any]:
+  """Diagnostics of n answers, JSON-able; None where no answer is valid.
+
+  rankings `[n, K]` (-1 where invalid), labels `[n, K]` (-1 at padding, otherwise unused), shown `[n, K]` (default: upstream
+  order), errors: the parser's kind for each answer or None. All but `valid_rate` and `errors` are over valid answers.
+  `identity_rate`: the shown or the upstream order exactly; `near_identity_rate`: either, up to one swap of two candidates
+  (copies included). `top1_share_by_slot [K]`: share of answers whose first choice was shown at that slot.
+  """
+  rankings, mask = np.asarray(rankings), np.asarray(labels) >= 0
+  shown = np.broadcast_to(np.arange(rankings.shape[1]), rankings.shape) if shown is None else np.asarray(shown)
+  of = _compare(rankings, shown, mask)
+  valid = of["valid"] > 0
+  slots = (shown[valid] == rankings[valid, :1]).mean(axis=0).tolist() if valid.any() else None
+  diagnostics = {
+    "valid_rate": float(valid.mean()),
+    "identity_rate": _mean(of["identity"], valid),
+    "identity_to_shown_rate": _mean(of["identity_to_shown"], valid),
+    "identity_to_upstream_rate": _mean(of["identity_to_upstream"], valid),
+    "near_identity_rate": _mean(of["near_identity"], valid),
+    "kendall_tau_to_shown": _mean(of["tau_to_shown"], valid),
+    "kendall_tau_to_upstream": _mean(of["tau_to_upstream"], valid),
+    "top1_share_by_slot": slots,
+  }
+  if errors is not None:
+    diagnostics["errors"] = {kind: sum(e == kind for e in errors) / len(errors) for kind in ERROR_KINDS}
+  return diagnostics
+
+
+def permutation_consistency(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> float | None:
+  """Mean Kendall tau between the rankings `[n, K]` of the same slates under two presentations.
+
+  1: the answer depends on the items alone. Only slates with two valid answers count; None where there are none.
+  """
+  mask = np.asarray(labels) >= 0
+  natural = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
+  both = np.ones(len(mask), bool)
+  for rankings in (first, second):
+    both &= _compare(np.asarray(rankings), natural, mask)["valid"] > 0
+  return _mean(_compare(np.asarray(first), np.asarray(second), mask)["tau_to_shown"], both)

@@ -1,0 +1,219 @@
+"""`results.json`: every order's metrics, its paired differences to the upstream order, and what its answers look like."""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from gr2_jax.evaluation.diagnostics import compute_diagnostics, permutation_consistency
+from gr2_jax.evaluation.metrics import METRICS, compute_metrics
+from gr2_jax.evaluation.paired import RESAMPLES, paired_bootstrap
+
+BASELINE = "upstream"
+REQUIRED_ORDERS = ("upstream", "random", "oracle", "popularity", "lambdamart", "policy")
+# The order to beat, and what the policy started from: compared beside the upstream order where both are there.
+_FURTHER_PAIRS = (("policy", "lambdamart"), ("policy", "sft"))
+_KEYS = {
+  **{"dataset": str, "seeds": list, "n": int, "orders": dict, "paired": dict, "diagnostics": dict, "cost": dict},
+  **{"presentations": dict, "segments": dict, "upstream_rank_histogram": dict, "slate_size": dict},
+  **{"gain": str, "bootstrap": dict, "notes": list},
+}
+
+
+class ResultsError(ValueError):
+  """A results file that cannot be read as one; the message names the file and the key."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+  """Rankings `[n, K]` (-1 where invalid) of all slates in one presentation, the orders they were shown in, and error kinds.
+
+  `shown [n, K]` defaults to the upstream order; `errors` holds one kind or None for each slate where answers were parsed.
+  """
+
+  rankings: np.ndarray
+  shown: np.ndarray | None = None
+  errors: Sequence[str | None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+  """One ranker: its answers by presentation (`upstream`, `shuffled`, ...; the main tables show the first), and its cost per slate.
+
+  `cost`: `prompt_tokens`, `completion_tokens`, `ms_per_slate`, all means.
+  """
+
+  answers: Mapping[str, Answers]
+  cost: Mapping[str, float] | None = None
+
+  @classmethod
+  def of(cls, rankings: np.ndarray) -> "Order":
+    """A ranker that does not see in which order candidates are shown."""
+    return cls({"upstream": Answers(rankings)})
+
+
+def _means(metrics: Mapping[str, np.ndarray], where: np.ndarray) -> dict[str, float]:
+  return {name: float(metrics[name][where].mean()) for name in METRICS}
+
+
+def _compare(
+  metrics: Mapping[str, Mapping[str, np.ndarray]],
+  pairs: Sequence[tuple[str, str]],
+  where: np.ndarray,
+  users: np.ndarray,
+  seed: int,
+  resamples: int,
+) -> dict[str, Any]:
+  """All pairs over the chosen slates from one set of resamples; empty where there are too few slates to resample."""
+  if len(set(users[where])) < 2 or not pairs:
+    return {}
+  names, bases = (np.stack([metrics[pair[side]][m][where] for pair in pairs for m in METRICS], axis=1) for side in (0, 1))
+  of = paired_bootstrap(names, bases, seed=seed, resamples=resamples, clusters=users[where])
+
+  def number(x):
+    return float(x) if math.isfinite(x) else None
+
+  def interval(low, high):
+    return [float(low), float(high)] if math.isfinite(low) and math.isfinite(high) else None
+
+  compared: dict[str, Any] = {}
+  for column, (pair, metric) in enumerate((pair, m) for pair in pairs for m in METRICS):
+    compared.setdefault(f"{pair[0]}_vs_{pair[1]}", {})[metric] = {
+      "delta": number(of.delta[column]),
+      "delta_ci95": interval(of.delta_low[column], of.delta_high[column]),
+      "relative": number(of.relative[column]),
+      "ci95": interval(of.relative_low[column], of.relative_high[column]),
+      "p": float(of.p[column]),
+    }
+  return compared
+
+
+def rank_histogram(labels: np.ndarray) -> list[int]:
+  """How many slates have their target (the first of the best label) at each upstream rank, from labels `[n, K]` (-1 at padding)."""
+  labels = np.asarray(labels)
+  target = labels.argmax(axis=1)[labels.max(axis=1) > 0]
+  return np.bincount(target, minlength=labels.shape[1]).tolist()
+
+
+def build_results(
+  *,
+  dataset: str,
+  seeds: Sequence[int],
+  labels: np.ndarray,
+  orders: Mapping[str, Order],
+  users: Sequence[str] | None = None,
+  segments: Sequence[str | None] | None = None,
+  train_labels: np.ndarray | None = None,
+  notes: Sequence[str] = (),
+  gain: Literal["exponential", "linear"] = "exponential",
+  bootstrap_seed: int = 0,
+  resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+  """The content of results.json for n test slates with labels `[n, K]` in the upstream order (-1 at padding).
+
+  `orders`: NAME -> Order, among them `upstream`. `users [n]`: slates of one user are resampled together. `segments [n]`: tables
+  of their own for each name. `train_labels [m, K]`: for the histogram of the target's upstream rank. `notes`: sentences for the
+  card, such as how features treat time. In `paired`, `ci95` is the interval of `relative` and `delta_ci95` that of `delta`;
+  both null where the baseline's mean is 0. Raises ValueError for orders without `upstream` or of other slates.
+  """
+  labels = np.asarray(labels)
+  if BASELINE not in orders:
+    raise ValueError(f"orders: {sorted(orders)} lack {BASELINE!r}, against which all are compared")
+  for name, order in orders.items():
+    for presentation, answers in order.answers.items():
+      if np.shape(answers.rankings) != labels.shape:
+        raise ValueError(f"orders: {name} ({presentation}) has rankings {np.shape(answers.rankings)} for labels {labels.shape}")
+  users = np.arange(len(labels)).astype(str) if users is None else np.asarray(users)
+  segments = np.full(len(labels), None) if segments is None else np.asarray(segments, object)
+  metrics = {
+    name: {shown: compute_metrics(answers.rankings, labels, gain) for shown, answers in order.answers.items()}
+    for name, order in orders.items()
+  }
+  main = {name: next(iter(by_presentation.values())) for name, by_presentation in metrics.items()}
+  pairs = [(name, BASELINE) for name in orders if name != BASELINE]
+  pairs += [pair for pair in _FURTHER_PAIRS if pair[0] in orders and pair[1] in orders]
+
+  def table(where):
+    return {
+      "n": int(where.sum()),
+      "orders": {name: _means(of, where) for name, of in main.items()},
+      "paired": _compare(main, pairs, where, users, bootstrap_seed, resamples),
+    }
+
+  everyone = np.ones(len(labels), bool)
+  return {
+    "dataset": dataset,
+    "seeds": [int(seed) for seed in seeds],
+    **table(everyone),
+    "diagnostics": {name: _diagnose(order, labels) for name, order in orders.items()},
+    "cost": {name: dict(order.cost) for name, order in orders.items() if order.cost is not None},
+    "presentations": {
+      name: {shown: _means(of, everyone) for shown, of in by_presentation.items()}
+      for name, by_presentation in metrics.items()
+      if len(by_presentation) > 1
+    },
+    "segments": {str(s): table(segments == s) for s in sorted({s for s in segments if s is not None})},
+    "upstream_rank_histogram": {"test": rank_histogram(labels)} | ({} if train_labels is None else {"train": rank_histogram(train_labels)}),
+    "slate_size": {"mean": float((labels >= 0).sum(axis=1).mean()), "max": labels.shape[1]},
+    "gain": gain,
+    "bootstrap": {"resamples": resamples, "seed": bootstrap_seed, "clusters": len(set(users))},
+    "notes": list(notes),
+  }
+
+
+def _diagnose(order: Order, labels: np.ndarray) -> dict[str, Any]:
+  """Diagnostics of the first presentation, with those of the others under their names; consistency over all pairs of them."""
+  by_presentation = {name: compute_diagnostics(a.rankings, labels, a.shown, a.errors) for name, a in order.answers.items()}
+  (_, diagnostics), *others = by_presentation.items()
+  pairs = itertools.combinations([a.rankings for a in order.answers.values()], 2)
+  agreement = [tau for one, two in pairs if (tau := permutation_consistency(one, two, labels)) is not None]
+  consistency = sum(agreement) / len(agreement) if agreement else None
+  return {**diagnostics, "permutation_consistency": consistency, **dict(others)}
+
+
+def check_results(results: Any, where: str) -> None:
+  """Raises ResultsError unless `results` has the format of results.json; `where` names it in the message."""
+  if not isinstance(results, Mapping):
+    raise ResultsError(f"{where}: holds no JSON object; make it again with the evaluate stage")
+  for key, kind in _KEYS.items():
+    if not isinstance(results.get(key), kind):
+      raise ResultsError(f"{where}: {key} is missing or no {kind.__name__}; make the file again with the evaluate stage")
+  if BASELINE not in results["orders"]:
+    raise ResultsError(f"{where}: orders lack {BASELINE!r}; every table is against it")
+  for name, metrics in results["orders"].items():
+    missing = [m for m in METRICS if not isinstance(metrics.get(m), int | float)]
+    if missing:
+      raise ResultsError(f"{where}: orders.{name} lacks {', '.join(missing)}")
+
+
+def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
+  """Writes results.json, whole or not at all; raises ResultsError for a wrong format or a NaN."""
+  check_results(results, "results")
+  path = pathlib.Path(path)
+  try:
+    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
+  except ValueError as error:
+    raise ResultsError(f"results: {error}; an undefined value must be null") from None
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f".{path.name}.partial")
+  partial.write_text(text + "\n", encoding="utf-8")
+  os.replace(partial, path)
+
+
+def load_results(path: str | os.PathLike) -> dict[str, Any]:
+  """Reads and checks results.json; raises ResultsError that names the file and what is wrong with it."""
+  path = pathlib.Path(path)
+  if not path.exists():
+    raise ResultsError(f"{path}: there is no such file; run the evaluate stage first")
+  try:
+    results = json.loads(path.read_text(encoding="utf-8"))
+  except json.JSONDecodeError as error:
+    raise ResultsError(f"{path}: is not JSON ({error}); make it again with the evaluate stage") from None
+  check_results(results, str(path))
+  return results

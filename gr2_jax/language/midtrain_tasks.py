@@ -1,0 +1,160 @@
+"""Mid-training tasks: sequences in which semantic IDs and text alternate (OneRec-Think's four tasks without general text).
+
+Each task is a pure function of rows; `MidtrainCorpus` draws task and rows from (seed, index) alone, so any index can be read at random.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from gr2_jax.data import schema
+from gr2_jax.language import templates
+from gr2_jax.language.prompts import PromptContext, PromptStyle
+
+_PERSONA_STYLE = PromptStyle()  # items look as in the compact re-ranking prompt, which later stages train on
+_NAMES_IN_SUMMARY = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """`tokens [T]` int32 and `loss_weights [T]` float32: the weight of predicting that very token (the first is never predicted)."""
+
+  tokens: np.ndarray
+  loss_weights: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+  """Shares of the tasks; they are normalised. The defaults are OneRec-Think's, its general text left out."""
+
+  next_item: float = 0.66
+  persona: float = 0.24
+  item_to_text: float = 0.05
+  text_to_item: float = 0.05
+
+  def __post_init__(self):
+    shares = dataclasses.astuple(self)
+    if min(shares) < 0 or sum(shares) <= 0:
+      raise ValueError(f"mixture: {dataclasses.asdict(self)} needs shares of at least 0 that are not all 0")
+
+  @property
+  def probabilities(self) -> np.ndarray:
+    """Normalised shares in the order of the fields."""
+    shares = np.asarray(dataclasses.astuple(self))
+    return shares / shares.sum()
+
+
+SINGLE_TASK = Mixture(next_item=1.0, persona=0.0, item_to_text=0.0, text_to_item=0.0)
+_TASKS = tuple(field.name for field in dataclasses.fields(Mixture))
+
+
+def next_item_prompt(history_rows: Sequence[int], context: PromptContext, max_history: int) -> list[int]:
+  """What the constrained beam search continues with the target's codes: bos, history, and the codes of the last `max_history` items."""
+  vocabulary = context.vocabulary
+  codes = [token for row in history_rows[-max_history:] for token in context.sid_tokens(row, markers=False)]
+  return [vocabulary.bos_id, vocabulary.special("history"), *codes]
+
+
+def next_item(rows: Sequence[int], context: PromptContext, max_history: int) -> Example:
+  """Histories as codes alone: every item is predicted from those before it, so the last one is the next item of the prompt before."""
+  tokens = next_item_prompt(rows, context, max_history + 1)
+  return _example(tokens[:2], tokens[2:])
+
+
+def item_to_text(row: int, context: PromptContext) -> Example:
+  """Codes → title, brand and categories (dense captioning)."""
+  special = context.vocabulary.special
+  prompt = [
+    special("bos"),
+    special("user"),
+    *context.text(templates.DESCRIBE),
+    *context.sid_tokens(row, markers=False),
+    special("assistant"),
+  ]
+  return _example(prompt, [*_item_text(row, context), special("eos")])
+
+
+def text_to_item(row: int, context: PromptContext) -> Example:
+  """Title, brand and categories → codes."""
+  special = context.vocabulary.special
+  prompt = [special("bos"), special("user"), *context.text(templates.FIND), *_item_text(row, context), special("assistant")]
+  return _example(prompt, [*context.sid_tokens(row, markers=False), special("eos")])
+
+
+def persona(rows: Sequence[int], context: PromptContext, max_history: int) -> Example:
+  """A history whose codes alternate with the items' categories and brands, then one sentence about the user's taste."""
+  special = context.vocabulary.special
+  rows = rows[-max_history:]
+  items = [token for row in rows for token in context.item_tokens(row, _PERSONA_STYLE)]
+  summary = context.vocabulary.encode(taste_summary([context.catalogue.items[row] for row in rows]))
+  return _example([special("bos"), special("history")], [*items, special("assistant"), *summary, special("eos")])
+
+
+def taste_summary(items: Sequence[schema.Item]) -> str:
+  """One sentence that names the most frequent categories and brands, ties by what was bought first."""
+  categories = Counter(item.categories[-1] if item.categories else templates.UNKNOWN_CATEGORY for item in items)
+  brands = Counter(item.brand for item in items if item.brand)
+  top = {"categories": categories.most_common(_NAMES_IN_SUMMARY), "brands": brands.most_common(_NAMES_IN_SUMMARY)}
+  names = {key: " and ".join(name for name, _ in pairs) for key, pairs in top.items()}
+  return (templates.TASTE if brands else templates.TASTE_WITHOUT_BRAND).format(**names)
+
+
+def _item_text(row: int, context: PromptContext) -> list[int]:
+  item = context.catalogue.items[row]
+  return context.vocabulary.encode(" | ".join(text for text in (item.title, item.brand, " > ".join(item.categories)) if text))
+
+
+def _example(prompt: list[int], target: list[int]) -> Example:
+  tokens = np.asarray(prompt + target, np.int32)
+  return Example(tokens, np.repeat(np.float32([0, 1]), [len(prompt), len(target)]))
+
+
+def make_example(
+  task: str, rows: Sequence[np.ndarray], context: PromptContext, max_history: int, generator: np.random.Generator, index: int
+) -> Example:
+  """One example of `task` for user `index`, or, for the two caption tasks, for an item that `generator` draws.
+
+  A history that is longer than a prompt gives a window that ends anywhere in it, so that its older items are learnt too.
+  """
+  if task in ("item_to_text", "text_to_item"):
+    row = int(generator.integers(len(context.catalogue)))
+    return (item_to_text if task == "item_to_text" else text_to_item)(row, context)
+  history = rows[index]
+  if len(history) > max_history + 1:
+    history = history[: generator.integers(max_history + 1, len(history) + 1)]
+  return (next_item if task == "next_item" else persona)(history, context, max_history)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MidtrainCorpus:
+  """A random-access source for Grain: `epochs` passes over the users of `histories`, each index with its own task and draws.
+
+  Raises DataError for an item that the catalogue lacks and for a corpus without users.
+  """
+
+  histories: Sequence[schema.History]
+  context: PromptContext
+  mixture: Mixture
+  seed: int
+  max_history: int
+  epochs: int = 1
+  rows: tuple[np.ndarray, ...] = dataclasses.field(init=False, repr=False)
+
+  def __post_init__(self):
+    if not self.histories:
+      raise schema.DataError("histories: none to train on; check the interactions file and the splits")
+    rows = tuple(np.asarray(self.context.catalogue.to_rows(history.items)) for history in self.histories)
+    object.__setattr__(self, "rows", rows)
+
+  def __len__(self) -> int:
+    return len(self.rows) * self.epochs
+
+  def __getitem__(self, index: int) -> Example:
+    index = int(index)
+    if not 0 <= index < len(self):
+      raise IndexError(f"index {index} of {len(self)}")
+    generator = np.random.default_rng((self.seed, index))
+    task = _TASKS[generator.choice(len(_TASKS), p=self.mixture.probabilities)]
+    return make_example(task, self.rows, self.context, self.max_history, generator, index % len(self.rows))

@@ -1,0 +1,231 @@
+"""The re-ranking prompt: one template along GR2's five principles, from a handful of tokens to full sentences by its style.
+
+Layout, history first: `<bos> <system> task <user> <history> item item ... <candidates> <A> item hints <B> item hints ... <assistant>`
+(`<A>`, `<B>` only where answers refer to slots).
+"""
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from gr2_jax.data import cooccurrence, schema
+from gr2_jax.language import templates
+from gr2_jax.language.vocabulary import Vocabulary
+
+_FIELDS = ("title", "brand", "category", "categories", "price")
+_HINTS = ("upstream_rank", "bought_after")
+_CHOICES = {
+  "order": ("history_first", "candidates_first"),
+  "answer": ("compact", "json"),
+  "reference": ("slot", "sid"),
+  "instructions": ("short", "full"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptStyle:
+  """How prompts are written and how answers refer to candidates.
+
+  `instructions`: "short" is a few words and bare item fields, "full" the five principles in sentences and labelled fields.
+  `reference`: candidates are named by the token of their slot, or by their semantic ID alone.
+  `item_fields`: any of title, brand, category (the leaf), categories (the whole path), price.
+  `sid_markers` puts `<sid>` and `</sid>` around codes.
+  `hints`: upstream_rank (1 is the top) and bought_after (how often a candidate followed the last item before the request).
+  `max_history` items at most; above `max_prompt_tokens` the oldest go first. "bought_after" makes the candidate part depend on the user.
+  """
+
+  knowledge_priming: bool = False
+  order: str = "history_first"
+  answer: str = "compact"
+  reference: str = "slot"
+  instructions: str = "short"
+  item_fields: tuple[str, ...] = ("category", "brand")
+  sid_markers: bool = False
+  hints: tuple[str, ...] = ()
+  max_history: int = 8
+  max_prompt_tokens: int = 192
+
+  def __post_init__(self):
+    for name, allowed in _CHOICES.items():
+      if getattr(self, name) not in allowed:
+        raise ValueError(f"{name}: {getattr(self, name)!r} is not known; choose one of {', '.join(allowed)}")
+    for name, allowed in (("item_fields", _FIELDS), ("hints", _HINTS)):
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+      unknown = [value for value in getattr(self, name) if value not in allowed]
+      if unknown:
+        raise ValueError(f"{name}: {unknown[0]!r} is not known; choose from {', '.join(allowed)}")
+    for name in ("max_history", "max_prompt_tokens"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """Token ids of a prompt, and how many of the history's oldest items it leaves out."""
+
+  tokens: list[int]
+  dropped_history: int
+
+
+class PromptContext:
+  """What prompts are made of besides the slate: the catalogue, its codes `[N, levels]`, the vocabulary, past transitions, priming text.
+
+  Text is encoded once per item and style, and kept. Raises DataError when the codes don't fit the catalogue or the vocabulary.
+  """
+
+  def __init__(
+    self,
+    catalogue: schema.Catalogue,
+    codes: np.ndarray,
+    vocabulary: Vocabulary,
+    transitions: cooccurrence.TransitionCounts | None = None,
+    priming: str = "",
+  ):
+    codes = np.asarray(codes)
+    if codes.shape != (len(catalogue), vocabulary.num_levels):
+      raise schema.DataError(
+        f"codes: shape {codes.shape} for {len(catalogue)} items and {vocabulary.num_levels} levels; tokenize this catalogue again"
+      )
+    if codes.size and not (codes.min() >= 0 and codes.max() < vocabulary.codebook_size):
+      raise schema.DataError(f"codes: outside 0..{vocabulary.codebook_size - 1}; the vocabulary was made for another codebook")
+    self.catalogue, self.codes, self.vocabulary = catalogue, codes, vocabulary
+    self.transitions, self.priming = transitions, priming
+    self._text: dict[str, list[int]] = {}
+    self._items: dict[tuple, list[int]] = {}
+
+  def text(self, text: str) -> list[int]:
+    """Tokens of a short text that comes back often: a name, a fixed sentence, a hint."""
+    tokens = self._text.get(text)
+    if tokens is None:
+      tokens = self._text[text] = self.vocabulary.encode(text)
+    return tokens
+
+  def sid_tokens(self, row: int, markers: bool) -> list[int]:
+    """Code tokens of the item at `row`, with `<sid>` and `</sid>` around them if asked."""
+    tokens = self.vocabulary.sid_tokens(self.codes[row])
+    return [self.vocabulary.special("sid"), *tokens, self.vocabulary.special("/sid")] if markers else tokens
+
+  def item_tokens(self, row: int, style: PromptStyle) -> list[int]:
+    """Tokens of an item as prompts show it: its codes, then the style's fields."""
+    key = (row, style.item_fields, style.instructions, style.sid_markers)
+    tokens = self._items.get(key)
+    if tokens is None:
+      texts = [text for field in style.item_fields if (text := _field_text(self.catalogue.items[row], field))]
+      tokens = self.sid_tokens(row, style.sid_markers)
+      if style.instructions == "full":
+        tokens = tokens + self.vocabulary.encode(" | ".join(texts))
+      else:
+        tokens = tokens + [token for text in texts for token in self.text(text)]
+      self._items[key] = tokens
+    return tokens
+
+  def hint_counts(self, slate: schema.Slate) -> np.ndarray:
+    """How often each candidate `[K]` was bought right after the slate's last item, strictly before its timestamp; needs `transitions`."""
+    if self.transitions is None:
+      raise schema.DataError("hints: bought_after needs transitions; fit TransitionCounts on the training histories")
+    targets = np.asarray(self.catalogue.to_rows(slate.candidates))
+    if not slate.history:
+      return np.zeros(len(targets), np.int64)
+    return self.transitions.count(self.catalogue.rows[slate.history[-1]], targets, slate.timestamp)
+
+
+def _field_text(item: schema.Item, field: str) -> str:
+  match field:
+    case "category":
+      return item.categories[-1] if item.categories else ""
+    case "categories":
+      return " > ".join(item.categories)
+    case "price":
+      return "" if item.price is None else f"{item.price:.2f}"
+  return getattr(item, field) or ""
+
+
+def mine_priming(histories: Sequence[schema.History], catalogue: schema.Catalogue, top: int = 8) -> str:
+  """Knowledge priming: the `top` most frequent successions of two different leaf categories in the training histories, as text."""
+  counts: Counter[tuple[str, str]] = Counter()
+  for history in histories:
+    leaves = [_field_text(catalogue.items[row], "category") for row in catalogue.to_rows(history.items)]
+    counts.update((a, b) for a, b in itertools.pairwise(leaves) if a and b and a != b)
+  ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:top]
+  return ", ".join(f"{a} then {b}" for (a, b), _ in ordered)
+
+
+def present(num_candidates: int, mode: str, key: tuple[int, int, int]) -> np.ndarray:
+  """Candidate index at each slot, `shown [K]`: the upstream order, or one shuffled by `key` = (seed, slate index, epoch)."""
+  if mode == "upstream":
+    return np.arange(num_candidates)
+  if mode == "shuffled":
+    return np.random.default_rng(key).permutation(num_candidates)
+  raise ValueError(f"presentation: {mode!r} is not known; choose upstream or shuffled")
+
+
+def render_prompt(slate: schema.Slate, shown: Sequence[int], context: PromptContext, style: PromptStyle) -> Prompt:
+  """The prompt of a slate with candidate `shown[s]` at slot s, up to the token that opens the assistant's turn.
+
+  Raises DataError for an unknown item, for more candidates than the vocabulary has names, and, naming max_prompt_tokens,
+  when not even the candidates fit. A history of which nothing fits is dropped whole, and counted.
+  """
+  special = context.vocabulary.special
+  candidates = [special("candidates"), *_candidate_tokens(slate, shown, context, style)]
+  head = [special("bos"), special("system"), *_instruction_tokens(context, style), special("user")]
+  room = style.max_prompt_tokens - len(head) - len(candidates) - 2  # <history> and <assistant>
+  if room < 0:
+    raise schema.DataError(
+      f"max_prompt_tokens: {style.max_prompt_tokens} is too short for user {slate.user!r}: the instructions and "
+      f"{len(slate.candidates)} candidates alone need {style.max_prompt_tokens - room}; raise it or show fewer item_fields"
+    )
+  history: list[list[int]] = []
+  for row in reversed(context.catalogue.to_rows(slate.history[-style.max_history :])):
+    tokens = context.item_tokens(row, style)
+    room -= len(tokens)
+    if room < 0:
+      break
+    history.append(tokens)
+  past = [special("history"), *(token for tokens in reversed(history) for token in tokens)]
+  body = past + candidates if style.order == "history_first" else candidates + past
+  return Prompt([*head, *body, special("assistant")], len(slate.history) - len(history))
+
+
+def _candidate_tokens(slate: schema.Slate, shown: Sequence[int], context: PromptContext, style: PromptStyle) -> list[int]:
+  by_slot = style.reference == "slot"
+  if by_slot and len(slate.candidates) > context.vocabulary.num_candidates:
+    raise schema.DataError(
+      f"candidates: {len(slate.candidates)} of user {slate.user!r}, but the vocabulary names {context.vocabulary.num_candidates}; "
+      "train it with a larger num_candidates"
+    )
+  rows = context.catalogue.to_rows(slate.candidates)
+  after = context.hint_counts(slate).tolist() if "bought_after" in style.hints else None
+  full = style.instructions == "full"
+  tokens: list[int] = []
+  for slot, candidate in enumerate(map(int, shown)):
+    if by_slot:
+      tokens.append(context.vocabulary.candidate_start + slot)
+    tokens += context.item_tokens(rows[candidate], style)
+    if "upstream_rank" in style.hints:
+      rank = candidate + 1
+      tokens += context.text(templates.UPSTREAM_FULL.format(rank=rank) if full else str(rank))
+    if after is not None and after[candidate]:
+      words = templates.AFTER_FULL if full else templates.AFTER_SHORT
+      tokens += context.text(words[min(after[candidate], len(words)) - 1])
+  return tokens
+
+
+def _instruction_tokens(context: PromptContext, style: PromptStyle) -> list[int]:
+  """The system turn: role, collaborative context, priming if asked, constraints, steps and output format."""
+  encode, special = context.text, context.vocabulary.special
+  priming = encode(context.priming) if style.knowledge_priming else []
+  if style.instructions == "short":
+    return encode(templates.SHORT_TASK) + priming
+  tokens = encode(templates.ROLE) + encode(templates.CONTEXT)
+  if priming:
+    tokens = tokens + encode(templates.PRIMING) + priming
+  tokens = tokens + encode(templates.QUOTE_SID if style.reference == "sid" else templates.QUOTE_SLOT) + encode(templates.STEPS)
+  if style.answer == "json":
+    return tokens + encode(templates.FORMAT_JSON)
+  frames = [[special(name)] for name in ("think", "/think", "answer", "/answer")]
+  for sentence, frame in zip(templates.FORMAT_COMPACT, frames, strict=True):
+    tokens = tokens + encode(sentence) + frame
+  return tokens

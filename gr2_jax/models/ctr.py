@@ -1,0 +1,120 @@
+"""The legacy upstream ranker: a pointwise click model over sparse item ids, which reads no text and no order.
+
+score(history, item) = mean of the history's embeddings · item embedding + item bias: the pooled-id form that production rankers started
+from (Covington et al., RecSys 2016, section 3). Trained on every next purchase of the log against uniform negatives with the logistic
+loss, one example at a time, so it learns "liked or not" and never compares the items of a slate.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Params = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class CtrConfig:
+  """`max_history`: the latest items of a history that are pooled, in training and by `history_rows`; `epochs` passes over all purchases."""
+
+  width: int = 64
+  negatives: int = 8
+  epochs: int = 20
+  learning_rate: float = 3e-3
+  batch: int = 1024
+  max_history: int = 20
+
+
+def history_rows(histories: Sequence[Sequence[int]], max_history: int) -> np.ndarray:
+  """The latest `max_history` rows of each history, int32 `[B, H]`, padded with -1."""
+  out = np.full((len(histories), max_history), -1, np.int32)
+  for i, rows in enumerate(histories):
+    latest = rows[-max_history:]
+    out[i, : len(latest)] = latest
+  return out
+
+
+def fit_ctr(
+  histories: Sequence[np.ndarray],
+  num_items: int,
+  config: CtrConfig,
+  seed: int,
+  on_progress: Callable[[int, float], None] | None = None,
+) -> Params:
+  """Fits on every purchase after the first of each history (catalogue rows, oldest first); deterministic in `seed`.
+
+  Returns `history [N, D]`, `item [N, D]` and `bias [N]`. `on_progress(epoch, loss)` is called after each epoch, epochs counted from 1.
+  Raises ValueError when no history has two items.
+  """
+  histories = [np.asarray(rows) for rows in histories]
+  pairs = [(rows[max(0, t - config.max_history) : t], rows[t]) for rows in histories for t in range(1, len(rows))]
+  if not pairs:
+    raise ValueError("histories: none has two items, so there is no purchase to predict; give a longer log")
+  past = jnp.asarray(history_rows([rows for rows, _ in pairs], config.max_history))
+  target = jnp.asarray([row for _, row in pairs], jnp.int32)
+  init_key, key = jax.random.split(jax.random.key(seed))
+  params = _init_params(init_key, num_items, config.width)
+  opt_state = optax.adam(config.learning_rate).init(params)
+  for epoch in range(config.epochs):
+    params, opt_state, loss = _run_epoch(params, opt_state, past, target, jax.random.fold_in(key, epoch), config)
+    if on_progress is not None:
+      on_progress(epoch + 1, float(loss))
+  return params
+
+
+@jax.jit
+def ctr_scores(params: Params, rows: jax.Array) -> jax.Array:
+  """Logits of every item, float32 `[B, N]`, for histories `rows [B, H]` (catalogue rows, -1 = padding)."""
+  return _pool(params["history"], rows) @ params["item"].T + params["bias"]
+
+
+def _init_params(key: jax.Array, num_items: int, width: int) -> Params:
+  history_key, item_key = jax.random.split(key)
+  return {
+    # Small: rare items keep most of their start, which must not outweigh what the bias has learned.
+    "history": jax.random.normal(history_key, (num_items, width)) * 0.01,
+    "item": jax.random.normal(item_key, (num_items, width)) * 0.01,
+    "bias": jnp.zeros((num_items,)),
+  }
+
+
+def _pool(table: jax.Array, rows: jax.Array) -> jax.Array:
+  """Mean embedding `[B, D]` over the real entries of `rows [B, H]`; zeros for an empty history."""
+  real = (rows >= 0).astype(table.dtype)
+  total = jnp.einsum("bh,bhd->bd", real, table[jnp.maximum(rows, 0)])
+  return total / jnp.maximum(real.sum(axis=1, keepdims=True), 1)
+
+
+def _loss(params: Params, past: jax.Array, items: jax.Array) -> jax.Array:
+  """Logistic loss per purchase; `items [B, 1 + negatives]` holds the target first."""
+  pooled = _pool(params["history"], past)
+  logits = jnp.einsum("bd,bnd->bn", pooled, params["item"][items]) + params["bias"][items]
+  labels = jnp.zeros_like(logits).at[:, 0].set(1)
+  return optax.sigmoid_binary_cross_entropy(logits, labels).sum(axis=1).mean()
+
+
+@partial(jax.jit, static_argnames="config", donate_argnums=(0, 1))
+def _run_epoch(params: Params, opt_state: optax.OptState, past: jax.Array, target: jax.Array, key: jax.Array, config: CtrConfig):
+  """A pass over the purchases `past [E, H]`, `target [E]` in a fresh order (a last part batch waits for another order); mean loss last."""
+  optimiser = optax.adam(config.learning_rate)
+  batch = min(config.batch, len(target))
+  steps = len(target) // batch
+  order_key, negative_key = jax.random.split(key)
+  order = jax.random.permutation(order_key, len(target))[: steps * batch].reshape(steps, batch)
+  num_items = len(params["bias"])
+
+  def step(carry, scanned):
+    params, opt_state = carry
+    chosen, step_index = scanned
+    sampled = jax.random.randint(jax.random.fold_in(negative_key, step_index), (batch, config.negatives), 0, num_items)
+    items = jnp.concatenate([target[chosen][:, None], sampled], axis=1)
+    loss, grads = jax.value_and_grad(_loss)(params, past[chosen], items)
+    updates, opt_state = optimiser.update(grads, opt_state, params)
+    return (optax.apply_updates(params, updates), opt_state), loss
+
+  (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), (order, jnp.arange(steps)))
+  return params, opt_state, losses.mean()

@@ -1,0 +1,116 @@
+"""A policy's answers to slates: render, decode, parse; the same path in RL, in evaluation and wherever else a policy ranks."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from gr2_jax.data.schema import Slate
+from gr2_jax.language.answers import parse_answer
+from gr2_jax.language.prompts import PromptContext, PromptStyle, render_prompt
+from gr2_jax.rollout.generate import Rollout
+from gr2_jax.rollout.sampling import Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptBatch:
+  """`tokens`, `mask [P, Lp]` int32, left-aligned; `dropped [P]` history items that did not fit."""
+
+  tokens: np.ndarray
+  mask: np.ndarray
+  dropped: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class RankedSlates:
+  """What a policy answered to n slates: `rankings [n, K]` (-1 rows where invalid), error kinds, completions, and token counts `[n]`."""
+
+  rankings: np.ndarray
+  errors: list[str | None]
+  completions: list[list[int]]
+  prompt_tokens: np.ndarray
+  completion_tokens: np.ndarray
+  reasoning_tokens: np.ndarray
+
+
+def render_prompts(
+  slates: Sequence[Slate], shown: Sequence[np.ndarray], context: PromptContext, style: PromptStyle, *, length: int | None = None
+) -> PromptBatch:
+  """Prompts of slates, padded to `length` (default: the longest, rounded up to 16 so that few shapes are compiled)."""
+  prompts = [render_prompt(slate, order, context, style) for slate, order in zip(slates, shown, strict=True)]
+  longest = max(len(prompt.tokens) for prompt in prompts)
+  length = -(-longest // 16) * 16 if length is None else length
+  tokens = np.full((len(prompts), length), context.vocabulary.pad_id, np.int32)
+  mask = np.zeros((len(prompts), length), np.int32)
+  for row, prompt in enumerate(prompts):
+    tokens[row, : len(prompt.tokens)] = prompt.tokens
+    mask[row, : len(prompt.tokens)] = 1
+  return PromptBatch(tokens, mask, np.array([prompt.dropped_history for prompt in prompts]))
+
+
+def parse_completions(
+  completions: np.ndarray, slates: Sequence[Slate], shown: Sequence[np.ndarray], context: PromptContext, style: PromptStyle
+) -> tuple[np.ndarray, list[str | None], np.ndarray]:
+  """Rankings `[P, G, K]` (-1 where invalid or beyond the slate), P x G error kinds, and reasoning tokens `[P, G]`, of completions `[P, G, Lc]`."""
+  num_prompts, group, _ = completions.shape
+  size = max(len(slate.candidates) for slate in slates)
+  rankings = np.full((num_prompts, group, size), -1, np.int32)
+  reasoning = np.zeros((num_prompts, group), np.int32)
+  errors: list[str | None] = []
+  for p, slate in enumerate(slates):
+    codes = context.codes[context.catalogue.to_rows(slate.candidates)] if style.reference == "sid" else None
+    for g in range(group):
+      answer = parse_answer(completions[p, g], shown[p], context.vocabulary, style, codes)
+      errors.append(answer.error)
+      reasoning[p, g] = answer.reasoning_length
+      if answer.ranking is not None:
+        rankings[p, g, : len(answer.ranking)] = answer.ranking
+  return rankings, errors, reasoning
+
+
+def rank_slates(
+  generate: Callable[..., Rollout],
+  params,
+  slates: Sequence[Slate],
+  shown: Sequence[np.ndarray],
+  context: PromptContext,
+  style: PromptStyle,
+  *,
+  batch_size: int,
+  key: jax.Array,
+  sampling: Sampling | None = None,
+  on_progress: Callable[[int], None] | None = None,
+) -> RankedSlates:
+  """One answer for each slate by `generate` (made for a group of 1), greedy unless `sampling` says otherwise.
+
+  The last batch is filled up with repeated slates, so that every batch has one shape.
+  """
+  sampling = Sampling.create(temperature=0.0) if sampling is None else sampling
+  batches = render_prompts(slates, shown, context, style)
+  batch_size = min(batch_size, len(slates))
+  parts, completions = [], []
+  for start in range(0, len(slates), batch_size):
+    chosen = np.arange(start, start + batch_size) % len(slates)
+    real = min(batch_size, len(slates) - start)
+    rollout = generate(params, batches.tokens[chosen], batches.mask[chosen], key, sampling, chosen)
+    tokens, mask = np.asarray(rollout.completions)[:real], np.asarray(rollout.completion_mask)[:real]
+    kept = slice(start, start + real)
+    parts.append(parse_completions(tokens, slates[kept], shown[kept], context, style))
+    completions += [row[m].tolist() for row, m in zip(tokens[:, 0], mask[:, 0] > 0, strict=True)]
+    if on_progress is not None:
+      on_progress(start + real)
+  size = max(len(slate.candidates) for slate in slates)
+  rankings = np.full((len(slates), size), -1, np.int32)
+  row = 0
+  for ranked, _, _ in parts:
+    rankings[row : row + len(ranked), : ranked.shape[-1]] = ranked[:, 0]
+    row += len(ranked)
+  return RankedSlates(
+    rankings=rankings,
+    errors=[error for _, errors, _ in parts for error in errors],
+    completions=completions,
+    prompt_tokens=batches.mask.sum(axis=1),
+    completion_tokens=np.array([len(tokens) for tokens in completions]),
+    reasoning_tokens=np.concatenate([reasoning[:, 0] for _, _, reasoning in parts]),
+  )

@@ -1,0 +1,188 @@
+"""Residual-quantised autoencoder: item vector -> latent -> one code a level, each coding what the levels before left over.
+
+Notation of GR2 2.1: h is the latent, r_k the residual that enters level k, e the centroids, z the codes:
+r_1 = h, z_k = argmin_j ||r_k - e_j||, r_{k+1} = r_k - e_{z_k}, so that h = Σ_k e_{z_k} + r_{L+1}.
+"""
+
+import dataclasses
+import warnings
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import threadpoolctl
+from flax import linen as nn
+from jax.lax import Precision
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+
+LAPLACE_EPSILON = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class RqVaeConfig:
+  """`levels` codes of `codebook_size` values; MLP `hidden` to `latent` and mirrored back (TIGER's and GR2's sizes).
+
+  `beta` weighs the commitment, `ema_decay` is γ of the codebooks, `kmeans_samples` bounds the rows that start them.
+  """
+
+  levels: int = 4
+  codebook_size: int = 256
+  latent: int = 32
+  hidden: tuple[int, ...] = (512, 256, 128)
+  beta: float = 0.25
+  ema_decay: float = 0.99
+  kmeans_samples: int = 8192
+
+  def __post_init__(self):
+    if self.levels < 1 or self.codebook_size < 2:
+      raise ValueError(f"levels={self.levels}, codebook_size={self.codebook_size}; use at least 1 level of at least 2 codes")
+    if not 0 <= self.ema_decay < 1:
+      raise ValueError(f"ema_decay={self.ema_decay}; use a value in [0, 1), the paper's range is 0.95 to 0.99")
+    if self.latent < 1 or self.beta < 0 or self.kmeans_samples < 1 or any(width < 1 for width in self.hidden):
+      raise ValueError(f"sizes must be positive and beta not negative, got {self}")
+
+
+class Autoencoder(nn.Module):
+  """ReLU MLPs `[B, D] -> [B, latent]` (`encode`) and back (`decode`), mirrored."""
+
+  hidden: tuple[int, ...]
+  latent: int
+  width: int
+
+  def setup(self):
+    self.encoder = [nn.Dense(width) for width in (*self.hidden, self.latent)]
+    self.decoder = [nn.Dense(width) for width in (*self.hidden[::-1], self.width)]
+
+  def __call__(self, vectors):
+    return self.decode(self.encode(vectors))
+
+  def encode(self, vectors):
+    return _mlp(self.encoder, vectors)
+
+  def decode(self, latents):
+    return _mlp(self.decoder, latents)
+
+
+def _mlp(layers, x):
+  for layer in layers[:-1]:
+    x = nn.relu(layer(x))
+  return layers[-1](x)
+
+
+def make_autoencoder(config: RqVaeConfig, width: int) -> Autoencoder:
+  """The networks of `config` for vectors of `width` dimensions."""
+  return Autoencoder(hidden=config.hidden, latent=config.latent, width=width)
+
+
+@flax.struct.dataclass
+class Codebooks:
+  """Running statistics of each code: `counts [L, C]` rows and `sums [L, C, d]` of their residuals, both per batch."""
+
+  counts: jax.Array
+  sums: jax.Array
+
+
+@flax.struct.dataclass
+class RqVae:
+  """All that export needs: the `params` of the `Autoencoder` and the codebooks."""
+
+  params: Any
+  codebooks: Codebooks
+
+
+@flax.struct.dataclass
+class Quantized:
+  """`codes [B, L]` int32, `latents [B, d]` = Σ_k e_{z_k}, `residuals [L + 1, B, d]`: k enters level k, the last one is left over."""
+
+  codes: jax.Array
+  latents: jax.Array
+  residuals: jax.Array
+
+
+def centroids(codebooks: Codebooks) -> jax.Array:
+  """`[L, C, d]`: e_j = m_j / ((N_j + ε) / (N + Cε) N), N = Σ_j N_j: Laplace smoothing keeps unused codes finite (VQ-VAE, 2017)."""
+  total = codebooks.counts.sum(axis=-1, keepdims=True)
+  size = codebooks.counts.shape[-1]
+  smoothed = (codebooks.counts + LAPLACE_EPSILON) / (total + size * LAPLACE_EPSILON) * total
+  return codebooks.sums / smoothed[..., None]
+
+
+def quantize(tables: jax.Array, latents: jax.Array) -> Quantized:
+  """Nearest centroid level by level: tables `[L, C, d]`, latents `[B, d]`. Gradients reach the residuals, never the tables."""
+  tables = jax.lax.stop_gradient(tables)
+
+  def level(residual, table):
+    # ||r||² is the same for every code. Full precision: a TPU's default bfloat16 product would flip near ties.
+    products = jnp.matmul(residual, table.T, precision=Precision.HIGHEST)
+    distances = jnp.square(table).sum(axis=-1) - 2 * products
+    # The first minimum. XLA's argmin runs on a CPU as a scalar loop, 3 times slower.
+    is_nearest = distances == distances.min(axis=-1, keepdims=True)
+    codes = jnp.where(is_nearest, jnp.arange(len(table), dtype=jnp.int32), len(table)).min(axis=-1)
+    return residual - table[codes], (codes, residual)
+
+  left, (codes, entered) = jax.lax.scan(level, latents, tables)
+  residuals = jnp.concatenate([entered, left[None]])
+  return Quantized(codes=codes.T, latents=jax.lax.stop_gradient(latents - left), residuals=residuals)
+
+
+def straight_through(latents: jax.Array, quantized: jax.Array) -> jax.Array:
+  """The value of `quantized`, the gradient of `latents`."""
+  return latents + jax.lax.stop_gradient(quantized - latents)
+
+
+def update_codebooks(codebooks: Codebooks, quantized: Quantized, weights: jax.Array, decay: float) -> Codebooks:
+  """One EMA step: N_j ← γN_j + (1-γ)n_j, m_j ← γm_j + (1-γ)Σr over the batch's rows of code j, weights `[B]` (0 = padding).
+
+  Cluster means, reading (a) of GR2 2.2; the one-hot products reduce over a sharded batch without a scatter.
+  """
+  size = codebooks.counts.shape[-1]
+  assigned = jax.nn.one_hot(quantized.codes.T, size) * weights[:, None]
+  sums = jnp.einsum("lbc,lbd->lcd", assigned, quantized.residuals[:-1], precision=Precision.HIGHEST)
+  return Codebooks(
+    counts=decay * codebooks.counts + (1 - decay) * assigned.sum(axis=1),
+    sums=decay * codebooks.sums + (1 - decay) * sums,
+  )
+
+
+def rqvae_loss(model: Autoencoder, params: Any, tables: jax.Array, batch: dict[str, jax.Array], beta: float):
+  """||x - x̂||² + β Σ_k ||r_k - sg(e_{z_k})||², mean over rows; the codebook term is absent since the EMA moves the tables.
+
+  Batch: `vectors [B, D]`, `weights [B]` (0 = padding). Returns (loss, (terms, Quantized)); terms are sums over rows.
+  """
+  latents = model.apply({"params": params}, batch["vectors"], method="encode")
+  quantized = quantize(tables, latents)
+  decoded = model.apply({"params": params}, straight_through(latents, quantized.latents), method="decode")
+  weights = batch["weights"]
+  terms = {
+    "reconstruction": (weights * jnp.square(batch["vectors"] - decoded).sum(axis=-1)).sum(),
+    "commitment": (weights * jnp.square(quantized.residuals[1:]).sum(axis=(0, 2))).sum(),
+  }
+  loss = (terms["reconstruction"] + beta * terms["commitment"]) / jnp.maximum(weights.sum(), 1)
+  return loss, (terms, quantized)
+
+
+def start_codebooks(latents: np.ndarray, config: RqVaeConfig, batch_rows: int, seed: int) -> Codebooks:
+  """k-means++ on the residuals, level by level, over at most `kmeans_samples` rows of latents `[N, d]`.
+
+  `batch_rows` scales the counts to those of one batch, the unit of later EMA steps. Where a level has fewer distinct residuals than
+  codes, the codes left over start unused, at the origin.
+  """
+  rng = np.random.default_rng(seed)
+  rows = rng.permutation(len(latents))[: config.kmeans_samples]
+  residuals = np.asarray(latents, np.float32)[rows]
+  scale = batch_rows / len(rows)
+  counts = np.zeros((config.levels, config.codebook_size), np.float32)
+  sums = np.zeros((config.levels, config.codebook_size, residuals.shape[1]), np.float32)
+  for level in range(config.levels):
+    clusters = min(config.codebook_size, len(np.unique(residuals, axis=0)))
+    # One thread: with more, the order of the partial sums, and so the last bits, may change from run to run.
+    with threadpoolctl.threadpool_limits(limits=1), warnings.catch_warnings():
+      warnings.simplefilter("ignore", ConvergenceWarning)  # clusters that stay empty are codes left over, see above
+      fitted = KMeans(clusters, n_init=1, max_iter=50, random_state=seed + level).fit(residuals)
+    counts[level, :clusters] = np.bincount(fitted.labels_, minlength=clusters) * scale
+    sums[level, :clusters] = fitted.cluster_centers_ * counts[level, :clusters, None]
+    residuals = residuals - fitted.cluster_centers_[fitted.labels_]
+  return Codebooks(counts=jnp.asarray(counts), sums=jnp.asarray(sums))

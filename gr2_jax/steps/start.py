@@ -1,0 +1,39 @@
+"""Where a trained stage begins: a fresh state, or another stage's parameters with a fresh optimizer, on the mesh."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from gr2_jax.models.transformer import Decoder, init_boxed
+from gr2_jax.training.checkpoints import Checkpointer
+from gr2_jax.training.mesh import init_sharded, state_shardings
+from gr2_jax.training.state import TrainState, init_state
+
+
+def start_fresh(decoder: Decoder, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh) -> tuple[TrainState, Any]:
+  """(state with random parameters, its shardings)."""
+  return init_sharded(lambda k: init_state(init_boxed(decoder, k), optimizer), key, mesh)
+
+
+def start_from(
+  decoder: Decoder, optimizer: optax.GradientTransformation, checkpoints: Checkpointer, mesh: Mesh
+) -> tuple[TrainState, Any]:
+  """(state with the newest checkpoint's parameters, its shardings); raises what `Checkpointer.load_params` raises."""
+  abstract = jax.eval_shape(lambda k: init_state(init_boxed(decoder, k), optimizer), jax.random.key(0))
+  shardings = state_shardings(abstract, mesh)
+  params = load_params(decoder, checkpoints, mesh)
+  opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
+  return TrainState(step=jnp.zeros((), jnp.int32, device=shardings.step), params=params, opt_state=opt_state), shardings
+
+
+def load_params(decoder: Decoder, checkpoints: Checkpointer, mesh: Mesh) -> Any:
+  """The newest checkpoint's parameters, each array where it belongs on the mesh."""
+  boxed = jax.eval_shape(lambda k: init_boxed(decoder, k), jax.random.key(0))
+  shardings = state_shardings(boxed, mesh)
+  abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings)
+  return checkpoints.load_params(abstract)
+

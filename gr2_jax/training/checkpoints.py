@@ -1,0 +1,149 @@
+"""Checkpoints by Orbax: the state, the position in the data, and a format tag, written together or not at all."""
+
+import functools
+import json
+import logging
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+FORMAT = "gr2_jax.train_state.1"
+
+
+class CheckpointError(RuntimeError):
+  """Checkpoints that exist but cannot be used; the message names the folder and what to do."""
+
+
+class Checkpointer:
+  """The newest `keep` checkpoints of one stage, in `directory/STEP/{state,data,format}`."""
+
+  def __init__(self, directory: str | os.PathLike, keep: int = 2):
+    self.directory = pathlib.Path(directory).absolute()
+    self._keep = keep
+
+  @functools.cached_property
+  def _manager(self) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=self._keep,
+      create=True,
+      cleanup_tmp_directories=True,
+      # On CPU the host copy of a background save may alias a buffer that the next step's donation overwrites.
+      enable_async_checkpointing=jax.default_backend() != "cpu",
+    )
+    return ocp.CheckpointManager(self.directory, options=options)
+
+  def steps(self) -> list[int]:
+    """Steps of the finished checkpoints, oldest first."""
+    if not self.directory.is_dir():
+      return []
+    return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+
+  def save(self, step: int, state: Any, data_state: Any) -> None:
+    """Writes `state` (pytree of arrays) and this process's `data_state` (JSON); every process must call it at the same step."""
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.PyTreeSave(state),
+        data=ocp.args.JsonSave({"positions": _gather_json(data_state)}),
+        format=ocp.args.JsonSave({"format": FORMAT}),
+      ),
+    )
+
+  def restore_latest(self, abstract_state: Any) -> tuple[Any, Any, int] | None:
+    """`(state, data_state, step)` of the newest checkpoint that can be read, or None when there is none.
+
+    `abstract_state`: shapes and dtypes, with shardings where arrays are to be born. A damaged checkpoint is set aside
+    (renamed, not deleted) with a warning. Raises CheckpointError when there are checkpoints and none fits.
+    """
+    failures: dict[int, Exception] = {}
+    for step in reversed(self.steps()):
+      try:
+        state, data_state = self._restore(step, abstract_state)
+      except CheckpointError:
+        raise
+      except Exception as error:  # Orbax and TensorStore report damage as many different types.
+        failures[step] = error
+        continue
+      for damaged, error in failures.items():
+        self._set_aside(damaged, error, used=step)
+      return state, data_state, step
+    if failures:
+      reasons = "; ".join(f"step {step}: {_first_sentence(error)}" for step, error in failures.items())
+      raise CheckpointError(
+        f"{self.directory}: none of the checkpoints fits this state ({reasons}); use another --workdir, "
+        "or move this folder away to start the stage anew"
+      )
+    return None
+
+  def load_params(self, abstract_params: Any) -> Any:
+    """The parameters alone of the newest checkpoint, placed by the shardings of `abstract_params`."""
+    steps = self.steps()
+    if not steps:
+      raise FileNotFoundError(f"{self.directory}: no checkpoint here; run the stage that writes it first")
+    item = {"params": abstract_params}
+    restore = ocp.args.PyTreeRestore(item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      try:
+        return reader.restore(self.directory / str(steps[-1]) / "state", args=restore)["params"]
+      except Exception as error:
+        raise CheckpointError(
+          f"{self.directory}: the parameters of step {steps[-1]} do not fit this model ({_first_sentence(error)}); "
+          "use the config that trained them, or another --workdir"
+        ) from error
+
+  def close(self) -> None:
+    """Waits for saves under way."""
+    if "_manager" in self.__dict__:
+      self._manager.close()
+      del self._manager
+
+  def __enter__(self) -> "Checkpointer":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+  def _restore(self, step: int, abstract_state: Any) -> tuple[Any, Any]:
+    side = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore(), format=ocp.args.JsonRestore()))
+    if side.format["format"] != FORMAT:
+      raise CheckpointError(
+        f"{self.directory}: step {step} has the format {side.format['format']!r}, this version reads {FORMAT!r}; use another --workdir"
+      )
+    positions = side.data["positions"]
+    if len(positions) != jax.process_count():
+      raise CheckpointError(
+        f"{self.directory}: saved by {len(positions)} processes, read by {jax.process_count()}; go on with as many processes"
+      )
+    restore = ocp.args.PyTreeRestore(abstract_state, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state))
+    state = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
+    return state, positions[jax.process_index()]
+
+  def _set_aside(self, step: int, error: Exception, used: int) -> None:
+    folder = self.directory / str(step)
+    aside = self.directory / f"damaged-{step}"
+    logging.warning("%s cannot be read (%s); going on from step %d, the damaged one is now %s", folder, _first_sentence(error), used, aside)
+    if jax.process_index() == 0:
+      folder.rename(aside)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("set aside")
+    self._manager.reload()
+
+
+def _gather_json(value: Any) -> list[Any]:
+  """The values of all processes, in their order: with packing, each stands at another place of its share of the data."""
+  if jax.process_count() == 1:
+    return [value]
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  longest = int(np.max(multihost_utils.process_allgather(np.int32(len(text)))))
+  rows = multihost_utils.process_allgather(np.pad(text, (0, longest - len(text)), constant_values=ord(" ")))
+  return [json.loads(bytes(np.asarray(row, np.uint8))) for row in rows]
+
+
+def _first_sentence(error: Exception) -> str:
+  lines = str(error).splitlines()
+  return lines[0].split(". ")[0][:300] if lines else type(error).__name__

@@ -1,0 +1,123 @@
+"""Progress of a stage: a live bar on a terminal, a plain line every few seconds in a log."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bars
+
+
+class Task:
+  """One bar; made by `Progress.task`."""
+
+  def __init__(self, show, total: int, every: float):
+    self._show = show
+    self._every = every
+    self._began = self._shown = time.monotonic()
+    self._first = 0
+    self.total = total
+    self.done = 0
+    self.values: dict[str, float] = {}
+
+  def start_from(self, done: int) -> None:
+    """Work that an earlier session finished: shown as done, left out of the rate."""
+    self._first = self.done = done
+
+  def update(self, done: int, values: Mapping[str, float] | None = None) -> None:
+    """`done` of `total` units; `values` are the latest metrics and stay until replaced."""
+    self.done = done
+    self.values |= values or {}
+    now = time.monotonic()
+    if self._every == 0 or now - self._shown >= self._every:
+      self._shown = now
+      self._show(self)
+
+  def advance(self, amount: int = 1) -> None:
+    """`amount` more units are done."""
+    self.update(self.done + amount)
+
+  def finish(self) -> None:
+    """Shows the last values, even when they came too early for a line."""
+    self._show(self)
+
+  def rate(self) -> float:
+    """Units a second in this session, 0 before the first."""
+    elapsed = time.monotonic() - self._began
+    return (self.done - self._first) / elapsed if elapsed > 0 else 0.0
+
+  def remaining(self) -> str:
+    """Remaining time at this rate, `-:--` while unknown."""
+    rate = self.rate()
+    return format_seconds((self.total - self.done) / rate) if rate > 0 else "-:--"
+
+  def figures(self) -> str:
+    """The latest metrics on one line."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in self.values.items())
+
+
+class Progress:
+  """The progress of a run. `console` decides whether there is a terminal; `every`: seconds between plain lines."""
+
+  def __init__(self, console: Console | None = None, every: float = 10.0):
+    self.console = console or Console()
+    self._every = every
+    self._bars: Bars | None = None
+
+  def note(self, text: str) -> None:
+    """A line of its own, above the bars."""
+    self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+  @contextmanager
+  def task(self, name: str, total: int, unit: str = "steps") -> Iterator[Task]:
+    """A bar of `total` units while the context lasts; tasks may nest."""
+    if not self.console.is_terminal:
+      task = Task(lambda t: self.note(_plain_line(name, unit, t)), total, self._every)
+      yield task
+      task.finish()
+      return
+    outermost = self._bars is None
+    if outermost:
+      self._bars = _make_bars(self.console)
+      self._bars.start()
+    row = self._bars.add_task(name, total=total, rate="", remaining="", figures="")
+
+    def show(t: Task) -> None:
+      rate, remaining = f"{t.rate():.3g} {unit}/s", f"{t.remaining()} left"
+      self._bars.update(row, completed=t.done, rate=rate, remaining=remaining, figures=t.figures())
+
+    task = Task(show, total, every=0)
+    try:
+      yield task
+      task.finish()
+    finally:
+      if outermost:
+        self._bars.stop()
+        self._bars = None
+
+
+def format_seconds(seconds: float) -> str:
+  """`m:ss` or `h:mm:ss`."""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _plain_line(name: str, unit: str, task: Task) -> str:
+  share = f" ({100 * task.done / task.total:.0f} %)" if task.total else ""
+  head = f"{name}: {task.done}/{task.total} {unit}{share}, {task.rate():.3g}/s, {task.remaining()} left"
+  return f"{head}  {task.figures()}".rstrip()
+
+
+def _make_bars(console: Console) -> Bars:
+  return Bars(
+    TextColumn("{task.description}"),
+    BarColumn(bar_width=24),
+    MofNCompleteColumn(),
+    TextColumn("{task.fields[rate]}"),
+    TextColumn("{task.fields[remaining]}"),
+    TextColumn("{task.fields[figures]}", style="dim", markup=False),
+    console=console,
+    refresh_per_second=4,
+  )

@@ -1,0 +1,102 @@
+"""Metrics to files: JSONL always, TensorBoard when tensorboardX is installed, Weights & Biases on request."""
+
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+
+
+class MetricWriter:
+  """One JSON object a line: `step`, `time` (seconds of work since the start, over interruptions) and the values.
+
+  `path`: the JSONL file; TensorBoard events go to a folder beside it, named after it.
+  `wandb_project`: also log there, under the name `run_name`; raises ImportError with the remedy when wandb is missing.
+  `active`: False on every process but the first; then nothing is written.
+  """
+
+  def __init__(self, path: str | os.PathLike, *, wandb_project: str | None = None, run_name: str | None = None, active: bool = True):
+    self._path = pathlib.Path(path)
+    self._active = active
+    self._began = time.monotonic()
+    self._file = None
+    self._tensorboard = None
+    self._wandb = _start_wandb(wandb_project, run_name or self._path.stem) if active and wandb_project else None
+
+  def resume(self, step: int) -> None:
+    """Drops the lines past `step`, which the steps to come will write again; call it before the first `write`."""
+    if not self._active:
+      return
+    if self._file is not None:
+      self._file.close()
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
+    kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= step]
+    if len(kept) < len(lines):
+      partial = self._path.with_suffix(".partial")
+      partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+      os.replace(partial, self._path)
+    before = json.loads(kept[-1])["time"] if kept else 0.0
+    self._began = time.monotonic() - before
+    self._file = self._path.open("a", encoding="utf-8")
+    self._tensorboard = _start_tensorboard(self._path.with_suffix(""), step)
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Appends one line; NaN and infinities become null, which every JSON reader takes."""
+    if not self._active:
+      return
+    if self._file is None:
+      self.resume(step - 1)
+    line = {"step": step, "time": round(time.monotonic() - self._began, 3)}
+    line |= {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+    self._file.write(json.dumps(line) + "\n")
+    self._file.flush()
+    if self._tensorboard is not None:
+      for name, value in values.items():
+        self._tensorboard.add_scalar(name, float(value), step)
+    if self._wandb is not None:
+      self._wandb.log(dict(values), step=step)
+
+  def close(self) -> None:
+    """Flushes and closes everything."""
+    if self._file is not None:
+      self._file.close()
+      self._file = None
+    if self._tensorboard is not None:
+      self._tensorboard.close()
+      self._tensorboard = None
+    if self._wandb is not None:
+      self._wandb.finish()
+      self._wandb = None
+
+  def __enter__(self) -> "MetricWriter":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+
+def _step_of(line: str) -> int | None:
+  """The line's step; None for a line that a killed process left half-written."""
+  try:
+    return json.loads(line)["step"]
+  except (json.JSONDecodeError, KeyError, TypeError):
+    return None
+
+
+def _start_tensorboard(directory: pathlib.Path, step: int):
+  try:
+    from tensorboardX import SummaryWriter
+  except ImportError:
+    return None
+  # TensorBoard itself hides events at and past purge_step that an earlier session wrote.
+  return SummaryWriter(str(directory), purge_step=step + 1)
+
+
+def _start_wandb(project: str, name: str):
+  try:
+    import wandb
+  except ImportError:
+    raise ImportError("Weights & Biases was asked for but is not installed; run `pip install gr2_jax[wandb]`") from None
+  return wandb.init(project=project, name=name, id=name.replace("/", "-"), resume="allow")

@@ -1,0 +1,108 @@
+"""results.json: its format, its numbers, and what shuffled labels do to it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gr2_jax.evaluation.results import Answers, Order, ResultsError, build_results, load_results, rank_histogram, write_results
+
+
+def make_orders(labels, seed=0, skill=2.0):
+  """Upstream, random, oracle, and a policy that sees the labels through noise, in both presentations."""
+  rng = np.random.default_rng(seed)
+  n, k = labels.shape
+  natural = np.tile(np.arange(k), (n, 1))
+  shuffled = rng.permuted(natural, axis=1)
+
+  def by(scores):
+    return np.argsort(-scores, axis=1, kind="stable")
+
+  answers = {
+    "upstream": Answers(by(skill * labels + rng.normal(size=(n, k))), natural, [None] * n),
+    "shuffled": Answers(by(skill * labels + rng.normal(size=(n, k))), shuffled, [None] * n),
+  }
+  return {
+    "upstream": Order.of(natural),
+    "random": Order.of(shuffled),
+    "oracle": Order.of(by(labels.astype(float))),
+    "policy": Order(answers, {"prompt_tokens": 100.0, "completion_tokens": 12.0, "ms_per_slate": 3.0}),
+  }
+
+
+def make_labels(n=120, k=5, seed=0):
+  return np.eye(k, dtype=int)[np.random.default_rng(seed).integers(k, size=n)]
+
+
+def test_format_and_numbers(tmp_path):
+  labels = make_labels()
+  segments = ["same_day"] * 40 + ["different_day"] * 79 + [None]
+  results = build_results(
+    dataset="toy", seeds=[0], labels=labels, orders=make_orders(labels), segments=segments, train_labels=labels[:10], resamples=500
+  )
+  write_results(tmp_path / "evaluation" / "results.json", results)
+  read = load_results(tmp_path / "evaluation" / "results.json")
+  assert read == json.loads(json.dumps(results))
+  assert read["n"] == 120 and read["orders"]["oracle"]["recall@1"] == 1.0
+  # The upstream order is that of the candidates, so its R@1 is the share of targets at index 0.
+  assert read["orders"]["upstream"]["recall@1"] == pytest.approx(labels[:, 0].mean())
+  lift = read["paired"]["policy_vs_upstream"]["recall@1"]
+  assert lift["delta"] == pytest.approx(read["orders"]["policy"]["recall@1"] - read["orders"]["upstream"]["recall@1"])
+  assert lift["relative"] == pytest.approx(lift["delta"] / read["orders"]["upstream"]["recall@1"])
+  assert lift["ci95"][0] < lift["relative"] < lift["ci95"][1] and 0 < lift["p"] < 0.05
+  assert read["segments"]["same_day"]["n"] == 40 and read["segments"]["different_day"]["n"] == 79
+  assert set(read["presentations"]["policy"]) == {"upstream", "shuffled"} and "random" not in read["presentations"]
+  policy = read["diagnostics"]["policy"]
+  assert policy["valid_rate"] == 1 and 0 < policy["permutation_consistency"] < 1 and "valid_rate" in policy["shuffled"]
+  assert read["diagnostics"]["upstream"]["identity_rate"] == 1
+  assert sum(read["upstream_rank_histogram"]["test"]) == 120 and sum(read["upstream_rank_histogram"]["train"]) == 10
+  assert read["cost"]["policy"]["prompt_tokens"] == 100
+
+
+def test_labels_that_the_policy_never_saw_give_no_lift():
+  orders = make_orders(make_labels(n=200))
+
+  def interval(labels):
+    results = build_results(dataset="toy", seeds=[0], labels=labels, orders=orders, resamples=300)
+    return results["paired"]["policy_vs_upstream"]["mrr"]["delta_ci95"]
+
+  assert interval(make_labels(n=200))[0] > 0
+  # Each of 30 fresh draws of the labels leaves the interval clear of 0 with probability 0.05: 1.5 in all, six or more in 0.3 %.
+  intervals = [interval(make_labels(n=200, seed=seed)) for seed in range(1, 31)]
+  assert sum(low > 0 or high < 0 for low, high in intervals) <= 5
+  # And neither side is favoured: the centres of the intervals fall on both sides of 0.
+  above = sum(low + high > 0 for low, high in intervals)
+  assert 7 <= above <= 23
+
+
+def test_an_undefined_lift_is_null_and_a_tiny_segment_has_none(tmp_path):
+  labels = np.array([[0, 0, 1], [0, 1, 0], [0, 0, 1]])  # upstream never has a hit at rank 1
+  results = build_results(dataset="toy", seeds=[0], labels=labels, orders=make_orders(labels), segments=["a", "b", "b"], resamples=50)
+  lift = results["paired"]["oracle_vs_upstream"]["recall@1"]
+  assert lift["delta"] == 1 and lift["relative"] is None and lift["ci95"] is None
+  assert results["segments"]["a"]["paired"] == {}
+  write_results(tmp_path / "results.json", results)
+
+
+def test_padded_slates():
+  labels = np.array([[1, 0, -1], [0, 0, 1], [0, 1, -1]])
+  assert rank_histogram(labels) == [1, 1, 1]
+  orders = {"upstream": Order.of(np.tile(np.arange(3), (3, 1))), "policy": Order.of(np.array([[0, 1, -1], [2, 1, 0], [1, 0, -1]]))}
+  results = build_results(dataset="toy", seeds=[0], labels=labels, orders=orders, resamples=50)
+  assert results["orders"]["policy"]["recall@1"] == 1.0 and results["diagnostics"]["policy"]["valid_rate"] == 1.0
+
+
+def test_bad_input_is_named(tmp_path):
+  labels = make_labels(4)
+  with pytest.raises(ValueError, match="lack 'upstream'"):
+    build_results(dataset="toy", seeds=[0], labels=labels, orders={})
+  with pytest.raises(ValueError, match=r"policy \(upstream\) has rankings"):
+    build_results(dataset="toy", seeds=[0], labels=labels, orders=make_orders(labels) | {"policy": Order.of(np.zeros((3, 5), int))})
+  with pytest.raises(ResultsError, match="no such file"):
+    load_results(tmp_path / "results.json")
+  (tmp_path / "results.json").write_text("{")
+  with pytest.raises(ResultsError, match="is not JSON"):
+    load_results(tmp_path / "results.json")
+  (tmp_path / "results.json").write_text('{"dataset": "toy", "seeds": [0]}')
+  with pytest.raises(ResultsError, match="n is missing"):
+    load_results(tmp_path / "results.json")

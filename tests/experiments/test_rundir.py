@@ -1,0 +1,230 @@
+"""A run does what is missing, refuses what does not fit, and overwrites nothing."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import sys
+import types
+
+import pytest
+from ml_collections import ConfigDict
+
+from experiments.run import STAGES, choose_stages, execute
+from experiments.rundir import Run, RunError, Stage, check_stages, list_differences, open_run, read_config
+
+CONFIG = {"seed": 3, "data": {"source": "synthetic", "users": 5}, "rl": {"steps": 4, "sizes": (1, 2)}}
+
+
+def config(**changes):
+  made = ConfigDict(CONFIG)
+  made.update_from_flattened_dict(changes)
+  return made
+
+
+DATA = Stage("data", "toy_data", reads=("seed", "data"), files=("data.source",))
+RL = Stage("rl", "toy_rl", reads=("seed", "rl"), inputs=("data",))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+  """The modules of the two stages; `calls` lists what ran, `calls.hooks` what they do besides."""
+
+  class Calls(list):
+    def __init__(self):
+      self.hooks = {}
+
+  made = Calls()
+
+  def stage(name):
+    def run(config, run, progress, stop):
+      made.append(name)
+      made.hooks.get(name, lambda _: None)(stop)
+      run.path(name, "out.txt").write_text(name)
+
+    return types.SimpleNamespace(run=run)
+
+  monkeypatch.setitem(sys.modules, "toy_data", stage("data"))
+  monkeypatch.setitem(sys.modules, "toy_rl", stage("rl"))
+  return made
+
+
+def go(workdir, conf=None, names=None, stages=(DATA, RL)):
+  return execute(conf or config(), str(workdir), names, ["python", "-m", "experiments.run", "--x=a b"], stages)
+
+
+def test_what_a_run_records(tmp_path, calls):
+  assert go(tmp_path / "run") == 0
+  folder = tmp_path / "run"
+  assert json.loads((folder / "config.json").read_text()) == {**CONFIG, "rl": {"steps": 4, "sizes": [1, 2]}}
+  assert read_config(folder).rl.steps == 4
+  versions = json.loads((folder / "versions.json").read_text())
+  assert {"python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "platform", "device_kind", "git_commit"} <= set(
+    versions
+  )
+  assert versions["platform"] == "cpu"
+  assert (folder / "command.txt").read_text().endswith("python -m experiments.run '--x=a b'\n")
+  done = json.loads((folder / "rl" / "done.json").read_text())
+  assert done["outputs"] == ["out.txt"]
+  assert done["seconds"] >= 0
+  assert sorted(p.name for p in (folder / "rl").iterdir()) == ["done.json", "out.txt"]
+
+
+def test_the_same_command_again_skips_what_is_done(tmp_path, calls, capsys):
+  assert go(tmp_path) == 0
+  capsys.readouterr()
+  assert go(tmp_path) == 0
+  assert calls == ["data", "rl"]
+  assert "data: done before in 0:00, skipped" in capsys.readouterr().out
+  assert len((tmp_path / "command.txt").read_text().splitlines()) == 2
+
+
+def test_another_config_lists_what_differs_and_touches_nothing(tmp_path, calls, capsys):
+  go(tmp_path)
+  before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+  assert go(tmp_path, config(**{"rl.steps": 9})) == 1
+  error = capsys.readouterr().err
+  assert "rl.steps: 4 -> 9" in error
+  assert "--workdir" in error
+  assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_folder_that_is_no_run(tmp_path, calls, capsys):
+  (tmp_path / "thesis.txt").write_text("precious")
+  assert go(tmp_path) == 1
+  assert "is not empty and is no run" in capsys.readouterr().err
+  assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+  assert go(tmp_path / "thesis.txt") == 1
+  assert "is a file" in capsys.readouterr().err
+  with pytest.raises(RunError, match="is no run"):
+    read_config(tmp_path)
+
+
+def test_a_config_without_a_seed(tmp_path):
+  with pytest.raises(RunError, match=r"config\.seed is missing"):
+    open_run(tmp_path / "run", ConfigDict({"data": {}}), [])
+
+
+def test_changed_external_files_are_noticed_by_content(tmp_path, calls, capsys):
+  source = tmp_path / "source"
+  source.mkdir()
+  (source / "items.jsonl").write_text("one")
+  conf = config(**{"data.source": str(source)})
+  assert go(tmp_path / "run", conf) == 0
+  (source / "items.jsonl").write_text("one")
+  assert go(tmp_path / "run", conf) == 0
+  (source / "items.jsonl").write_text("two")
+  assert go(tmp_path / "run", conf) == 1
+  error = capsys.readouterr().err
+  assert "files.data.source" in error
+  assert "nothing was overwritten" in error
+  assert calls == ["data", "rl"]
+
+
+def test_changed_code_format_reaches_only_its_stage(tmp_path, calls, capsys):
+  go(tmp_path)
+  newer = dataclasses.replace(RL, format=2)
+  assert go(tmp_path, names=["data"], stages=(DATA, newer)) == 0
+  assert go(tmp_path, stages=(DATA, newer)) == 1
+  assert "format: 1 -> 2" in capsys.readouterr().err
+
+
+def test_a_lost_artifact_is_an_error_not_a_skip(tmp_path, calls, capsys):
+  go(tmp_path)
+  (tmp_path / "data" / "out.txt").unlink()
+  assert go(tmp_path) == 1
+  assert "out.txt of the finished stage 'data' is gone" in capsys.readouterr().err
+
+
+def test_stages_run_in_order_alone_or_after_their_inputs(tmp_path, calls, capsys):
+  assert go(tmp_path / "a", names=["rl"]) == 1
+  assert "stage 'rl' needs the artifacts of data" in (error := capsys.readouterr().err)
+  assert "--stages=data,rl" in error
+  assert not (tmp_path / "a").exists()
+  assert go(tmp_path / "a", names=["data"]) == 0
+  assert go(tmp_path / "a", names=["rl"]) == 0
+  assert go(tmp_path / "b", names=["rl", "data"]) == 0
+  assert calls == ["data", "rl", "data", "rl"]
+
+
+def test_unknown_stage_and_section(tmp_path, calls, capsys):
+  assert go(tmp_path, names=["dta"]) == 1
+  assert "'dta' is no stage, did you mean data?; there are: data, rl" in capsys.readouterr().err
+  assert go(tmp_path, stages=(dataclasses.replace(DATA, reads=("seed", "market")),)) == 1
+  assert "stage 'data' reads config.market, which this config lacks" in capsys.readouterr().err
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_exits_cleanly_and_goes_on(tmp_path, calls, capsys, number, code):
+  def interrupted(stop):
+    os.kill(os.getpid(), number)
+    stop.check()
+
+  calls.hooks["rl"] = interrupted
+  assert go(tmp_path) == code
+  assert "the same command goes on from here" in capsys.readouterr().err
+  assert (tmp_path / "data" / "done.json").exists()
+  assert not (tmp_path / "rl" / "done.json").exists()
+  calls.hooks.clear()
+  assert go(tmp_path) == 0
+  assert calls == ["data", "rl", "rl"]
+
+
+def test_a_signal_that_a_stage_outlives_stops_before_the_next(tmp_path, calls):
+  calls.hooks["data"] = lambda stop: os.kill(os.getpid(), signal.SIGTERM)
+  assert go(tmp_path) == 143
+  assert (tmp_path / "data" / "done.json").exists()
+  assert go(tmp_path) == 0
+  assert calls == ["data", "rl"]
+
+
+def test_a_stage_begun_with_other_inputs_is_not_continued(tmp_path, calls, capsys):
+  calls.hooks["data"] = lambda stop: (_ for _ in ()).throw(RuntimeError("killed"))
+  with pytest.raises(RuntimeError, match="killed"):
+    go(tmp_path)
+  calls.hooks.clear()
+  assert go(tmp_path, stages=(dataclasses.replace(DATA, format=2), RL)) == 1
+  assert "format: 1 -> 2" in capsys.readouterr().err
+  assert go(tmp_path) == 0
+
+
+def test_seconds_count_all_sessions(tmp_path, calls):
+  run = open_run(tmp_path, config(), [])
+  with pytest.raises(RuntimeError), run.open_stage(DATA):
+    raise RuntimeError
+  started = json.loads((tmp_path / "data" / "started.json").read_text())
+  (tmp_path / "data" / "started.json").write_text(json.dumps({**started, "seconds": 100.0}))
+  with run.open_stage(DATA):
+    pass
+  assert run.done("data")["seconds"] >= 100.0
+
+
+def test_a_process_that_is_not_the_first_writes_nothing(tmp_path, calls):
+  open_run(tmp_path, config(), [])
+  before = sorted(tmp_path.rglob("*"))
+  run = open_run(tmp_path, config(), [], main=False)
+  with run.open_stage(DATA):
+    pass
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_list_differences():
+  assert list_differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "e": 4}) == [
+    "a.c: 2 -> 5",
+    "d: 3 -> (none)",
+    "e: (none) -> 4",
+  ]
+
+
+def test_the_pipeline_reads_only_earlier_stages():
+  # With every config key present, running all stages in the listed order satisfies every input.
+  conf = ConfigDict()
+  for key in sorted(key for stage in STAGES for key in (*stage.reads, *stage.files)):
+    *sections, leaf = key.split(".")
+    holder = conf
+    for section in sections:
+      holder = holder[section]
+    holder[leaf] = ConfigDict()
+  check_stages(Run(pathlib.Path("nowhere"), conf), choose_stages(None, STAGES))

@@ -1,0 +1,238 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gr2_jax.models.config import preset
+from gr2_jax.models.transformer import Decoder, init_params
+from gr2_jax.objectives.policy import clipped_policy_loss
+from gr2_jax.rollout.generate import Rollout, make_generate
+from gr2_jax.rollout.sampling import Sampling
+from gr2_jax.steps.rl import Judgement, RlBatch, RlConfig, collect_groups, completion_log_probs, make_rl_update
+from gr2_jax.steps.start import start_fresh
+from gr2_jax.training.mesh import jit_update, make_mesh
+from gr2_jax.training.state import init_state
+
+VOCAB, EOS, PAD = 24, 1, 0
+DECODER = Decoder(preset("test", VOCAB))
+
+
+@pytest.fixture(scope="module")
+def params():
+  return jax.tree.map(lambda x: x * 3.0, init_params(DECODER, jax.random.key(0)))
+
+
+def _batch(seed, num_prompts=3, group=2, prompt_length=6, completion_length=4):
+  """Random groups of random lengths; what stands under the masks is random too, and must not matter."""
+  random = np.random.default_rng(seed)
+  shape = (num_prompts, group, completion_length)
+  lengths = random.integers(1, completion_length + 1, (num_prompts, group, 1))
+  return RlBatch(
+    prompts=random.integers(0, VOCAB, (num_prompts, prompt_length)).astype(np.int32),
+    prompt_mask=np.arange(prompt_length) < random.integers(1, prompt_length + 1, (num_prompts, 1)),
+    completions=random.integers(0, VOCAB, shape).astype(np.int32),
+    completion_mask=np.arange(completion_length) < lengths,
+    behaviour_logps=(-3 + 0.3 * random.normal(size=shape)).astype(np.float32),
+    advantages=random.normal(size=(num_prompts, group)).astype(np.float32),
+    keep=np.arange(num_prompts) != 1,
+  )
+
+
+def _unshared_log_probs(params, batch):
+  """The same by P * G plain rows, each its prompt followed by its completion."""
+  num_prompts, group, length = batch.completions.shape
+  width = batch.prompts.shape[1] + length
+  tokens = np.zeros((num_prompts * group, width), np.int32)
+  places = np.zeros((num_prompts * group, length), np.int32)
+  sizes = np.zeros((num_prompts * group, 1), np.int32)
+  for row in range(num_prompts * group):
+    p, g = divmod(row, group)
+    prompt = batch.prompts[p][batch.prompt_mask[p]]
+    completion = batch.completions[p, g][batch.completion_mask[p, g]]
+    tokens[row, : len(prompt) + len(completion)] = [*prompt, *completion]
+    places[row] = len(prompt) - 1 + np.arange(length)
+    sizes[row] = len(prompt) + len(completion)
+  positions = np.broadcast_to(np.arange(width), tokens.shape)
+  hidden, _ = DECODER.apply({"params": params}, tokens, positions, (positions < sizes).astype(np.int32))
+  log_probs = jax.nn.log_softmax(DECODER.apply({"params": params}, hidden, method="logits"))
+  log_probs = jnp.take_along_axis(log_probs, places[..., None], axis=1)
+  chosen = jnp.take_along_axis(log_probs, batch.completions.reshape(-1, length, 1), axis=-1)
+  return chosen.reshape(batch.completions.shape)
+
+
+def _loss(log_probs, batch):
+  weights = batch.completion_mask * batch.keep[:, None, None]
+  loss = clipped_policy_loss(log_probs, batch.behaviour_logps, batch.advantages, weights)
+  return loss.loss_sum / loss.token_count
+
+
+@pytest.mark.parametrize(
+  "shape",
+  [
+    {},
+    {"num_prompts": 2, "group": 3, "prompt_length": 3, "completion_length": 7},
+    {"num_prompts": 4, "group": 1, "prompt_length": 5},
+    {"num_prompts": 2, "completion_length": 1},
+  ],
+)
+def test_shared_prefix_equals_full_sequences_in_loss_and_gradient(params, shape):
+  batch = _batch(len(shape), **shape)
+  shared = jax.jit(jax.value_and_grad(lambda params: _loss(completion_log_probs(DECODER, params, batch)[0], batch)))
+  unshared = jax.jit(jax.value_and_grad(lambda params: _loss(_unshared_log_probs(params, batch), batch)))
+  (loss, gradient), (expected_loss, expected_gradient) = shared(params), unshared(params)
+  np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+  norm = optax.global_norm(expected_gradient)
+  difference = optax.global_norm(jax.tree.map(jnp.subtract, gradient, expected_gradient))
+  assert norm > 0 and difference <= 1e-5 * norm
+
+
+def test_trainer_log_probs_equal_the_behaviour_log_probs(params):
+  batch = _batch(0, num_prompts=4)
+  for temperature in (1.0, 1.7):
+    run = make_generate(DECODER, group=3, max_new_tokens=5, eos_id=EOS, pad_id=PAD)
+    rollout = run(params, batch.prompts, batch.prompt_mask, jax.random.key(0), Sampling.create(temperature))
+    log_probs, entropy = completion_log_probs(DECODER, params, rollout, temperature)
+    np.testing.assert_allclose(jnp.where(rollout.completion_mask, log_probs - rollout.behaviour_logps, 0), 0, atol=1e-4)
+    np.testing.assert_allclose(jnp.where(rollout.completion_mask, entropy - rollout.entropy, 0), 0, atol=1e-4)
+
+
+def _one_step(config, params, batch):
+  optimizer = optax.adamw(1e-2)
+  return jax.jit(make_rl_update(DECODER, optimizer, config))(init_state(params, optimizer), batch)
+
+
+def test_microbatches_and_unkept_groups_change_nothing(params):
+  batch = _batch(1, num_prompts=4)
+  # SGD's step is the gradient itself.
+  optimizer = optax.sgd(1.0)
+
+  def step(config, batch):
+    return jax.jit(make_rl_update(DECODER, optimizer, config))(init_state(params, optimizer), batch)
+
+  state, metrics = step(RlConfig(), batch)
+  kept = jax.tree.map(lambda x: x[np.array([0, 2, 3])], batch)
+  for other, other_metrics in (step(RlConfig(microbatches=2), batch), step(RlConfig(), kept)):
+    for name, metric in metrics.items():
+      np.testing.assert_allclose(other_metrics[name].sum, metric.sum, rtol=1e-4, atol=1e-5, err_msg=name)
+      assert other_metrics[name].count == metric.count
+    difference = optax.global_norm(jax.tree.map(jnp.subtract, other.params, state.params))
+    assert difference <= 1e-5 * metrics["grad_norm"].sum
+
+
+def test_a_batch_without_kept_groups_leaves_the_parameters(params):
+  batch = _batch(2).replace(keep=np.zeros(3, bool))
+  state, metrics = _one_step(RlConfig(), params, batch)
+  assert metrics["loss"].count == 0 and metrics["loss"].sum == 0
+  jax.tree.map(np.testing.assert_array_equal, state.params, params)
+  assert all(not leaf.any() for leaf in jax.tree.leaves(state.opt_state)), "Adam has not counted a step"
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
+def test_one_step_on_a_mesh_equals_one_device(sizes):
+  optimizer, batch = optax.sgd(1.0), _batch(3, num_prompts=8)
+  key = jax.random.key(7)
+  results = []
+  for mesh in (make_mesh(1, 1, 1, devices=jax.devices()[:1]), make_mesh(*sizes)):
+    state, shardings = start_fresh(DECODER, optimizer, key, mesh)
+    update = jit_update(make_rl_update(DECODER, optimizer, RlConfig()), mesh, shardings)
+    state, metrics = update(state, batch)
+    results.append(jax.device_get((state.params, metrics)))
+  (expected, expected_metrics), (actual, metrics) = results
+  norm = expected_metrics["grad_norm"].sum
+  np.testing.assert_allclose(metrics["loss"].mean(), expected_metrics["loss"].mean(), rtol=1e-5)
+  np.testing.assert_allclose(metrics["grad_norm"].sum, norm, rtol=1e-5)
+  assert optax.global_norm(jax.tree.map(np.subtract, actual, expected)) <= 1e-5 * norm
+
+
+def test_policy_learns_to_emit_one_token():
+  # A bandit: the reward is 1 where the first token is the one that the prompt names. Chance is 1/24.
+  target = {2: 9, 3: 14}
+  prompts = np.array([[2, 5], [3, 5]] * 4, np.int32)
+  wanted = np.array([target[token] for token in prompts[:, 0]])
+  optimizer = optax.adam(1e-2)
+  state = init_state(init_params(DECODER, jax.random.key(0)), optimizer)
+  run = make_generate(DECODER, group=16, max_new_tokens=2, eos_id=EOS, pad_id=PAD)
+  update = jax.jit(make_rl_update(DECODER, optimizer, RlConfig()), donate_argnums=0)
+  rate = []
+  for step in range(40):
+    key = jax.random.fold_in(jax.random.key(1), step)
+
+    def judge(_, rollout):
+      hit = (np.asarray(rollout.completions)[..., 0] == wanted[:, None]).astype(np.float32)
+      return Judgement(hit, hit, np.ones_like(hit, bool))
+
+    batch, metrics = collect_groups(
+      lambda: prompts,
+      lambda tokens, params=state.params, key=key: run(params, tokens, np.ones_like(tokens), key, Sampling.create()),
+      judge,
+      num_prompts=8,
+      max_rounds=1,
+    )
+    rate.append(float(metrics["reward"].mean()))
+    state, update_metrics = update(state, batch)
+    if update_metrics["loss"].count > 0:
+      # The first step on a batch is on-policy: sampler and trainer agree.
+      assert update_metrics["logp_gap"].mean() < 1e-4
+  assert np.mean(rate[:3]) < 0.2 and np.mean(rate[-3:]) > 0.9
+
+
+def _scripted(rewards_by_round):
+  """Rounds of 2 prompts x 2 answers whose rewards are given; the prompt token is the group's running number."""
+  rounds = iter(enumerate(rewards_by_round))
+
+  def rollout_fn(request):
+    number, _ = request
+    zeros = np.zeros((2, 2, 3), np.float32)
+    return Rollout(
+      prompts=np.full((2, 4), 2 * number) + np.arange(2)[:, None],
+      prompt_mask=np.ones((2, 4), bool),
+      completions=zeros.astype(np.int32),
+      completion_mask=zeros == 0,
+      behaviour_logps=zeros,
+      entropy=zeros,
+      finished=np.ones((2, 2), bool),
+    )
+
+  def judge_fn(request, _):
+    rewards = np.array(request[1], np.float32)
+    return Judgement(rewards, rewards, rewards >= 0)
+
+  return lambda: next(rounds), rollout_fn, judge_fn
+
+
+def test_groups_are_refilled_until_the_batch_is_full():
+  # Kept: groups 1, 2, 4, 5; group 0 is all equal, group 3 all invalid. Three are wanted, so 5 is surplus, and round 4 is never asked for.
+  rounds = [[[1, 1], [0, 1]], [[1, 0], [-1, -1]], [[0, 1], [1, 0]], [[0, 1], [0, 1]]]
+  batch, metrics = collect_groups(*_scripted(rounds), num_prompts=3, max_rounds=4)
+  assert batch.prompts[:, 0].tolist() == [1, 2, 4] and batch.keep.all()
+  np.testing.assert_allclose(batch.advantages, [[-1, 1], [1, -1], [-1, 1]], rtol=1e-5)
+  assert metrics["rounds"].sum == 3 and metrics["surplus"].sum == 1
+  assert metrics["kept_fraction"].mean() == pytest.approx(4 / 6)
+  assert metrics["all_equal_fraction"].mean() == pytest.approx(1 / 6)
+  assert metrics["all_invalid_fraction"].mean() == pytest.approx(1 / 6)
+  assert metrics["filled_fraction"].mean() == 1
+
+
+def test_rounds_are_bounded_and_leftover_places_have_weight_zero():
+  batch, metrics = collect_groups(*_scripted([[[1, 1], [0, 1]]] * 5), num_prompts=4, max_rounds=2)
+  assert batch.prompts[:, 0].tolist() == [1, 3, 0, 2]
+  assert batch.keep.tolist() == [True, True, False, False]
+  assert metrics["filled_fraction"].mean() == 0.5 and metrics["rounds"].sum == 2
+
+
+def test_too_few_groups_for_the_batch_never_count_one_twice():
+  batch, _ = collect_groups(*_scripted([[[0, 1], [1, 0]]]), num_prompts=5, max_rounds=1)
+  assert batch.keep.tolist() == [True, True, False, False, False]
+  assert batch.prompts.shape == (5, 4)
+
+
+def test_a_reward_that_is_not_finite_stops_with_its_place():
+  with pytest.raises(ValueError, match=r"rewards\[1, 0\] is nan"):
+    collect_groups(*_scripted([[[0, 1], [np.nan, 1]]]), num_prompts=2, max_rounds=1)
+
+
+@pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"clip_low": 1.5}, {"clip_high": -0.1}, {"microbatches": 0}])
+def test_settings_out_of_range_are_refused(bad):
+  with pytest.raises(ValueError, match="must"):
+    RlConfig(**bad)

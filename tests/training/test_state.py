@@ -1,0 +1,53 @@
+"""Schedules at their corners, and what the optimizer leaves alone."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gr2_jax.training.state import OptimizerConfig, init_state, make_optimizer, make_schedule
+
+
+@pytest.mark.parametrize(
+  ("schedule", "expected"),
+  [
+    # 2 warm-up steps of 10, then 8 steps: half-way (step 6) linear is 1/2, cosine is (1 + cos(pi/2)) / 2 = 1/2.
+    ("constant", [0.0, 0.5, 1.0, 1.0, 1.0]),
+    ("linear", [0.0, 0.5, 1.0, 0.5, 0.0]),
+    ("cosine", [0.0, 0.5, 1.0, 0.5, 0.0]),
+  ],
+)
+def test_schedule(schedule, expected):
+  rate = make_schedule(OptimizerConfig(learning_rate=1.0, schedule=schedule, warmup_steps=2), total_steps=10)
+  np.testing.assert_allclose([rate(s) for s in (0, 1, 2, 6, 10)], expected, atol=1e-6)
+
+
+def test_no_warmup_starts_at_the_full_rate():
+  assert float(make_schedule(OptimizerConfig(learning_rate=0.3, schedule="linear"), 10)(0)) == pytest.approx(0.3)
+
+
+def test_bad_settings_say_what_to_do():
+  with pytest.raises(ValueError, match=r"warmup_steps: 11 of 10 steps"):
+    make_schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=11), 10)
+  with pytest.raises(ValueError, match=r"'exponential' is unknown.*constant"):
+    make_schedule(OptimizerConfig(learning_rate=1.0, schedule="exponential"), 10)
+
+
+def test_decay_moves_weights_but_no_norm_scales():
+  params = {"dense": {"kernel": jnp.ones((2, 2))}, "norm": {"scale": jnp.ones((3, 2))}}
+  optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.5), total_steps=10)
+  state = init_state(params, optimizer)
+  zeros = {"dense": {"kernel": jnp.zeros((2, 2))}, "norm": {"scale": jnp.zeros((3, 2))}}
+  updates, _ = optimizer.update(zeros, state.opt_state, state.params)
+  moved = optax.apply_updates(params, updates)
+  # Zero gradients leave only the decay: 1 - 0.1 * 0.5 * 1 = 0.95.
+  np.testing.assert_allclose(moved["dense"]["kernel"], 0.95, rtol=1e-6)
+  np.testing.assert_array_equal(moved["norm"]["scale"], 1.0)
+
+
+def test_first_adam_step_is_the_rate_whatever_the_gradient():
+  params = {"w": jnp.zeros(2)}
+  optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1), total_steps=10)
+  updates, _ = optimizer.update({"w": jnp.array([300.0, -4.0])}, optimizer.init(params), params)
+  # With bias correction m / sqrt(v) is the sign of the gradient in the first step.
+  np.testing.assert_allclose(updates["w"], [-0.1, 0.1], rtol=1e-3)
