@@ -104,9 +104,9 @@ def base() -> ConfigDict:
       "max_new_tokens": 48,
       "overlong_zone": 8,
       "max_rounds": 3,
-      "updates_per_rollout": 1,
+      "minibatches": 1,  # gradient steps on a rollout batch, each on its share of the prompts
+      "microbatches": 1,  # parts of a gradient step, to save memory
       "temperature": 1.0,
-      "top_p": 1.0,
       "clip_low": 0.2,
       "clip_high": 0.28,
       "presentation": "shuffled",  # or upstream

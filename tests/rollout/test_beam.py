@@ -34,6 +34,13 @@ def setting():
   return params, prompts, mask
 
 
+@jax.jit
+def _all_logits(params, tokens):
+  positions = jnp.arange(tokens.shape[0])[None]
+  hidden, _ = DECODER.apply({"params": params}, tokens[None], positions, jnp.ones_like(positions))
+  return DECODER.apply({"params": params}, hidden, method="logits")[0]
+
+
 def _scores(params, prompt, items):
   """Each item's log-probability by one plain forward pass over prompt and codes."""
   children = {}
@@ -42,14 +49,14 @@ def _scores(params, prompt, items):
       children.setdefault(item[:level], set()).add(item[level])
   scores = {}
   for item in items:
-    tokens = jnp.concatenate([prompt, SID_TOKENS[jnp.arange(LEVELS), jnp.array(item)]])[None]
-    hidden, _ = DECODER.apply({"params": params}, tokens, jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens))
-    logits = DECODER.apply({"params": params}, hidden, method="logits")[0]
+    tokens = np.zeros(5 + LEVELS, np.int32)
+    tokens[: len(prompt) + LEVELS] = [*prompt, *np.asarray(SID_TOKENS)[np.arange(LEVELS), item]]
+    logits = np.asarray(_all_logits(params, tokens))
     total = 0.0
     for level in range(LEVELS):
       codes = sorted(children[item[:level]])
-      level_logits = logits[len(prompt) - 1 + level][SID_TOKENS[level, jnp.array(codes)]]
-      total += float(jax.nn.log_softmax(level_logits)[codes.index(item[level])])
+      legal = logits[len(prompt) - 1 + level][np.asarray(SID_TOKENS)[level, codes]]
+      total += legal[codes.index(item[level])] - np.log(np.exp(legal).sum())
     scores[item] = total
   return sorted(scores.items(), key=lambda pair: -pair[1])
 

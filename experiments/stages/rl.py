@@ -1,0 +1,135 @@
+"""Stage `rl`: group rollouts on training slates, verifiable rewards, DAPO updates; the hacking monitors run at every step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.artifacts import (
+  load_catalogue,
+  load_context,
+  load_log,
+  load_slates,
+  make_decoder,
+  prompt_style,
+  run_mesh,
+  stage_checkpoints,
+  stage_key,
+)
+from experiments.train import begin, train
+from gr2_jax.data.pipelines import make_pipeline
+from gr2_jax.data.schema import DataError
+from gr2_jax.evaluation.features import slate_labels
+from gr2_jax.language.prompts import present
+from gr2_jax.objectives.advantages import group_advantages
+from gr2_jax.rewards.monitors import monitor_answers, monitor_errors
+from gr2_jax.rewards.overlong import soft_overlong_penalty
+from gr2_jax.rewards.verifiable import RewardConfig, compute_rewards
+from gr2_jax.rollout.generate import make_generate
+from gr2_jax.rollout.rerank import parse_completions, render_prompts
+from gr2_jax.rollout.sampling import Sampling
+from gr2_jax.steps.rl import Judgement, RlConfig, collect_groups, make_rl_update
+from gr2_jax.training.mesh import jit_update
+from gr2_jax.training.metric import merge
+
+
+def run(config, run, progress, stop):
+  """Trains the SFT policy; writes checkpoints."""
+  options = config.rl
+  if options.prompts % options.minibatches:
+    raise DataError(f"config.rl.minibatches: {options.minibatches} does not divide config.rl.prompts {options.prompts}")
+  catalogue = load_catalogue(run)
+  context, style = load_context(run, catalogue, load_log(run, catalogue)), prompt_style(run)
+  slates = load_slates(run, catalogue, "train")
+  decoder, mesh = make_decoder(run, context.vocabulary), run_mesh(run)
+  optimizer, state, shardings = begin(decoder, options, mesh, None, stage_checkpoints(run, "sft"))
+  rl_config = RlConfig(
+    clip_low=options.clip_low, clip_high=options.clip_high, temperature=options.temperature, microbatches=options.microbatches
+  )
+  update = _minibatched(jit_update(make_rl_update(decoder, optimizer, rl_config), mesh, shardings), options.minibatches)
+  position = make_pipeline(
+    range(len(slates)),
+    seed=config.seed,
+    batch_size=options.prompts,
+    map_fn=lambda index, rng: {"slate": np.int32(index), "draw": rng.integers(2**31, dtype=np.int64)},
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  get_batch = _make_get_batch(run, slates, decoder, context, style, position)
+  train(run, "rl", state, update, get_batch, position=position, options=options, progress=progress, stop=stop)
+
+
+def _minibatched(update, minibatches):
+  """One rollout batch as several gradient steps, each on its own share of the prompts."""
+  if minibatches == 1:
+    return update
+
+  def run(state, batch):
+    metrics = []
+    for start in range(minibatches):
+      state, found = update(state, jax.tree.map(lambda x, start=start: x[start::minibatches], batch))
+      metrics.append(found)
+    return state, merge(metrics)
+
+  return run
+
+
+def _make_get_batch(run, slates, decoder, context, style, position):
+  """Builds `get_batch(state)`: rounds of prompts, rollouts and rewards until the batch is full of groups that carry a signal."""
+  options, vocabulary = run.config.rl, context.vocabulary
+  generate = make_generate(
+    decoder, group=options.group, max_new_tokens=options.max_new_tokens, eos_id=vocabulary.eos_id, pad_id=vocabulary.pad_id
+  )
+  sampling = Sampling.create(options.temperature)
+  judge = _make_judge(options)
+  labels = slate_labels(slates)
+  width = labels.shape[1]
+  # One length for all prompts: an order of candidates changes none, so nothing is compiled later.
+  in_order = [np.arange(len(slate.candidates)) for slate in slates]
+  length = render_prompts(slates, in_order, context, style).tokens.shape[1]
+
+  def next_prompts():
+    drawn = next(position)
+    chosen = [slates[i] for i in drawn["slate"]]
+    shown = [
+      present(len(s.candidates), options.presentation, (run.config.seed, int(i), int(d)))
+      for s, i, d in zip(chosen, drawn["slate"], drawn["draw"], strict=True)
+    ]
+    return drawn["slate"], chosen, shown, render_prompts(chosen, shown, context, style, length=length)
+
+  def get_batch(state):
+    step_key = jax.random.fold_in(stage_key(run, "rl"), int(state.step))
+    monitors = []
+
+    def rollout_fn(prompts):
+      key = jax.random.fold_in(step_key, len(monitors))
+      return generate(state.params, prompts[3].tokens, prompts[3].mask, key, sampling)
+
+    def judge_fn(prompts, rollout):
+      indices, chosen, shown, _ = prompts
+      rankings, errors, _ = parse_completions(np.asarray(rollout.completions), chosen, shown, context, style)
+      rankings = np.pad(rankings, ((0, 0), (0, 0), (0, width - rankings.shape[-1])), constant_values=-1)
+      shown = np.stack([np.concatenate([order, np.arange(len(order), width)]) for order in shown])
+      judgement, found = judge(rankings, labels[indices], shown, rollout.completion_mask)
+      monitors.append(found | monitor_errors(errors))
+      return judgement
+
+    batch, metrics = collect_groups(next_prompts, rollout_fn, judge_fn, num_prompts=options.prompts, max_rounds=options.max_rounds)
+    return batch, merge(monitors) | metrics
+
+  return get_batch
+
+
+def _make_judge(options):
+  """Builds the compiled `judge(rankings, labels, shown, completion_mask) -> (Judgement, monitors)`."""
+  reward_config = RewardConfig(**options.reward)
+  reward_config.to_options()  # an unknown choice is an error before anything is rolled out
+
+  @jax.jit
+  def judge(rankings, labels, shown, completion_mask):
+    rewards = compute_rewards(reward_config, rankings, labels, shown, mask=labels >= 0)
+    lengths = jnp.sum(completion_mask, axis=-1)
+    shaped = rewards.total + soft_overlong_penalty(lengths, options.max_new_tokens, options.overlong_zone)
+    _, keep = group_advantages(shaped, rewards.rank_raw)
+    return Judgement(shaped, rewards.rank_raw, rewards.format > 0), monitor_answers(rewards, rankings, shown, lengths, keep)
+
+  return judge
