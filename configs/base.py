@@ -13,7 +13,6 @@ from gr2_jax.semantic_ids.rqvae import RqVaeConfig
 from gr2_jax.teachers.scripted import TeacherWeights
 from gr2_jax.training.state import OptimizerConfig
 
-
 UNSET = config_dict.placeholder(float)
 
 
@@ -28,98 +27,102 @@ def optimizer(learning_rate: float, **changes) -> ConfigDict:
 
 def base() -> ConfigDict:
   """The main line at GR2's published constants where there are any (reference values in the comments)."""
-  return ConfigDict({
-    "name": "base",
-    "seed": 0,
-    "distributed": False,  # jax.distributed.initialize() before anything else
-    "wandb_project": "",
-    "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-    "data": {
-      "source": "synthetic",  # or a folder with items.jsonl[.gz], interactions.jsonl[.gz] (and slates_*.jsonl[.gz]), or tfds:beauty
-      "manual_dir": "",
-      "on_error": "stop",  # or skip: count bad lines, list them in RUN/data/bad_lines.jsonl, leave them out
-      "max_history": 50,
-      "market_seed": 0,
-      "market": section(MarketConfig()),
-    },
-    "tokenize": {
-      "vectors": "",  # a .npy file of item vectors; empty: TF-IDF + SVD of the items' text
-      "dim": 256,
-      "rqvae": section(RqVaeConfig()),
-      "training": {"epochs": 500, "batch_size": 2048, "learning_rate": 1e-3, "report_every": 10},
-      "last_level": "random",
-      "allow_collisions": False,
-      "text_pieces": 4096,
-      "num_candidates": 32,
-    },
-    "model": {"preset": "tiny"},
-    "midtrain": {
-      "mixture": section(Mixture()),
-      "corpus_epochs": 64,
-      "max_history": 20,
-      "batch_size": 32,
-      "row_length": 256,
-      "steps": 1000,
-      "optimizer": optimizer(1e-3, schedule="cosine", warmup_steps=50, weight_decay=0.01),
-      "save_every": 500,
-      "log_every": 20,
-      # New token rows first, the rest held still: what a pretrained backbone needs (OneRec-Think: lr 5e-4). 0 steps: left out.
-      "warmup_rows": {"steps": 0, "optimizer": optimizer(5e-4), "save_every": 500, "log_every": 20},
-      "beams": 20,
-      "eval_users": 0,  # 0: all of them
-    },
-    "slates": {
-      "source": "log",  # the source's own slates; or ctr (legacy ranker, cross-fitted), or beam (the mid-trained model)
-      "size": 10,
-      "folds": 4,
-      "per_user": 3,
-      "ctr": section(CtrConfig()),
-      "beams": 20,
-      "validation_share": 0.15,
-    },
-    "prompt": section(PromptStyle()),
-    "traces": {
-      "sampling": "rejection",  # or targeted
-      "attempts": 8,
-      "temperature": 0.8,
-      "presentation": "shuffled",
-      "max_slates": 0,  # 0: all training slates
-      "teacher": section(TeacherWeights()),
-    },
-    "sft": {
-      "reasoning_weight": 0.1,  # λ_r < λ_o, Eq 3
-      "answer_weight": 1.0,
-      "presentation": "shuffled",
-      "batch_size": 16,
-      "row_length": 512,
-      "steps": 500,
-      "optimizer": optimizer(1e-3, schedule="cosine", warmup_steps=20, weight_decay=0.01),
-      "save_every": 200,
-      "log_every": 10,
-    },
-    "rl": {
-      "steps": 100,
-      "prompts": 16,
-      "group": 8,
-      "max_new_tokens": 48,
-      "overlong_zone": 8,
-      "max_rounds": 3,
-      "minibatches": 1,  # gradient steps on a rollout batch, each on its share of the prompts
-      "microbatches": 1,  # parts of a gradient step, to save memory
-      "temperature": 1.0,
-      "clip_low": 0.2,
-      "clip_high": 0.28,
-      "presentation": "shuffled",  # or upstream
-      "reward": section(RewardConfig(), alpha=UNSET, invalid=UNSET),  # unset: the condition's published values
-      "optimizer": optimizer(1e-4, warmup_steps=5),
-      "save_every": 25,
-      "log_every": 1,
-    },
-    "evaluation": {
-      "batch_size": 64,
-      "max_slates": 0,  # 0: all test slates
-      "gain": "exponential",
-      "resamples": 10_000,
-      "shuffles": 2,  # shuffled presentations, beside the upstream one
-    },
-  })
+  return ConfigDict(
+    {
+      "name": "base",
+      "seed": 0,
+      "distributed": False,  # jax.distributed.initialize() before anything else
+      "wandb_project": "",
+      "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+      "data": {
+        "source": "synthetic",  # or a folder with items.jsonl[.gz], interactions.jsonl[.gz] (and slates_*.jsonl[.gz]), or tfds:beauty
+        "manual_dir": "",
+        "on_error": "stop",  # or skip: count bad lines, list them in RUN/data/bad_lines.jsonl, leave them out
+        "max_history": 50,
+        "market_seed": 0,
+        "market": section(MarketConfig()),
+      },
+      "tokenize": {
+        "vectors": "",  # a .npy file of item vectors; empty: TF-IDF + SVD of the items' text
+        "dim": 256,
+        "rqvae": section(RqVaeConfig()),
+        "training": {"epochs": 500, "batch_size": 2048, "learning_rate": 1e-3, "report_every": 10},
+        "last_level": "random",
+        "allow_collisions": False,
+        "text_pieces": 4096,
+        "num_candidates": 32,
+      },
+      "model": {"preset": "tiny"},
+      "midtrain": {
+        "mixture": section(Mixture()),
+        "corpus_epochs": 64,
+        "max_history": 20,
+        "batch_size": 32,
+        "row_length": 256,
+        "steps": 1000,
+        "optimizer": optimizer(1e-3, schedule="cosine", warmup_steps=50, weight_decay=0.01),
+        "save_every": 500,
+        "log_every": 20,
+        # New token rows first, the rest held still: what a pretrained backbone needs (OneRec-Think: lr 5e-4). 0 steps: left out.
+        "warmup_rows": {"steps": 0, "optimizer": optimizer(5e-4), "save_every": 500, "log_every": 20},
+        "beams": 20,
+        "eval_users": 0,  # 0: all of them
+      },
+      "slates": {
+        "source": "log",  # the source's own slates; or ctr (legacy ranker, cross-fitted), or beam (the mid-trained model)
+        "size": 10,
+        "folds": 4,
+        "per_user": 3,
+        "ctr": section(CtrConfig()),
+        "beams": 20,
+        "validation_share": 0.15,
+      },
+      "prompt": section(PromptStyle()),
+      # slate: every answer is a full permutation by construction, with the same mask in every loss; none: free answers, strict parser.
+      "decoding": {"constraint": "none"},
+      "traces": {
+        "sampling": "rejection",  # or targeted
+        "attempts": 8,
+        "temperature": 0.8,
+        "presentation": "shuffled",
+        "max_slates": 0,  # 0: all training slates
+        "teacher": section(TeacherWeights()),
+      },
+      "sft": {
+        "reasoning_weight": 0.1,  # λ_r < λ_o, Eq 3
+        "answer_weight": 1.0,
+        "presentation": "shuffled",
+        "batch_size": 16,
+        "row_length": 512,
+        "steps": 500,
+        "optimizer": optimizer(1e-3, schedule="cosine", warmup_steps=20, weight_decay=0.01),
+        "save_every": 200,
+        "log_every": 10,
+      },
+      "rl": {
+        "steps": 100,
+        "prompts": 16,
+        "group": 8,
+        "max_new_tokens": 48,
+        "overlong_zone": 8,
+        "max_rounds": 3,
+        "minibatches": 1,  # gradient steps on a rollout batch, each on its share of the prompts
+        "microbatches": 1,  # parts of a gradient step, to save memory
+        "temperature": 1.0,
+        "clip_low": 0.2,
+        "clip_high": 0.28,
+        "presentation": "shuffled",  # or upstream
+        "reward": section(RewardConfig(), alpha=UNSET, invalid=UNSET),  # unset: the condition's published values
+        "optimizer": optimizer(1e-4, warmup_steps=5),
+        "save_every": 25,
+        "log_every": 1,
+      },
+      "evaluation": {
+        "batch_size": 64,
+        "max_slates": 0,  # 0: all test slates
+        "gain": "exponential",
+        "resamples": 10_000,
+        "shuffles": 2,  # shuffled presentations, beside the upstream one
+      },
+    }
+  )

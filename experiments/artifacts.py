@@ -12,12 +12,13 @@ from jax.sharding import Mesh
 from experiments.rundir import Run
 from gr2_jax.data.cooccurrence import TransitionCounts
 from gr2_jax.data.jsonl import read_interactions, read_items, read_slates
-from gr2_jax.data.schema import Catalogue, History, Slate
+from gr2_jax.data.schema import Catalogue, DataError, History, Slate
 from gr2_jax.data.splits import Split, leave_one_out
 from gr2_jax.language.prompts import PromptContext, PromptStyle, mine_priming
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder
+from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.semantic_ids.table import SemanticIDTable
 from gr2_jax.steps.start import load_params
 from gr2_jax.training.checkpoints import Checkpointer
@@ -67,6 +68,19 @@ def prompt_style(run: Run) -> PromptStyle:
   return PromptStyle(**run.config.prompt)
 
 
+def slate_constraint(run: Run, vocabulary: Vocabulary) -> SlateConstraint | None:
+  """The decoding constraint of SFT, RL and evaluation, or None for free answers under the strict parser."""
+  name = run.config.decoding.constraint
+  if name not in ("slate", "none"):
+    raise DataError(f"config.decoding.constraint: {name!r} is not known; choose slate or none")
+  if name == "none":
+    return None
+  try:
+    return SlateConstraint(vocabulary, prompt_style(run))
+  except ValueError as error:
+    raise DataError(f"config.decoding.{error}, or decoding.constraint='none'") from None
+
+
 def make_decoder(run: Run, vocabulary: Vocabulary) -> Decoder:
   return Decoder(preset(run.config.model.preset, vocabulary.size))
 
@@ -95,7 +109,9 @@ def metric_writer(run: Run, name: str) -> MetricWriter:
 
 
 def load_utilities(run: Run, split: str) -> np.ndarray | None:
-  """True utilities `[n, K]` of a synthetic market's slates; None for real data."""
+  """True utilities `[n, K]` of a synthetic market's own slates; None for real data and for slates that were built here."""
+  if run.config.slates.source != "log":
+    return None
   path = run.path("data", f"utilities_{split}.npy")
   return np.load(path) if path.exists() else None
 

@@ -10,11 +10,12 @@ import importlib
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from experiments.check import check_values
 from experiments.flags import ConfigError, define_config, parse_flags
 from experiments.rundir import Run, RunError, Stage, check_stages, open_run
 from gr2_jax.data.schema import DataError
@@ -30,14 +31,16 @@ STAGES = (
   Stage(
     "sft",
     "experiments.stages.sft",
-    reads=("seed", "model", "mesh", "prompt", "sft"),
+    reads=("seed", "model", "mesh", "prompt", "decoding", "sft"),
     inputs=("data", "tokenize", "midtrain", "slates", "traces"),
   ),
-  Stage("rl", "experiments.stages.rl", reads=("seed", "model", "mesh", "prompt", "rl"), inputs=("data", "tokenize", "slates", "sft")),
+  Stage(
+    "rl", "experiments.stages.rl", reads=("seed", "model", "mesh", "prompt", "decoding", "rl"), inputs=("data", "tokenize", "slates", "sft")
+  ),
   Stage(
     "evaluation",
     "experiments.stages.evaluation",
-    reads=("seed", "model", "prompt", "evaluation"),
+    reads=("seed", "model", "prompt", "decoding", "evaluation"),
     inputs=("data", "tokenize", "slates", "sft", "rl"),
   ),
 )
@@ -74,9 +77,17 @@ def run_stages(run: Run, stages: Sequence[Stage], progress: Progress, stop: Stop
 
 
 def execute(
-  config: ConfigDict, workdir: str | None, names: Sequence[str] | None, command: Sequence[str], known: Sequence[Stage] = STAGES
+  config: ConfigDict,
+  workdir: str | None,
+  names: Sequence[str] | None,
+  command: Sequence[str],
+  known: Sequence[Stage] = STAGES,
+  check: Callable[[ConfigDict], None] | None = None,
 ) -> int:
-  """The program behind the flags, over the stages `known`; returns the exit code and prints what went wrong."""
+  """The program behind the flags, over the stages `known`; returns the exit code and prints what went wrong.
+
+  `check` raises ConfigError for values that the stages could not use.
+  """
   logging.set_verbosity(logging.WARNING)  # Orbax tells every read and write at INFO
   progress = Progress()
   try:
@@ -84,6 +95,8 @@ def execute(
       raise RunError("--workdir is missing; for example --workdir=runs/quickstart")
     stages = choose_stages(names, known)
     check_stages(Run(pathlib.Path(workdir), config), stages)
+    if check is not None:
+      check(config)
     run = _open_everywhere(workdir, config, command)
     if run.main:
       _print_header(run, stages, progress)
@@ -92,13 +105,22 @@ def execute(
   except Interrupted as error:
     print(error, file=sys.stderr)
     return error.exit_code
-  except (RunError, ConfigError, DataError) as error:
+  except (RunError, ConfigError, DataError, *_stage_errors()) as error:
     print(f"ERROR: {error}", file=sys.stderr)
     return 1
   card = run.path("evaluation", "card.md")
   if run.main and card.exists():
     progress.note(f"The table, with data, seeds and versions: {card}")
   return 0
+
+
+def _stage_errors() -> tuple[type[Exception], ...]:
+  """What stages raise with a message that says all; imported here, since it brings JAX along."""
+  from gr2_jax.evaluation.results import ResultsError
+  from gr2_jax.training.checkpoints import CheckpointError
+  from gr2_jax.training.loop import DivergedError
+
+  return CheckpointError, DivergedError, ResultsError
 
 
 def _open_everywhere(workdir: str, config: ConfigDict, command: Sequence[str]) -> Run:
@@ -143,7 +165,8 @@ def main(argv: Sequence[str]) -> int:
   if len(argv) > 1:
     print(f"ERROR: {argv[1]!r} is no flag; write --stages=a,b and --config.key=value", file=sys.stderr)
     return 1
-  return execute(_CONFIG.value, _WORKDIR.value, _STAGES.value, ["python", "-m", "experiments.run", *sys.argv[1:]])
+  command = ["python", "-m", "experiments.run", *sys.argv[1:]]
+  return execute(_CONFIG.value, _WORKDIR.value, _STAGES.value, command, check=check_values)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from gr2_jax.data.schema import DataError
+
 PACKAGES = ("gr2_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -98,7 +100,8 @@ class Run:
   def open_stage(self, stage: Stage) -> Iterator[None]:
     """Marks the stage as begun, and as done when the body ends without an exception.
 
-    The seconds in `done.json` are those of all sessions that worked on it.
+    The seconds in `done.json` are those of all sessions that worked on it. A stage that refused its input before it had a
+    checkpoint counts as not begun, so that the input can be mended and the command given again.
     """
     reads = self.inputs_of(stage)
     started = self.path(stage.name, "started.json")
@@ -108,8 +111,10 @@ class Run:
     began = time.monotonic()
     try:
       yield
-    except BaseException:
-      if self.main:
+    except BaseException as error:
+      if self.main and isinstance(error, DataError) and not any(path.is_dir() for path in started.parent.iterdir()):
+        started.unlink()
+      elif self.main:
         write_json(started, {"reads": reads, "seconds": seconds + time.monotonic() - began})
       raise
     if self.main:
@@ -143,8 +148,8 @@ def check_stages(run: Run, stages: Sequence[Stage]) -> None:
 def open_run(workdir: str | os.PathLike, config: ConfigDict, command: Sequence[str], *, main: bool = True) -> Run:
   """Opens the run at `workdir`, or begins one there; writes `config.json`, `versions.json` and a line of `command.txt`.
 
-  Raises RunError for a folder that is no run, for the run of another config (listing the keys that differ), and for a
-  config without a seed.
+  Raises RunError for a folder that is no run, for the run of another config (listing the keys that differ) of which a stage was
+  begun, and for a config without a seed.
   """
   directory = pathlib.Path(workdir)
   resolved = _config_to_json(config)
@@ -155,7 +160,8 @@ def open_run(workdir: str | os.PathLike, config: ConfigDict, command: Sequence[s
     raise RunError(f"{directory} is a file; use another --workdir")
   saved = directory / "config.json"
   if saved.exists():
-    _check_same_config(saved, resolved)
+    if any(directory.glob("*/started.json")) or any(directory.glob("*/done.json")):
+      _check_same_config(saved, resolved)
   elif directory.exists() and any(directory.iterdir()):
     raise RunError(f"{directory} is not empty and is no run (it has no config.json); use another --workdir")
   if main:
@@ -242,9 +248,10 @@ def _record(directory: pathlib.Path, resolved: dict[str, Any], command: Sequence
   with (directory / "command.txt").open("a", encoding="utf-8") as file:
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     file.write(f"{stamp} {shlex.join(command)}\n" + "".join(f"{stamp} # {change}\n" for change in changes))
-  # Last, since it is what makes the folder a run.
-  if not (directory / "config.json").exists():
-    write_json(directory / "config.json", resolved)
+  # Last, since it is what makes the folder a run; another one stands there only where no stage was begun with it.
+  config_path = directory / "config.json"
+  if not config_path.exists() or json.loads(config_path.read_text(encoding="utf-8")) != resolved:
+    write_json(config_path, resolved)
 
 
 def _config_to_json(config: ConfigDict) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from experiments.artifacts import metric_writer, stage_checkpoints
 from experiments.rundir import Run
 from gr2_jax.models.transformer import Decoder
+from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.steps.lm import make_lm_update
 from gr2_jax.steps.start import start_fresh, start_from
 from gr2_jax.training.checkpoints import Checkpointer
@@ -38,13 +39,16 @@ def train_lm(
   part_names: Sequence[str],
   part_weights: Sequence[float],
   new_rows_from: int | None = None,
+  constraint: SlateConstraint | None = None,
   name: str = "checkpoints",
   progress,
   stop,
 ) -> Any:
   """Trains on packed rows of likelihood parts and returns the parameters; checkpoints lie in `RUN/stage/name`."""
   optimizer, state, shardings = begin(decoder, options, mesh, key, init)
-  update = make_lm_update(decoder, optimizer, part_names=part_names, part_weights=part_weights, new_rows_from=new_rows_from)
+  update = make_lm_update(
+    decoder, optimizer, part_names=part_names, part_weights=part_weights, new_rows_from=new_rows_from, constraint=constraint
+  )
   label = stage if name == "checkpoints" else f"{stage} ({name})"
   return train(
     run,
@@ -61,7 +65,9 @@ def train_lm(
   ).params
 
 
-def train(run: Run, stage: str, state, update: Callable, get_batch: Callable, *, position, options, progress, stop, name="checkpoints", label=None):
+def train(
+  run: Run, stage: str, state, update: Callable, get_batch: Callable, *, position, options, progress, stop, name="checkpoints", label=None
+):
   """The loop with this run's files: checkpoints in `RUN/stage/name`, metrics in `RUN/metrics`."""
   metrics = stage if name == "checkpoints" else f"{stage}_{name}"
   with progress.task(label or stage, options.steps) as task, metric_writer(run, metrics) as writer:

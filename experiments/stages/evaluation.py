@@ -3,7 +3,6 @@
 import json
 import time
 
-import jax
 import numpy as np
 
 from experiments.artifacts import (
@@ -15,6 +14,7 @@ from experiments.artifacts import (
   load_utilities,
   make_decoder,
   prompt_style,
+  slate_constraint,
   stage_key,
 )
 from gr2_jax.data.cooccurrence import ItemCounts, TransitionCounts
@@ -47,8 +47,16 @@ def run(config, run, progress, stop):
 
   context, style = load_context(run, catalogue, log), prompt_style(run)
   decoder = make_decoder(run, context.vocabulary)
+  generate = make_generate(  # compiled once for both
+    decoder,
+    group=1,
+    max_new_tokens=config.rl.max_new_tokens,
+    eos_id=context.vocabulary.eos_id,
+    pad_id=context.vocabulary.pad_id,
+    constraint=slate_constraint(run, context.vocabulary),
+  )
   for name, stage in (("sft", "sft"), ("policy", "rl")):
-    orders[name] = _policy_order(run, name, load_policy(run, stage, decoder), decoder, test, context, style, progress, stop)
+    orders[name] = _policy_order(run, name, load_policy(run, stage, decoder), generate, test, context, style, progress, stop)
   timed = any(slate.timestamp is not None for slate in test)
   results = build_results(
     dataset=config.name,
@@ -90,12 +98,9 @@ def _classical_orders(run, catalogue, log, slates, labels):
   return {name: Order.of(ranking) for name, ranking in rankings.items()}
 
 
-def _policy_order(run, name, params, decoder, slates, context, style, progress, stop):
+def _policy_order(run, name, params, generate, slates, context, style, progress, stop):
   """Greedy answers in the upstream presentation and in shuffled ones; the first presentation is timed after its compilation."""
-  options, vocabulary = run.config.evaluation, context.vocabulary
-  generate = make_generate(
-    decoder, group=1, max_new_tokens=run.config.rl.max_new_tokens, eos_id=vocabulary.eos_id, pad_id=vocabulary.pad_id
-  )
+  options = run.config.evaluation
   presentations = {"upstream": ("upstream", 0)} | {f"shuffled_{i + 1}": ("shuffled", i) for i in range(options.shuffles)}
   width = max(len(slate.candidates) for slate in slates)
   answers, cost = {}, None
@@ -107,26 +112,25 @@ def _policy_order(run, name, params, decoder, slates, context, style, progress, 
         task.update(number * len(slates) + done)
         stop.check()
 
-      rank = lambda chosen, orders, on_progress=None: rank_slates(
+      began = time.perf_counter()
+      ranked = rank_slates(
         generate,
         params,
-        chosen,
-        orders,
+        slates,
+        shown,
         context,
         style,
         batch_size=options.batch_size,
         key=stage_key(run, "evaluation"),
         on_progress=on_progress,
       )
-      began = time.perf_counter()
-      ranked = rank(slates, shown, on_progress)
       seconds = time.perf_counter() - began
       padded = np.stack([np.concatenate([order, np.arange(len(order), width)]) for order in shown])
       answers[presentation] = Answers(ranked.rankings, padded, ranked.errors)
       if cost is None:
         cost = {"prompt_tokens": float(ranked.prompt_tokens.mean()), "completion_tokens": float(ranked.completion_tokens.mean())}
         if run.main:
-          _write_answers(run.path("evaluation", f"answers_{name}.jsonl"), slates, ranked, vocabulary)
+          _write_answers(run.path("evaluation", f"answers_{name}.jsonl"), slates, ranked, context.vocabulary)
       else:
         cost["ms_per_slate"] = 1000 * seconds / len(slates)
   return Order(answers, cost)

@@ -12,12 +12,12 @@ from experiments.artifacts import (
   make_decoder,
   prompt_style,
   run_mesh,
+  slate_constraint,
   stage_checkpoints,
   stage_key,
 )
 from experiments.train import begin, train
 from gr2_jax.data.pipelines import make_pipeline
-from gr2_jax.data.schema import DataError
 from gr2_jax.evaluation.features import slate_labels
 from gr2_jax.language.prompts import present
 from gr2_jax.objectives.advantages import group_advantages
@@ -35,8 +35,6 @@ from gr2_jax.training.metric import merge
 def run(config, run, progress, stop):
   """Trains the SFT policy; writes checkpoints."""
   options = config.rl
-  if options.prompts % options.minibatches:
-    raise DataError(f"config.rl.minibatches: {options.minibatches} does not divide config.rl.prompts {options.prompts}")
   catalogue = load_catalogue(run)
   context, style = load_context(run, catalogue, load_log(run, catalogue)), prompt_style(run)
   slates = load_slates(run, catalogue, "train")
@@ -45,7 +43,10 @@ def run(config, run, progress, stop):
   rl_config = RlConfig(
     clip_low=options.clip_low, clip_high=options.clip_high, temperature=options.temperature, microbatches=options.microbatches
   )
-  update = _minibatched(jit_update(make_rl_update(decoder, optimizer, rl_config), mesh, shardings), options.minibatches)
+  update = _minibatched(
+    jit_update(make_rl_update(decoder, optimizer, rl_config, slate_constraint(run, context.vocabulary)), mesh, shardings),
+    options.minibatches,
+  )
   position = make_pipeline(
     range(len(slates)),
     seed=config.seed,
@@ -77,7 +78,12 @@ def _make_get_batch(run, slates, decoder, context, style, position):
   """Builds `get_batch(state)`: rounds of prompts, rollouts and rewards until the batch is full of groups that carry a signal."""
   options, vocabulary = run.config.rl, context.vocabulary
   generate = make_generate(
-    decoder, group=options.group, max_new_tokens=options.max_new_tokens, eos_id=vocabulary.eos_id, pad_id=vocabulary.pad_id
+    decoder,
+    group=options.group,
+    max_new_tokens=options.max_new_tokens,
+    eos_id=vocabulary.eos_id,
+    pad_id=vocabulary.pad_id,
+    constraint=slate_constraint(run, vocabulary),
   )
   sampling = Sampling.create(options.temperature)
   judge = _make_judge(options)
@@ -102,7 +108,7 @@ def _make_get_batch(run, slates, decoder, context, style, position):
 
     def rollout_fn(prompts):
       key = jax.random.fold_in(step_key, len(monitors))
-      return generate(state.params, prompts[3].tokens, prompts[3].mask, key, sampling)
+      return generate(state.params, prompts[3].tokens, prompts[3].mask, key, sampling, None, prompts[3].references)
 
     def judge_fn(prompts, rollout):
       indices, chosen, shown, _ = prompts

@@ -2,10 +2,20 @@
 
 import jax
 
-from experiments.artifacts import load_catalogue, load_context, load_log, load_slates, make_decoder, prompt_style, run_mesh, stage_checkpoints, stage_key
+from experiments.artifacts import (
+  load_catalogue,
+  load_context,
+  load_log,
+  load_slates,
+  make_decoder,
+  prompt_style,
+  run_mesh,
+  slate_constraint,
+  stage_checkpoints,
+  stage_key,
+)
 from experiments.train import train_lm
 from gr2_jax.data.pipelines import make_pipeline
-from gr2_jax.data.schema import DataError
 from gr2_jax.language.answers import render_answer
 from gr2_jax.language.prompts import present, render_prompt
 from gr2_jax.teachers.sampling import read_traces
@@ -14,10 +24,6 @@ from gr2_jax.teachers.sampling import read_traces
 def run(config, run, progress, stop):
   """Trains the mid-trained model on prompt + trace, loss on the assistant's tokens only; writes checkpoints."""
   options = config.sft
-  if not 0 <= options.reasoning_weight < options.answer_weight:
-    raise DataError(
-      f"config.sft: reasoning_weight {options.reasoning_weight} must be below answer_weight {options.answer_weight} (Eq 3: λ_r < λ_o)"
-    )
   catalogue = load_catalogue(run)
   context, style = load_context(run, catalogue, load_log(run, catalogue)), prompt_style(run)
   slates = load_slates(run, catalogue, "train")
@@ -56,6 +62,7 @@ def run(config, run, progress, stop):
     init=stage_checkpoints(run, "midtrain"),
     part_names=("reasoning", "answer"),
     part_weights=(options.reasoning_weight, options.answer_weight),
+    constraint=slate_constraint(run, vocabulary),
     progress=progress,
     stop=stop,
   )

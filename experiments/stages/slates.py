@@ -40,15 +40,7 @@ def _rank_histogram(slates):
 
 def _from_log(run, catalogue, progress, stop):
   """The source's own slates."""
-  slates = {}
-  for split in SPLITS:
-    path = run.path("data", f"slates_{split}.jsonl.gz")
-    if not path.exists():
-      raise DataError(
-        f"config.slates.source: 'log' needs slates_{split}.jsonl[.gz] in config.data.source; add it, or build slates with 'ctr' or 'beam'"
-      )
-    slates[split] = read_slates(path, catalogue)
-  return slates, {}
+  return {split: read_slates(run.path("data", f"slates_{split}.jsonl.gz"), catalogue) for split in SPLITS}, {}
 
 
 def _from_ctr(run, catalogue, progress, stop):
@@ -56,7 +48,8 @@ def _from_ctr(run, catalogue, progress, stop):
   options = run.config.slates
   split = load_split(run, catalogue)
   ctr = CtrConfig(**options.ctr)
-  folds = list(cross_fit_examples(split.train, options.folds, run.config.seed, max_history=run.config.data.max_history, per_user=options.per_user))
+  max_history = run.config.data.max_history
+  folds = list(cross_fit_examples(split.train, options.folds, run.config.seed, max_history=max_history, per_user=options.per_user))
   with progress.task("slates: upstream ranker", (len(folds) + 1) * ctr.epochs, "epochs") as task:
 
     def scores_fn(histories, fit):
@@ -108,6 +101,9 @@ def _from_beams(run, catalogue, progress, stop):
     test = slates_from_scores(counted, split.test, catalogue, size=options.size)
   cut = max(1, round(len(held_out.slates) * (1 - options.validation_share)))
   order = np.random.default_rng(run.config.seed).permutation(len(held_out.slates))
-  pick = lambda indices: [held_out.slates[i] for i in np.sort(indices)]
+
+  def pick(indices):
+    return [held_out.slates[i] for i in np.sort(indices)]
+
   report = {"recall": {"train": held_out.recall, "validation": held_out.recall, "test": test.recall}}
   return {"train": pick(order[:cut]), "validation": pick(order[cut:]), "test": test.slates}, report

@@ -42,8 +42,8 @@ def run(config, run, progress, stop):
   )
   vocabulary.save(run.path("tokenize", "vocabulary"))
   progress.console.print(
-    f"  {report['before']['distinct_share']:.2%} of {len(table):,} items distinct as trained, {report['after']['distinct_share']:.2%} exported; "
-    f"R² {report['r2']:.3f}; vocabulary {vocabulary.size:,}",
+    f"  {report['before']['distinct_share']:.2%} of {len(table):,} items distinct as trained, "
+    f"{report['after']['distinct_share']:.2%} exported; R² {report['r2']:.3f}; vocabulary {vocabulary.size:,}",
     highlight=False,
   )
 

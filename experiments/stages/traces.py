@@ -51,4 +51,5 @@ def run(config, run, progress, stop):
   if not report["accepted"]:
     raise DataError("traces: not one was accepted; raise config.traces.attempts, or use targeted sampling")
   write_json(run.path("traces", "acceptance.json"), report)
-  progress.console.print(f"  {report['accepted']:,} of {len(slates):,} slates have an accepted trace ({len(traces):,} attempts)", highlight=False)
+  told = f"  {report['accepted']:,} of {len(slates):,} slates have an accepted trace ({len(traces):,} attempts)"
+  progress.console.print(told, highlight=False)

@@ -13,6 +13,7 @@ from rich.text import Text
 from gr2_jax.evaluation import plots
 from gr2_jax.evaluation.names import TABLE_METRICS, order_title, sort_orders
 from gr2_jax.evaluation.results import REQUIRED_ORDERS, load_results
+from gr2_jax.training.writers import read_metrics
 
 _STAGE_FOLDERS = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "rl", "evaluation")
 _MONITORS = {
@@ -73,17 +74,6 @@ def _orders_table(table: Mapping[str, Any], metrics: Mapping[str, str]) -> str:
 def _read(run: pathlib.Path, *names: str) -> Any:
   path = run.joinpath(*names)
   return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Metrics of a stage; a line that a killed process left half-written is passed over."""
-  lines = []
-  for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-    try:
-      lines.append(json.loads(line))
-    except json.JSONDecodeError:
-      continue
-  return lines
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -256,7 +246,7 @@ def _write_plots(results: Mapping[str, Any], run: pathlib.Path, folder: pathlib.
       plots.plot_rank_histogram(slates.get("target_upstream_rank") or results["upstream_rank_histogram"]),
       "The target's upstream rank in training and test slates",
     ),
-    "rl.png": (plots.plot_rl(_read_lines(run / "metrics" / "rl.jsonl")), "Reinforcement learning"),
+    "rl.png": (plots.plot_rl(read_metrics(run / "metrics" / "rl.jsonl")), "Reinforcement learning"),
     "top1_share.png": (plots.plot_top1_share(results, "policy"), "Slots of the policy's first choices"),
     "sid_usage.png": (None if tokenizer is None else plots.plot_sid_usage(tokenizer), "Use of the semantic-ID codebooks"),
   }

@@ -116,9 +116,19 @@ def _smooth(values: np.ndarray) -> np.ndarray:
   return np.array([values[max(i - half, 0) : i + half + 1].mean() for i in range(len(values))])
 
 
+def _draw_steps(ax, lines: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
+  """Metrics `{name: label}` over the steps: as logged, and smoothed."""
+  for place, (name, label) in enumerate(names.items()):
+    points = np.array([(line["step"], line[name]) for line in lines if line.get(name) is not None], float)
+    colour = (BLUE, ORANGE)[place % 2]
+    ax.plot(points[:, 0], points[:, 1], color=colour, alpha=0.25, linewidth=0.8)
+    ax.plot(points[:, 0], _smooth(points[:, 1]), color=colour, linewidth=1.8, linestyle=("-", "--")[place % 2], label=label)
+  ax.set_xlabel("step")
+
+
 def plot_rl(lines: Sequence[Mapping[str, Any]]) -> Figure | None:
   """Reward, copying, valid rate, entropy, length and kept groups over the RL steps; None where nothing of it was logged."""
-  logged = {name for line in lines for name, value in line.items() if value is not None}
+  logged = _logged(lines)
   panels = [(title, unit, names) for title, unit, names in _RL_PANELS if logged & names.keys()]
   if not panels:
     return None
@@ -127,13 +137,8 @@ def plot_rl(lines: Sequence[Mapping[str, Any]]) -> Figure | None:
   figure = Figure(figsize=(3.7 * columns, 2.6 * rows), layout="constrained")
   axes = _axes(figure, rows, columns).flat
   for ax, (title, unit, names) in zip(axes, panels, strict=False):
-    for place, (name, label) in enumerate((n, text) for n, text in names.items() if n in logged):
-      points = np.array([(line["step"], line[name]) for line in lines if line.get(name) is not None], float)
-      colour = (BLUE, ORANGE)[place]
-      ax.plot(points[:, 0], points[:, 1], color=colour, alpha=0.25, linewidth=0.8)
-      ax.plot(points[:, 0], _smooth(points[:, 1]), color=colour, linewidth=1.8, linestyle=("-", "--")[place], label=label)
+    _draw_steps(ax, lines, {name: label for name, label in names.items() if name in logged})
     ax.set_title(title, fontsize=10)
-    ax.set_xlabel("step")
     ax.set_ylabel(unit)
     if unit.startswith("share"):
       ax.set_ylim(-0.03, 1.03)
@@ -142,6 +147,27 @@ def plot_rl(lines: Sequence[Mapping[str, Any]]) -> Figure | None:
   for ax in axes:
     ax.remove()
   return figure
+
+
+def plot_losses(stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
+  """Negative log-likelihood of each kind of token over the steps, a panel a stage (title -> its metric lines); None without any."""
+  found = {title: sorted(n for n in _logged(lines) if n.startswith("nll_")) for title, lines in stages.items()}
+  found = {title: names for title, names in found.items() if names}
+  if not found:
+    return None
+  figure = Figure(figsize=(3.7 * len(found) + 0.5, 2.8), layout="constrained")
+  for ax, (title, names) in zip(_axes(figure, 1, len(found))[0], found.items(), strict=True):
+    _draw_steps(ax, stages[title], {name: name.removeprefix("nll_") for name in names})
+    ax.set_title(title, fontsize=10)
+    ax.set_ylabel("loss, nats per token")
+    if len(names) > 1:
+      ax.legend(frameon=False, fontsize=8)
+  return figure
+
+
+def _logged(lines: Sequence[Mapping[str, Any]]) -> set[str]:
+  """Names of the metrics that have a value somewhere."""
+  return {name for line in lines for name, value in line.items() if value is not None}
 
 
 def plot_sid_usage(report: Mapping[str, Any]) -> Figure:

@@ -57,7 +57,7 @@ def render_answer(
   `reasoning`: text, candidate and SID tokens; becomes the think block (compact; None leaves the block out) or the explanation (JSON).
   `codes [K, levels]` of the candidates by candidate index, needed when the style refers by SID.
   """
-  references = _references(shown, vocabulary, style, codes)
+  references = reference_tokens(shown, vocabulary, style, codes)
   slots = {int(candidate): slot for slot, candidate in enumerate(shown)}
   ordered = [references[slots[int(candidate)]] for candidate in ranking]
   if style.answer == "json":
@@ -84,7 +84,7 @@ def parse_answer(
   try:
     thinking, body = _split_think(tokens, vocabulary)
     reasoning_length = len(thinking)
-    references = _references(shown, vocabulary, style, codes)
+    references = reference_tokens(shown, vocabulary, style, codes)
     if style.answer == "json":
       explanation, mentions = _read_json(body, vocabulary)
       reasoning_length += len(vocabulary.encode(explanation))
@@ -97,7 +97,7 @@ def parse_answer(
   return Answer(tuple(int(shown[slot]) for slot in slots), None, reasoning_length)
 
 
-def _references(shown: Sequence[int], vocabulary: Vocabulary, style: PromptStyle, codes: np.ndarray | None) -> list[tuple[int, ...]]:
+def reference_tokens(shown: Sequence[int], vocabulary: Vocabulary, style: PromptStyle, codes: np.ndarray | None) -> list[tuple[int, ...]]:
   """Tokens that name the candidate at each slot."""
   if style.reference == "slot":
     return [(vocabulary.candidate_start + slot,) for slot in range(len(shown))]

@@ -34,13 +34,13 @@ class ModelConfig:
 
 # (layers, width, heads, kv heads, head dim, mlp width); Qwen3 sizes as in the published configurations.
 _SHAPES = {
-    "test": (2, 32, 4, 2, 8, 64),
-    "tiny": (4, 128, 4, 2, 32, 384),
-    "small": (6, 192, 6, 2, 32, 576),
-    "qwen3_0_6b": (28, 1024, 16, 8, 128, 3072),
-    "qwen3_1_7b": (28, 2048, 16, 8, 128, 6144),
-    "qwen3_8b": (36, 4096, 32, 8, 128, 12288),
-    "qwen3_32b": (64, 5120, 64, 8, 128, 25600),
+  "test": (2, 32, 4, 2, 8, 64),
+  "tiny": (4, 128, 4, 2, 32, 384),
+  "small": (6, 192, 6, 2, 32, 576),
+  "qwen3_0_6b": (28, 1024, 16, 8, 128, 3072),
+  "qwen3_1_7b": (28, 2048, 16, 8, 128, 6144),
+  "qwen3_8b": (36, 4096, 32, 8, 128, 12288),
+  "qwen3_32b": (64, 5120, 64, 8, 128, 25600),
 }
 PRESETS = tuple(_SHAPES)
 
@@ -52,15 +52,15 @@ def preset(name: str, vocab_size: int) -> ModelConfig:
   layers, width, heads, kv_heads, head_dim, mlp_width = _SHAPES[name]
   large = name.startswith("qwen3")
   return ModelConfig(
-      vocab_size=vocab_size,
-      num_layers=layers,
-      width=width,
-      num_heads=heads,
-      num_kv_heads=kv_heads,
-      head_dim=head_dim,
-      mlp_width=mlp_width,
-      rope_base=1e6 if large else 1e4,
-      tie_embedding=name not in ("qwen3_8b", "qwen3_32b"),
-      dtype="bfloat16" if large else "float32",
-      remat=large,
+    vocab_size=vocab_size,
+    num_layers=layers,
+    width=width,
+    num_heads=heads,
+    num_kv_heads=kv_heads,
+    head_dim=head_dim,
+    mlp_width=mlp_width,
+    rope_base=1e6 if large else 1e4,
+    tie_embedding=name not in ("qwen3_8b", "qwen3_32b"),
+    dtype="bfloat16" if large else "float32",
+    remat=large,
   )

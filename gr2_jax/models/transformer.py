@@ -64,13 +64,13 @@ def attend(q: jax.Array, sources: list[tuple[jax.Array, jax.Array, jax.Array]]) 
 
 def _dense(features, axes, name, config, axis=-1):
   return nn.DenseGeneral(
-      features,
-      axis=axis,
-      use_bias=False,
-      dtype=config.dtype,
-      param_dtype=config.param_dtype,
-      kernel_init=nn.with_logical_partitioning(nn.initializers.normal(0.02), axes),
-      name=name,
+    features,
+    axis=axis,
+    use_bias=False,
+    dtype=config.dtype,
+    param_dtype=config.param_dtype,
+    kernel_init=nn.with_logical_partitioning(nn.initializers.normal(0.02), axes),
+    name=name,
   )
 
 
@@ -135,22 +135,22 @@ class Decoder(nn.Module):
     self.output = self.embedding if c.tie_embedding else self.param("output", init, (c.vocab_size, c.width), c.param_dtype)
     block = nn.remat(Block, prevent_cse=False) if c.remat else Block
     self.layers = nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=(0, nn.broadcast),
-        length=c.num_layers,
-        metadata_params={nn.PARTITION_NAME: "layers"},
+      block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=(0, nn.broadcast),
+      length=c.num_layers,
+      metadata_params={nn.PARTITION_NAME: "layers"},
     )(c)
     self.final_norm = RMSNorm(c)
 
   def __call__(
-      self,
-      tokens: jax.Array,
-      positions: jax.Array,
-      segment_ids: jax.Array,
-      prefix: Prefix | None = None,
-      cache: Cache | None = None,
+    self,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    prefix: Prefix | None = None,
+    cache: Cache | None = None,
   ):
     """Hidden states `[B, T, D]`, and what the tokens leave behind.
 

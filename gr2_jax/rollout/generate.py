@@ -10,6 +10,7 @@ from flax import struct
 from gr2_jax.models.cache import Cache, Prefix, empty_cache
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.sampling import Sampling, draw_uniforms, sample_tokens
+from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.training.mesh import constrain
 
 
@@ -93,18 +94,21 @@ def generate(
   key: jax.Array,
   sampling: Sampling,
   row_ids: jax.Array | None = None,
+  references: jax.Array | None = None,
   *,
   group: int,
   max_new_tokens: int,
   eos_id: int,
   pad_id: int,
   check_every: int = 4,
+  constraint: SlateConstraint | None = None,
 ) -> Rollout:
   """Decode `group` completions of at most `max_new_tokens` tokens for each prompt `[P, Lp]`.
 
   A prompt is prefilled once and shared by its group; suffixes have caches of their own. The loop looks for EOS every `check_every`
   steps and ends when all rows have drawn it. `row_ids [P]` name the prompts (default 0..P-1): completion g of prompt p draws with
   keys of (row_ids[p] * group + g, place in the completion), so it doesn't depend on how prompts are batched.
+  With a `constraint` every answer is a full permutation of the candidates that `references [P, K, L]` name (see `SlateConstraint`).
   """
   num_prompts = prompts.shape[0]
   rows = num_prompts * group
@@ -113,8 +117,12 @@ def generate(
   last_hidden, prefix, prompt_lengths = prefill(decoder, params, prompts, prompt_mask)
   prompt_lengths = jnp.repeat(prompt_lengths, group)
 
-  def to_logits(hidden):
-    return decoder.apply({"params": params}, hidden, method="logits")
+  if constraint is not None:
+    references = jnp.repeat(references, group, axis=0)
+
+  def to_logits(hidden, state):
+    logits = decoder.apply({"params": params}, hidden, method="logits")
+    return logits if constraint is None else constraint.apply(logits, constraint.next_state(state.tokens, state.length, references))
 
   state = _Decoding(
     # The last token drawn is never fed back, hence one place less; at least one, since arrays of size 0 break the loop's carry.
@@ -128,7 +136,7 @@ def generate(
   )
   # Hidden states are repeated, not logits: XLA's CPU backend would fuse the repeat into the argmax over the vocabulary, and LLVM then
   # compiles for hours when the vocabulary is tiny.
-  state = _append(state, to_logits(jnp.repeat(last_hidden, group, axis=0)), uniforms, sampling, eos_id, pad_id)
+  state = _append(state, to_logits(jnp.repeat(last_hidden, group, axis=0), state), uniforms, sampling, eos_id, pad_id)
 
   def step(_, state: _Decoding) -> _Decoding:
     place = state.length - 1
@@ -136,7 +144,7 @@ def generate(
     seen = jax.lax.dynamic_slice_in_dim(state.mask, place, 1, axis=1)
     positions = (prompt_lengths + place)[:, None]
     hidden, cache = decoder.apply({"params": params}, token, positions, seen.astype(jnp.int32), prefix=prefix, cache=state.cache)
-    return _append(state._replace(cache=cache), to_logits(hidden[:, 0]), uniforms, sampling, eos_id, pad_id)
+    return _append(state._replace(cache=cache), to_logits(hidden[:, 0], state), uniforms, sampling, eos_id, pad_id)
 
   def steps(state: _Decoding) -> _Decoding:
     return jax.lax.fori_loop(state.length, jnp.minimum(state.length + check_every, max_new_tokens), step, state)
@@ -158,9 +166,16 @@ def generate(
 
 
 def make_generate(
-  decoder: Decoder, *, group: int, max_new_tokens: int, eos_id: int, pad_id: int, check_every: int = 4
+  decoder: Decoder,
+  *,
+  group: int,
+  max_new_tokens: int,
+  eos_id: int,
+  pad_id: int,
+  check_every: int = 4,
+  constraint: SlateConstraint | None = None,
 ) -> Callable[..., Rollout]:
-  """Compile `generate` for fixed sizes: `(params, prompts, prompt_mask, key, sampling, row_ids=None) -> Rollout`.
+  """Compile `generate` for fixed sizes: `(params, prompts, prompt_mask, key, sampling, row_ids=None, references=None) -> Rollout`.
 
   Only a new prompt shape compiles again. Raises ValueError for sizes below 1.
   """
@@ -169,7 +184,7 @@ def make_generate(
       raise ValueError(f"{name} must be at least 1, got {value}")
 
   @jax.jit
-  def run(params, prompts, prompt_mask, key, sampling, row_ids=None) -> Rollout:
+  def run(params, prompts, prompt_mask, key, sampling, row_ids=None, references=None) -> Rollout:
     return generate(
       decoder,
       params,
@@ -178,11 +193,13 @@ def make_generate(
       key,
       sampling,
       row_ids,
+      references,
       group=group,
       max_new_tokens=max_new_tokens,
       eos_id=eos_id,
       pad_id=pad_id,
       check_every=check_every,
+      constraint=constraint,
     )
 
   return run

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from gr2_jax.data.schema import Slate
-from gr2_jax.language.answers import parse_answer
+from gr2_jax.data.schema import DataError, Slate
+from gr2_jax.language.answers import parse_answer, reference_tokens
 from gr2_jax.language.prompts import PromptContext, PromptStyle, render_prompt
 from gr2_jax.rollout.generate import Rollout
 from gr2_jax.rollout.sampling import Sampling
@@ -15,11 +15,11 @@ from gr2_jax.rollout.sampling import Sampling
 
 @dataclasses.dataclass(frozen=True)
 class PromptBatch:
-  """`tokens`, `mask [P, Lp]` int32, left-aligned; `dropped [P]` history items that did not fit."""
+  """`tokens`, `mask [P, Lp]` int32, left-aligned; `references [P, K, L]` the tokens that name each candidate, -1 where there is none."""
 
   tokens: np.ndarray
   mask: np.ndarray
-  dropped: np.ndarray
+  references: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,22 @@ def render_prompts(
   for row, prompt in enumerate(prompts):
     tokens[row, : len(prompt.tokens)] = prompt.tokens
     mask[row, : len(prompt.tokens)] = 1
-  return PromptBatch(tokens, mask, np.array([prompt.dropped_history for prompt in prompts]))
+  return PromptBatch(tokens, mask, _references(slates, shown, context, style))
+
+
+def _references(slates, shown, context, style):
+  if style.answer != "compact":
+    return np.full((len(slates), 1, 1), -1, np.int32)  # free text is decoded without a constraint
+  named = []
+  for slate, order in zip(slates, shown, strict=True):
+    codes = context.codes[context.catalogue.to_rows(slate.candidates)]
+    named.append(reference_tokens(order, context.vocabulary, style, codes))
+  out = np.full((len(slates), context.vocabulary.num_candidates, len(named[0][0])), -1, np.int32)
+  for row, tokens in enumerate(named):
+    if len(tokens) > out.shape[1]:
+      raise DataError(f"num_candidates: {out.shape[1]} is too few for a slate of {len(tokens)}; raise config.tokenize.num_candidates")
+    out[row, : len(tokens)] = tokens
+  return out
 
 
 def parse_completions(
@@ -93,7 +108,7 @@ def rank_slates(
   for start in range(0, len(slates), batch_size):
     chosen = np.arange(start, start + batch_size) % len(slates)
     real = min(batch_size, len(slates) - start)
-    rollout = generate(params, batches.tokens[chosen], batches.mask[chosen], key, sampling, chosen)
+    rollout = generate(params, batches.tokens[chosen], batches.mask[chosen], key, sampling, chosen, batches.references[chosen])
     tokens, mask = np.asarray(rollout.completions)[:real], np.asarray(rollout.completion_mask)[:real]
     kept = slice(start, start + real)
     parts.append(parse_completions(tokens, slates[kept], shown[kept], context, style))

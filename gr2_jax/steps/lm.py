@@ -8,32 +8,42 @@ import optax
 
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.token_loss import parts_cross_entropy, token_log_probs
+from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.training.metric import Metric
 from gr2_jax.training.state import TrainState
 
 
 def make_lm_update(
-    decoder: Decoder,
-    optimizer: optax.GradientTransformation,
-    *,
-    part_names: Sequence[str],
-    part_weights: Sequence[float],
-    new_rows_from: int | None = None,
+  decoder: Decoder,
+  optimizer: optax.GradientTransformation,
+  *,
+  part_names: Sequence[str],
+  part_weights: Sequence[float],
+  new_rows_from: int | None = None,
+  constraint: SlateConstraint | None = None,
 ) -> Callable:
   """Builds `update(state, batch) -> (state, metrics)` for packed rows.
 
   Batch, all `[B, T]` int32: `tokens`, `positions`, `segment_ids` (0 = padding), `parts` (0 = not learnt, p = part p).
   The loss is Σ_p weight_p x mean nll of part p (GR2 Eq 3). With `new_rows_from` only rows of the embedding table from
-  that id on move: the token warm-up stage, in which the backbone must not follow rows that are still noise.
+  that id on move: the token warm-up stage, in which the backbone must not follow rows that are still noise. With a `constraint` the
+  log-probabilities of an answer's tokens are normalised over what the slate automaton allows, as in its sampling.
   """
 
   def loss_fn(params, batch):
     hidden, _ = decoder.apply({"params": params}, batch["tokens"], batch["positions"], batch["segment_ids"])
     same = batch["segment_ids"][:, 1:] == batch["segment_ids"][:, :-1]
     parts = jnp.where(same, batch["parts"][:, 1:], 0)
-    log_probs, _ = token_log_probs(
-        lambda h: decoder.apply({"params": params}, h, method="logits"), hidden[:, :-1], batch["tokens"][:, 1:]
-    )
+
+    def to_logits(h, *state):
+      logits = decoder.apply({"params": params}, h, method="logits")
+      return constraint.apply(logits, *state) if state else logits
+
+    extra = ()
+    if constraint is not None:
+      states = constraint.replay(batch["tokens"], batch["parts"] > 0, batch["segment_ids"])
+      extra = (jax.tree.map(lambda x: x[:, 1:], states),)
+    log_probs, _ = token_log_probs(to_logits, hidden[:, :-1], batch["tokens"][:, 1:], *extra)
     return parts_cross_entropy(log_probs, parts, part_weights)
 
   def update(state: TrainState, batch):

@@ -15,6 +15,7 @@ from gr2_jax.objectives.advantages import group_advantages
 from gr2_jax.objectives.policy import clipped_policy_loss
 from gr2_jax.objectives.token_loss import token_log_probs
 from gr2_jax.rollout.generate import Rollout, prefill
+from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.training.metric import Metric, merge
 from gr2_jax.training.state import TrainState
 
@@ -54,11 +55,14 @@ class RlBatch:
   keep: Any
 
 
-def completion_log_probs(decoder: Decoder, params, batch: RlBatch, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
+def completion_log_probs(
+  decoder: Decoder, params, batch: RlBatch, temperature: float = 1.0, constraint: SlateConstraint | None = None
+) -> tuple[jax.Array, jax.Array]:
   """Log-probability and entropy `[P, G, Lc]` (float32) of every completion token, each prompt computed once.
 
   The G completions of a prompt attend to its keys and values, through which their gradients flow back, so that values and gradients
   are those of G full sequences. The first token is predicted by the prompt's last hidden state, and the last token is not fed.
+  With the `constraint` of the rollout, both are of the distribution over legal tokens.
   """
   num_prompts, group, length = batch.completions.shape
   rows = num_prompts * group
@@ -71,10 +75,15 @@ def completion_log_probs(decoder: Decoder, params, batch: RlBatch, temperature: 
     suffix, _ = decoder.apply({"params": params}, tokens[:, :-1], positions, segments, prefix=prefix)
     hidden = jnp.concatenate([hidden, suffix], axis=1)
 
-  def to_logits(x):
-    return decoder.apply({"params": params}, x, method="logits")
+  def to_logits(x, *state):
+    logits = decoder.apply({"params": params}, x, method="logits")
+    return constraint.apply(logits, *state) if state else logits
 
-  log_probs, entropy = token_log_probs(to_logits, hidden, tokens, temperature=temperature)
+  extra = ()
+  if constraint is not None:
+    real = batch.completion_mask.reshape(rows, length) > 0
+    extra = (constraint.replay(tokens, real, jnp.ones_like(tokens), max_new_tokens=length),)
+  log_probs, entropy = token_log_probs(to_logits, hidden, tokens, *extra, temperature=temperature)
   return log_probs.reshape(batch.completions.shape), entropy.reshape(batch.completions.shape)
 
 
@@ -83,7 +92,9 @@ def _split(batch: RlBatch, parts: int) -> RlBatch:
   return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def make_rl_update(decoder: Decoder, optimizer: optax.GradientTransformation, config: RlConfig) -> Callable:
+def make_rl_update(
+  decoder: Decoder, optimizer: optax.GradientTransformation, config: RlConfig, constraint: SlateConstraint | None = None
+) -> Callable:
   """Build `update(state, RlBatch) -> (state, metrics)`: one gradient step of the clipped token-mean loss, with no KL and no reference pass.
 
   The token mean is over the kept groups' tokens of the whole batch, whatever the microbatches and devices. A batch without any
@@ -92,7 +103,7 @@ def make_rl_update(decoder: Decoder, optimizer: optax.GradientTransformation, co
   """
 
   def loss_terms(params, batch: RlBatch, total_tokens):
-    log_probs, entropy = completion_log_probs(decoder, params, batch, config.temperature)
+    log_probs, entropy = completion_log_probs(decoder, params, batch, config.temperature, constraint)
     weights = _weights(batch)
     loss = clipped_policy_loss(
       log_probs, batch.behaviour_logps, batch.advantages, weights, clip_low=config.clip_low, clip_high=config.clip_high

@@ -19,9 +19,7 @@ def start_fresh(decoder: Decoder, optimizer: optax.GradientTransformation, key: 
   return init_sharded(lambda k: init_state(init_boxed(decoder, k), optimizer), key, mesh)
 
 
-def start_from(
-  decoder: Decoder, optimizer: optax.GradientTransformation, checkpoints: Checkpointer, mesh: Mesh
-) -> tuple[TrainState, Any]:
+def start_from(decoder: Decoder, optimizer: optax.GradientTransformation, checkpoints: Checkpointer, mesh: Mesh) -> tuple[TrainState, Any]:
   """(state with the newest checkpoint's parameters, its shardings); raises what `Checkpointer.load_params` raises."""
   abstract = jax.eval_shape(lambda k: init_state(init_boxed(decoder, k), optimizer), jax.random.key(0))
   shardings = state_shardings(abstract, mesh)
@@ -36,4 +34,3 @@ def load_params(decoder: Decoder, checkpoints: Checkpointer, mesh: Mesh) -> Any:
   shardings = state_shardings(boxed, mesh)
   abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings)
   return checkpoints.load_params(abstract)
-

@@ -14,15 +14,15 @@ MESH_AXES = ("data", "fsdp", "tensor")
 # Logical axis -> mesh axes. Parameters are cut along `embed` over fsdp and along heads, mlp and vocabulary over tensor;
 # activations along the batch over data and fsdp.
 LOGICAL_RULES = (
-    ("batch", ("data", "fsdp")),
-    ("vocab", "tensor"),
-    ("embed", "fsdp"),
-    ("heads", "tensor"),
-    ("kv_heads", "tensor"),
-    ("mlp", "tensor"),
-    ("layers", None),
-    ("head_dim", None),
-    ("seq", None),
+  ("batch", ("data", "fsdp")),
+  ("vocab", "tensor"),
+  ("embed", "fsdp"),
+  ("heads", "tensor"),
+  ("kv_heads", "tensor"),
+  ("mlp", "tensor"),
+  ("layers", None),
+  ("head_dim", None),
+  ("seq", None),
 )
 
 
@@ -79,10 +79,10 @@ def init_sharded(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh) -
 def jit_update(update: Callable, mesh: Mesh, shardings: Any) -> Callable:
   """Compiles `update(state, batch) -> (state, metrics)`: state donated, batch cut along its first axis, metrics replicated."""
   compiled = jax.jit(
-      update,
-      in_shardings=(shardings, batch_sharding(mesh)),
-      out_shardings=(shardings, replicated(mesh)),
-      donate_argnums=0,
+    update,
+    in_shardings=(shardings, batch_sharding(mesh)),
+    out_shardings=(shardings, replicated(mesh)),
+    donate_argnums=0,
   )
 
   @functools.wraps(update)

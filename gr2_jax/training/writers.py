@@ -1,4 +1,4 @@
-"""Metrics to files: JSONL always, TensorBoard when tensorboardX is installed, Weights & Biases on request."""
+"""Metrics to files and back: JSONL always, TensorBoard when tensorboardX is installed, Weights & Biases on request."""
 
 import json
 import math
@@ -75,6 +75,13 @@ class MetricWriter:
 
   def __exit__(self, *_) -> None:
     self.close()
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, float | None]]:
+  """The lines that a MetricWriter wrote; none where there is no file, and without a line that a killed process left half-written."""
+  path = pathlib.Path(path)
+  lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+  return [json.loads(line) for line in lines if _step_of(line) is not None]
 
 
 def _step_of(line: str) -> int | None:

@@ -23,8 +23,8 @@ def test_metrics_by_hand():
 def test_history_is_masked_but_a_repeated_target_stays_reachable():
   catalogue = Catalogue(tuple(Item(str(i), f"item {i}") for i in range(4)))
   examples = [
-      NextItem(user="a", history=("0", "1"), target="2", timestamp=None, segment=None),
-      NextItem(user="b", history=("0", "3"), target="3", timestamp=None, segment=None),
+    NextItem(user="a", history=("0", "1"), target="2", timestamp=None, segment=None),
+    NextItem(user="b", history=("0", "3"), target="3", timestamp=None, segment=None),
   ]
   scores = lambda histories: np.array([[4.0, 3.0, 2.0, 1.0]] * len(histories))
   ranks = retrieval_ranks(scores, examples, catalogue)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from gr2_jax.kernels.rank_reward import api
 from gr2_jax.kernels.rank_reward.api import RankRewardOptions
-from gr2_jax.objectives.advantages import group_advantages
 
 DEFAULT = RankRewardOptions(cutoffs=(1, 2, 3))
 
@@ -160,19 +159,3 @@ def test_shapes_that_do_not_fit_are_named():
     api.rank_terms(jnp.zeros((2, 3), int), jnp.zeros((2, 4), int), options=DEFAULT)
   with pytest.raises(ValueError, match="condition: 'eq8' is none of"):
     RankRewardOptions(condition="eq8")
-
-
-def test_group_advantages_and_keep():
-  reward = jnp.asarray([[1.0, 0.0, 1.0, 0.0], [0.3, 0.3, 0.3, 0.3], [1.0, 0.0, 0.0, 0.0], [0.5, 0.50001, 0.5, 0.50001]])
-  raw = jnp.asarray([[1.0, 0.0, 1.0, 0.0], [0.3, 0.3, 0.3, 0.3], [0.2, 0.2, 0.2, 0.2], [0.5, 0.50001, 0.5, 0.50001]])
-  advantage, keep = api.group_terms(reward, raw)
-  # Mean 1/2, std 1/2: plus and minus one. No variance: 0, dropped. Variance from shaping alone: dropped. A std of 5e-6
-  # is divided by the floor 1e-4 instead: 5e-6 / 1e-4 = 0.05, and the group stays.
-  np.testing.assert_allclose(advantage[0], [1, -1, 1, -1], atol=1e-5)
-  np.testing.assert_array_equal(advantage[1:3], 0)
-  np.testing.assert_allclose(advantage[3], [-0.05, 0.05, -0.05, 0.05], atol=2e-3)
-  np.testing.assert_array_equal(keep, [True, False, False, True])
-  # The objectives compute the same thing without the kernel.
-  other, other_keep = group_advantages(reward, raw)
-  np.testing.assert_allclose(advantage, other, atol=1e-6)
-  np.testing.assert_array_equal(keep, other_keep)

@@ -84,9 +84,9 @@ def test_agrees_with_a_plain_numpy_decoder(model):
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"),
-    # Published parameter counts at vocabulary 151,936.
-    [("qwen3_0_6b", 596_049_920), ("qwen3_1_7b", 1_720_574_976), ("qwen3_8b", 8_190_735_360), ("qwen3_32b", 32_762_123_264)],
+  ("name", "parameters"),
+  # Published parameter counts at vocabulary 151,936.
+  [("qwen3_0_6b", 596_049_920), ("qwen3_1_7b", 1_720_574_976), ("qwen3_8b", 8_190_735_360), ("qwen3_32b", 32_762_123_264)],
 )
 def test_published_sizes(name, parameters):
   decoder = Decoder(preset(name, 151_936))

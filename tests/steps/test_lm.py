@@ -33,10 +33,10 @@ def batch(seed=0, rows=8, length=12):
   cut = rng.integers(3, length - 3, rows)[:, None]
   t = np.arange(length)
   return {
-      "tokens": rng.integers(0, V, (rows, length)).astype(np.int32),
-      "positions": np.where(t < cut, t, t - cut).astype(np.int32),
-      "segment_ids": np.where(t < cut, 1, 2).astype(np.int32),
-      "parts": rng.integers(0, 3, (rows, length)).astype(np.int32),
+    "tokens": rng.integers(0, V, (rows, length)).astype(np.int32),
+    "positions": np.where(t < cut, t, t - cut).astype(np.int32),
+    "segment_ids": np.where(t < cut, 1, 2).astype(np.int32),
+    "parts": rng.integers(0, 3, (rows, length)).astype(np.int32),
   }
 
 

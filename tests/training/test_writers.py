@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from gr2_jax.training.writers import MetricWriter
+from gr2_jax.training.writers import MetricWriter, read_metrics
 
 
 def read(path):
@@ -38,6 +38,17 @@ def test_resume_drops_what_will_be_written_again_and_time_goes_on(tmp_path):
   assert lines[:2] == rows[:2]
   assert lines[2]["loss"] == 7.0
   assert lines[2]["time"] >= 200.0
+
+
+def test_metrics_are_read_back_without_a_half_written_line(tmp_path):
+  path = tmp_path / "rl.jsonl"
+  assert read_metrics(path) == []
+  with MetricWriter(path) as writer:
+    writer.write(1, {"loss": 2.5})
+    writer.write(2, {"loss": float("inf")})
+  with path.open("a") as file:
+    file.write('{"step": 3, "lo')
+  assert [(line["step"], line["loss"]) for line in read_metrics(path)] == [(1, 2.5), (2, None)]
 
 
 def test_an_inactive_writer_leaves_nothing(tmp_path):

@@ -8,9 +8,7 @@ import jax.numpy as jnp
 from gr2_jax.kernels.rank_reward import reference
 from gr2_jax.kernels.rank_reward.reference import RankRewardOptions, RankTerms
 
-__all__ = ["RankRewardOptions", "RankTerms", "group_terms", "rank_terms"]
-
-group_terms = jax.jit(reference.group_terms)
+__all__ = ["RankRewardOptions", "RankTerms", "rank_terms"]
 
 
 @functools.partial(jax.jit, static_argnames="options")

@@ -201,23 +201,3 @@ def rank_terms(
     rank_reward=raw.astype(jnp.float32),
     reward=reward.astype(jnp.float32),
   )
-
-
-def group_terms(reward: jax.Array, rank_reward: jax.Array, std_floor: float = 1e-4, keep_std: float = 1e-6):
-  """(advantage `[P, G]`, keep `[P]` bool) from rewards and raw ranking rewards `[P, G]`.
-
-  The advantage is (reward - mean) / max(std, std_floor) over the group, population std (Eq 9): the floor keeps the tiny
-  differences of a finely graded reward from being blown up to unit variance. A group is kept when its *raw* ranking reward
-  varies (std >= keep_std), so that shaping alone never keeps one (DAPO's dynamic sampling); a dropped group has advantage 0.
-  """
-
-  def centre(x):
-    # Deviations from the first member, not from 0: equal rewards then have a variance of exactly 0.
-    offset = x.astype(jnp.float32) - x[:, :1].astype(jnp.float32)
-    centred = offset - jnp.mean(offset, axis=-1, keepdims=True)
-    return centred, jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True))
-
-  deviation, std = centre(reward)
-  _, raw_std = centre(rank_reward)
-  keep = raw_std >= keep_std
-  return jnp.where(keep, deviation / jnp.maximum(std, std_floor), 0.0), keep[:, 0]

@@ -1,0 +1,131 @@
+"""Values that some stage could not use, found before anything is written instead of after an hour of training."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.flags import ConfigError
+
+_PRESENTATIONS = ("upstream", "shuffled")
+_CHOICES = {
+  "data.on_error": ("stop", "skip"),
+  "tokenize.last_level": ("random", "independent", "nearest"),
+  "slates.source": ("log", "ctr", "beam"),
+  "decoding.constraint": ("none", "slate"),
+  "traces.sampling": ("rejection", "targeted"),
+  "traces.presentation": _PRESENTATIONS,
+  "sft.presentation": _PRESENTATIONS,
+  "rl.presentation": _PRESENTATIONS,
+  "evaluation.gain": ("exponential", "linear"),
+}
+# Sizes, wherever they stand in the config, that cannot be 0.
+_SIZES = {
+  *("attempts", "batch", "batch_size", "beams", "corpus_epochs", "epochs", "group", "log_every", "max_history", "max_new_tokens"),
+  *("max_rounds", "microbatches", "minibatches", "num_candidates", "prompts", "report_every", "resamples", "row_length", "save_every"),
+  "text_pieces",
+}
+
+
+def check_values(config: ConfigDict) -> None:
+  """Raises ConfigError naming the key of a value that is out of range, unknown, or does not go with another one."""
+  for key, value in _leaves(config):
+    if key.rpartition(".")[2] in _SIZES and value < 1:
+      raise ConfigError(f"--config.{key}: {value} must be at least 1")
+  for key, choices in _CHOICES.items():
+    value = _value_at(config, key)
+    if value not in choices:
+      raise ConfigError(f"--config.{key}: {value!r} is not known; choose {' or '.join(choices)}")
+  _check_pairs(config)
+  for key, build in _records(config).items():
+    try:
+      build()
+    except ValueError as error:
+      raise ConfigError(f"--config.{key}: {error}") from None
+  if not config.get("distributed"):  # else the devices are not there yet
+    _check_devices(config)
+
+
+def _check_pairs(config: ConfigDict) -> None:
+  """Values that are right alone and wrong together."""
+  sft, rl, slates, prompt = config.sft, config.rl, config.slates, config.prompt
+  if not 0 <= sft.reasoning_weight < sft.answer_weight:
+    raise ConfigError(
+      f"--config.sft.reasoning_weight: {sft.reasoning_weight} must be below answer_weight {sft.answer_weight} (Eq 3: λ_r < λ_o)"
+    )
+  if rl.prompts % (rl.minibatches * rl.microbatches):
+    raise ConfigError(
+      f"--config.rl.prompts: {rl.prompts} do not divide into {rl.minibatches} minibatches of {rl.microbatches} microbatches; use a multiple"
+    )
+  if config.decoding.constraint == "slate" and (prompt.answer, prompt.reference) != ("compact", "slot"):
+    raise ConfigError(
+      f"--config.decoding.constraint: 'slate' is for compact answers by slot, not {prompt.answer} by {prompt.reference}; set it to none"
+    )
+  named = config.tokenize.num_candidates
+  if slates.source != "log" and prompt.reference == "slot" and slates.size > named:
+    raise ConfigError(
+      f"--config.slates.size: {slates.size}, but only {named} candidates have names; raise --config.tokenize.num_candidates"
+    )
+
+
+def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
+  """Config key -> how the library reads what stands there; each record checks itself."""
+  from gr2_jax.language.midtrain_tasks import Mixture
+  from gr2_jax.language.prompts import PromptStyle
+  from gr2_jax.models.config import preset
+  from gr2_jax.rewards.verifiable import RewardConfig
+  from gr2_jax.semantic_ids.rqvae import RqVaeConfig
+  from gr2_jax.steps.rl import RlConfig
+  from gr2_jax.steps.tokenizer import TokenizerConfig
+  from gr2_jax.training.state import OptimizerConfig, make_schedule
+
+  rl = config.rl
+  trained = {"midtrain": config.midtrain, "midtrain.warmup_rows": config.midtrain.warmup_rows, "sft": config.sft, "rl": rl}
+  schedules = {
+    f"{name}.optimizer": lambda options=options: make_schedule(OptimizerConfig(**options.optimizer), options.steps)
+    for name, options in trained.items()
+    if options.steps
+  }
+  return schedules | {
+    "tokenize.rqvae": lambda: RqVaeConfig(**config.tokenize.rqvae),
+    "tokenize.training": lambda: TokenizerConfig(**config.tokenize.training),
+    "model.preset": lambda: preset(config.model.preset, 128),
+    "midtrain.mixture": lambda: Mixture(**config.midtrain.mixture),
+    "prompt": lambda: PromptStyle(**config.prompt),
+    "rl.reward": lambda: RewardConfig(**rl.reward).to_options(),
+    "rl": lambda: RlConfig(clip_low=rl.clip_low, clip_high=rl.clip_high, temperature=rl.temperature, microbatches=rl.microbatches),
+  }
+
+
+def _check_devices(config: ConfigDict) -> None:
+  """The mesh must fit the machine, and each batch the mesh."""
+  from gr2_jax.training.mesh import make_mesh
+
+  try:
+    shape = make_mesh(**config.mesh).shape
+  except ValueError as error:
+    raise ConfigError(f"--config.mesh: {error}") from None
+  parts = shape["data"] * shape["fsdp"]
+  batches = {
+    "midtrain.batch_size": config.midtrain.batch_size,
+    "sft.batch_size": config.sft.batch_size,
+    "rl.prompts": config.rl.prompts // config.rl.minibatches // config.rl.microbatches,
+  }
+  for key, rows in batches.items():
+    if rows % parts:
+      raise ConfigError(f"--config.{key}: {rows} rows at once do not divide over the {parts} parts of the mesh (data x fsdp)")
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  """(dotted key, value) of everything that is no section."""
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      yield from _leaves(value, f"{prefix}{key}.")
+    else:
+      yield f"{prefix}{key}", value
+
+
+def _value_at(config: ConfigDict, key: str) -> Any:
+  for part in key.split("."):
+    config = config[part]
+  return config

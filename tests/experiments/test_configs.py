@@ -1,0 +1,118 @@
+"""Every config file loads, holds values that the stages can use, and its tiny variant trains every stage."""
+
+import json
+import math
+
+import jax
+import pytest
+from runs import ROOT, tiny_config
+
+from experiments.check import check_values
+from experiments.flags import ConfigError, check_overrides, load_config
+
+# The arguments by which each file is checked; the last one is its tiny variant.
+CONFIGS = {
+  "quickstart.py": ("", "seed=3", "tiny"),
+  "amazon.py": ("beauty", "sports", "toys,small", "beauty,tiny"),
+}
+
+
+def test_no_config_file_is_left_out():
+  files = {str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.py")}
+  assert files - {"base.py", "__init__.py"} == set(CONFIGS)
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  """The check is against this machine's devices, and the tests' eight are not those of a user."""
+  first = jax.devices()[:1]
+  monkeypatch.setattr("gr2_jax.training.mesh.jax.devices", lambda: first)
+
+
+@pytest.mark.parametrize(("file", "arg"), [(file, arg) for file, args in CONFIGS.items() for arg in args])
+def test_a_config_passes_its_own_check(file, arg):
+  config = load_config(f"{ROOT / 'configs' / file}" + (f":{arg}" if arg else ""))
+  check_values(config)
+  assert config.is_locked
+
+
+def metrics(run, stage):
+  return [json.loads(line) for line in (run / "metrics" / f"{stage}.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("run", ["tiny_run", "amazon_run"])
+def test_the_tiny_variant_steps_through_every_stage(run, request):
+  directory = request.getfixturevalue(run)
+  config = json.loads((directory / "config.json").read_text())
+  for stage in ("midtrain_warmup_rows", "midtrain", "sft", "rl"):
+    steps = (config["midtrain"]["warmup_rows"] if stage.endswith("rows") else config[stage])["steps"]
+    lines = metrics(directory, stage)
+    assert [line["step"] for line in lines] == list(range(1, steps + 1))
+    losses = [line["loss"] for line in lines if "loss" in line]  # an RL batch without a kept group has none
+    assert all(loss is not None and math.isfinite(loss) for loss in losses)
+    assert losses or stage == "rl"
+  orders = json.loads((directory / "evaluation" / "results.json").read_text())["orders"]
+  assert {"upstream", "random", "oracle", "popularity", "lambdamart", "sft", "policy"} <= set(orders)
+  assert "| order |" in (directory / "evaluation" / "card.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("data__on_error", "ignore", r"--config\.data\.on_error: 'ignore' is not known; choose stop or skip"),
+    ("slates__source", "logs", "choose log or ctr or beam"),
+    ("sft__presentation", "shuffle", r"--config\.sft\.presentation: 'shuffle' is not known; choose upstream or shuffled"),
+    ("prompt__answer", "jsn", "--config.prompt: answer: 'jsn' is not known; choose one of compact, json"),
+    ("prompt__hints", ("rank",), "--config.prompt: hints: 'rank' is not known"),
+    ("model__preset", "huge", "--config.model.preset: model preset 'huge' is not known; choose one of test, tiny"),
+    ("rl__reward__rank", "mrr", r"--config\.rl\.reward: .*mrr"),
+    ("rl__reward__condition", "v2", r"--config\.rl\.reward: .*v2"),
+    ("rl__temperature", 0.0, r"--config\.rl: temperature must be above 0"),
+    ("rl__minibatches", 3, r"--config\.rl\.prompts: 2 do not divide into 3 minibatches"),
+    ("rl__group", 0, r"--config\.rl\.group: 0 must be at least 1"),
+    ("sft__save_every", 0, r"--config\.sft\.save_every: 0 must be at least 1"),
+    ("sft__reasoning_weight", 2.0, r"--config\.sft\.reasoning_weight: 2\.0 must be below answer_weight 1\.0"),
+    ("sft__optimizer__schedule", "step", r"--config\.sft\.optimizer: schedule: 'step' is unknown"),
+    ("midtrain__optimizer__warmup_steps", 9, r"--config\.midtrain\.optimizer: warmup_steps: 9 of 3 steps"),
+    ("midtrain__mixture__persona", -1.0, r"--config\.midtrain\.mixture: "),
+    ("tokenize__rqvae__levels", 0, r"--config\.tokenize\.rqvae: levels=0"),
+    ("tokenize__last_level", "randm", "choose random or independent or nearest"),
+    ("mesh__data", 3, r"--config\.mesh: .*does not fit 1 devices"),
+    ("decoding__constraint", "slates", "choose none or slate"),
+    ("prompt__reference", "sid", r"--config\.decoding\.constraint: 'slate' is for compact answers by slot, not compact by sid"),
+  ],
+)
+def test_a_value_that_no_stage_could_use_is_named(key, value, message):
+  with pytest.raises(ConfigError, match=message):
+    check_values(tiny_config(**{key: value}))
+
+
+def test_values_that_do_not_go_together():
+  with pytest.raises(ConfigError, match="slates.size: 12, but only 10 candidates have names"):
+    check_values(tiny_config(slates__source="ctr", slates__size=12))
+  check_values(tiny_config(slates__size=12))  # unused: the slates are logged ones
+
+
+def test_batches_must_divide_over_the_mesh(monkeypatch):
+  monkeypatch.undo()  # all eight devices
+  with pytest.raises(ConfigError, match=r"--config\.midtrain\.batch_size: 4 rows at once do not divide over the 8 parts"):
+    check_values(tiny_config())
+  check_values(tiny_config(midtrain__batch_size=8, sft__batch_size=16, rl__prompts=8))
+
+
+@pytest.mark.parametrize(
+  ("key", "text", "message"),
+  [
+    ("rl.stpes", "3", r"config\.rl has no key 'stpes'; did you mean steps"),
+    ("steps", "3", r"config has no key 'steps'; did you mean .*(midtrain|sft|rl)\.steps"),
+    ("rl.reward.conditon", "v1", "did you mean condition"),
+    ("rl.steps", "ten", r"--config\.rl\.steps: expected int \(now 2\), got str 'ten'"),
+    ("rl.steps", "2.5", r"expected int \(now 2\), got float '2\.5'"),
+    ("rl.reward.alpha", "x", r"expected float \(now None\), got str 'x'"),
+    ("prompt.hints", "bought_after", r"expected tuple .*, got str 'bought_after'"),
+    ("prompt.knowledge_priming", "maybe", "expected bool"),
+  ],
+)
+def test_overrides_of_the_real_config(key, text, message):
+  with pytest.raises(ConfigError, match=message):
+    check_overrides(tiny_config(), [(key, text)])

@@ -1,0 +1,132 @@
+"""The slate automaton: sampled answers always parse, and sampling and losses see the same legal tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gr2_jax.language.answers import parse_answer, reference_tokens, render_answer
+from gr2_jax.language.prompts import PromptStyle
+from gr2_jax.language.vocabulary import Vocabulary
+from gr2_jax.models.config import preset
+from gr2_jax.models.transformer import Decoder, init_params
+from gr2_jax.rollout.generate import make_generate
+from gr2_jax.rollout.sampling import Sampling
+from gr2_jax.rollout.slate_constraint import SlateConstraint
+from gr2_jax.steps.rl import completion_log_probs
+
+LIMIT = 16
+
+
+SIZES = (5, 3, 4)
+# Candidates 0 and 2 share their first code, 1 and 3 all of them.
+CODES = np.array([[0, 1], [2, 2], [0, 3], [2, 2], [1, 0]])
+STYLES = {"slot": PromptStyle(), "sid": PromptStyle(reference="sid")}
+
+
+@pytest.fixture(scope="module")
+def model():
+  vocabulary = Vocabulary.train(["shampoo then conditioner best"] * 30, text_pieces=400, num_levels=2, codebook_size=4, num_candidates=5)
+  decoder = Decoder(preset("test", vocabulary.size))
+  # Large weights: a confident model that would never form an answer by itself.
+  return vocabulary, decoder, jax.tree.map(lambda x: 3 * x, init_params(decoder, jax.random.key(0)))
+
+
+def sample(model, style, temperature):
+  vocabulary, decoder, params = model
+  generate = make_generate(
+    decoder,
+    group=4,
+    max_new_tokens=LIMIT,
+    eos_id=vocabulary.eos_id,
+    pad_id=vocabulary.pad_id,
+    constraint=SlateConstraint(vocabulary, style),
+  )
+  prompts = np.array([[vocabulary.bos_id, 3, 4], [vocabulary.bos_id, 5, 6], [vocabulary.bos_id, 3, 6]], np.int32)
+  named = [reference_tokens(range(size), vocabulary, style, CODES) for size in SIZES]
+  references = np.full((3, 5, len(named[0][0])), -1, np.int32)
+  for row, tokens in enumerate(named):
+    references[row, : len(tokens)] = tokens
+  return generate(params, prompts, np.ones_like(prompts), jax.random.key(1), Sampling.create(temperature), None, references)
+
+
+@pytest.mark.parametrize("reference", STYLES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 50.0])
+def test_every_answer_is_a_full_permutation(model, temperature, reference):
+  rollout = sample(model, STYLES[reference], temperature)
+  assert np.asarray(rollout.finished).all()
+  rankings = set()
+  for p, size in enumerate(SIZES):
+    for completion in np.asarray(rollout.completions[p]):
+      answer = parse_answer(completion, range(size), model[0], STYLES[reference], CODES[:size])
+      assert answer.error is None
+      rankings.add(answer.ranking)
+  if temperature == 50.0:
+    assert len(rankings) > 6  # the mask does not decide the order
+
+
+@pytest.mark.parametrize("reference", STYLES)
+def test_losses_see_the_distribution_that_was_sampled(model, reference):
+  vocabulary, decoder, params = model
+  rollout = sample(model, STYLES[reference], 1.0)
+  constraint = SlateConstraint(vocabulary, STYLES[reference])
+  log_probs, entropy = completion_log_probs(decoder, params, rollout, 1.0, constraint)
+  real = np.asarray(rollout.completion_mask) > 0
+  np.testing.assert_allclose(np.asarray(log_probs)[real], np.asarray(rollout.behaviour_logps)[real], atol=1e-4)
+  np.testing.assert_allclose(np.asarray(entropy)[real], np.asarray(rollout.entropy)[real], atol=1e-4)
+  free, _ = completion_log_probs(decoder, params, rollout)
+  assert np.abs(np.asarray(free) - np.asarray(log_probs))[real].max() > 1  # without the mask they are others
+
+
+def legal_names(model, style, tokens, completion, segments):
+  vocabulary = model[0]
+  constraint = SlateConstraint(vocabulary, style)
+  state = constraint.replay(*(jnp.asarray([x]) for x in (tokens, completion, segments)))
+  state = jax.tree.map(lambda x: x[0], state)
+  legal = np.asarray(constraint.apply(jnp.zeros((len(tokens), vocabulary.size)), state) == 0)
+  assert legal[np.arange(len(tokens)), tokens].all()  # what was written was legal
+  return legal, [[vocabulary.surface(t) for t in np.flatnonzero(row)] for row in legal]
+
+
+def test_states_of_a_packed_row_by_hand(model):
+  vocabulary, style = model[0], STYLES["slot"]
+  answer = render_answer((1, 0), (0, 1), vocabulary.encode("best"), vocabulary, style)
+  direct = render_answer((0, 1, 2), (0, 1, 2), None, vocabulary, style)
+  # The prompt itself names frames, as the full instructions do: they must not move the automaton.
+  prompt = [vocabulary.bos_id, vocabulary.special("answer"), *vocabulary.candidate_tokens[:2]]
+  tokens = prompt + answer.tokens + prompt + direct.tokens
+  completion = [False] * 4 + [True] * len(answer.tokens) + [False] * 4 + [True] * len(direct.tokens)
+  segments = [1] * (4 + len(answer.tokens)) + [2] * (4 + len(direct.tokens))
+  legal, names = legal_names(model, style, tokens, completion, segments)
+  assert legal[~np.asarray(completion)].all()
+  assert names[4] == ["<think>", "<answer>"]
+  assert names[8 + len(answer.tokens) :] == [
+    ["<think>", "<answer>"],
+    ["<A>", "<B>", "<C>"],
+    ["<B>", "<C>"],
+    ["<C>"],
+    ["</answer>"],
+    ["<eos>"],
+  ]
+
+
+def test_semantic_ids_are_spelled_along_the_remaining_candidates(model):
+  vocabulary, style = model[0], STYLES["sid"]
+  answer = render_answer((2, 1, 0), (0, 1, 2), None, vocabulary, style, CODES[:3])
+  _, names = legal_names(model, style, answer.tokens, [True] * len(answer.tokens), [1] * len(answer.tokens))
+  assert names == [
+    ["<think>", "<answer>"],
+    ["<s_a_0>", "<s_a_2>"],
+    ["<s_b_1>", "<s_b_3>"],  # both that begin with 0
+    ["<s_a_0>", "<s_a_2>"],
+    ["<s_b_2>"],
+    ["<s_a_0>"],
+    ["<s_b_1>"],
+    ["</answer>"],
+    ["<eos>"],
+  ]
+
+
+def test_only_compact_answers_have_an_automaton(model):
+  with pytest.raises(ValueError, match="compact"):
+    SlateConstraint(model[0], PromptStyle(answer="json"))
