@@ -2,9 +2,11 @@
 
     python -m experiments.run --config=configs/amazon.py:beauty,small --config.data.source=FOLDER --workdir=RUN
 
-`beauty`, `sports`, `toys` choose the catalogue; by default TFDS downloads it, or give a FOLDER with items.jsonl[.gz] and interactions.jsonl[.gz].
+`beauty`, `sports`, `toys` choose the catalogue; TFDS downloads it, unless a FOLDER holds items.jsonl[.gz]
+and interactions.jsonl[.gz].
 `small`: about an hour on two CPU cores. Without it: a larger model and longer training for one GPU or a TPU host.
-`tiny`: the same path on a synthetic log, in about a minute, for tests. Reference points (GR2 v1, Beauty, its own slates): R@1 .2892 upstream, .2977 re-ranked.
+`tiny`: the same path on a synthetic log, in about a minute, for tests.
+Reference points (GR2 v1, Beauty, its own slates): R@1 .2892 upstream, .2977 re-ranked.
 """
 
 from configs.base import base, optimizer

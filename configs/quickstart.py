@@ -41,7 +41,7 @@ def make_tiny(config):
   config.midtrain.update({"steps": 3, "batch_size": 4, "save_every": 2, "log_every": 1, "eval_users": 8, "beams": 5})
   config.midtrain.optimizer.warmup_steps = 1
   config.midtrain.warmup_rows.update({"steps": 2, "log_every": 1})
-  config.sft.update({"steps": 3, "batch_size": 2, "save_every": 2, "log_every": 1})
+  config.sft.update({"steps": 3, "batch_size": 2, "row_length": 384, "save_every": 2, "log_every": 1})
   config.sft.optimizer.warmup_steps = 1
   config.rl.update({"steps": 2, "prompts": 2, "group": 2, "save_every": 1})
   config.rl.optimizer.warmup_steps = 1

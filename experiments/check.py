@@ -36,19 +36,19 @@ def check_values(config: ConfigDict) -> None:
     value = _value_at(config, key)
     if value not in choices:
       raise ConfigError(f"--config.{key}: {value!r} is not known; choose {' or '.join(choices)}")
-  _check_pairs(config)
   for key, build in _records(config).items():
     try:
       build()
     except ValueError as error:
       raise ConfigError(f"--config.{key}: {error}") from None
+  _check_pairs(config)
   if not config.get("distributed"):  # else the devices are not there yet
     _check_devices(config)
 
 
 def _check_pairs(config: ConfigDict) -> None:
   """Values that are right alone and wrong together."""
-  sft, rl, slates, prompt = config.sft, config.rl, config.slates, config.prompt
+  sft, rl, slates = config.sft, config.rl, config.slates
   if not 0 <= sft.reasoning_weight < sft.answer_weight:
     raise ConfigError(
       f"--config.sft.reasoning_weight: {sft.reasoning_weight} must be below answer_weight {sft.answer_weight} (Eq 3: λ_r < λ_o)"
@@ -57,12 +57,10 @@ def _check_pairs(config: ConfigDict) -> None:
     raise ConfigError(
       f"--config.rl.prompts: {rl.prompts} do not divide into {rl.minibatches} minibatches of {rl.microbatches} microbatches; use a multiple"
     )
-  if config.decoding.constraint == "slate" and (prompt.answer, prompt.reference) != ("compact", "slot"):
-    raise ConfigError(
-      f"--config.decoding.constraint: 'slate' is for compact answers by slot, not {prompt.answer} by {prompt.reference}; set it to none"
-    )
+  if config.decoding.constraint == "slate" and config.prompt.answer != "compact":
+    raise ConfigError(f"--config.decoding.constraint: 'slate' is for compact answers, not for {config.prompt.answer}; set it to none")
   named = config.tokenize.num_candidates
-  if slates.source != "log" and prompt.reference == "slot" and slates.size > named:
+  if slates.source != "log" and slates.size > named:
     raise ConfigError(
       f"--config.slates.size: {slates.size}, but only {named} candidates have names; raise --config.tokenize.num_candidates"
     )

@@ -53,7 +53,7 @@ def _check_slates(config, slates):
         "build slates with --config.slates.source=ctr or =beam"
       )
   longest, named = max(len(s.candidates) for records in slates.values() for s in records), config.tokenize.num_candidates
-  if config.prompt.reference == "slot" and longest > named:
+  if longest > named:
     raise DataError(f"candidates: a slate has {longest}, but only {named} have names; raise --config.tokenize.num_candidates")
 
 

@@ -1,6 +1,7 @@
 """Stage `sft`: supervised fine-tuning on accepted traces, reasoning and answer weighed apart (Eq 3)."""
 
 import jax
+import numpy as np
 
 from experiments.artifacts import (
   load_catalogue,
@@ -16,9 +17,12 @@ from experiments.artifacts import (
 )
 from experiments.train import train_lm
 from gr2_jax.data.pipelines import make_pipeline
+from gr2_jax.data.schema import DataError
 from gr2_jax.language.answers import render_answer
 from gr2_jax.language.prompts import present, render_prompt
 from gr2_jax.teachers.sampling import read_traces
+
+MOST_LEFT_OUT = 0.1  # share of traces too long for a row above which the row length is wrong
 
 
 def run(config, run, progress, stop):
@@ -42,7 +46,7 @@ def run(config, run, progress, stop):
     return {"tokens": prompt + completion.tokens, "parts": [0] * len(prompt) + completion.parts}
 
   batches = make_pipeline(
-    traces,
+    _that_fit(traces, to_example, options.row_length, progress),
     seed=config.seed,
     batch_size=options.batch_size,
     map_fn=to_example,
@@ -66,6 +70,21 @@ def run(config, run, progress, stop):
     progress=progress,
     stop=stop,
   )
+
+
+def _that_fit(traces, to_example, row_length, progress):
+  """The traces whose example fits a row, whatever the order of its candidates, which changes no length; found before training starts."""
+  rng = np.random.default_rng(0)
+  lengths = np.array([len(to_example(trace, rng)["tokens"]) for trace in traces])
+  too_long = lengths > row_length
+  if too_long.mean() > MOST_LEFT_OUT:
+    raise DataError(
+      f"config.sft.row_length: {row_length} is too short for {too_long.sum():,} of {len(traces):,} traces, "
+      f"of which the longest has {lengths.max()} tokens"
+    )
+  if too_long.any():
+    progress.note(f"sft: {too_long.sum():,} of {len(traces):,} traces are longer than sft.row_length {row_length} and left out")
+  return [trace for trace, out in zip(traces, too_long, strict=True) if not out]
 
 
 def _reshuffle(trace, slate, vocabulary, rng):

@@ -76,12 +76,15 @@ def slates_from_scores(
 def slates_from_candidates(rows: np.ndarray, scores: np.ndarray, examples: Sequence[NextItem], catalogue: Catalogue) -> RetrievedSlates:
   """Slates of candidate `rows [n, K]` with `scores [n, K]`, best first, one line a request; kept when the target is among them.
 
-  For rankers that return lists, such as beams. The history, timestamp and segment are the request's.
+  For rankers that return lists, such as beams. A score of -inf marks an item that was not retrieved: it is no candidate, and the slate
+  is shorter. A slate of one has nothing to re-order and is dropped. The history, timestamp and segment are the request's.
   """
   slates = []
   for line, line_scores, example in zip(rows, scores, examples, strict=True):
+    retrieved = np.isfinite(line_scores)
+    line, line_scores = line[retrieved], line_scores[retrieved]
     labels = (line == catalogue.to_rows([example.target])[0]).astype(int)
-    if not labels.any():
+    if not labels.any() or len(line) < 2:
       continue
     slates.append(
       Slate(

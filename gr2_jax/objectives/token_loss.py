@@ -17,8 +17,8 @@ def token_log_probs(
 ) -> tuple[jax.Array, jax.Array]:
   """Log-probability of each target and entropy of each distribution, both float32 of `targets`' shape.
 
-  `hidden [..., D]`, `targets [...]`; `logits_fn` maps `[n, D]` to `[n, V]`, and with `extra` (pytrees of arrays `[..., *]`, one row a token)
-  `(hidden, *extra)`, say to put tokens out of reach. Logits exist for `chunk` tokens at a time and
+  `hidden [..., D]`, `targets [...]`; `logits_fn` maps `[n, D]` to `[n, V]`, and with `extra` (pytrees of arrays `[..., *]`, one row a
+  token) `(hidden, *extra)`, say to put tokens out of reach. Logits exist for `chunk` tokens at a time and
   are computed again in the backward pass, so that peak memory does not grow with tokens x vocabulary.
   """
   shape = targets.shape

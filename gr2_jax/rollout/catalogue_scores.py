@@ -15,7 +15,7 @@ from gr2_jax.semantic_ids.trie import SidTrie
 def make_beam_scores(
   decoder: Decoder, params, context: PromptContext, *, beams: int, max_history: int
 ) -> Callable[[np.ndarray], np.ndarray]:
-  """Builds `scores(history rows [B, H], -1 = padding at the end) -> [B, N]`: log-probabilities of the items that `beams` beams reach, else -inf.
+  """Builds `scores(history rows [B, H], -1 = padding at the end) -> [B, N]`: log-probabilities of items, -inf where no beam ends.
 
   Items that share a semantic ID share its score. Only the last `max_history` items are read.
   """

@@ -36,6 +36,15 @@ def test_history_items_may_come_back_when_not_masked():
   assert result.slates[0].candidates == ("i7", "i6")
 
 
+def test_items_that_were_not_retrieved_are_no_candidates():
+  # Two beams reach i5 and i7: a slate of three has two candidates, and an unreached target is not there by the order of rows.
+  scores = fixed_scores([-np.inf] * 5 + [2, -np.inf, 1])
+  examples = [NextItem("a", ("i0",), "i7"), NextItem("b", ("i0",), "i1"), NextItem("c", ("i7",), "i5")]  # of c only i5 is left
+  result = slates_from_scores(scores, examples, CATALOGUE, size=3)
+  assert [(s.user, s.candidates, s.upstream_scores) for s in result.slates] == [("a", ("i5", "i7"), (2.0, 1.0))]
+  assert result.asked == 3
+
+
 def test_equal_scores_go_by_row():
   result = slates_from_scores(fixed_scores([1] * 8), [NextItem("a", ("i0",), "i1")], CATALOGUE, size=8 - 1)
   assert result.slates[0].candidates == tuple(f"i{n}" for n in range(1, 8))

@@ -5,10 +5,11 @@ import sys
 
 import jax
 import pytest
+from runs import ROOT, UNUSUAL, edit_line, write_dataset
 
 from experiments import artifacts
+from experiments.flags import load_config
 from experiments.run import execute
-from gr2_jax.data.jsonl import write_interactions, write_items, write_slates
 from gr2_jax.data.market import MarketConfig, make_market
 from gr2_jax.training.mesh import make_mesh
 
@@ -53,10 +54,27 @@ def small_market():
 
 @pytest.fixture
 def dataset(tmp_path, small_market):
-  """A folder as a user brings it: items, interactions and slates."""
-  folder = tmp_path / "dataset"
-  write_items(folder / "items.jsonl", small_market.catalogue.items)
-  write_interactions(folder / "interactions.jsonl", small_market.histories)
-  for split, slates in small_market.slates.items():
-    write_slates(folder / f"slates_{split}.jsonl", slates)
-  return folder
+  """A folder as a user brings it."""
+  return write_dataset(tmp_path / "dataset", small_market)
+
+
+@pytest.fixture(scope="session")
+def amazon_run(tmp_path_factory, run_here):
+  """A finished run of `configs/amazon.py:beauty,tiny` on files with broken lines, texts in all scripts and one endless history.
+
+  Its slates are built by the CTR ranker from the leave-one-out split.
+  """
+  folder = tmp_path_factory.mktemp("amazon")
+  market = make_market(MarketConfig(num_items=120, train_slates=130, validation_slates=20, test_slates=20), seed=5)
+  write_dataset(folder / "dataset", market)
+  items, interactions = folder / "dataset" / "items.jsonl", folder / "dataset" / "interactions.jsonl"
+  for number, change in enumerate(UNUSUAL.values(), start=3):
+    edit_line(items, number, change)
+  edit_line(interactions, 1, {"items": [f"item{i % 110:04d}" for i in range(10_000)], "timestamps": list(range(10_000))})
+  edit_line(items, 120, '{"item": "item0119", "title": "cut off in the mid')
+  edit_line(interactions, 7, {"items": []})
+  edit_line(interactions, 9, {"timestamps": [3, 2, 1]})
+  config = load_config(f"{ROOT / 'configs' / 'amazon.py'}:beauty,tiny")
+  config.data.source, config.data.on_error = str(folder / "dataset"), "skip"
+  assert run_here(config, folder / "run") == 0
+  return folder / "run"

@@ -79,7 +79,7 @@ def test_the_tiny_variant_steps_through_every_stage(run, request):
     ("tokenize__last_level", "randm", "choose random or independent or nearest"),
     ("mesh__data", 3, r"--config\.mesh: .*does not fit 1 devices"),
     ("decoding__constraint", "slates", "choose none or slate"),
-    ("prompt__reference", "sid", r"--config\.decoding\.constraint: 'slate' is for compact answers by slot, not compact by sid"),
+    ("prompt__answer", "json", r"--config\.decoding\.constraint: 'slate' is for compact answers, not for json; set it to none"),
   ],
 )
 def test_a_value_that_no_stage_could_use_is_named(key, value, message):
@@ -88,7 +88,7 @@ def test_a_value_that_no_stage_could_use_is_named(key, value, message):
 
 
 def test_values_that_do_not_go_together():
-  with pytest.raises(ConfigError, match="slates.size: 12, but only 10 candidates have names"):
+  with pytest.raises(ConfigError, match=r"slates\.size: 12, but only 10 candidates have names"):
     check_values(tiny_config(slates__source="ctr", slates__size=12))
   check_values(tiny_config(slates__size=12))  # unused: the slates are logged ones
 

@@ -53,7 +53,7 @@ def test_a_slate_is_asked_until_its_best_label_comes_first(context):
 
 
 def test_attempts_are_bounded_and_acceptance_is_by_upstream_rank(context):
-  always_upstream = lambda requests: [Proposal([], (0, 1, 2)) for _ in requests]  # noqa: E731
+  always_upstream = lambda requests: [Proposal([], (0, 1, 2)) for _ in requests]
   traces = rejection(always_upstream, context, attempts=4)
   assert len(traces) == 1 + 4 + 4
   asked, accepted = sampling.acceptance_by_rank(SLATES, traces)
