@@ -180,10 +180,10 @@ def _diagnose(order: Order, labels: np.ndarray) -> dict[str, Any]:
 def check_results(results: Any, where: str) -> None:
   """Raises ResultsError unless `results` has the format of results.json; `where` names it in the message."""
   if not isinstance(results, Mapping):
-    raise ResultsError(f"{where}: holds no JSON object; make it again with the evaluate stage")
+    raise ResultsError(f"{where}: holds no JSON object; make it again with the evaluation stage")
   for key, kind in _KEYS.items():
     if not isinstance(results.get(key), kind):
-      raise ResultsError(f"{where}: {key} is missing or no {kind.__name__}; make the file again with the evaluate stage")
+      raise ResultsError(f"{where}: {key} is missing or no {kind.__name__}; make the file again with the evaluation stage")
   if BASELINE not in results["orders"]:
     raise ResultsError(f"{where}: orders lack {BASELINE!r}; every table is against it")
   for name, metrics in results["orders"].items():
@@ -210,10 +210,10 @@ def load_results(path: str | os.PathLike) -> dict[str, Any]:
   """Reads and checks results.json; raises ResultsError that names the file and what is wrong with it."""
   path = pathlib.Path(path)
   if not path.exists():
-    raise ResultsError(f"{path}: there is no such file; run the evaluate stage first")
+    raise ResultsError(f"{path}: there is no such file; run the evaluation stage first")
   try:
     results = json.loads(path.read_text(encoding="utf-8"))
   except json.JSONDecodeError as error:
-    raise ResultsError(f"{path}: is not JSON ({error}); make it again with the evaluate stage") from None
+    raise ResultsError(f"{path}: is not JSON ({error}); make it again with the evaluation stage") from None
   check_results(results, str(path))
   return results

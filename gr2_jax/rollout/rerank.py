@@ -67,7 +67,7 @@ def _references(slates, shown, context, style):
 def parse_completions(
   completions: np.ndarray, slates: Sequence[Slate], shown: Sequence[np.ndarray], context: PromptContext, style: PromptStyle
 ) -> tuple[np.ndarray, list[str | None], np.ndarray]:
-  """Of completions `[P, G, Lc]`: rankings `[P, G, K]` (-1 where invalid or beyond the slate), P x G error kinds, reasoning tokens `[P, G]`."""
+  """Of completions `[P, G, Lc]`: rankings `[P, G, K]` (-1 if invalid or past the slate), P x G error kinds, reasoning lengths `[P, G]`."""
   num_prompts, group, _ = completions.shape
   size = max(len(slate.candidates) for slate in slates)
   rankings = np.full((num_prompts, group, size), -1, np.int32)

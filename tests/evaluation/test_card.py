@@ -120,7 +120,7 @@ def test_the_same_run_gives_the_same_card(full_run):
 def test_a_run_without_results_is_refused(tmp_path, capsys):
   with pytest.raises(ResultsError, match=r"results\.json: there is no such file"):
     write_card(tmp_path)
-  assert rebuild(str(tmp_path)) == 1 and "run the evaluate stage first" in capsys.readouterr().err
+  assert rebuild(str(tmp_path)) == 1 and "run the evaluation stage first" in capsys.readouterr().err
   assert rebuild(str(tmp_path / "nowhere")) == 1 and "is no folder" in capsys.readouterr().err
   assert rebuild(None) == 1 and "--run is missing" in capsys.readouterr().err
 
