@@ -1,14 +1,18 @@
 """Stage `tokenize`: item vectors, semantic IDs with their report, and the vocabulary of text pieces and codes."""
 
+import time
+
 import numpy as np
 
-from experiments.artifacts import load_catalogue, metric_writer
+from experiments.artifacts import load_catalogue, metric_writer, stage_checkpoints
 from experiments.rundir import write_json
 from gr2_jax.language.vocabulary import Vocabulary, corpus_texts
 from gr2_jax.semantic_ids.embed import tfidf_svd, vectors_from_npy
 from gr2_jax.semantic_ids.export import export_table, prefix_purity
 from gr2_jax.semantic_ids.rqvae import RqVaeConfig
-from gr2_jax.steps.tokenizer import TokenizerConfig, train_tokenizer
+from gr2_jax.steps.tokenizer import TokenizerConfig, abstract_run, train_tokenizer
+
+SAVE_EVERY = 60  # seconds
 
 
 def run(config, run, progress, stop):
@@ -49,13 +53,27 @@ def run(config, run, progress, stop):
 
 
 def _train(run, vectors, config, progress, stop):
-  with progress.task("tokenize", config.epochs, "epochs") as task, metric_writer(run, "tokenize") as writer:
+  """The tokenizer's training; what a stop signal or the last minute saved is where a later session goes on."""
+  with (
+    stage_checkpoints(run, "tokenize") as checkpoints,
+    progress.task("tokenize", config.epochs, "epochs") as task,
+    metric_writer(run, "tokenize") as writer,
+  ):
+    restored = checkpoints.restore_latest(abstract_run(config, vectors.shape[1]))
+    start, done = (None, 0) if restored is None else (restored[0], restored[2])
+    task.start_from(done)
+    writer.resume(done)
+    saved = time.monotonic()
 
     def on_progress(trained, figures):
+      nonlocal saved
       epoch = int(figures.pop("epoch"))
       figures.pop("epochs")
       task.update(epoch, {name: figures[name] for name in ("loss", "prefix_collisions", "r2")})
       writer.write(epoch, figures)
+      if run.main and (stop.requested or time.monotonic() - saved > SAVE_EVERY):
+        checkpoints.save(epoch, trained, {})
+        saved = time.monotonic()
       stop.check()
 
-    return train_tokenizer(vectors, config, run.config.seed, on_progress)
+    return train_tokenizer(vectors, config, run.config.seed, on_progress, start)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from gr2_jax.semantic_ids.embed import check_vectors
 from gr2_jax.semantic_ids.export import assign_codes, describe_codes
@@ -196,6 +196,22 @@ def train_tokenizer(
     if on_progress is not None:
       on_progress(run, figures)
   return run
+
+
+def abstract_run(config: TokenizerConfig, width: int) -> TokenizerRun:
+  """Shapes and dtypes of a training on vectors of `width` dimensions, on one device: what a checkpoint is restored to."""
+  rqvae = config.rqvae
+
+  def make():
+    warm = _init_networks(rqvae, width, optax.adamw(config.learning_rate), seed=0)
+    shape = (rqvae.levels, rqvae.codebook_size)
+    codebooks = Codebooks(counts=jnp.zeros(shape), sums=jnp.zeros((*shape, rqvae.latent)))
+    state = TokenizerState(step=jnp.int32(0), params=warm.params, opt_state=warm.opt_state, codebooks=codebooks)
+    best = RqVae(params=warm.params, codebooks=codebooks)
+    return TokenizerRun(state=state, best=best, best_collisions=jnp.float32(0), best_epoch=jnp.int32(0))
+
+  here = SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), jax.eval_shape(make))
 
 
 def _init_networks(config: RqVaeConfig, width: int, optimizer, seed: int) -> TrainState:
