@@ -26,6 +26,7 @@ setup(
     "sentencepiece>=0.2",
     "ml-collections>=1.0",
     "tensorflow-datasets>=4.9.8",
+    "importlib_resources>=6",  # tensorflow-datasets reads its files through it and does not ask for it
     "absl-py>=2.1",
     "numpy>=1.26",
     "scipy>=1.11",
