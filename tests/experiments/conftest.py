@@ -5,7 +5,7 @@ import sys
 
 import jax
 import pytest
-from runs import ROOT, UNUSUAL, edit_line, write_dataset
+from small_runs import ROOT, UNUSUAL, edit_line, write_dataset
 
 from experiments import artifacts
 from experiments.flags import load_config

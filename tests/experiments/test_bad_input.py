@@ -5,7 +5,7 @@ import sys
 import types
 
 import pytest
-from runs import UNUSUAL, continue_from, edit_line, hash_files, tiny_config
+from small_runs import UNUSUAL, continue_from, edit_line, hash_files, tiny_config
 
 from experiments.run import execute
 from experiments.rundir import Stage

@@ -5,7 +5,7 @@ import math
 
 import jax
 import pytest
-from runs import ROOT, tiny_config
+from small_runs import ROOT, tiny_config
 
 from experiments.check import check_values
 from experiments.flags import ConfigError, check_overrides, load_config

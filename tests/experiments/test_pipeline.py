@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from runs import ROOT, continue_from, hash_files, tiny_config
+from small_runs import ROOT, continue_from, hash_files, tiny_config
 
 from experiments.rundir import read_config
 from gr2_jax.data.jsonl import read_slates
