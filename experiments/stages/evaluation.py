@@ -24,7 +24,7 @@ from gr2_jax.evaluation.features import LogCounts, slate_features, slate_labels
 from gr2_jax.evaluation.results import Answers, Order, build_results, write_results
 from gr2_jax.language.prompts import present
 from gr2_jax.rollout.generate import make_generate
-from gr2_jax.rollout.rerank import rank_slates
+from gr2_jax.rollout.rerank import pad_shown, rank_slates
 
 TIME_NOTE = (
   "Counts (popularity, transitions, co-occurrence; in features and in prompts) use only events before the request's timestamp; events of "
@@ -125,8 +125,7 @@ def _policy_order(run, name, params, generate, slates, context, style, progress,
         on_progress=on_progress,
       )
       seconds = time.perf_counter() - began
-      padded = np.stack([np.concatenate([order, np.arange(len(order), width)]) for order in shown])
-      answers[presentation] = Answers(ranked.rankings, padded, ranked.errors)
+      answers[presentation] = Answers(ranked.rankings, pad_shown(shown, width), ranked.errors)
       if cost is None:
         cost = {"prompt_tokens": float(ranked.prompt_tokens.mean()), "completion_tokens": float(ranked.completion_tokens.mean())}
         if run.main:

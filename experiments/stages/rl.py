@@ -25,7 +25,7 @@ from gr2_jax.rewards.monitors import monitor_answers, monitor_errors
 from gr2_jax.rewards.overlong import soft_overlong_penalty
 from gr2_jax.rewards.verifiable import RewardConfig, compute_rewards
 from gr2_jax.rollout.generate import make_generate
-from gr2_jax.rollout.rerank import parse_completions, render_prompts
+from gr2_jax.rollout.rerank import pad_shown, parse_completions, render_prompts
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.steps.rl import Judgement, RlConfig, collect_groups, make_rl_update
 from gr2_jax.training.mesh import jit_update
@@ -43,10 +43,8 @@ def run(config, run, progress, stop):
   rl_config = RlConfig(
     clip_low=options.clip_low, clip_high=options.clip_high, temperature=options.temperature, microbatches=options.microbatches
   )
-  update = _minibatched(
-    jit_update(make_rl_update(decoder, optimizer, rl_config, slate_constraint(run, context.vocabulary)), mesh, shardings),
-    options.minibatches,
-  )
+  constraint = slate_constraint(run, context.vocabulary)
+  update = _minibatched(jit_update(make_rl_update(decoder, optimizer, rl_config, constraint), mesh, shardings), options.minibatches)
   position = make_pipeline(
     range(len(slates)),
     seed=config.seed,
@@ -55,7 +53,7 @@ def run(config, run, progress, stop):
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  get_batch = _make_get_batch(run, slates, decoder, context, style, position)
+  get_batch = _make_get_batch(run, slates, decoder, context, style, position, constraint)
   train(run, "rl", state, update, get_batch, position=position, options=options, progress=progress, stop=stop)
 
 
@@ -74,7 +72,7 @@ def _minibatched(update, minibatches):
   return run
 
 
-def _make_get_batch(run, slates, decoder, context, style, position):
+def _make_get_batch(run, slates, decoder, context, style, position, constraint):
   """Builds `get_batch(state)`: rounds of prompts, rollouts and rewards until the batch is full of groups that carry a signal."""
   options, vocabulary = run.config.rl, context.vocabulary
   generate = make_generate(
@@ -83,7 +81,7 @@ def _make_get_batch(run, slates, decoder, context, style, position):
     max_new_tokens=options.max_new_tokens,
     eos_id=vocabulary.eos_id,
     pad_id=vocabulary.pad_id,
-    constraint=slate_constraint(run, vocabulary),
+    constraint=constraint,
   )
   sampling = Sampling.create(options.temperature)
   judge = _make_judge(options)
@@ -114,8 +112,7 @@ def _make_get_batch(run, slates, decoder, context, style, position):
       indices, chosen, shown, _ = prompts
       rankings, errors, _ = parse_completions(np.asarray(rollout.completions), chosen, shown, context, style)
       rankings = np.pad(rankings, ((0, 0), (0, 0), (0, width - rankings.shape[-1])), constant_values=-1)
-      shown = np.stack([np.concatenate([order, np.arange(len(order), width)]) for order in shown])
-      judgement, found = judge(rankings, labels[indices], shown, rollout.completion_mask)
+      judgement, found = judge(rankings, labels[indices], pad_shown(shown, width), rollout.completion_mask)
       monitors.append(found | monitor_errors(errors))
       return judgement
 

@@ -64,6 +64,11 @@ def _references(slates, shown, context, style):
   return out
 
 
+def pad_shown(shown: Sequence[np.ndarray], width: int) -> np.ndarray:
+  """Presentations as `[n, width]`; a shorter slate's padding indices come last, in order."""
+  return np.stack([np.concatenate([order, np.arange(len(order), width)]) for order in shown])
+
+
 def parse_completions(
   completions: np.ndarray, slates: Sequence[Slate], shown: Sequence[np.ndarray], context: PromptContext, style: PromptStyle
 ) -> tuple[np.ndarray, list[str | None], np.ndarray]:
