@@ -34,11 +34,13 @@ def get_config(arg=None):
     {
       "order": "candidates_first",
       "reference": "sid",
+      "history_fields": (),
+      "max_history": 20,
       "max_prompt_tokens": 320,
       "hints": ("upstream_rank", "bought_after"),
     }
   )
-  config.rl.max_new_tokens = 80
+  config.rl.max_new_tokens = 96
   if args.small or args.tiny:
     make_small(config)
   else:
@@ -57,9 +59,14 @@ def make_small(config):
   """Two CPU cores, about an hour."""
   config.tokenize.training.update({"epochs": 120})
   config.midtrain.update({"steps": 1500, "batch_size": 40, "row_length": 128, "save_every": 250, "eval_users": 4000})
-  config.midtrain.optimizer = optimizer(3e-3, schedule="cosine", warmup_steps=50, weight_decay=0.01)
-  config.sft.update({"steps": 700, "batch_size": 16, "row_length": 288, "reasoning_weight": 0.3})
-  config.rl.update({"steps": 250})
+  config.midtrain.mixture.update({"next_item": 0.7, "persona": 0.2, "item_to_text": 0.05, "text_to_item": 0.05})
+  config.midtrain.optimizer = optimizer(3e-3, rule="muon", schedule="cosine", warmup_steps=50, weight_decay=0.01)
+  # Training slates are few, since the legacy order finds one target in twenty: more positions of each user.
+  config.slates.per_user = 8
+  config.sft.update({"steps": 500, "batch_size": 16, "row_length": 352, "reasoning_weight": 0.3})  # two examples a row
+  config.sft.optimizer = optimizer(3e-3, rule="muon", schedule="cosine", warmup_steps=20, weight_decay=0.01)
+  config.rl.update({"steps": 60, "prompts": 32})
+  config.rl.optimizer.learning_rate = 5e-5
 
 
 def make_large(config):

@@ -16,19 +16,21 @@ def get_config(arg=None):
   config.name = "quickstart"
   config.seed = args.seed
   config.data.market_seed = args.seed
-  config.data.market.slate_size = 8
+  # More users than the small model can read twice: on fewer, mid-training and SFT learn them by heart.
+  config.data.market.update({"slate_size": 8, "train_slates": 12_000})
   config.tokenize.update({"dim": 64, "text_pieces": 512, "num_candidates": 10})
   config.tokenize.rqvae.update({"levels": 3, "codebook_size": 32, "latent": 16, "hidden": (64,)})
   config.tokenize.training.update({"epochs": 200, "report_every": 20})
-  config.midtrain.update({"steps": 240, "batch_size": 32, "row_length": 128, "eval_users": 500, "max_history": 12, "corpus_epochs": 16})
-  config.midtrain.optimizer.learning_rate = 3e-3
-  config.midtrain.mixture.update({"next_item": 0.9, "persona": 0.1, "item_to_text": 0.0, "text_to_item": 0.0})
-  # The history next to the answer, as in mid-training, and semantic IDs as names: what mid-training learnt is of use at once.
+  config.midtrain.update({"steps": 240, "batch_size": 32, "row_length": 128, "eval_users": 500, "max_history": 12, "corpus_epochs": 8})
+  config.midtrain.optimizer.update({"rule": "muon", "learning_rate": 3e-3})
+  config.midtrain.mixture.update({"next_item": 0.7, "persona": 0.3, "item_to_text": 0.0, "text_to_item": 0.0})
+  # The history next to the answer and in codes alone, as in mid-training, and semantic IDs as names: what it learnt is of use at once.
   config.prompt.update(
     {
       "order": "candidates_first",
       "reference": "sid",
-      "max_history": 6,
+      "history_fields": (),
+      "max_history": 12,
       "max_prompt_tokens": 256,
       "hints": ("upstream_rank", "bought_after"),
     }
@@ -37,8 +39,8 @@ def get_config(arg=None):
   config.decoding.constraint = "slate"
   # A cool teacher: below its first choice a warm one's order is mostly noise, which costs a small model its few examples.
   config.traces.temperature = 0.3
-  config.sft.update({"steps": 380, "batch_size": 24, "row_length": 168, "reasoning_weight": 0.3})
-  config.sft.optimizer.learning_rate = 3e-3
+  config.sft.update({"steps": 380, "batch_size": 24, "row_length": 152, "reasoning_weight": 0.3})
+  config.sft.optimizer.update({"rule": "muon", "learning_rate": 3e-3})
   config.rl.update({"steps": 30, "max_new_tokens": 56})
   config.rl.optimizer.learning_rate = 2e-4
   config.evaluation.shuffles = 1

@@ -84,21 +84,27 @@ def text_to_item(row: int, context: PromptContext) -> Example:
 
 
 def persona(rows: Sequence[int], context: PromptContext, max_history: int) -> Example:
-  """A history whose codes alternate with the items' categories and brands, then one sentence about the user's taste."""
+  """A history whose codes alternate with the items' categories and brands, then one sentence about the user's taste that quotes items.
+
+  Quotes teach to copy an item from the context, which no history does: nobody buys an item twice.
+  """
   special = context.vocabulary.special
   rows = rows[-max_history:]
   items = [token for row in rows for token in context.item_tokens(row, _PERSONA_STYLE.history_fields, _PERSONA_STYLE)]
-  summary = context.vocabulary.encode(taste_summary([context.catalogue.items[row] for row in rows]))
-  return _example([special("bos"), special("history")], [*items, special("assistant"), *summary, special("eos")])
+  return _example([special("bos"), special("history")], [*items, special("assistant"), *taste_summary(rows, context), special("eos")])
 
 
-def taste_summary(items: Sequence[schema.Item]) -> str:
-  """One sentence that names the most frequent categories and brands, ties by what was bought first."""
-  categories = Counter(item.categories[-1] if item.categories else templates.UNKNOWN_CATEGORY for item in items)
-  brands = Counter(item.brand for item in items if item.brand)
-  top = {"categories": categories.most_common(_NAMES_IN_SUMMARY), "brands": brands.most_common(_NAMES_IN_SUMMARY)}
-  names = {key: " and ".join(name for name, _ in pairs) for key, pairs in top.items()}
-  return (templates.TASTE if brands else templates.TASTE_WITHOUT_BRAND).format(**names)
+def taste_summary(rows: Sequence[int], context: PromptContext) -> list[int]:
+  """One sentence: the most frequent categories, each with its items quoted, and the most frequent brands; ties by what was bought first."""
+  items = context.catalogue.items
+  category_of = {row: items[row].categories[-1] if items[row].categories else templates.UNKNOWN_CATEGORY for row in rows}
+  top = [name for name, _ in Counter(category_of[row] for row in rows).most_common(_NAMES_IN_SUMMARY)]
+  tokens = context.text(templates.TASTE)
+  for place, name in enumerate(top):
+    tokens = tokens + (context.text(templates.AND) if place else []) + context.text(name)
+    tokens += [token for row in rows if category_of[row] == name for token in context.sid_tokens(row, markers=False)]
+  brands = [name for name, _ in Counter(items[row].brand for row in rows if items[row].brand).most_common(_NAMES_IN_SUMMARY)]
+  return tokens + (context.text(templates.BY.format(brands=f" {templates.AND} ".join(brands))) if brands else [])
 
 
 def _item_text(row: int, context: PromptContext) -> list[int]:

@@ -19,8 +19,7 @@ UPSTREAM_FULL = "upstream rank {rank}"
 # Mid-training.
 DESCRIBE = "describe the item"
 FIND = "find the item"
-TASTE = "this user likes {categories} by {brands}"
-TASTE_WITHOUT_BRAND = "this user likes {categories}"
+TASTE, AND, BY = "this user likes", "and", "by {brands}"
 
 # Scripted reasoning.
 UNKNOWN_CATEGORY = "other"
@@ -43,6 +42,6 @@ def template_texts() -> list[str]:
   for name, value in globals().items():
     if name.isupper():
       sentences += [value] if isinstance(value, str) else list(value)
-  for placeholder in ("trail", "last", "next", "brand", "brands", "categories", "rank"):
+  for placeholder in ("trail", "last", "next", "brand", "brands", "rank"):
     sentences = [s.replace("{" + placeholder + "}", " ") for s in sentences]
   return sentences + [str(rank) for rank in range(1, 33)]

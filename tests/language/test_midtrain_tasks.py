@@ -5,6 +5,7 @@ import pytest
 
 from gr2_jax.data import schema
 from gr2_jax.language import midtrain_tasks as tasks
+from gr2_jax.language import prompts
 
 
 def learnt(example, vocab):
@@ -27,11 +28,19 @@ def test_captions_learn_only_what_was_asked_for(context, vocab):
   assert vocab.decode(tasks.text_to_item(2, context).tokens).startswith("<bos> <user> find the item Velora Gentle Toner No 2")
 
 
-def test_persona_alternates_codes_and_names_and_ends_with_the_taste(context, vocab):
+def test_persona_alternates_codes_and_names_and_ends_with_the_taste_in_quotes(context, vocab):
   text = vocab.decode(tasks.persona([0, 1, 4], context, 50).tokens)
   assert text.startswith("<bos> <history> <s_a_0> <s_b_0> <s_c_0> Shampoo Velora <s_a_0> <s_b_1> <s_c_3> Conditioner Aquine")
-  assert text.endswith("<assistant> this user likes Shampoo and Conditioner by Velora and Aquine <eos>")
-  assert tasks.taste_summary([schema.Item("x", "t")]) == "this user likes other"
+  # Items 0 and 4 are shampoos, 1 a conditioner.
+  assert text.endswith(
+    "<assistant> this user likes Shampoo <s_a_0> <s_b_0> <s_c_0> <s_a_0> <s_b_4> <s_c_4> "
+    "and Conditioner <s_a_0> <s_b_1> <s_c_3> by Velora and Aquine <eos>"
+  )
+
+
+def test_taste_without_category_or_brand(context, vocab):
+  bare = prompts.PromptContext(schema.Catalogue((schema.Item("x", "t"),)), context.codes[:1], vocab)
+  assert vocab.decode(tasks.taste_summary([0], bare)) == "this user likes other <s_a_0> <s_b_0> <s_c_0>"
 
 
 def test_corpus_is_random_access_and_depends_on_seed_and_index_alone(context, histories):
