@@ -73,6 +73,7 @@ def test_the_tiny_variant_steps_through_every_stage(run, request):
     ("sft__save_every", 0, r"--config\.sft\.save_every: 0 must be at least 1"),
     ("sft__reasoning_weight", 2.0, r"--config\.sft\.reasoning_weight: 2\.0 must be below answer_weight 1\.0"),
     ("sft__optimizer__schedule", "step", r"--config\.sft\.optimizer: schedule: 'step' is unknown"),
+    ("rl__optimizer__rule", "sgd", r"--config\.rl\.optimizer: rule: 'sgd' is unknown; use adamw or muon"),
     ("midtrain__optimizer__warmup_steps", 9, r"--config\.midtrain\.optimizer: warmup_steps: 9 of 3 steps"),
     ("midtrain__mixture__persona", -1.0, r"--config\.midtrain\.mixture: "),
     ("tokenize__rqvae__levels", 0, r"--config\.tokenize\.rqvae: levels=0"),
