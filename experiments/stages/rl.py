@@ -102,7 +102,7 @@ def _make_get_batch(run, slates, decoder, context, style, position, constraint):
     return drawn["slate"], chosen, shown, render_prompts(chosen, shown, context, style, length=length)
 
   def get_batch(state):
-    step_key = jax.random.fold_in(stage_key(run, "rl"), state.step)
+    step_key = jax.random.fold_in(stage_key(run, "rl"), int(state.step))
     monitors = []
 
     def rollout_fn(prompts):
