@@ -25,7 +25,8 @@ from gr2_jax.rewards.monitors import monitor_answers, monitor_errors
 from gr2_jax.rewards.overlong import soft_overlong_penalty
 from gr2_jax.rewards.verifiable import RewardConfig, compute_rewards
 from gr2_jax.rollout.generate import make_generate
-from gr2_jax.rollout.rerank import pad_shown, parse_completions, render_prompts
+from gr2_jax.rollout.parse import parse_completions
+from gr2_jax.rollout.rerank import pad_shown, render_prompts
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.steps.rl import Judgement, RlConfig, collect_groups, make_rl_update
 from gr2_jax.training.mesh import jit_update
@@ -109,11 +110,11 @@ def _make_get_batch(run, slates, decoder, context, style, position, constraint):
       return generate(state.params, prompts[3].tokens, prompts[3].mask, key, sampling, None, prompts[3].references)
 
     def judge_fn(prompts, rollout):
-      indices, chosen, shown, _ = prompts
-      rankings, errors, _ = parse_completions(np.asarray(rollout.completions), chosen, shown, context, style)
-      rankings = np.pad(rankings, ((0, 0), (0, 0), (0, width - rankings.shape[-1])), constant_values=-1)
-      judgement, found = judge(rankings, labels[indices], pad_shown(shown, width), rollout.completion_mask)
-      monitors.append(found | monitor_errors(errors))
+      indices, chosen, shown, batch = prompts
+      shown = pad_shown(shown, width)
+      answers = parse_completions(rollout.completions, batch.references, shown, chosen, context, style)
+      judgement, found = judge(answers, labels[indices], shown, rollout.completion_mask)
+      monitors.append(found)
       return judgement
 
     batch, metrics = collect_groups(next_prompts, rollout_fn, judge_fn, num_prompts=options.prompts, max_rounds=options.max_rounds)
@@ -123,16 +124,17 @@ def _make_get_batch(run, slates, decoder, context, style, position, constraint):
 
 
 def _make_judge(options):
-  """Builds the compiled `judge(rankings, labels, shown, completion_mask) -> (Judgement, monitors)`."""
+  """Builds the compiled `judge(ParsedAnswers, labels, shown, completion_mask) -> (Judgement, monitors)`."""
   reward_config = RewardConfig(**options.reward)
   reward_config.to_options()  # an unknown choice is an error before anything is rolled out
 
   @jax.jit
-  def judge(rankings, labels, shown, completion_mask):
-    rewards = compute_rewards(reward_config, rankings, labels, shown, mask=labels >= 0)
+  def judge(answers, labels, shown, completion_mask):
+    rewards = compute_rewards(reward_config, answers.rankings, labels, shown, mask=labels >= 0)
     lengths = jnp.sum(completion_mask, axis=-1)
     shaped = rewards.total + soft_overlong_penalty(lengths, options.max_new_tokens, options.overlong_zone)
     _, keep = group_advantages(shaped, rewards.rank_raw)
-    return Judgement(shaped, rewards.rank_raw, rewards.format > 0), monitor_answers(rewards, rankings, shown, lengths, keep)
+    monitors = monitor_answers(rewards, answers.rankings, shown, lengths, keep) | monitor_errors(answers.codes)
+    return Judgement(shaped, rewards.rank_raw, rewards.format > 0), monitors
 
   return judge

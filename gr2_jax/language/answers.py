@@ -18,6 +18,7 @@ from gr2_jax.language.vocabulary import Vocabulary
 
 REASONING, ANSWER = 1, 2
 ERROR_KINDS = ("wrong_format", "missing", "repeated", "unknown_item", "overlong")
+VERDICTS = (None, *ERROR_KINDS)  # where verdicts are numbers they are places in this tuple: 0 is a valid answer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,13 @@
-"""Per-token log-probabilities and entropy without a `[B, T, V]` array, and the weighted token cross-entropy."""
+"""Per-token log-probabilities, entropy and reverse KL without a `[B, T, V]` array, and the weighted token cross-entropy."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+_MOST_TOKENS, _MOST_LOGITS = 1024, 2**25  # at a time: 219 tokens at a vocabulary of 152,960, whose logits take 128 MiB
 
 
 def token_log_probs(
@@ -12,33 +15,83 @@ def token_log_probs(
   hidden: jax.Array,
   targets: jax.Array,
   *extra: Any,
-  chunk: int = 1024,
+  chunk: int | None = None,
   temperature: float | jax.Array = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
   """Log-probability of each target and entropy of each distribution, both float32 of `targets`' shape.
 
   `hidden [..., D]`, `targets [...]`; `logits_fn` maps `[n, D]` to `[n, V]`, and with `extra` (pytrees of arrays `[..., *]`, one row a
-  token) `(hidden, *extra)`, say to put tokens out of reach. Logits exist for `chunk` tokens at a time and
-  are computed again in the backward pass, so that peak memory does not grow with tokens x vocabulary.
+  token) `(hidden, *extra)`, say to put tokens out of reach. Logits exist for `chunk` tokens at a time (default: 1,024, fewer where the
+  vocabulary is large) and are computed again in the backward pass, so that peak memory does not grow with tokens x vocabulary.
   """
-  shape = targets.shape
-  count = targets.size
+
+  def terms(logits, t):
+    return _log_prob_and_entropy(_log_softmax(logits / temperature), t)
+
+  return _over_tokens(terms, logits_fn, (hidden, *extra), (targets,), targets.shape, chunk)
+
+
+def distillation_terms(
+  logits_fn: Callable[..., jax.Array],
+  teacher_logits_fn: Callable[..., jax.Array],
+  hidden: jax.Array,
+  teacher_hidden: jax.Array,
+  targets: jax.Array,
+  *extra: Any,
+  chunk: int | None = None,
+  temperature: float | jax.Array = 1.0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """What `token_log_probs` gives, and the reverse KL[student || teacher] in nats of each token over the whole vocabulary, exactly.
+
+  `hidden [..., D]` and `teacher_hidden [..., D_T]` of the same tokens, on one vocabulary; `temperature` and `extra` go to both. The
+  teacher gets no gradient. Chunked like `token_log_probs`, with the logits of both at once. Source: GR2 Eq 4; a sampled estimate of
+  the KL, differentiated on the student's samples, would have the gradient of another divergence.
+  """
+
+  def terms(logits, t, *teacher_inputs):
+    log_p = _log_softmax(logits / temperature)
+    teacher_log_p = _log_softmax(jax.lax.stop_gradient(teacher_logits_fn(*teacher_inputs)) / temperature)
+    return *_log_prob_and_entropy(log_p, t), jnp.sum(jnp.exp(log_p) * (log_p - teacher_log_p), axis=-1)
+
+  return _over_tokens(terms, logits_fn, (hidden, *extra), (targets, teacher_hidden, *extra), targets.shape, chunk)
+
+
+def _over_tokens(
+  terms: Callable[..., tuple[jax.Array, ...]],
+  logits_fn: Callable[..., jax.Array],
+  inputs: tuple,
+  others: tuple,
+  shape: tuple[int, ...],
+  chunk: int | None,
+) -> tuple[jax.Array, ...]:
+  """`terms(logits_fn(*inputs), *others)` of every token, a chunk at a time; all arrays are of `shape` with what follows a token's axes."""
+  count = math.prod(shape)
+  inputs, others = jax.tree.map(lambda x: x.reshape(count, *x.shape[len(shape) :]), (inputs, others))
+  if chunk is None:
+    vocabulary_size = jax.eval_shape(logits_fn, *inputs).shape[-1]
+    chunk = max(min(_MOST_TOKENS, _MOST_LOGITS // vocabulary_size), 1)
   chunks = -(-count // chunk)
   size = -(-count // chunks)
 
-  def cut(x):  # [..., *] -> [chunks, size, *]
-    x = x.reshape(count, *x.shape[len(shape) :])
+  def cut(x):  # [count, ...] -> [chunks, size, ...]
     return jnp.pad(x, [(0, chunks * size - count)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, size, *x.shape[1:])
 
   @jax.checkpoint
   def one(args):
-    h, t, e = args
-    log_p = jax.nn.log_softmax(logits_fn(h, *e) / temperature, axis=-1)
-    chosen = jnp.take_along_axis(log_p, t[:, None], axis=-1)[:, 0]
-    return chosen, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+    inputs, others = args
+    return terms(logits_fn(*inputs), *others)
 
-  log_probs, entropy = jax.lax.map(one, jax.tree.map(cut, (hidden, targets, extra)))
-  return log_probs.reshape(-1)[:count].reshape(shape), entropy.reshape(-1)[:count].reshape(shape)
+  found = jax.lax.map(one, jax.tree.map(cut, (inputs, others)))
+  return tuple(x.reshape(-1)[:count].reshape(shape) for x in found)
+
+
+def _log_softmax(logits: jax.Array) -> jax.Array:
+  # Not jax.nn.log_softmax, whose chunks take XLA's CPU backend a third more time, forward and backward.
+  return logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def _log_prob_and_entropy(log_p: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return jnp.take_along_axis(log_p, targets[:, None], axis=-1)[:, 0], -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
 def parts_cross_entropy(

@@ -1,7 +1,5 @@
 """Per-batch monitors of reward hacking; each is a Metric, so microbatches and hosts add up exactly."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 
@@ -42,10 +40,6 @@ def monitor_answers(rewards: RewardTerms, rankings: jax.Array, shown: jax.Array,
   return metrics | {f"top1_share/slot_{s}": Metric(shares[s], answered) for s in range(shown.shape[-1])}
 
 
-def monitor_errors(errors: Sequence[str | None]) -> dict[str, Metric]:
-  """Share of answers by error kind, from the host parser's verdicts (None = valid); raises ValueError for an unknown kind."""
-  unknown = {e for e in errors if e is not None} - set(ERROR_KINDS)
-  if unknown:
-    raise ValueError(f"errors: unknown kinds {sorted(unknown)}; the parser's kinds are {', '.join(ERROR_KINDS)}")
-  total = jnp.float32(len(errors))
-  return {f"error/{kind}": Metric(jnp.float32(sum(e == kind for e in errors)), total) for kind in ERROR_KINDS}
+def monitor_errors(codes: jax.Array) -> dict[str, Metric]:
+  """Share of answers by error kind; `codes [...]` are places in `language.answers.VERDICTS`, 0 where the answer is valid."""
+  return {f"error/{kind}": Metric.of(codes == code) for code, kind in enumerate(ERROR_KINDS, start=1)}

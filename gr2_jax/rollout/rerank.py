@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from gr2_jax.data.schema import DataError, Slate
-from gr2_jax.language.answers import parse_answer, reference_tokens
+from gr2_jax.language.answers import VERDICTS, reference_tokens
 from gr2_jax.language.prompts import PromptContext, PromptStyle, render_prompt
 from gr2_jax.rollout.generate import Rollout
+from gr2_jax.rollout.parse import parse_completions
 from gr2_jax.rollout.sampling import Sampling
 
 
@@ -69,26 +70,6 @@ def pad_shown(shown: Sequence[np.ndarray], width: int) -> np.ndarray:
   return np.stack([np.concatenate([order, np.arange(len(order), width)]) for order in shown])
 
 
-def parse_completions(
-  completions: np.ndarray, slates: Sequence[Slate], shown: Sequence[np.ndarray], context: PromptContext, style: PromptStyle
-) -> tuple[np.ndarray, list[str | None], np.ndarray]:
-  """Of completions `[P, G, Lc]`: rankings `[P, G, K]` (-1 if invalid or past the slate), P x G error kinds, reasoning lengths `[P, G]`."""
-  num_prompts, group, _ = completions.shape
-  size = max(len(slate.candidates) for slate in slates)
-  rankings = np.full((num_prompts, group, size), -1, np.int32)
-  reasoning = np.zeros((num_prompts, group), np.int32)
-  errors: list[str | None] = []
-  for p, slate in enumerate(slates):
-    codes = context.codes[context.catalogue.to_rows(slate.candidates)] if style.reference == "sid" else None
-    for g in range(group):
-      answer = parse_answer(completions[p, g], shown[p], context.vocabulary, style, codes)
-      errors.append(answer.error)
-      reasoning[p, g] = answer.reasoning_length
-      if answer.ranking is not None:
-        rankings[p, g, : len(answer.ranking)] = answer.ranking
-  return rankings, errors, reasoning
-
-
 def rank_slates(
   generate: Callable[..., Rollout],
   params,
@@ -104,33 +85,38 @@ def rank_slates(
 ) -> RankedSlates:
   """One answer for each slate by `generate` (made for a group of 1), greedy unless `sampling` says otherwise.
 
-  The last batch is filled up with repeated slates, so that every batch has one shape.
+  The last batch is filled up with repeated slates, so that every batch has one shape. A batch is decoded while the answers of the one
+  before are read.
   """
   sampling = Sampling.create(temperature=0.0) if sampling is None else sampling
-  batches = render_prompts(slates, shown, context, style)
+  prompts = render_prompts(slates, shown, context, style)
+  presented = pad_shown(shown, max(len(slate.candidates) for slate in slates))
   batch_size = min(batch_size, len(slates))
-  parts, completions = [], []
-  for start in range(0, len(slates), batch_size):
-    chosen = np.arange(start, start + batch_size) % len(slates)
-    real = min(batch_size, len(slates) - start)
-    rollout = generate(params, batches.tokens[chosen], batches.mask[chosen], key, sampling, chosen, batches.references[chosen])
-    tokens, mask = np.asarray(rollout.completions)[:real], np.asarray(rollout.completion_mask)[:real]
-    kept = slice(start, start + real)
-    parts.append(parse_completions(tokens, slates[kept], shown[kept], context, style))
-    completions += [row[m].tolist() for row, m in zip(tokens[:, 0], mask[:, 0] > 0, strict=True)]
+  batches = [np.arange(start, start + batch_size) % len(slates) for start in range(0, len(slates), batch_size)]
+
+  def decode(rows):
+    return generate(params, prompts.tokens[rows], prompts.mask[rows], key, sampling, rows, prompts.references[rows])
+
+  def read(rows, rollout):
+    parsed = parse_completions(
+      rollout.completions, prompts.references[rows], presented[rows], [slates[row] for row in rows], context, style
+    )
+    return jax.device_get((*parsed, rollout.completions, rollout.completion_mask))
+
+  parts = []
+  rollout = decode(batches[0])
+  for number, rows in enumerate(batches, start=1):
+    following = decode(batches[number]) if number < len(batches) else None
+    parts.append(read(rows, rollout))
+    rollout = following
     if on_progress is not None:
-      on_progress(start + real)
-  size = max(len(slate.candidates) for slate in slates)
-  rankings = np.full((len(slates), size), -1, np.int32)
-  row = 0
-  for ranked, _, _ in parts:
-    rankings[row : row + len(ranked), : ranked.shape[-1]] = ranked[:, 0]
-    row += len(ranked)
+      on_progress(min(number * batch_size, len(slates)))
+  rankings, codes, reasoning, tokens, mask = (np.concatenate(arrays)[: len(slates), 0] for arrays in zip(*parts, strict=True))
   return RankedSlates(
     rankings=rankings,
-    errors=[error for _, errors, _ in parts for error in errors],
-    completions=completions,
-    prompt_tokens=batches.mask.sum(axis=1),
-    completion_tokens=np.array([len(tokens) for tokens in completions]),
-    reasoning_tokens=np.concatenate([reasoning[:, 0] for _, _, reasoning in parts]),
+    errors=[VERDICTS[code] for code in codes],
+    completions=[row[real].tolist() for row, real in zip(tokens, mask > 0, strict=True)],
+    prompt_tokens=prompts.mask.sum(axis=1),
+    completion_tokens=mask.sum(axis=1),
+    reasoning_tokens=reasoning,
   )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr2_jax.objectives.token_loss import parts_cross_entropy, token_log_probs
+from gr2_jax.objectives.token_loss import distillation_terms, parts_cross_entropy, token_log_probs
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
@@ -26,6 +26,56 @@ def test_chunks_change_neither_values_nor_gradients(chunk):
   total = lambda f: lambda *a: sum(jnp.sum(jnp.sin(x)) for x in f(*a))
   for ours, theirs in zip(jax.grad(total(chunked), (0, 1))(table, hidden), jax.grad(total(plain), (0, 1))(table, hidden), strict=True):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [4, None])
+def test_reverse_kl_and_its_gradient_are_those_of_the_whole_vocabulary(chunk):
+  keys = jax.random.split(jax.random.key(0), 6)
+  hidden, table = jax.random.normal(keys[0], (2, 5, 4)), jax.random.normal(keys[1], (11, 4))
+  teacher_hidden, teacher_table = jax.random.normal(keys[2], (2, 5, 6)), jax.random.normal(keys[3], (11, 6))
+  targets = jax.random.randint(keys[4], (2, 5), 0, 11)
+  legal = jax.random.bernoulli(keys[5], 0.7, (2, 5, 11)).at[..., 0].set(True)
+  mask = lambda logits, legal: jnp.where(legal, logits, -1e30)
+
+  def plain(hidden, table, teacher_hidden, teacher_table):
+    log_p = jax.nn.log_softmax(mask(hidden @ table.T, legal) / 0.7)
+    log_q = jax.nn.log_softmax(mask(teacher_hidden @ teacher_table.T, legal) / 0.7)
+    chosen = jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
+    return chosen, -(jnp.exp(log_p) * log_p).sum(-1), (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
+
+  def chunked(hidden, table, teacher_hidden, teacher_table):
+    student, teacher = (lambda h, legal, w=w: mask(h @ w.T, legal) for w in (table, teacher_table))
+    return distillation_terms(student, teacher, hidden, teacher_hidden, targets, legal, chunk=chunk, temperature=0.7)
+
+  arrays = (hidden, table, teacher_hidden, teacher_table)
+  for ours, theirs in zip(chunked(*arrays), plain(*arrays), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+  kl_sum = lambda f: lambda *a: jnp.sum(jnp.sin(f(*a)[2]))
+  ours, theirs = (jax.grad(kl_sum(f), (0, 1, 2, 3))(*arrays) for f in (chunked, plain))
+  for student in (0, 1):
+    np.testing.assert_allclose(ours[student], theirs[student], atol=1e-5)
+    assert np.abs(theirs[student]).max() > 0.01
+  for teacher in (2, 3):
+    assert not ours[teacher].any() and theirs[teacher].any()
+
+
+def test_no_kl_from_a_teacher_that_is_the_student():
+  hidden, table = jax.random.normal(jax.random.key(0), (7, 4)), jax.random.normal(jax.random.key(1), (11, 4))
+  logits_fn = lambda h: h @ table.T
+  kl = lambda h: distillation_terms(logits_fn, logits_fn, h, hidden, jnp.zeros(7, int))[2]
+  np.testing.assert_allclose(kl(hidden), 0, atol=1e-6)
+  np.testing.assert_allclose(jax.grad(lambda h: kl(h).sum())(hidden), 0, atol=1e-5)
+
+
+def test_logits_of_a_large_vocabulary_exist_for_few_tokens_at_a_time():
+  seen = []
+
+  def logits_fn(h):
+    seen.append(h.shape[0])
+    return h @ jnp.zeros((4, 152_960))
+
+  jax.eval_shape(lambda h: token_log_probs(logits_fn, h, jnp.zeros((2, 1000), int)), jnp.zeros((2, 1000, 4)))
+  assert seen[-1] * 152_960 <= 2**25 and seen[-1] > 150
 
 
 def test_each_part_is_normalised_by_its_own_tokens():

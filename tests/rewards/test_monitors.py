@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
+from gr2_jax.language.answers import VERDICTS
 from gr2_jax.rewards.monitors import monitor_answers, monitor_errors
 from gr2_jax.rewards.verifiable import RewardConfig, compute_rewards
 
@@ -41,7 +41,6 @@ def test_nothing_valid_gives_no_nan():
 
 
 def test_error_kinds():
-  metrics = monitor_errors([None, "missing", "missing", "overlong"])
-  assert float(metrics["error/missing"].mean()) == 0.5 and float(metrics["error/repeated"].mean()) == 0
-  with pytest.raises(ValueError, match="unknown kinds"):
-    monitor_errors(["bad"])
+  codes = [VERDICTS.index(error) for error in (None, "missing", "missing", "overlong")]
+  shares = {name: float(metric.mean()) for name, metric in monitor_errors(jnp.asarray([codes])).items()}
+  assert shares == {"error/wrong_format": 0, "error/missing": 0.5, "error/repeated": 0, "error/unknown_item": 0, "error/overlong": 0.25}
