@@ -63,8 +63,9 @@ def base() -> ConfigDict:
         "optimizer": optimizer(1e-3, schedule="cosine", warmup_steps=50, weight_decay=0.01),
         "save_every": 500,
         "log_every": 20,
+        "max_skips": 10,  # updates in a row, skipped because loss or gradient is not finite, after which the run stops
         # New token rows first, the rest held still: what a pretrained backbone needs (OneRec-Think: lr 5e-4). 0 steps: left out.
-        "warmup_rows": {"steps": 0, "optimizer": optimizer(5e-4), "save_every": 500, "log_every": 20},
+        "warmup_rows": {"steps": 0, "optimizer": optimizer(5e-4), "save_every": 500, "log_every": 20, "max_skips": 10},
         "beams": 20,
         "eval_users": 0,  # 0: all of them
       },
@@ -98,6 +99,7 @@ def base() -> ConfigDict:
         "optimizer": optimizer(1e-3, schedule="cosine", warmup_steps=20, weight_decay=0.01),
         "save_every": 200,
         "log_every": 10,
+        "max_skips": 10,
       },
       "rl": {
         "steps": 100,
@@ -116,6 +118,7 @@ def base() -> ConfigDict:
         "optimizer": optimizer(1e-4, warmup_steps=5),
         "save_every": 25,
         "log_every": 1,
+        "max_skips": 10,
       },
       "evaluation": {
         "batch_size": 64,

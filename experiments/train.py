@@ -82,5 +82,6 @@ def train(
       progress=task,
       save_every=options.save_every,
       log_every=options.log_every,
+      max_skips=options.max_skips,
       stop=stop,
     )

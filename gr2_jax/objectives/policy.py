@@ -44,6 +44,9 @@ class PolicyLossConfig:
       raise ValueError(f"importance_cap must be 0 (off) or at least 1, got {self.importance_cap}")
 
 
+DAPO = PolicyLossConfig()
+
+
 class PolicyLoss(NamedTuple):
   """`loss_sum` / `denominator` is the loss; each diagnostic is a (sum, count) pair of scalars."""
 

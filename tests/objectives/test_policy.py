@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr2_jax.objectives.policy import PolicyLossConfig, loss_denominator, policy_loss, truncated_importance_weights
+from gr2_jax.objectives.policy import DAPO, PolicyLossConfig, loss_denominator, policy_loss, truncated_importance_weights
 
-DAPO = PolicyLossConfig()
 GRPO = PolicyLossConfig(aggregation="sequence_mean", clip_high=0.2)
 DR_GRPO = PolicyLossConfig(aggregation="constant_length", clip_high=0.2)
 GSPO = PolicyLossConfig(aggregation="sequence_mean", ratio="sequence", clip_low=0.05, clip_high=0.08)

@@ -6,7 +6,7 @@ import pytest
 
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder, init_params
-from gr2_jax.objectives.policy import clipped_policy_loss
+from gr2_jax.objectives.policy import DAPO, PolicyLossConfig, policy_loss, truncated_importance_weights
 from gr2_jax.rollout.generate import Rollout, make_generate
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.steps.rl import Judgement, RlBatch, RlConfig, collect_groups, completion_log_probs, make_rl_update
@@ -63,8 +63,8 @@ def _unshared_log_probs(params, batch):
 
 def _loss(log_probs, batch):
   weights = batch.completion_mask * batch.keep[:, None, None]
-  loss = clipped_policy_loss(log_probs, batch.behaviour_logps, batch.advantages, weights)
-  return loss.loss_sum / loss.token_count
+  loss = policy_loss(log_probs, batch.behaviour_logps, batch.advantages, weights, DAPO)
+  return loss.loss_sum / loss.denominator
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,9 @@ def test_a_reward_that_is_not_finite_stops_with_its_place():
     collect_groups(*_scripted([[[0, 1], [np.nan, 1]]]), num_prompts=2, max_rounds=1)
 
 
-@pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"clip_low": 1.5}, {"clip_high": -0.1}, {"microbatches": 0}])
+@pytest.mark.parametrize(
+  "bad", [{"temperature": 0.0}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"microbatches": 0}, {"minibatches": 0}]
+)
 def test_settings_out_of_range_are_refused(bad):
   with pytest.raises(ValueError, match="must"):
     RlConfig(**bad)
