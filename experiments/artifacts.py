@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from experiments.rundir import Run
 from gr2_jax.data.cooccurrence import TransitionCounts
 from gr2_jax.data.jsonl import read_interactions, read_items, read_slates
-from gr2_jax.data.schema import Catalogue, DataError, History, Slate
+from gr2_jax.data.schema import Catalogue, History, Slate
 from gr2_jax.data.splits import Split, leave_one_out
 from gr2_jax.language.prompts import PromptContext, PromptStyle, mine_priming
 from gr2_jax.language.vocabulary import Vocabulary
@@ -70,15 +70,7 @@ def prompt_style(run: Run) -> PromptStyle:
 
 def slate_constraint(run: Run, vocabulary: Vocabulary) -> SlateConstraint | None:
   """The decoding constraint of SFT, RL and evaluation, or None for free answers under the strict parser."""
-  name = run.config.decoding.constraint
-  if name not in ("slate", "none"):
-    raise DataError(f"config.decoding.constraint: {name!r} is not known; choose slate or none")
-  if name == "none":
-    return None
-  try:
-    return SlateConstraint(vocabulary, prompt_style(run))
-  except ValueError as error:
-    raise DataError(f"config.decoding.{error}, or decoding.constraint='none'") from None
+  return SlateConstraint(vocabulary, prompt_style(run)) if run.config.decoding.constraint == "slate" else None
 
 
 def make_decoder(run: Run, vocabulary: Vocabulary) -> Decoder:

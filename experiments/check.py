@@ -75,16 +75,16 @@ def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
   from gr2_jax.semantic_ids.rqvae import RqVaeConfig
   from gr2_jax.steps.rl import RlConfig
   from gr2_jax.steps.tokenizer import TokenizerConfig
-  from gr2_jax.training.state import OptimizerConfig, make_schedule
+  from gr2_jax.training.state import OptimizerConfig, make_optimizer
 
   rl = config.rl
   trained = {"midtrain": config.midtrain, "midtrain.warmup_rows": config.midtrain.warmup_rows, "sft": config.sft, "rl": rl}
-  schedules = {
-    f"{name}.optimizer": lambda options=options: make_schedule(OptimizerConfig(**options.optimizer), options.steps)
+  optimizers = {
+    f"{name}.optimizer": lambda options=options: make_optimizer(OptimizerConfig(**options.optimizer), options.steps)
     for name, options in trained.items()
     if options.steps
   }
-  return schedules | {
+  return optimizers | {
     "tokenize.rqvae": lambda: RqVaeConfig(**config.tokenize.rqvae),
     "tokenize.training": lambda: TokenizerConfig(**config.tokenize.training),
     "model.preset": lambda: preset(config.model.preset, 128),

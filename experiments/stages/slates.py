@@ -17,9 +17,7 @@ from gr2_jax.teachers.sampling import best_labelled
 def run(config, run, progress, stop):
   """Writes `train|validation|test.jsonl.gz` and `report.json`: the target's upstream rank by split, and what was retrieved."""
   catalogue = load_catalogue(run)
-  build = {"log": _from_log, "ctr": _from_ctr, "beam": _from_beams}.get(config.slates.source)
-  if build is None:
-    raise DataError(f"config.slates.source: {config.slates.source!r} is not known; choose log, ctr or beam")
+  build = {"log": _from_log, "ctr": _from_ctr, "beam": _from_beams}[config.slates.source]
   slates, report = build(run, catalogue, progress, stop)
   for split in SPLITS:
     if not slates[split]:

@@ -32,10 +32,8 @@ def run(config, run, progress, stop):
     common = {"seed": config.seed, "temperature": options.temperature}
     if options.sampling == "rejection":
       traces = rejection_traces(slates, shown, counted, context, style, attempts=options.attempts, **common)
-    elif options.sampling == "targeted":
-      traces = targeted_traces(slates, shown, counted, context, style, **common)
     else:
-      raise DataError(f"config.traces.sampling: {options.sampling!r} is not known; choose rejection or targeted")
+      traces = targeted_traces(slates, shown, counted, context, style, **common)
   write_traces(run.path("traces", "traces.jsonl"), traces)
   asked, accepted = acceptance_by_rank(slates, traces)
   reasons, counts = np.unique([trace.reason for trace in traces], return_counts=True)

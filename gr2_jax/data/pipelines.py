@@ -65,27 +65,6 @@ def make_pipeline(
   return iter(stream.batch(rows, drop_remainder=True))
 
 
-def pad_batch(examples: Sequence[Example], length: int, *, rows: int | None = None, pad_id: int = 0) -> dict[str, np.ndarray]:
-  """One example a row, in the given order, padded at the right: the batch of evaluation.
-
-  Returns `[B, length]` arrays of the examples' keys with `segment_ids` (1, or 0 for padding) and `positions`.
-  `rows`: B, with wholly padded rows after the examples, so that the last batch has the shape of the others.
-  Raises DataError for an example longer than `length`.
-  """
-  rows = len(examples) if rows is None else rows
-  examples = [_to_arrays(index, example, length, cut=False) for index, example in enumerate(examples)]
-  batch = {name: np.zeros((rows, length), value.dtype) for name, value in examples[0].items()}
-  batch["tokens"][:] = pad_id
-  segment_ids = np.zeros((rows, length), np.int32)
-  for row, example in enumerate(examples):
-    size = len(example["tokens"])
-    segment_ids[row, :size] = 1
-    for name, value in example.items():
-      batch[name][row, :size] = value
-  positions = np.arange(length, dtype=np.int32) * segment_ids
-  return batch | {"segment_ids": segment_ids, "positions": positions}
-
-
 class _Indexed:
   """Records with their index, so that an error can name it."""
 

@@ -35,15 +35,15 @@ def _number(value: float | None, form: str = ".4f") -> str:
   return "–" if value is None else format(value, form)
 
 
-def _lift(of: Mapping[str, Any] | None) -> str:
-  """`+12.3 % [5.1, 20.2]`; the difference itself where the baseline's mean is 0."""
+def _lift(of: Mapping[str, Any] | None, digits: int = 1) -> str:
+  """`+12.3 % [5.1, 20.2]`; the difference itself, with three more digits, where the baseline's mean is 0."""
   if of is None:
     return ""
   if of["relative"] is None or of["ci95"] is None:
-    low, high = of["delta_ci95"]
-    return f"{of['delta']:+.4f} [{low:.4f}, {high:.4f}]"
-  low, high = of["ci95"]
-  return f"{100 * of['relative']:+.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    value, (low, high), digits, unit = of["delta"], of["delta_ci95"], digits + 3, ""
+  else:
+    value, low, high, unit = (100 * of["relative"], *(100 * x for x in of["ci95"]), " %")
+  return f"{value:+.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _lift_over_upstream(table: Mapping[str, Any], name: str, metric: str) -> str:
@@ -299,7 +299,8 @@ def render_console_table(results: Mapping[str, Any]) -> RenderableType:
     cells = []
     for metric in TABLE_METRICS:
       of = results["paired"].get(f"{name}_vs_upstream", {}).get(metric)
-      cells.append(Text(f"{results['orders'][name][metric]:.4f}").append(_short_lift(of), style=_style(of)))
+      lines = [f"{results['orders'][name][metric]:.4f}", *_lift(of, digits=0).replace(", ", ",").replace(" [", "\n[").splitlines()]
+      cells.append(Text(lines[0]).append("".join(f"\n{line}" for line in lines[1:]), style=_style(of)))
     orders.add_row(order_title(name), *cells)
   monitors = Table(title="hacking monitors", caption="all but the first over valid answers", **style)
   monitors.add_column("order", no_wrap=True)
@@ -308,16 +309,6 @@ def render_console_table(results: Mapping[str, Any]) -> RenderableType:
   for name in sort_orders(results["diagnostics"]):
     monitors.add_row(order_title(name), *(_number(results["diagnostics"][name].get(key), ".3f") for key in _MONITORS))
   return Group(orders, monitors)
-
-
-def _short_lift(of: Mapping[str, Any] | None) -> str:
-  if of is None:
-    return ""
-  if of["relative"] is None or of["ci95"] is None:
-    low, high = of["delta_ci95"]
-    return f"\n{of['delta']:+.3f}\n[{low:.2f},{high:.2f}]"
-  low, high = of["ci95"]
-  return f"\n{100 * of['relative']:+.0f} %\n[{100 * low:.0f},{100 * high:.0f}]"
 
 
 def _style(of: Mapping[str, Any] | None) -> str:

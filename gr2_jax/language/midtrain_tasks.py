@@ -87,7 +87,7 @@ def persona(rows: Sequence[int], context: PromptContext, max_history: int) -> Ex
   """A history whose codes alternate with the items' categories and brands, then one sentence about the user's taste."""
   special = context.vocabulary.special
   rows = rows[-max_history:]
-  items = [token for row in rows for token in context.item_tokens(row, _PERSONA_STYLE)]
+  items = [token for row in rows for token in context.item_tokens(row, _PERSONA_STYLE.history_fields, _PERSONA_STYLE)]
   summary = context.vocabulary.encode(taste_summary([context.catalogue.items[row] for row in rows]))
   return _example([special("bos"), special("history")], [*items, special("assistant"), *summary, special("eos")])
 

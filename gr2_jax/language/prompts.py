@@ -31,7 +31,8 @@ class PromptStyle:
 
   `instructions`: "short" is a few words and bare item fields, "full" the five principles in sentences and labelled fields.
   `reference`: candidates are named by the token of their slot, or by their semantic ID alone.
-  `item_fields`: any of title, brand, category (the leaf), categories (the whole path), price.
+  `item_fields`, `history_fields`: what stands beside the codes of a candidate and of a history item: any of title, brand, category
+  (the leaf), categories (the whole path), price. None of them in the history leaves it as mid-training writes it: codes alone.
   `sid_markers` puts `<sid>` and `</sid>` around codes.
   `hints`: upstream_rank (1 is the top) and bought_after (how often a candidate followed the last item before the request).
   `max_history` items at most; above `max_prompt_tokens` the oldest go first. "bought_after" makes the candidate part depend on the user.
@@ -43,6 +44,7 @@ class PromptStyle:
   reference: str = "slot"
   instructions: str = "short"
   item_fields: tuple[str, ...] = ("category", "brand")
+  history_fields: tuple[str, ...] = ("category", "brand")
   sid_markers: bool = False
   hints: tuple[str, ...] = ()
   max_history: int = 8
@@ -52,7 +54,7 @@ class PromptStyle:
     for name, allowed in _CHOICES.items():
       if getattr(self, name) not in allowed:
         raise ValueError(f"{name}: {getattr(self, name)!r} is not known; choose one of {', '.join(allowed)}")
-    for name, allowed in (("item_fields", _FIELDS), ("hints", _HINTS)):
+    for name, allowed in (("item_fields", _FIELDS), ("history_fields", _FIELDS), ("hints", _HINTS)):
       object.__setattr__(self, name, tuple(getattr(self, name)))
       unknown = [value for value in getattr(self, name) if value not in allowed]
       if unknown:
@@ -108,12 +110,12 @@ class PromptContext:
     tokens = self.vocabulary.sid_tokens(self.codes[row])
     return [self.vocabulary.special("sid"), *tokens, self.vocabulary.special("/sid")] if markers else tokens
 
-  def item_tokens(self, row: int, style: PromptStyle) -> list[int]:
-    """Tokens of an item as prompts show it: its codes, then the style's fields."""
-    key = (row, style.item_fields, style.instructions, style.sid_markers)
+  def item_tokens(self, row: int, fields: tuple[str, ...], style: PromptStyle) -> list[int]:
+    """Tokens of an item as prompts show it: its codes, then those `fields` that it has."""
+    key = (row, fields, style.instructions, style.sid_markers)
     tokens = self._items.get(key)
     if tokens is None:
-      texts = [text for field in style.item_fields if (text := _field_text(self.catalogue.items[row], field))]
+      texts = [text for field in fields if (text := _field_text(self.catalogue.items[row], field))]
       tokens = self.sid_tokens(row, style.sid_markers)
       if style.instructions == "full":
         tokens = tokens + self.vocabulary.encode(" | ".join(texts))
@@ -179,7 +181,7 @@ def render_prompt(slate: schema.Slate, shown: Sequence[int], context: PromptCont
     )
   history: list[list[int]] = []
   for row in reversed(context.catalogue.to_rows(slate.history[-style.max_history :])):
-    tokens = context.item_tokens(row, style)
+    tokens = context.item_tokens(row, style.history_fields, style)
     room -= len(tokens)
     if room < 0:
       break
@@ -203,7 +205,7 @@ def _candidate_tokens(slate: schema.Slate, shown: Sequence[int], context: Prompt
   for slot, candidate in enumerate(map(int, shown)):
     if by_slot:
       tokens.append(context.vocabulary.candidate_start + slot)
-    tokens += context.item_tokens(rows[candidate], style)
+    tokens += context.item_tokens(rows[candidate], style.item_fields, style)
     if "upstream_rank" in style.hints:
       rank = candidate + 1
       tokens += context.text(templates.UPSTREAM_FULL.format(rank=rank) if full else str(rank))

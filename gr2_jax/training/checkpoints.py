@@ -81,10 +81,13 @@ class Checkpointer:
     return None
 
   def load_params(self, abstract_params: Any) -> Any:
-    """The parameters alone of the newest checkpoint, placed by the shardings of `abstract_params`."""
+    """The parameters alone of the newest checkpoint, placed by the shardings of `abstract_params`.
+
+    Raises CheckpointError when there is none, or when it does not fit.
+    """
     steps = self.steps()
     if not steps:
-      raise FileNotFoundError(f"{self.directory}: no checkpoint here; run the stage that writes it first")
+      raise CheckpointError(f"{self.directory}: no checkpoint here; delete the stage's folder and start again, so that it is run anew")
     item = {"params": abstract_params}
     restore = ocp.args.PyTreeRestore(item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:

@@ -7,6 +7,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
+
+_ADAM_RMS = 0.2  # root mean square of an AdamW update at learning rate 1
 
 
 @flax.struct.dataclass
@@ -25,9 +28,14 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW with clipping by global norm. `warmup_steps` rise linearly from 0; the schedule spans what is left of the steps."""
+  """The update rule, with clipping by global norm. `warmup_steps` rise linearly from 0; the schedule spans what is left of the steps.
+
+  `rule`: `adamw`, or `muon`, which orthogonalises the momentum of the matrices inside the layers and leaves tables and norms to AdamW
+  (Jordan et al. 2024). Its updates are scaled to the size of AdamW's (arXiv 2502.16982), so that both take the same learning rates.
+  """
 
   learning_rate: float
+  rule: Literal["adamw", "muon"] = "adamw"
   schedule: Literal["constant", "cosine", "linear"] = "constant"
   warmup_steps: int = 0
   weight_decay: float = 0.0
@@ -55,19 +63,41 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-  """The optimizer of every stage; norm scales are not decayed (Loshchilov & Hutter, arXiv 1711.05101)."""
-  return optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
-    optax.adamw(
-      make_schedule(config, total_steps),
-      b1=config.b1,
-      b2=config.b2,
+  """The optimizer of every stage; norm scales are not decayed (Loshchilov & Hutter, arXiv 1711.05101). Raises ValueError for settings
+  that cannot hold.
+  """
+  schedule = make_schedule(config, total_steps)
+  if config.rule == "adamw":
+    rule = optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=_decayed)
+  elif config.rule == "muon":
+    rule = optax.contrib.muon(
+      schedule,
+      adam_b1=config.b1,
+      adam_b2=config.b2,
       weight_decay=config.weight_decay,
-      mask=_decayed,
-    ),
-  )
+      adam_weight_decay=config.weight_decay,
+      weight_decay_mask=_decayed,
+      muon_weight_dimension_numbers=_matrix_axes,
+      consistent_rms=_ADAM_RMS,
+    )
+  else:
+    raise ValueError(f"rule: {config.rule!r} is unknown; use adamw or muon")
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
 
 
 def _decayed(params: Any) -> Any:
   # By name, not by rank: under a scan over layers a norm's scale is a matrix.
   return jax.tree_util.tree_map_with_path(lambda path, _: "'scale'" not in jax.tree_util.keystr(path), params)
+
+
+def _matrix_axes(params: Any) -> Any:
+  """Which axes of each kernel are a matrix's rows and columns; None for what is no matrix. Axis 0 counts the layers."""
+
+  def of(path, leaf):
+    names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]  # not the boxes of logical axes
+    if names[-1] != "kernel":
+      return None
+    inputs = leaf.ndim - 2 if names[-2] == "out" else 1  # attention's output reads heads and head_dim, all else reads one axis
+    return optax.contrib.MuonDimensionNumbers(tuple(range(1, 1 + inputs)), tuple(range(1 + inputs, leaf.ndim)))
+
+  return jax.tree_util.tree_map_with_path(of, params)

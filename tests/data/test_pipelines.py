@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr2_jax.data.pipelines import make_pipeline, pad_batch
+from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.data.schema import DataError
 
 
@@ -159,18 +159,3 @@ def test_bad_examples_name_their_index():
     run({"tokens": [1, 2], "parts": [1]})
   with pytest.raises(DataError, match="no examples"):
     make_pipeline([], seed=0, batch_size=1, map_fn=plain)
-
-
-def test_pad_batch_keeps_order_and_fills_rows():
-  batch = pad_batch([{"tokens": [5, 6]}, {"tokens": [7, 8, 9]}], 4, rows=3, pad_id=1)
-  np.testing.assert_array_equal(batch["tokens"], [[5, 6, 1, 1], [7, 8, 9, 1], [1, 1, 1, 1]])
-  np.testing.assert_array_equal(batch["segment_ids"], [[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]])
-  np.testing.assert_array_equal(batch["positions"], [[0, 1, 0, 0], [0, 1, 2, 0], [0, 0, 0, 0]])
-  with pytest.raises(DataError, match="example 1: 5 tokens do not fit a row of 4"):
-    pad_batch([{"tokens": [1]}, {"tokens": [1] * 5}], 4)
-
-
-def test_loss_weights_stay_floats():
-  batch = pad_batch([{"tokens": [5, 6], "loss_weights": [0.0, 0.5]}], 3)
-  assert batch["loss_weights"].dtype == np.float32
-  np.testing.assert_array_equal(batch["loss_weights"], [[0.0, 0.5, 0.0]])

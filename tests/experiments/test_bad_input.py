@@ -1,6 +1,7 @@
 """Input that cannot be used ends in one line that names file, line and field, before any training; told to skip, the rest is used."""
 
 import json
+import shutil
 import sys
 import types
 
@@ -169,6 +170,13 @@ def test_damaged_parameters_of_an_earlier_stage(tiny_run, run_here, tmp_path, ca
     if path.is_file():
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
   assert f"{run / 'midtrain' / 'checkpoints'}: the parameters of step 3 do not fit this model" in refuse(run_here, config, run, capsys)
+
+
+def test_an_earlier_stage_whose_checkpoints_are_gone(tiny_run, run_here, tmp_path, capsys):
+  config = tiny_config()
+  run = continue_from(tiny_run, tmp_path / "run", config, BEFORE_SFT)
+  shutil.rmtree(run / "midtrain" / "checkpoints" / "3")
+  assert f"{run / 'midtrain' / 'checkpoints'}: no checkpoint here; delete the stage's folder" in refuse(run_here, config, run, capsys)
 
 
 def test_a_learning_rate_that_diverges(tiny_run, run_here, tmp_path, capsys):

@@ -79,7 +79,7 @@ def test_the_oldest_history_goes_first_and_is_counted(slate, context, vocab):
   # An item is 5 tokens here: with 7 tokens less than the whole prompt, two more of the oldest have to go.
   cut = prompts.render_prompt(long, [0, 1, 2, 3], context, dataclasses.replace(style, max_prompt_tokens=len(whole.tokens) - 7))
   assert cut.dropped_history == 12 and len(cut.tokens) == len(whole.tokens) - 10
-  newest = context.item_tokens(long_row := context.catalogue.rows[long.history[-1]], style)
+  newest = context.item_tokens(long_row := context.catalogue.rows[long.history[-1]], style.history_fields, style)
   at = cut.tokens.index(vocab.special("candidates"))
   assert cut.tokens[at - len(newest) : at] == newest and long_row == 3
 

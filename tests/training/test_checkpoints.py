@@ -40,7 +40,7 @@ def test_round_trip_and_the_newest_are_kept(tmp_path):
 
 def test_looking_for_a_checkpoint_makes_no_folder(tmp_path):
   assert Checkpointer(tmp_path / "c").restore_latest(abstract(make_state())) is None
-  with pytest.raises(FileNotFoundError, match="no checkpoint here"):
+  with pytest.raises(CheckpointError, match="no checkpoint here"):
     Checkpointer(tmp_path / "c").load_params(abstract(make_state().params))
   assert not (tmp_path / "c").exists()
 

@@ -1,10 +1,13 @@
 """Schedules at their corners, and what the optimizer leaves alone."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from gr2_jax.models.config import preset
+from gr2_jax.models.transformer import Decoder, init_params
 from gr2_jax.training.state import OptimizerConfig, init_state, make_optimizer, make_schedule
 
 
@@ -31,6 +34,8 @@ def test_bad_settings_say_what_to_do():
     make_schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=11), 10)
   with pytest.raises(ValueError, match=r"'exponential' is unknown.*constant"):
     make_schedule(OptimizerConfig(learning_rate=1.0, schedule="exponential"), 10)
+  with pytest.raises(ValueError, match=r"'sgd' is unknown; use adamw or muon"):
+    make_optimizer(OptimizerConfig(learning_rate=1.0, rule="sgd"), 10)
 
 
 def test_decay_moves_weights_but_no_norm_scales():
@@ -51,3 +56,21 @@ def test_first_adam_step_is_the_rate_whatever_the_gradient():
   updates, _ = optimizer.update({"w": jnp.array([300.0, -4.0])}, optimizer.init(params), params)
   # With bias correction m / sqrt(v) is the sign of the gradient in the first step.
   np.testing.assert_allclose(updates["w"], [-0.1, 0.1], rtol=1e-3)
+
+
+def test_muon_orthogonalises_each_layers_matrices_and_leaves_the_rest_to_adam():
+  params = init_params(Decoder(preset("test", vocab_size=64)), jax.random.key(0))
+  grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), x.shape), params)
+  optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, rule="muon", clip_norm=1e9), 10)
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  # Adam's first step has the sign of the gradient and one size everywhere.
+  for tree in ("embedding", "final_norm"):
+    for update, grad in zip(jax.tree.leaves(updates[tree]), jax.tree.leaves(grads[tree]), strict=True):
+      np.testing.assert_allclose(update, -np.sign(grad) * np.abs(update).max(), rtol=1e-3)
+  # [layers, in, heads, head_dim] for the query, [layers, heads, head_dim, out] for the output: both 32 x 32 in each layer. Five
+  # Newton-Schulz steps bring all singular values near 1, where those of a random square matrix reach down to 0.
+  for name in ("q", "out"):
+    for layer in updates["layers"][name]["kernel"].reshape(2, 32, 32):
+      values = np.linalg.svd(layer / 0.1, compute_uv=False) / (0.2 * np.sqrt(32))
+      assert np.median(values) > 0.5 and values.max() < 1.5
+      assert np.linalg.norm(layer) / 0.1 / 32 == pytest.approx(0.2, rel=0.3)  # the size of an AdamW update
