@@ -8,6 +8,7 @@ from gr2_jax.data.market import MarketConfig
 from gr2_jax.language.midtrain_tasks import Mixture
 from gr2_jax.language.prompts import PromptStyle
 from gr2_jax.models.ctr import CtrConfig
+from gr2_jax.objectives.policy import DAPO
 from gr2_jax.rewards.verifiable import RewardConfig
 from gr2_jax.semantic_ids.rqvae import RqVaeConfig
 from gr2_jax.teachers.scripted import TeacherWeights
@@ -106,13 +107,13 @@ def base() -> ConfigDict:
         "prompts": 16,
         "group": 8,
         "max_new_tokens": 48,
-        "overlong_zone": 8,
+        "overlong_zone": 8,  # tokens before the limit that cost reward; 0: none
+        "dynamic_sampling": True,  # groups without a signal are left out and replaced; False: one round, all groups count
         "max_rounds": 3,
         "minibatches": 1,  # gradient steps on a rollout batch, each on its share of the prompts
         "microbatches": 1,  # parts of a gradient step, to save memory
         "temperature": 1.0,
-        "clip_low": 0.2,
-        "clip_high": 0.28,
+        "loss": section(DAPO),  # rl_losses.py has the others by name
         "presentation": "shuffled",  # or upstream
         "reward": section(RewardConfig(), alpha=UNSET, invalid=UNSET),  # unset: the condition's published values
         "optimizer": optimizer(1e-4, warmup_steps=5),

@@ -161,7 +161,13 @@ def make_rl_update(
 
 def _split(tree: Any, parts: int) -> Any:
   """Leading axis `[P, ...]` to `[parts, P / parts, ...]`, by strides: where P lies over devices each keeps its own prompts."""
-  return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), tree)
+
+  def cut(x):
+    if len(x) % parts:
+      raise ValueError(f"{len(x)} prompts do not divide into {parts} parts (minibatches x microbatches)")
+    return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+  return jax.tree.map(cut, tree)
 
 
 def _join(x: jax.Array) -> jax.Array:
@@ -213,10 +219,10 @@ def collect_groups(
   Each of several processes rolls out and fills a share of its own, of `num_prompts` groups. All go on until the last of them is full: a
   decision that they take alike, from the counts that `gather` (array -> the arrays of all processes, stacked) brings together.
 
-  Metrics of this process's share: `kept_fraction`, `all_invalid_fraction` and `all_equal_fraction` (groups without a signal, with no valid
-  answer, or with some, of equal reward) over the groups rolled out; `filled_fraction` of the batch; `surplus`, `rounds`; `valid_rate`,
-  `reward`, `raw_reward`, `truncated_rate`, `completion_length` and `sampling_entropy` over everything rolled out. Groups of one, and of
-  a slate whose order cannot matter (no positives, or nothing else), are among the equal ones.
+  Metrics of this process's share: `kept_fraction`, `all_invalid_fraction` and `all_equal_fraction` (groups without a signal, with no
+  valid answer, or with some, of equal reward) over the groups rolled out; `filled_fraction` and `surplus_fraction` of the batch;
+  `rounds`; `valid_rate`, `reward`, `raw_reward`, `truncated_rate`, `completion_length` and `sampling_entropy` over everything rolled
+  out. Groups of one, and of a slate whose order cannot matter (no positives, or nothing else), are among the equal ones.
   Raises ValueError for a reward that is not finite, and when rounds differ in shape.
   """
   parts: list[RlBatch] = []
@@ -244,7 +250,7 @@ def collect_groups(
   batch = batch.replace(keep=batch.keep & (np.arange(num_prompts) < kept))
   metrics = merge(round_metrics) | {
     "filled_fraction": Metric(float(batch.keep.sum()), float(num_prompts)),
-    "surplus": Metric(float(max(kept - num_prompts, 0)), 1.0),
+    "surplus_fraction": Metric(float(max(kept - num_prompts, 0)), float(num_prompts)),
     "rounds": Metric(float(len(parts)), 1.0),
   }
   return batch, metrics

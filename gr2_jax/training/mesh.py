@@ -103,3 +103,14 @@ def to_global(batch: Any, mesh: Mesh) -> Any:
     return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
   return jax.tree.map(place, batch)
+
+
+def to_local(tree: Any, mesh: Mesh) -> Any:
+  """This process's rows of global arrays, as numpy arrays: the inverse of `to_global`, for what was computed from its arrays."""
+
+  def fetch(x):
+    shards = jax.device_put(x, batch_sharding(mesh)).addressable_shards
+    parts = {shard.index[0].start or 0: shard.data for shard in shards}  # each lies on all devices along `tensor`
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+  return jax.tree.map(fetch, tree)
