@@ -175,14 +175,14 @@ def test_a_minibatch_that_is_not_finite_is_skipped_alone(params):
   # Prompts 0 and 2 make the first minibatch, 1 and 3 the second.
   batch, optimizer = _batch(6, num_prompts=4), optax.adamw(1e-2)
   batch.keep[:] = True
-  batch.behaviour_logps[3, 0, 0] = np.nan
+  batch.advantages[3, 0] = np.nan
   update = jax.jit(make_rl_update(DECODER, optimizer, RlConfig(minibatches=2)))
   state, metrics = update(init_state(params, optimizer), batch)
   assert metrics["skipped"].sum == 1 and metrics["skipped"].count == 2 and metrics["grad_norm"].count == 1
   assert all(np.isfinite(metric.sum) for metric in metrics.values())
   assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)), "the first minibatch was learnt"
   assert state.opt_state[0].count == 1 and state.step == 1
-  batch.behaviour_logps[0, 0, 0] = np.nan
+  batch.advantages[0, 0] = np.nan
   state, metrics = update(init_state(params, optimizer), batch)
   assert metrics["skipped"].sum == 2
   jax.tree.map(np.testing.assert_array_equal, state.params, params)
