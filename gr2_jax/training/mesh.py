@@ -94,10 +94,17 @@ def jit_update(update: Callable, mesh: Mesh, shardings: Any) -> Callable:
 
 
 def to_global(batch: Any, mesh: Mesh) -> Any:
-  """This process's rows as global arrays; every process holds an equal share of the first axis."""
+  """This process's rows as global arrays; every process holds an equal share of the first axis.
+
+  Raises ValueError for rows that do not divide over the mesh.
+  """
   sharding = batch_sharding(mesh)
+  parts = mesh.shape["data"] * mesh.shape["fsdp"]
 
   def place(x):
+    rows = len(x) if isinstance(x, jax.Array) else len(x) * jax.process_count()
+    if rows % parts:
+      raise ValueError(f"batch: {rows} rows do not divide over the {parts} parts of the mesh (data x fsdp)")
     if isinstance(x, jax.Array):
       return jax.device_put(x, sharding)
     return jax.make_array_from_process_local_data(sharding, np.asarray(x))

@@ -193,7 +193,7 @@ def test_prompts_that_do_not_divide_are_refused(params):
     _one_step(RlConfig(microbatches=2), params, _batch(1))
   optimizer, mesh = optax.sgd(1.0), make_mesh(4, 2, 1)
   state, shardings = start_fresh(DECODER, optimizer, jax.random.key(7), mesh)
-  with pytest.raises(ValueError, match="divisible by 8"):
+  with pytest.raises(ValueError, match="3 rows do not divide over the 8 parts of the mesh"):
     jit_update(make_rl_update(DECODER, optimizer, RlConfig()), mesh, shardings)(state, _batch(1))
 
 
