@@ -8,6 +8,7 @@ from gr2_jax.data.market import MarketConfig
 from gr2_jax.language.midtrain_tasks import Mixture
 from gr2_jax.language.prompts import PromptStyle
 from gr2_jax.models.ctr import CtrConfig
+from gr2_jax.objectives.policy import DAPO
 from gr2_jax.rewards.verifiable import RewardConfig
 from gr2_jax.semantic_ids.rqvae import RqVaeConfig
 from gr2_jax.teachers.scripted import TeacherWeights
@@ -63,8 +64,9 @@ def base() -> ConfigDict:
         "optimizer": optimizer(1e-3, schedule="cosine", warmup_steps=50, weight_decay=0.01),
         "save_every": 500,
         "log_every": 20,
+        "max_skips": 10,  # updates in a row, skipped because loss or gradient is not finite, after which the run stops
         # New token rows first, the rest held still: what a pretrained backbone needs (OneRec-Think: lr 5e-4). 0 steps: left out.
-        "warmup_rows": {"steps": 0, "optimizer": optimizer(5e-4), "save_every": 500, "log_every": 20},
+        "warmup_rows": {"steps": 0, "optimizer": optimizer(5e-4), "save_every": 500, "log_every": 20, "max_skips": 10},
         "beams": 20,
         "eval_users": 0,  # 0: all of them
       },
@@ -98,24 +100,26 @@ def base() -> ConfigDict:
         "optimizer": optimizer(1e-3, schedule="cosine", warmup_steps=20, weight_decay=0.01),
         "save_every": 200,
         "log_every": 10,
+        "max_skips": 10,
       },
       "rl": {
         "steps": 100,
         "prompts": 16,
         "group": 8,
         "max_new_tokens": 48,
-        "overlong_zone": 8,
+        "overlong_zone": 8,  # tokens before the limit that cost reward; 0: none
+        "dynamic_sampling": True,  # groups without a signal are left out and replaced; False: one round, all groups count
         "max_rounds": 3,
         "minibatches": 1,  # gradient steps on a rollout batch, each on its share of the prompts
         "microbatches": 1,  # parts of a gradient step, to save memory
         "temperature": 1.0,
-        "clip_low": 0.2,
-        "clip_high": 0.28,
+        "loss": section(DAPO),  # rl_losses.py has the others by name
         "presentation": "shuffled",  # or upstream
         "reward": section(RewardConfig(), alpha=UNSET, invalid=UNSET),  # unset: the condition's published values
         "optimizer": optimizer(1e-4, warmup_steps=5),
         "save_every": 25,
         "log_every": 1,
+        "max_skips": 10,
       },
       "evaluation": {
         "batch_size": 64,

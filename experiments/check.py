@@ -22,7 +22,18 @@ _CHOICES = {
 # Sizes, wherever they stand in the config, that cannot be 0.
 _SIZES = {
   *("attempts", "batch", "batch_size", "beams", "corpus_epochs", "epochs", "group", "log_every", "max_history", "max_new_tokens"),
-  *("max_rounds", "microbatches", "minibatches", "num_candidates", "prompts", "report_every", "resamples", "row_length", "save_every"),
+  *(
+    "max_rounds",
+    "max_skips",
+    "microbatches",
+    "minibatches",
+    "num_candidates",
+    "prompts",
+    "report_every",
+    "resamples",
+    "row_length",
+    "save_every",
+  ),
   "text_pieces",
 }
 
@@ -57,6 +68,10 @@ def _check_pairs(config: ConfigDict) -> None:
     raise ConfigError(
       f"--config.rl.prompts: {rl.prompts} do not divide into {rl.minibatches} minibatches of {rl.microbatches} microbatches; use a multiple"
     )
+  if rl.group < 2:
+    raise ConfigError(f"--config.rl.group: {rl.group} must be at least 2: an answer is judged by the others of its group")
+  if not 0 <= rl.overlong_zone <= rl.max_new_tokens:
+    raise ConfigError(f"--config.rl.overlong_zone: {rl.overlong_zone} tokens do not fit into max_new_tokens {rl.max_new_tokens}")
   if config.decoding.constraint == "slate" and config.prompt.answer != "compact":
     raise ConfigError(f"--config.decoding.constraint: 'slate' is for compact answers, not for {config.prompt.answer}; set it to none")
   named = config.tokenize.num_candidates
@@ -71,6 +86,7 @@ def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
   from gr2_jax.language.midtrain_tasks import Mixture
   from gr2_jax.language.prompts import PromptStyle
   from gr2_jax.models.config import preset
+  from gr2_jax.objectives.policy import PolicyLossConfig
   from gr2_jax.rewards.verifiable import RewardConfig
   from gr2_jax.semantic_ids.rqvae import RqVaeConfig
   from gr2_jax.steps.rl import RlConfig
@@ -80,7 +96,9 @@ def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
   rl = config.rl
   trained = {"midtrain": config.midtrain, "midtrain.warmup_rows": config.midtrain.warmup_rows, "sft": config.sft, "rl": rl}
   optimizers = {
-    f"{name}.optimizer": lambda options=options: make_optimizer(OptimizerConfig(**options.optimizer), options.steps)
+    f"{name}.optimizer": lambda options=options: make_optimizer(
+      OptimizerConfig(**options.optimizer), options.steps * options.get("minibatches", 1)
+    )
     for name, options in trained.items()
     if options.steps
   }
@@ -91,7 +109,8 @@ def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
     "midtrain.mixture": lambda: Mixture(**config.midtrain.mixture),
     "prompt": lambda: PromptStyle(**config.prompt),
     "rl.reward": lambda: RewardConfig(**rl.reward).to_options(),
-    "rl": lambda: RlConfig(clip_low=rl.clip_low, clip_high=rl.clip_high, temperature=rl.temperature, microbatches=rl.microbatches),
+    "rl.loss": lambda: PolicyLossConfig(**rl.loss),
+    "rl": lambda: RlConfig(temperature=rl.temperature),
   }
 
 

@@ -118,7 +118,7 @@ def _stage_errors() -> tuple[type[Exception], ...]:
   """What stages raise with a message that says all; imported here, since it brings JAX along."""
   from gr2_jax.evaluation.results import ResultsError
   from gr2_jax.training.checkpoints import CheckpointError
-  from gr2_jax.training.loop import DivergedError
+  from gr2_jax.training.guard import DivergedError
 
   return CheckpointError, DivergedError, ResultsError
 

@@ -20,7 +20,8 @@ from gr2_jax.training.state import OptimizerConfig, make_optimizer
 
 def begin(decoder: Decoder, options, mesh: Mesh, key, checkpoints: Checkpointer | None):
   """(optimizer, state, shardings) of a stage with the settings `options`; parameters from `checkpoints`, or random by `key`."""
-  optimizer = make_optimizer(OptimizerConfig(**options.optimizer), options.steps)
+  gradient_steps = options.steps * options.get("minibatches", 1)
+  optimizer = make_optimizer(OptimizerConfig(**options.optimizer), gradient_steps)
   if checkpoints is None:
     return optimizer, *start_fresh(decoder, optimizer, key, mesh)
   return optimizer, *start_from(decoder, optimizer, checkpoints, mesh)
@@ -82,5 +83,6 @@ def train(
       progress=task,
       save_every=options.save_every,
       log_every=options.log_every,
+      max_skips=options.max_skips,
       stop=stop,
     )

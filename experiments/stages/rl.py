@@ -1,4 +1,4 @@
-"""Stage `rl`: group rollouts on training slates, verifiable rewards, DAPO updates; the hacking monitors run at every step."""
+"""Stage `rl`: group rollouts on training slates, verifiable rewards, policy updates; the hacking monitors run at every step."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from experiments.train import begin, train
 from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.evaluation.features import slate_labels
 from gr2_jax.language.prompts import present
-from gr2_jax.objectives.advantages import group_advantages
+from gr2_jax.objectives.policy import PolicyLossConfig
 from gr2_jax.rewards.monitors import monitor_answers, monitor_errors
 from gr2_jax.rewards.overlong import soft_overlong_penalty
 from gr2_jax.rewards.verifiable import RewardConfig, compute_rewards
@@ -29,7 +29,7 @@ from gr2_jax.rollout.parse import parse_completions
 from gr2_jax.rollout.rerank import pad_shown, render_prompts
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.steps.rl import Judgement, RlConfig, collect_groups, make_rl_update
-from gr2_jax.training.mesh import jit_update
+from gr2_jax.training.mesh import jit_update, to_global, to_local
 from gr2_jax.training.metric import merge
 
 
@@ -41,11 +41,10 @@ def run(config, run, progress, stop):
   slates = load_slates(run, catalogue, "train")
   decoder, mesh = make_decoder(run, context.vocabulary), run_mesh(run)
   optimizer, state, shardings = begin(decoder, options, mesh, None, stage_checkpoints(run, "sft"))
-  rl_config = RlConfig(
-    clip_low=options.clip_low, clip_high=options.clip_high, temperature=options.temperature, microbatches=options.microbatches
-  )
+  loss = PolicyLossConfig(**options.loss)
+  rl_config = RlConfig(loss, options.temperature, minibatches=options.minibatches, microbatches=options.microbatches)
   constraint = slate_constraint(run, context.vocabulary)
-  update = _minibatched(jit_update(make_rl_update(decoder, optimizer, rl_config, constraint), mesh, shardings), options.minibatches)
+  update = jit_update(make_rl_update(decoder, optimizer, rl_config, constraint), mesh, shardings)
   position = make_pipeline(
     range(len(slates)),
     seed=config.seed,
@@ -54,26 +53,11 @@ def run(config, run, progress, stop):
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  get_batch = _make_get_batch(run, slates, decoder, context, style, position, constraint)
+  get_batch = _make_get_batch(run, slates, decoder, mesh, context, style, position, constraint, loss)
   train(run, "rl", state, update, get_batch, position=position, options=options, progress=progress, stop=stop)
 
 
-def _minibatched(update, minibatches):
-  """One rollout batch as several gradient steps, each on its own share of the prompts."""
-  if minibatches == 1:
-    return update
-
-  def run(state, batch):
-    metrics = []
-    for start in range(minibatches):
-      state, found = update(state, jax.tree.map(lambda x, start=start: x[start::minibatches], batch))
-      metrics.append(found)
-    return state, merge(metrics)
-
-  return run
-
-
-def _make_get_batch(run, slates, decoder, context, style, position, constraint):
+def _make_get_batch(run, slates, decoder, mesh, context, style, position, constraint, loss):
   """Builds `get_batch(state)`: rounds of prompts, rollouts and rewards until the batch is full of groups that carry a signal."""
   options, vocabulary = run.config.rl, context.vocabulary
   generate = make_generate(
@@ -107,7 +91,10 @@ def _make_get_batch(run, slates, decoder, context, style, position, constraint):
 
     def rollout_fn(prompts):
       key = jax.random.fold_in(step_key, len(monitors))
-      return generate(state.params, prompts[3].tokens, prompts[3].mask, key, sampling, None, prompts[3].references)
+      batch = prompts[3]
+      tokens, mask, references = to_global((batch.tokens, batch.mask, batch.references), mesh)
+      with jax.set_mesh(mesh):
+        return to_local(generate(state.params, tokens, mask, key, sampling, None, references), mesh)
 
     def judge_fn(prompts, rollout):
       indices, chosen, shown, batch = prompts
@@ -117,7 +104,15 @@ def _make_get_batch(run, slates, decoder, context, style, position, constraint):
       monitors.append(found)
       return judgement
 
-    batch, metrics = collect_groups(next_prompts, rollout_fn, judge_fn, num_prompts=options.prompts, max_rounds=options.max_rounds)
+    batch, metrics = collect_groups(
+      next_prompts,
+      rollout_fn,
+      judge_fn,
+      num_prompts=options.prompts // jax.process_count(),
+      max_rounds=options.max_rounds,
+      dynamic_sampling=options.dynamic_sampling,
+      loss=loss,
+    )
     return batch, merge(monitors) | metrics
 
   return get_batch
@@ -126,15 +121,13 @@ def _make_get_batch(run, slates, decoder, context, style, position, constraint):
 def _make_judge(options):
   """Builds the compiled `judge(ParsedAnswers, labels, shown, completion_mask) -> (Judgement, monitors)`."""
   reward_config = RewardConfig(**options.reward)
-  reward_config.to_options()  # an unknown choice is an error before anything is rolled out
 
   @jax.jit
   def judge(answers, labels, shown, completion_mask):
     rewards = compute_rewards(reward_config, answers.rankings, labels, shown, mask=labels >= 0)
     lengths = jnp.sum(completion_mask, axis=-1)
     shaped = rewards.total + soft_overlong_penalty(lengths, options.max_new_tokens, options.overlong_zone)
-    _, keep = group_advantages(shaped, rewards.rank_raw)
-    monitors = monitor_answers(rewards, answers.rankings, shown, lengths, keep) | monitor_errors(answers.codes)
+    monitors = monitor_answers(rewards, answers.rankings, shown, lengths) | monitor_errors(answers.codes)
     return Judgement(shaped, rewards.rank_raw, rewards.format > 0), monitors
 
   return judge

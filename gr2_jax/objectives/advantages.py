@@ -16,7 +16,7 @@ def _centre(rewards: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def group_advantages(
-  rewards: jax.Array, raw_rewards: jax.Array, *, std_floor: float = 1e-4, min_raw_std: float = 1e-6
+  rewards: jax.Array, raw_rewards: jax.Array, *, divide_by_std: bool = True, std_floor: float = 1e-4, min_raw_std: float = 1e-6
 ) -> tuple[jax.Array, jax.Array]:
   """Normalise each group's rewards, and keep the groups whose raw ranking reward varies.
 
@@ -25,9 +25,10 @@ def group_advantages(
   `keep [...]`, True where the raw reward's standard deviation is at least `min_raw_std`. Advantages of a group that is not kept are 0
   (so are those of a group of one, and of a group with a reward that is not finite).
   The floor keeps finely graded rewards (AUC) from being blown up to unit variance. DAPO (arXiv 2503.14476), Eq 9 of GR2.
+  Without `divide_by_std` they are reward - mean (Dr. GRPO, arXiv 2503.20783).
   """
   deviation, std = _centre(jnp.asarray(rewards, jnp.float32))
   _, raw_std = _centre(jnp.asarray(raw_rewards, jnp.float32))
   keep = (raw_std >= min_raw_std) & jnp.isfinite(std)
-  advantages = deviation / jnp.maximum(std, std_floor)[..., None]
+  advantages = deviation / jnp.maximum(std, std_floor)[..., None] if divide_by_std else deviation
   return jnp.where(keep[..., None], advantages, 0.0), keep

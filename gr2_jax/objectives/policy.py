@@ -1,53 +1,119 @@
-"""Clipped policy loss with token means that stay exact over microbatches and devices."""
+"""The clipped policy loss of DAPO, GRPO, Dr. GRPO and GSPO, as sums that stay exact over microbatches and devices."""
 
-from typing import NamedTuple
+import dataclasses
+import math
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+_CHOICES = {"aggregation": ("token_mean", "sequence_mean", "constant_length"), "ratio": ("token", "sequence")}
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyLossConfig:
+  """What the published losses differ in; the defaults are DAPO's.
+
+  `aggregation` of the token terms s_t of the sequences i:
+    `token_mean`       Σ s_t over all tokens, by their number (DAPO, arXiv 2503.14476)
+    `sequence_mean`    the mean over sequences of the mean over their tokens (GRPO, arXiv 2402.03300)
+    `constant_length`  the mean over sequences of Σ_t s_t / T, with T the completion limit (Dr. GRPO, arXiv 2503.20783)
+  `ratio`: of each token, or of the sequence, exp(mean_t log r_t), the same at all of its tokens (GSPO, arXiv 2507.18071).
+  `clip_low`, `clip_high` bound the ratio to 1 - clip_low .. 1 + clip_high.
+  `importance_cap` C: every token's term is weighed by min(π_trainer / π_sampler, C); 0 leaves it out.
+  `divide_by_std`: whether advantages are divided by their group's standard deviation (not in Dr. GRPO).
+  `mask_truncated`: completions cut off at the limit are not learnt from (DAPO's overlong filtering).
+  There is no KL term to an initial policy, and no forward pass of one. Raises ValueError for values that cannot hold.
+  """
+
+  aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
+  ratio: Literal["token", "sequence"] = "token"
+  clip_low: float = 0.2
+  clip_high: float = 0.28
+  importance_cap: float = 0.0
+  divide_by_std: bool = True
+  mask_truncated: bool = False
+
+  def __post_init__(self):
+    for name, choices in _CHOICES.items():
+      if getattr(self, name) not in choices:
+        raise ValueError(f"{name}: {getattr(self, name)!r} is not known; it must be {' or '.join(choices)}")
+    if not (0 <= self.clip_low < 1 and 0 <= self.clip_high < math.inf):
+      raise ValueError(f"clip_low must lie in [0, 1) and clip_high must not be negative, got {self.clip_low} and {self.clip_high}")
+    if self.importance_cap != 0 and not 1 <= self.importance_cap < math.inf:
+      raise ValueError(f"importance_cap must be 0 (off) or at least 1, got {self.importance_cap}")
+
+
+DAPO = PolicyLossConfig()
+
 
 class PolicyLoss(NamedTuple):
-  """`loss_sum` / `token_count` is the loss; each diagnostic is a (sum, count) pair of scalars."""
+  """`loss_sum` / `denominator` is the loss; each diagnostic is a (sum, count) pair of scalars."""
 
   loss_sum: jax.Array
-  token_count: jax.Array
+  denominator: jax.Array
   diagnostics: dict[str, tuple[jax.Array, jax.Array]]
 
 
-def clipped_policy_loss(
-  per_token_logps: jax.Array,
-  behaviour_logps: jax.Array,
-  advantages: jax.Array,
-  mask: jax.Array,
-  *,
-  clip_low: float = 0.2,
-  clip_high: float = 0.28,
-) -> PolicyLoss:
-  """Token-level clipped surrogate, -Σ min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), and the number of tokens to divide by.
+def loss_denominator(mask: jax.Array, aggregation: str) -> jax.Array:
+  """What the loss of the completions under `mask [..., T]` is divided by; it adds up over microbatches and devices.
 
-  `per_token_logps, behaviour_logps, mask [..., T]`, `advantages [...]` (one a completion). Tokens where the mask is 0 count
-  nowhere and pass no gradient, whatever stands there. Diagnostics, as means over tokens: `clip_low_fraction` and
-  `clip_high_fraction` (tokens whose gradient the clip removed), `ratio`, `approx_kl` (r - 1 - log r, an estimate of
-  KL(behaviour ‖ policy)) and `logp_gap` (|log r|, on the first step of a batch the gap between sampler and trainer).
-  DAPO (arXiv 2503.14476): clip-higher, token-level loss, no KL term; Eq 8 of GR2.
+  Tokens for `token_mean`, sequences for `sequence_mean`, sequences x T for `constant_length`; a sequence without any token is none.
   """
   mask = mask > 0
+  if aggregation == "token_mean":
+    return jnp.sum(mask, dtype=jnp.float32)
+  sequences = jnp.sum(mask.any(axis=-1), dtype=jnp.float32)
+  return sequences * mask.shape[-1] if aggregation == "constant_length" else sequences
+
+
+def truncated_importance_weights(trainer_logps: jax.Array, sampler_logps: jax.Array, mask: jax.Array, cap: float) -> jax.Array:
+  """min(π_trainer / π_sampler, cap) of each token `[..., T]`, without a gradient, 1 where the mask is 0.
+
+  Corrects for tokens that the sampler drew from slightly other probabilities than the trainer computes. The cap bounds the variance.
+  Truncated importance sampling (Ionides 2008).
+  """
+  gap = jnp.where(mask > 0, trainer_logps.astype(jnp.float32) - sampler_logps, 0.0)
+  return jax.lax.stop_gradient(jnp.minimum(jnp.exp(gap), cap))
+
+
+def policy_loss(
+  per_token_logps: jax.Array,
+  old_logps: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+  config: PolicyLossConfig,
+  *,
+  importance_weights: jax.Array | float = 1.0,
+) -> PolicyLoss:
+  """Clipped surrogate, -Σ w min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) in the config's aggregation, and what to divide it by.
+
+  `per_token_logps, old_logps, mask, importance_weights [..., T]`, `advantages [...]` (one a completion). Tokens where the mask is 0
+  count nowhere and pass no gradient, whatever stands there. Diagnostics, as means over tokens: `clip_low_fraction` and
+  `clip_high_fraction` (tokens whose gradient the clip removed), `ratio`, and `approx_kl` (r - 1 - log r of the single token, an
+  estimate of KL(old ‖ policy)). Eq 8 of GR2; for the sources of its variants see `PolicyLossConfig`.
+  """
+  mask = mask > 0
+  lengths = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
   # Replaced before exp: an infinite ratio at a masked place would turn the product with 0 into NaN, in the gradient too.
-  log_ratio = jnp.where(mask, per_token_logps.astype(jnp.float32) - behaviour_logps, 0.0)
+  token_log_ratio = jnp.where(mask, per_token_logps.astype(jnp.float32) - old_logps, 0.0)
+  log_ratio = token_log_ratio
+  if config.ratio == "sequence":
+    log_ratio = jnp.broadcast_to(jnp.sum(token_log_ratio, axis=-1, keepdims=True) / lengths, token_log_ratio.shape)
   ratio = jnp.exp(log_ratio)
   advantages = jnp.broadcast_to(advantages[..., None], ratio.shape)
-  surrogate = jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantages)
-  count = jnp.sum(mask, dtype=jnp.float32)
+  surrogate = jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high) * advantages)
+  terms = importance_weights * surrogate / (lengths if config.aggregation == "sequence_mean" else 1)
 
   def masked_sum(values: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(mask, values, 0.0), dtype=jnp.float32)
 
   means = {
-    "clip_low_fraction": (advantages < 0) & (ratio < 1 - clip_low),
-    "clip_high_fraction": (advantages > 0) & (ratio > 1 + clip_high),
+    "clip_low_fraction": (advantages < 0) & (ratio < 1 - config.clip_low),
+    "clip_high_fraction": (advantages > 0) & (ratio > 1 + config.clip_high),
     "ratio": ratio,
-    "approx_kl": ratio - 1 - log_ratio,
-    "logp_gap": jnp.abs(log_ratio),
+    "approx_kl": jnp.exp(token_log_ratio) - 1 - token_log_ratio,
   }
-  diagnostics = {name: (jax.lax.stop_gradient(masked_sum(value)), count) for name, value in means.items()}
-  return PolicyLoss(-masked_sum(surrogate), count, diagnostics)
+  tokens = loss_denominator(mask, "token_mean")
+  diagnostics = {name: (jax.lax.stop_gradient(masked_sum(value)), tokens) for name, value in means.items()}
+  return PolicyLoss(-masked_sum(terms), loss_denominator(mask, config.aggregation), diagnostics)

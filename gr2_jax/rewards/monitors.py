@@ -8,10 +8,10 @@ from gr2_jax.rewards.verifiable import RewardTerms
 from gr2_jax.training.metric import Metric
 
 
-def monitor_answers(rewards: RewardTerms, rankings: jax.Array, shown: jax.Array, lengths: jax.Array, keep: jax.Array) -> dict[str, Metric]:
+def monitor_answers(rewards: RewardTerms, rankings: jax.Array, shown: jax.Array, lengths: jax.Array) -> dict[str, Metric]:
   """Monitors of a batch of groups, computed on the device.
 
-  rewards of rankings `[P, G, K]`, shown `[P, K]`, completion lengths `[P, G]` in tokens, keep `[P]`: groups whose raw reward varies.
+  rewards of rankings `[P, G, K]`, shown `[P, K]`, completion lengths `[P, G]` in tokens.
   Rates of copies, Kendall tau and the top-1 share by slot are over valid answers (`valid_rate` says how many those are);
   `near_identity_rate` includes copies, and is 1 by construction for slates of two. `top1_share/slot_S` is the share
   of answers whose first choice stood at slot S: a flat profile, or that of the targets, is healthy; a peak at slot 0 is copying.
@@ -35,7 +35,6 @@ def monitor_answers(rewards: RewardTerms, rankings: jax.Array, shown: jax.Array,
     "kendall_tau_to_shown": over_answers(terms.tau_to_shown),
     "kendall_tau_to_upstream": over_answers(terms.tau_to_upstream),
     "completion_length": Metric.of(lengths),
-    "kept_fraction": Metric.of(keep),
   }
   return metrics | {f"top1_share/slot_{s}": Metric(shares[s], answered) for s in range(shown.shape[-1])}
 

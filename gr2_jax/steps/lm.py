@@ -9,6 +9,7 @@ import optax
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.token_loss import parts_cross_entropy, token_log_probs
 from gr2_jax.rollout.slate_constraint import SlateConstraint
+from gr2_jax.training.guard import skip_if_not_finite
 from gr2_jax.training.metric import Metric
 from gr2_jax.training.state import TrainState
 
@@ -56,6 +57,7 @@ def make_lm_update(
     metrics = {"loss": Metric(loss, one), "grad_norm": Metric(optax.global_norm(grads), one)}
     for name, (total, count) in zip(part_names, terms, strict=True):
       metrics[f"nll_{name}"] = Metric(total, count)
+    (params, opt_state), metrics = skip_if_not_finite((state.params, state.opt_state), (params, opt_state), metrics)
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
   return update

@@ -1,6 +1,7 @@
-"""Reinforcement learning on group rollouts: collect groups that carry a signal, then update by DAPO's loss on a shared-prefix forward."""
+"""Reinforcement learning on group rollouts: collect groups that carry a signal, then update on a shared-prefix forward."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,41 +10,44 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.experimental import multihost_utils
 
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.advantages import group_advantages
-from gr2_jax.objectives.policy import clipped_policy_loss
+from gr2_jax.objectives.policy import DAPO, PolicyLossConfig, loss_denominator, policy_loss, truncated_importance_weights
 from gr2_jax.objectives.token_loss import token_log_probs
 from gr2_jax.rollout.generate import Rollout, prefill
 from gr2_jax.rollout.slate_constraint import SlateConstraint
+from gr2_jax.training.guard import skip_if_not_finite
 from gr2_jax.training.metric import Metric, merge
 from gr2_jax.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
 class RlConfig:
-  """`clip_low`, `clip_high` bound the ratio to 1 - clip_low .. 1 + clip_high; `temperature` is that of the rollout (top-p cannot be
-  told to the loss, and shows as a gap to the behaviour log-probabilities); `microbatches` cut the prompts to save memory, exactly.
+  """`temperature` is that of the rollout (top-p cannot be told to the loss, and shows as a gap to the behaviour log-probabilities);
+  `minibatches` cut the prompts of a rollout batch into gradient steps, `microbatches` cut a gradient step to save memory, exactly.
   """
 
-  clip_low: float = 0.2
-  clip_high: float = 0.28
+  loss: PolicyLossConfig = DAPO
   temperature: float = 1.0
+  minibatches: int = 1
   microbatches: int = 1
 
   def __post_init__(self):
-    if not self.temperature > 0:
-      raise ValueError(f"temperature must be above 0 to learn from samples, got {self.temperature}: greedy answers have no gradient")
-    if not (0 <= self.clip_low < 1 and self.clip_high >= 0):
-      raise ValueError(f"clip_low must lie in [0, 1) and clip_high must not be negative, got {self.clip_low} and {self.clip_high}")
-    if self.microbatches < 1:
-      raise ValueError(f"microbatches must be at least 1, got {self.microbatches}")
+    if not 0 < self.temperature < math.inf:
+      raise ValueError(
+        f"temperature must be above 0 and finite to learn from samples, got {self.temperature}: greedy answers have no gradient"
+      )
+    if self.minibatches < 1 or self.microbatches < 1:
+      raise ValueError(f"minibatches and microbatches must be at least 1, got {self.minibatches} and {self.microbatches}")
 
 
 @struct.dataclass
 class RlBatch:
   """What an update reads of P groups: `prompts, prompt_mask [P, Lp]`; `completions, completion_mask, behaviour_logps [P, G, Lc]`;
-  `advantages [P, G]`; `keep [P]`, False for groups that count neither in the loss nor in its denominator.
+  `advantages [P, G]`; `keep [P]`, False for groups that count neither in the loss nor in its denominator. A completion that is not to be
+  learnt from has a `completion_mask` of False throughout.
   """
 
   prompts: Any
@@ -87,59 +91,99 @@ def completion_log_probs(
   return log_probs.reshape(batch.completions.shape), entropy.reshape(batch.completions.shape)
 
 
-def _split(batch: RlBatch, parts: int) -> RlBatch:
-  """Leading axis `[P, ...]` to `[parts, P / parts, ...]`, by strides: where P lies over devices each keeps its own prompts."""
-  return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-
-
 def make_rl_update(
   decoder: Decoder, optimizer: optax.GradientTransformation, config: RlConfig, constraint: SlateConstraint | None = None
 ) -> Callable:
-  """Build `update(state, RlBatch) -> (state, metrics)`: one gradient step of the clipped token-mean loss, with no KL and no reference pass.
+  """Build `update(state, RlBatch) -> (state, metrics)`: a gradient step of the clipped loss for each minibatch of a rollout batch.
 
-  The token mean is over the kept groups' tokens of the whole batch, whatever the microbatches and devices. A batch without any
-  kept token leaves parameters and optimizer as they were (and reports no loss). Call it several times on a rollout batch, or on
-  minibatches over P, for several gradient steps. Compile it by `training.mesh.jit_update`, which donates the state and sets the shardings.
+  The loss is over the kept groups of the whole minibatch, whatever the microbatches and devices. A minibatch without any kept token
+  leaves parameters and optimizer as they were, and reports no loss and no gradient norm; so does one whose loss or gradient is not
+  finite, which is counted as `skipped`. The old policy of the ratio is the sampler's (behaviour log-probabilities) where there is one
+  step on a batch and no importance weight. With several steps it is the trainer's, computed again before the first; with one step and
+  importance weights it is the trainer's too, and the ratio is 1. P must divide into minibatches x microbatches.
+
+  Metrics: the diagnostics of `policy_loss`, `loss`, `entropy`, `grad_norm`, `skipped`; `logp_gap`, the mean |log π_trainer - log π_sampler|
+  over tokens; with importance weights `importance_weight` and `importance_capped_fraction`.
+  Compile it by `training.mesh.jit_update`, which donates the state and sets the shardings.
   """
+  weighed = config.loss.importance_cap > 0
+  one_step = config.minibatches == 1
 
-  def loss_terms(params, batch: RlBatch, total_tokens):
-    log_probs, entropy = completion_log_probs(decoder, params, batch, config.temperature, constraint)
-    weights = _weights(batch)
-    loss = clipped_policy_loss(
-      log_probs, batch.behaviour_logps, batch.advantages, weights, clip_low=config.clip_low, clip_high=config.clip_high
-    )
+  def log_probs_of(params, batch: RlBatch):
+    return completion_log_probs(decoder, params, batch, config.temperature, constraint)
+
+  def loss_terms(params, batch: RlBatch, trainer_logps, denominator):
+    log_probs, entropy = log_probs_of(params, batch)
+    mask = _loss_mask(batch)
+    if one_step:
+      trainer_logps = jax.lax.stop_gradient(log_probs)
+    old_logps = batch.behaviour_logps if one_step and not weighed else trainer_logps
+    extra = {"entropy": jax.lax.stop_gradient(entropy), "logp_gap": jnp.abs(trainer_logps - batch.behaviour_logps)}
+    weights = 1.0
+    if weighed:
+      weights = truncated_importance_weights(trainer_logps, batch.behaviour_logps, mask, config.loss.importance_cap)
+      extra |= {"importance_weight": weights, "importance_capped_fraction": weights >= config.loss.importance_cap}
+    loss = policy_loss(log_probs, old_logps, batch.advantages, mask, config.loss, importance_weights=weights)
     metrics = {name: Metric(*pair) for name, pair in loss.diagnostics.items()}
-    metrics |= {"loss": Metric(loss.loss_sum, loss.token_count), "entropy": Metric.of(jax.lax.stop_gradient(entropy), weights)}
-    return loss.loss_sum / jnp.maximum(total_tokens, 1), metrics
+    metrics |= {name: Metric.of(values, mask) for name, values in extra.items()}
+    metrics["loss"] = Metric(loss.loss_sum, loss.denominator)
+    return loss.loss_sum / jnp.maximum(denominator, 1), metrics
 
   gradient = jax.grad(loss_terms, has_aux=True)
 
-  def update(state: TrainState, batch: RlBatch):
-    total_tokens = _weights(batch).sum(dtype=jnp.float32)
-    if config.microbatches == 1:
-      grads, metrics = gradient(state.params, batch, total_tokens)
-    else:
+  def gradient_step(carry, data):
+    params, opt_state = carry
+    batch, trainer_logps = data
+    denominator = loss_denominator(_loss_mask(batch), config.loss.aggregation)
 
-      def accumulate(grads, part):
-        part_grads, part_metrics = gradient(state.params, part, total_tokens)
-        return jax.tree.map(jnp.add, grads, part_grads), part_metrics
+    def accumulate(grads, part):
+      part_grads, metrics = gradient(params, *part, denominator)
+      return jax.tree.map(jnp.add, grads, part_grads), metrics
 
-      zeros = jax.tree.map(jnp.zeros_like, state.params)
-      grads, metrics = jax.lax.scan(accumulate, zeros, _split(batch, config.microbatches))
-      metrics = jax.tree.map(lambda x: x.sum(axis=0), metrics)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    grads, metrics = _over_parts(accumulate, jax.tree.map(jnp.zeros_like, params), data, config.microbatches)
+    learns = denominator > 0
+    metrics["grad_norm"] = Metric(optax.global_norm(grads), learns.astype(jnp.float32))
+    updates, new_opt_state = optimizer.update(grads, opt_state, params)
     # Without a kept token the gradient is 0, but Adam's momentum and weight decay would move the parameters all the same.
-    params, opt_state = jax.tree.map(
-      lambda new, old: jnp.where(total_tokens > 0, new, old), (params, opt_state), (state.params, state.opt_state)
-    )
-    metrics["grad_norm"] = Metric(optax.global_norm(grads), jnp.ones(()))
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    new = jax.tree.map(lambda x, y: jnp.where(learns, x, y), (optax.apply_updates(params, updates), new_opt_state), carry)
+    return skip_if_not_finite(carry, new, metrics)
+
+  def update(state: TrainState, batch: RlBatch):
+    trainer_logps = None
+    if not one_step:
+      parts = config.minibatches * config.microbatches
+      trainer_logps = _join(jax.lax.map(lambda part: log_probs_of(state.params, part)[0], _split(batch, parts)))
+    carry, metrics = _over_parts(gradient_step, (state.params, state.opt_state), (batch, trainer_logps), config.minibatches)
+    return TrainState(step=state.step + 1, params=carry[0], opt_state=carry[1]), metrics
 
   return update
 
 
-def _weights(batch: RlBatch) -> jax.Array:
+def _split(tree: Any, parts: int) -> Any:
+  """Leading axis `[P, ...]` to `[parts, P / parts, ...]`, by strides: where P lies over devices each keeps its own prompts."""
+
+  def cut(x):
+    if len(x) % parts:
+      raise ValueError(f"{len(x)} prompts do not divide into {parts} parts (minibatches x microbatches)")
+    return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+  return jax.tree.map(cut, tree)
+
+
+def _join(x: jax.Array) -> jax.Array:
+  """The inverse of `_split`."""
+  return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+
+def _over_parts(step: Callable, carry: Any, data: Any, parts: int) -> tuple[Any, dict[str, Metric]]:
+  """`carry, metrics = step(carry, part)` over the parts of the data one after the other, with the metrics added up."""
+  if parts == 1:
+    return step(carry, data)
+  carry, metrics = jax.lax.scan(step, carry, _split(data, parts))
+  return carry, jax.tree.map(lambda x: x.sum(axis=0), metrics)
+
+
+def _loss_mask(batch: RlBatch) -> jax.Array:
   return batch.completion_mask * batch.keep[:, None, None]
 
 
@@ -160,33 +204,45 @@ def collect_groups(
   *,
   num_prompts: int,
   max_rounds: int,
+  dynamic_sampling: bool = True,
+  loss: PolicyLossConfig = DAPO,
+  gather: Callable[[np.ndarray], np.ndarray] = multihost_utils.process_allgather,
 ) -> tuple[RlBatch, dict[str, Metric]]:
   """Roll out until `num_prompts` groups vary in their raw ranking reward, for at most `max_rounds` rounds (DAPO's dynamic sampling).
 
   `next_prompts()` gives a round's prompts in any form, `rollout_fn(prompts)` and `judge_fn(prompts, rollout)` their groups, in the same
   shapes each round. Returns a batch of exactly `num_prompts` groups on the host: kept groups first, in order, then groups with `keep`
   False. Kept groups beyond `num_prompts` are dropped, since they would be off-policy by the next batch, and counted as surplus.
+  Without `dynamic_sampling` there is one round, every group is kept, and advantages are 0 in a group of equal rewards (GRPO).
+  `loss` tells how advantages are normalised and whether truncated completions count.
 
-  Metrics: `kept_fraction`, `all_invalid_fraction` and `all_equal_fraction` (groups left out with no valid answer, or with valid ones
-  of equal reward) over the groups rolled out; `filled_fraction` of the batch; `surplus`, `rounds`; `valid_rate`, `reward`, `raw_reward`,
-  `truncated_rate`, `completion_length` and `sampling_entropy` over everything rolled out.
+  Each of several processes rolls out and fills a share of its own, of `num_prompts` groups. All go on until the last of them is full: a
+  decision that they take alike, from the counts that `gather` (array -> the arrays of all processes, stacked) brings together.
+
+  Metrics of this process's share: `kept_fraction`, `all_invalid_fraction` and `all_equal_fraction` (groups without a signal, with no
+  valid answer, or with some, of equal reward) over the groups rolled out; `filled_fraction` and `surplus_fraction` of the batch;
+  `rounds`; `valid_rate`, `reward`, `raw_reward`, `truncated_rate`, `completion_length` and `sampling_entropy` over everything rolled
+  out. Groups of one, and of a slate whose order cannot matter (no positives, or nothing else), are among the equal ones.
   Raises ValueError for a reward that is not finite, and when rounds differ in shape.
   """
   parts: list[RlBatch] = []
   round_metrics: list[dict[str, Metric]] = []
   kept = 0
-  while kept < num_prompts and len(parts) < max_rounds:
+  for number in range(1, max_rounds + 1):
     prompts = next_prompts()
     rollout = rollout_fn(prompts)
-    part, metrics = _judge(jax.device_get(rollout), Judgement(*map(np.asarray, judge_fn(prompts, rollout))))
+    judgement = Judgement(*map(np.asarray, judge_fn(prompts, rollout)))
+    part, metrics = _judge(jax.device_get(rollout), judgement, dynamic_sampling, loss)
     if parts and part.prompts.shape[1:] + part.completions.shape[1:] != parts[0].prompts.shape[1:] + parts[0].completions.shape[1:]:
       raise ValueError(
-        f"round {len(parts) + 1} has prompts {part.prompts.shape} and completions {part.completions.shape}, the first had "
+        f"round {number} has prompts {part.prompts.shape} and completions {part.completions.shape}, the first had "
         f"{parts[0].prompts.shape} and {parts[0].completions.shape}; pad every round to one prompt length"
       )
     parts.append(part)
     round_metrics.append(metrics)
     kept += int(part.keep.sum())
+    if not dynamic_sampling or np.min(gather(np.int32(kept))) >= num_prompts:
+      break
   pool = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
   # Stable: kept groups in the order they came. Where all rounds together are short of groups, some fill several places, at weight 0.
   order = np.resize(np.argsort(~pool.keep, kind="stable"), max(num_prompts, len(pool.keep)))[:num_prompts]
@@ -194,25 +250,28 @@ def collect_groups(
   batch = batch.replace(keep=batch.keep & (np.arange(num_prompts) < kept))
   metrics = merge(round_metrics) | {
     "filled_fraction": Metric(float(batch.keep.sum()), float(num_prompts)),
-    "surplus": Metric(float(max(kept - num_prompts, 0)), 1.0),
+    "surplus_fraction": Metric(float(max(kept - num_prompts, 0)), float(num_prompts)),
     "rounds": Metric(float(len(parts)), 1.0),
   }
   return batch, metrics
 
 
-def _judge(rollout: Rollout, judgement: Judgement) -> tuple[RlBatch, dict[str, Metric]]:
+def _judge(rollout: Rollout, judgement: Judgement, dynamic_sampling: bool, loss: PolicyLossConfig) -> tuple[RlBatch, dict[str, Metric]]:
   """One round's groups with their advantages, and its counts; everything on the host."""
   for name in ("rewards", "raw_rewards"):
     rewards = getattr(judgement, name)
     if not np.isfinite(rewards).all():
       prompt, member = np.argwhere(~np.isfinite(rewards))[0]
       raise ValueError(f"{name}[{prompt}, {member}] is {rewards[prompt, member]}; a reward must be finite for every answer")
-  advantages, keep = jax.device_get(group_advantages(judgement.rewards, judgement.raw_rewards))
+  judged = judgement.raw_rewards if dynamic_sampling else judgement.rewards
+  advantages, varies = jax.device_get(group_advantages(judgement.rewards, judged, divide_by_std=loss.divide_by_std))
+  keep = varies if dynamic_sampling else np.ones_like(varies)
+  learnt = rollout.finished[..., None] if loss.mask_truncated else True
   batch = RlBatch(
     prompts=rollout.prompts,
     prompt_mask=rollout.prompt_mask,
     completions=rollout.completions,
-    completion_mask=rollout.completion_mask,
+    completion_mask=rollout.completion_mask & learnt,
     behaviour_logps=rollout.behaviour_logps,
     advantages=advantages,
     keep=keep,
@@ -225,8 +284,8 @@ def _judge(rollout: Rollout, judgement: Judgement) -> tuple[RlBatch, dict[str, M
   tokens = float(rollout.completion_mask.sum())
   return batch, {
     "kept_fraction": mean(keep),
-    "all_invalid_fraction": mean(~keep & ~some_valid),
-    "all_equal_fraction": mean(~keep & some_valid),
+    "all_invalid_fraction": mean(~varies & ~some_valid),
+    "all_equal_fraction": mean(~varies & some_valid),
     "valid_rate": mean(judgement.valid),
     "reward": mean(judgement.rewards),
     "raw_reward": mean(judgement.raw_rewards),

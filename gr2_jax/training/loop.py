@@ -1,13 +1,14 @@
 """The loop of every trained stage: batch, update, log, save; and it goes on where an earlier session stopped."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from gr2_jax.training.checkpoints import Checkpointer
+from gr2_jax.training.guard import SkipCounter
 from gr2_jax.training.interrupts import Interrupted, StopSignal
 from gr2_jax.training.metric import Metric
 from gr2_jax.training.progress import Task
@@ -15,12 +16,14 @@ from gr2_jax.training.writers import MetricWriter
 
 Metrics = Mapping[str, Metric]
 
-# A NaN here means that the parameters are lost; other metrics may be infinite for good reasons.
-GUARDED = ("loss", "grad_norm")
 
+class _Step(NamedTuple):
+  """A step whose metrics may still be on the device; `drawn` is what this process measured while it made the batch."""
 
-class DivergedError(RuntimeError):
-  """The loss or its gradient is no longer a number; the message names the step."""
+  number: int
+  batch: Any
+  drawn: Metrics
+  metrics: Metrics
 
 
 class Position(Protocol):
@@ -45,19 +48,23 @@ def fit(
   progress: Task,
   save_every: int,
   log_every: int,
+  max_skips: int,
   stop: StopSignal,
   on_step: Callable[[int, Any], None] | None = None,
 ) -> Any:
   """Runs `update` until `steps` calls have been made, counting those of earlier sessions, and returns the final state.
 
   `state`: where a run that has no checkpoint yet begins; its shapes and shardings are those to restore to.
+  `update`: passes its result through `guard.skip_if_not_finite`, whose metric `skipped` is watched here.
   `get_batch(state) -> (batch, metrics)`: may roll out with the state; everything that it draws must follow from
-  `position` and `state.step`, then a resumed run equals an uninterrupted one bit for bit.
+  `position` and `state.step`, then a resumed run equals an uninterrupted one bit for bit. Its metrics are of this process's share
+  and are added up over processes.
+  `max_skips`: steps in a row with a skipped update after which the run stops.
   `on_step(step, state)`: called after each step with the number of steps done.
   Metrics stay on the device until they are logged or saved, so the host never waits for a step.
 
-  Raises Interrupted after a stop signal, with everything saved, and DivergedError at the first loss that is no number; the
-  metrics up to it are written then, the state is not saved.
+  Raises Interrupted after a stop signal, with everything saved, and DivergedError after `max_skips` skipped updates in a row, noticed
+  when metrics are written; the batch of the last one lies beside the checkpoints then.
   """
   restored = checkpointer.restore_latest(jax.tree.map(_abstract, state))
   step = 0
@@ -68,18 +75,22 @@ def fit(
   progress.start_from(step)
   progress.update(step)
   saved = step if restored is not None else None
-  pending: list[tuple[int, Metrics]] = []
+  pending: list[_Step] = []
+  skips = SkipCounter(max_skips, checkpointer.directory.parent)
   while step < steps:
     batch, drawn = get_batch(state)
     state, metrics = update(state, batch)
     step += 1
-    pending.append((step, {**drawn, **metrics}))
+    pending.append(_Step(step, batch, drawn, metrics))
     if on_step is not None:
       on_step(step, state)
     stopping = _stop_agreed(stop, step, log_every)
     saving = stopping or step == steps or step % save_every == 0
     if saving or step % log_every == 0:
+      pending = [done._replace(metrics=jax.device_get(done.metrics)) for done in pending]
       _write_metrics(pending, writer, progress)
+      for done in pending:
+        skips.add(done.number, done.batch, done.metrics)
       pending = []
     else:
       progress.update(step)
@@ -95,26 +106,31 @@ def fit(
   return state
 
 
-def _write_metrics(pending: list[tuple[int, Metrics]], writer: MetricWriter, progress: Task) -> None:
-  """Means since the last line, under the number of the last step; raises DivergedError once they are written."""
-  fetched = [(step, jax.device_get(metrics)) for step, metrics in pending]
-  last = fetched[-1][0]
-  names = dict.fromkeys(name for _, metrics in fetched for name in metrics)
-  values = {}
-  for name in names:
-    metrics = [m[name] for _, m in fetched if name in m]
-    total, count = (np.sum([np.asarray(getattr(m, part), np.float64) for m in metrics]) for part in ("sum", "count"))
-    if count != 0:  # a mean over nothing is not 0, so it gets no line
-      values[name] = float(total / count)
-  writer.write(last, values)
-  progress.update(last, values)
-  for step, metrics in fetched:
-    for name in GUARDED:
-      if name in metrics and not np.isfinite(metrics[name].sum):
-        raise DivergedError(
-          f"{name} is {float(metrics[name].sum)} at step {step}; lower the learning rate or clip_norm, or warm up longer. "
-          "The state was not saved: the last checkpoint is from before"
-        )
+def _write_metrics(steps: Sequence[_Step], writer: MetricWriter, progress: Task) -> None:
+  """Means since the last line, under the number of the last step; an update's metric goes before a drawn one of its name."""
+  totals = _add_processes(_add_up([done.drawn for done in steps])) | _add_up([done.metrics for done in steps])
+  # A mean over nothing is not 0, so it gets no line.
+  values = {name: float(total / count) for name, (total, count) in totals.items() if count != 0}
+  writer.write(steps[-1].number, values)
+  progress.update(steps[-1].number, values)
+
+
+def _add_up(steps: Sequence[Metrics]) -> dict[str, np.ndarray]:
+  """Name -> (sum, count) over the steps."""
+  totals: dict[str, np.ndarray] = {}
+  for metrics in steps:
+    for name, metric in metrics.items():
+      pair = np.array([np.asarray(metric.sum), np.asarray(metric.count)], np.float64)
+      totals[name] = totals.get(name, 0.0) + pair
+  return totals
+
+
+def _add_processes(totals: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The same over all processes, which measure things of the same names."""
+  if jax.process_count() == 1 or not totals:
+    return totals
+  rows = multihost_utils.process_allgather(np.stack([totals[name] for name in sorted(totals)]))
+  return dict(zip(sorted(totals), np.sum(rows, axis=0, dtype=np.float64), strict=True))
 
 
 def _stop_agreed(stop: StopSignal, step: int, log_every: int) -> bool:

@@ -94,12 +94,30 @@ def jit_update(update: Callable, mesh: Mesh, shardings: Any) -> Callable:
 
 
 def to_global(batch: Any, mesh: Mesh) -> Any:
-  """This process's rows as global arrays; every process holds an equal share of the first axis."""
+  """This process's rows as global arrays; every process holds an equal share of the first axis.
+
+  Raises ValueError for rows that do not divide over the mesh.
+  """
   sharding = batch_sharding(mesh)
+  parts = mesh.shape["data"] * mesh.shape["fsdp"]
 
   def place(x):
+    rows = len(x) if isinstance(x, jax.Array) else len(x) * jax.process_count()
+    if rows % parts:
+      raise ValueError(f"batch: {rows} rows do not divide over the {parts} parts of the mesh (data x fsdp)")
     if isinstance(x, jax.Array):
       return jax.device_put(x, sharding)
     return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
   return jax.tree.map(place, batch)
+
+
+def to_local(tree: Any, mesh: Mesh) -> Any:
+  """This process's rows of global arrays, as numpy arrays: the inverse of `to_global`, for what was computed from its arrays."""
+
+  def fetch(x):
+    shards = jax.device_put(x, batch_sharding(mesh)).addressable_shards
+    parts = {shard.index[0].start or 0: shard.data for shard in shards}  # each lies on all devices along `tensor`
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+  return jax.tree.map(fetch, tree)

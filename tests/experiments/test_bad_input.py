@@ -5,6 +5,7 @@ import shutil
 import sys
 import types
 
+import numpy as np
 import pytest
 from small_runs import UNUSUAL, continue_from, edit_line, hash_files, tiny_config
 
@@ -13,7 +14,7 @@ from experiments.rundir import Stage
 from gr2_jax.data.jsonl import read_interactions, read_items, read_slates
 from gr2_jax.evaluation.results import ResultsError
 from gr2_jax.training.checkpoints import CheckpointError
-from gr2_jax.training.loop import DivergedError
+from gr2_jax.training.guard import DivergedError
 
 SLATES = "slates_train.jsonl"
 
@@ -179,11 +180,16 @@ def test_an_earlier_stage_whose_checkpoints_are_gone(tiny_run, run_here, tmp_pat
 
 
 def test_a_learning_rate_that_diverges(tiny_run, run_here, tmp_path, capsys):
-  config = tiny_config(sft__optimizer__learning_rate=1e30)
+  # Warm-up begins at 0, so the second step throws the parameters away and the third finds no finite loss.
+  config = tiny_config(sft__optimizer__learning_rate=1e30, sft__max_skips=1)
   run = continue_from(tiny_run, tmp_path / "run", config, BEFORE_SFT)
   error = refuse(run_here, config, run, capsys)
   assert "lower the learning rate or clip_norm" in error
-  assert [json.loads(line)["step"] for line in (run / "metrics" / "sft.jsonl").read_text().splitlines()] != []
+  batch = run / "sft" / "skipped_step3_process0.npz"
+  assert str(batch) in error
+  assert set(np.load(batch)) == {"tokens", "positions", "segment_ids", "parts"}
+  lines = read_json_lines(run / "metrics" / "sft.jsonl")
+  assert [(line["step"], line["skipped"], "loss" in line) for line in lines] == [(1, 0, True), (2, 0, True), (3, 1, False)]
 
 
 def test_examples_longer_than_a_row(tiny_run, run_here, tmp_path, capsys):

@@ -7,8 +7,10 @@ import jax
 import pytest
 from small_runs import ROOT, tiny_config
 
+from configs.rl_losses import RL_LOSSES
 from experiments.check import check_values
 from experiments.flags import ConfigError, check_overrides, load_config
+from gr2_jax.objectives.policy import PolicyLossConfig
 
 # The arguments by which each file is checked; the last one is its tiny variant.
 CONFIGS = {
@@ -19,7 +21,7 @@ CONFIGS = {
 
 def test_no_config_file_is_left_out():
   files = {str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.py")}
-  assert files - {"base.py", "__init__.py"} == set(CONFIGS)
+  assert files - {"base.py", "rl_losses.py", "__init__.py"} == set(CONFIGS)
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +72,10 @@ def test_the_tiny_variant_steps_through_every_stage(run, request):
     ("rl__temperature", 0.0, r"--config\.rl: temperature must be above 0"),
     ("rl__minibatches", 3, r"--config\.rl\.prompts: 2 do not divide into 3 minibatches"),
     ("rl__group", 0, r"--config\.rl\.group: 0 must be at least 1"),
+    ("rl__group", 1, r"--config\.rl\.group: 1 must be at least 2"),
+    ("rl__overlong_zone", 57, r"--config\.rl\.overlong_zone: 57 tokens do not fit into max_new_tokens 56"),
+    ("rl__loss__aggregation", "mean", r"--config\.rl\.loss: aggregation: 'mean' is not known"),
+    ("rl__loss__importance_cap", 0.5, r"--config\.rl\.loss: importance_cap must be 0 \(off\) or at least 1"),
     ("sft__save_every", 0, r"--config\.sft\.save_every: 0 must be at least 1"),
     ("sft__reasoning_weight", 2.0, r"--config\.sft\.reasoning_weight: 2\.0 must be below answer_weight 1\.0"),
     ("sft__optimizer__schedule", "step", r"--config\.sft\.optimizer: schedule: 'step' is unknown"),
@@ -86,6 +92,15 @@ def test_the_tiny_variant_steps_through_every_stage(run, request):
 def test_a_value_that_no_stage_could_use_is_named(key, value, message):
   with pytest.raises(ConfigError, match=message):
     check_values(tiny_config(**{key: value}))
+
+
+@pytest.mark.parametrize("name", RL_LOSSES)
+def test_every_named_loss_is_one_that_the_stage_can_use(name):
+  config = tiny_config()
+  before = PolicyLossConfig(**config.rl.loss)
+  RL_LOSSES[name](config)
+  check_values(config)
+  assert (PolicyLossConfig(**config.rl.loss) == before) == (name == "dapo")
 
 
 def test_values_that_do_not_go_together():

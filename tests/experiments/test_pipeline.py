@@ -48,10 +48,10 @@ def test_a_run_of_another_config_is_refused_with_what_differs(tiny_run, run_here
   run = tmp_path / "run"
   shutil.copytree(tiny_run, run)
   before = hash_files(run)
-  assert run_here(tiny_config(rl__clip_high=0.3, data__market__num_items=130), run) == 1
+  assert run_here(tiny_config(rl__loss__clip_high=0.3, data__market__num_items=130), run) == 1
   error = capsys.readouterr().err
   assert error.startswith(f"ERROR: {run} is the run of another config; use another --workdir.")
-  assert error.splitlines()[1:] == ["  data.market.num_items: 120 -> 130", "  rl.clip_high: 0.28 -> 0.3"]
+  assert error.splitlines()[1:] == ["  data.market.num_items: 120 -> 130", "  rl.loss.clip_high: 0.28 -> 0.3"]
   assert hash_files(run) == before
 
 

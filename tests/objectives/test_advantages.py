@@ -22,6 +22,14 @@ def test_std_floor_keeps_tiny_differences_small():
   assert keep.tolist() == [True]
 
 
+def test_without_the_standard_deviation_only_the_mean_is_taken_off():
+  # Dr. GRPO: rewards 1, 0, 0, 1 have the mean 1/2. A group that is not kept stays at 0.
+  rewards = jnp.array([[1.0, 0.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0]])
+  advantages, keep = group_advantages(rewards, rewards, divide_by_std=False)
+  np.testing.assert_allclose(advantages, [[0.5, -0.5, -0.5, 0.5], [0, 0, 0, 0]], rtol=1e-6)
+  assert keep.tolist() == [True, False]
+
+
 def test_groups_are_judged_on_the_raw_reward():
   # Group 0: equal raw rewards, and only the shaping (an overlong penalty) differs. Group 1: raw rewards differ, shaping evens them out.
   rewards = jnp.array([[0.0, -1.0], [0.5, 0.5]])

@@ -77,6 +77,16 @@ def test_warm_up_moves_only_the_new_rows():
   jax.tree.map(np.testing.assert_array_equal, after["layers"], before["layers"])
 
 
+def test_an_update_that_is_not_finite_changes_nothing_on_any_device():
+  state, update = make(make_mesh(2, 2, 2))
+  state = state.replace(params=state.params | {"embedding": state.params["embedding"].at[3, 0].set(jnp.inf)})
+  before = jax.tree.map(np.array, (state.params, state.opt_state))
+  state, metrics = update(state, batch())
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get((state.params, state.opt_state)), before)
+  assert state.step == 1 and metrics["skipped"].sum == 1
+  assert all(metric.sum == metric.count == 0 for name, metric in metrics.items() if name != "skipped")
+
+
 def test_learns_a_sequence_by_heart():
   state, update = make(one_device())
   data = batch(rows=2) | {"parts": np.full((2, 12), 2, np.int32)}

@@ -6,7 +6,8 @@ import pytest
 
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder, init_params
-from gr2_jax.objectives.policy import clipped_policy_loss
+from gr2_jax.objectives.policy import DAPO, PolicyLossConfig, policy_loss, truncated_importance_weights
+from gr2_jax.rewards.verifiable import RewardConfig, compute_rewards
 from gr2_jax.rollout.generate import Rollout, make_generate
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.steps.rl import Judgement, RlBatch, RlConfig, collect_groups, completion_log_probs, make_rl_update
@@ -63,8 +64,8 @@ def _unshared_log_probs(params, batch):
 
 def _loss(log_probs, batch):
   weights = batch.completion_mask * batch.keep[:, None, None]
-  loss = clipped_policy_loss(log_probs, batch.behaviour_logps, batch.advantages, weights)
-  return loss.loss_sum / loss.token_count
+  loss = policy_loss(log_probs, batch.behaviour_logps, batch.advantages, weights, DAPO)
+  return loss.loss_sum / loss.denominator
 
 
 @pytest.mark.parametrize(
@@ -121,20 +122,97 @@ def test_microbatches_and_unkept_groups_change_nothing(params):
     assert difference <= 1e-5 * metrics["grad_norm"].sum
 
 
+def _naive_steps(params, batch, config):
+  """Plain SGD with rate 1 over strided minibatches; the old policy is the trainer's before the first, or the sampler's."""
+  weighed, loss = config.loss.importance_cap > 0, config.loss
+
+  def log_probs_of(params, batch):
+    return completion_log_probs(DECODER, params, batch)[0]
+
+  @jax.jit
+  def gradient(params, part, trainer, old):
+    mask = part.completion_mask * part.keep[:, None, None]
+
+    def value(params):
+      weights = truncated_importance_weights(trainer, part.behaviour_logps, mask, loss.importance_cap) if weighed else 1.0
+      result = policy_loss(log_probs_of(params, part), old, part.advantages, mask, loss, importance_weights=weights)
+      return result.loss_sum / result.denominator
+
+    return jax.grad(value)(params)
+
+  trainer = jax.jit(log_probs_of)(params, batch)
+  old = trainer if weighed or config.minibatches > 1 else batch.behaviour_logps
+  for start in range(config.minibatches):
+    part, part_trainer, part_old = jax.tree.map(lambda x, start=start: x[start :: config.minibatches], (batch, trainer, old))
+    params = jax.tree.map(jnp.subtract, params, gradient(params, part, part_trainer, part_old))
+  return params
+
+
+@pytest.mark.parametrize(
+  "config",
+  [
+    RlConfig(PolicyLossConfig(aggregation="constant_length", importance_cap=1.5), minibatches=2, microbatches=2),
+    RlConfig(PolicyLossConfig(aggregation="sequence_mean", importance_cap=1.5), microbatches=2),
+    RlConfig(PolicyLossConfig(aggregation="sequence_mean", ratio="sequence"), minibatches=2),
+  ],
+)
+def test_minibatches_and_importance_weights_equal_a_plain_loop(params, config):
+  batch, optimizer = _batch(5, num_prompts=4), optax.sgd(1.0)
+  state, metrics = jax.jit(make_rl_update(DECODER, optimizer, config))(init_state(params, optimizer), batch)
+  expected = _naive_steps(params, batch, config)
+  moved = optax.global_norm(jax.tree.map(jnp.subtract, expected, params))
+  assert optax.global_norm(jax.tree.map(jnp.subtract, state.params, expected)) <= 1e-4 * moved
+  assert state.step == 1 and metrics["grad_norm"].count == config.minibatches
+  # Random behaviour log-probabilities are far from the model's: the gap shows whatever the ratio is taken to.
+  assert metrics["logp_gap"].mean() > 0.1
+  if config.loss.importance_cap:
+    assert 0 < metrics["importance_capped_fraction"].mean() < 1 and metrics["importance_weight"].mean() < 1.5
+  if config.minibatches == 1:
+    np.testing.assert_allclose(metrics["ratio"].mean(), 1.0)
+
+
+def test_a_minibatch_that_is_not_finite_is_skipped_alone(params):
+  # Prompts 0 and 2 make the first minibatch, 1 and 3 the second.
+  batch, optimizer = _batch(6, num_prompts=4), optax.adamw(1e-2)
+  batch.keep[:] = True
+  batch.advantages[3, 0] = np.nan
+  update = jax.jit(make_rl_update(DECODER, optimizer, RlConfig(minibatches=2)))
+  state, metrics = update(init_state(params, optimizer), batch)
+  assert metrics["skipped"].sum == 1 and metrics["skipped"].count == 2 and metrics["grad_norm"].count == 1
+  assert all(np.isfinite(metric.sum) for metric in metrics.values())
+  assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)), "the first minibatch was learnt"
+  assert state.opt_state[0].count == 1 and state.step == 1
+  batch.advantages[0, 0] = np.nan
+  state, metrics = update(init_state(params, optimizer), batch)
+  assert metrics["skipped"].sum == 2
+  jax.tree.map(np.testing.assert_array_equal, state.params, params)
+
+
+def test_prompts_that_do_not_divide_are_refused(params):
+  with pytest.raises(ValueError, match="3 prompts do not divide into 2 parts"):
+    _one_step(RlConfig(microbatches=2), params, _batch(1))
+  optimizer, mesh = optax.sgd(1.0), make_mesh(4, 2, 1)
+  state, shardings = start_fresh(DECODER, optimizer, jax.random.key(7), mesh)
+  with pytest.raises(ValueError, match="3 rows do not divide over the 8 parts of the mesh"):
+    jit_update(make_rl_update(DECODER, optimizer, RlConfig()), mesh, shardings)(state, _batch(1))
+
+
 def test_a_batch_without_kept_groups_leaves_the_parameters(params):
   batch = _batch(2).replace(keep=np.zeros(3, bool))
   state, metrics = _one_step(RlConfig(), params, batch)
-  assert metrics["loss"].count == 0 and metrics["loss"].sum == 0
+  assert all(metrics[name].count == 0 and metrics[name].sum == 0 for name in ("loss", "grad_norm", "ratio"))
   jax.tree.map(np.testing.assert_array_equal, state.params, params)
   assert all(not leaf.any() for leaf in jax.tree.leaves(state.opt_state)), "Adam has not counted a step"
 
 
-def test_one_step_on_a_mesh_equals_one_device():
-  optimizer, batch = optax.sgd(1.0), _batch(3, num_prompts=8)
+def test_an_update_on_a_mesh_equals_one_device():
+  # Two gradient steps, importance weights, and groups of three, which no mesh divides.
+  optimizer, batch = optax.sgd(1.0), _batch(3, num_prompts=16, group=3)
+  config = RlConfig(PolicyLossConfig(importance_cap=2.0), minibatches=2)
   results = []
   for mesh in (make_mesh(1, 1, 1, devices=jax.devices()[:1]), make_mesh(8, 1, 1), make_mesh(2, 2, 2)):
     state, shardings = start_fresh(DECODER, optimizer, jax.random.key(7), mesh)
-    update = jit_update(make_rl_update(DECODER, optimizer, RlConfig()), mesh, shardings)
+    update = jit_update(make_rl_update(DECODER, optimizer, config), mesh, shardings)
     state, metrics = update(state, batch)
     results.append(jax.device_get((state.params, metrics)))
   expected, expected_metrics = results[0]
@@ -177,28 +255,29 @@ def test_policy_learns_to_emit_one_token():
   assert np.mean(rate[:3]) < 0.2 and np.mean(rate[-3:]) > 0.9
 
 
-def _scripted(rewards_by_round):
-  """Rounds of 2 prompts x 2 answers whose rewards are given; the prompt token is the group's running number."""
-  rounds = iter(enumerate(rewards_by_round))
+def _rollout(number=0, group=2, finished=True):
+  """Two groups; the prompt token is the group's running number."""
+  zeros = np.zeros((2, group, 3), np.float32)
+  return Rollout(
+    prompts=np.full((2, 4), 2 * number) + np.arange(2)[:, None],
+    prompt_mask=np.ones((2, 4), bool),
+    completions=zeros.astype(np.int32),
+    completion_mask=zeros == 0,
+    behaviour_logps=zeros,
+    entropy=zeros,
+    finished=np.broadcast_to(finished, (2, group)),
+  )
 
-  def rollout_fn(request):
-    number, _ = request
-    zeros = np.zeros((2, 2, 3), np.float32)
-    return Rollout(
-      prompts=np.full((2, 4), 2 * number) + np.arange(2)[:, None],
-      prompt_mask=np.ones((2, 4), bool),
-      completions=zeros.astype(np.int32),
-      completion_mask=zeros == 0,
-      behaviour_logps=zeros,
-      entropy=zeros,
-      finished=np.ones((2, 2), bool),
-    )
+
+def _scripted(rewards_by_round, *, raw=None, finished=True):
+  """Rounds of 2 prompts x 2 answers whose rewards are given."""
+  rounds = iter(enumerate(rewards_by_round))
 
   def judge_fn(request, _):
     rewards = np.array(request[1], np.float32)
-    return Judgement(rewards, rewards, rewards >= 0)
+    return Judgement(rewards, rewards if raw is None else np.array(raw, np.float32), rewards >= 0)
 
-  return lambda: next(rounds), rollout_fn, judge_fn
+  return lambda: next(rounds), lambda request: _rollout(request[0], finished=finished), judge_fn
 
 
 def test_groups_are_refilled_until_the_batch_is_full():
@@ -207,7 +286,7 @@ def test_groups_are_refilled_until_the_batch_is_full():
   batch, metrics = collect_groups(*_scripted(rounds), num_prompts=3, max_rounds=4)
   assert batch.prompts[:, 0].tolist() == [1, 2, 4] and batch.keep.all()
   np.testing.assert_allclose(batch.advantages, [[-1, 1], [1, -1], [-1, 1]], rtol=1e-5)
-  assert metrics["rounds"].sum == 3 and metrics["surplus"].sum == 1
+  assert metrics["rounds"].sum == 3 and metrics["surplus_fraction"].sum == 1
   assert metrics["kept_fraction"].mean() == pytest.approx(4 / 6)
   assert metrics["all_equal_fraction"].mean() == pytest.approx(1 / 6)
   assert metrics["all_invalid_fraction"].mean() == pytest.approx(1 / 6)
@@ -227,12 +306,87 @@ def test_too_few_groups_for_the_batch_never_count_one_twice():
   assert batch.prompts.shape == (5, 4)
 
 
+def test_all_processes_go_on_until_the_last_one_is_full():
+  # This process has its share after the first round, the other one only after the third.
+  others, seen = iter([0, 1, 2]), []
+
+  def gather(kept):
+    seen.append(int(kept))
+    return np.array([kept, next(others)])
+
+  rounds = [[[0, 1], [1, 0]], [[1, 1], [0, 1]], [[0, 1], [1, 1]], [[0, 1], [0, 1]]]
+  batch, metrics = collect_groups(*_scripted(rounds), num_prompts=2, max_rounds=4, gather=gather)
+  assert seen == [2, 3, 4]
+  assert batch.prompts[:, 0].tolist() == [0, 1] and batch.keep.all()
+  assert metrics["rounds"].sum == 3 and metrics["surplus_fraction"].sum == 2
+
+
+def test_without_dynamic_sampling_every_group_counts_once():
+  # Group 0 is all equal in what is optimised, group 1 in the raw reward only: as no group is judged, its shaping is learnt.
+  script = _scripted([[[1, 1], [0, 1]]] * 3, raw=[[1, 0], [0, 0]])
+  batch, metrics = collect_groups(*script, num_prompts=2, max_rounds=3, dynamic_sampling=False)
+  assert batch.keep.all() and metrics["rounds"].sum == 1 and metrics["kept_fraction"].mean() == 1
+  np.testing.assert_allclose(batch.advantages, [[0, 0], [-1, 1]], rtol=1e-5)
+  assert metrics["all_equal_fraction"].mean() == 0.5
+
+
+def test_advantages_without_the_standard_deviation():
+  loss = PolicyLossConfig(divide_by_std=False)
+  batch, _ = collect_groups(*_scripted([[[0, 1], [1, 0]]]), num_prompts=2, max_rounds=1, loss=loss)
+  np.testing.assert_allclose(batch.advantages, [[-0.5, 0.5], [0.5, -0.5]], rtol=1e-6)
+
+
+def test_truncated_completions_are_masked_when_told_to():
+  finished = np.array([[True, False], [False, False]])
+  for mask_truncated, expected in ((False, np.ones((2, 2))), (True, finished)):
+    loss = PolicyLossConfig(mask_truncated=mask_truncated)
+    script = _scripted([[[0, 1], [1, 0]]], finished=finished)
+    batch, metrics = collect_groups(*script, num_prompts=2, max_rounds=1, loss=loss)
+    np.testing.assert_array_equal(batch.completion_mask, np.repeat(expected[..., None], 3, axis=-1))
+    # Counted, and at their length, in both cases; their rewards stay in the group's mean.
+    assert metrics["truncated_rate"].mean() == 0.75 and metrics["completion_length"].mean() == 3
+    np.testing.assert_allclose(batch.advantages, [[-1, 1], [1, -1]], rtol=1e-5)
+
+
+def test_completions_that_never_end_change_nothing_when_they_are_masked(params):
+  batch = _batch(4)
+  batch.completion_mask[:] = False
+  state, metrics = _one_step(RlConfig(PolicyLossConfig(aggregation="sequence_mean")), params, batch)
+  jax.tree.map(np.testing.assert_array_equal, state.params, params)
+  assert metrics["loss"].count == 0 and metrics["skipped"].sum == 0
+  assert all(np.isfinite(metric.sum) for metric in metrics.values())
+
+
+@pytest.mark.parametrize(
+  ("labels", "rank", "group"),
+  [
+    ([0, 0, 0], "promotion", 2),
+    ([0, 0, 0], "auc", 2),
+    ([0, 0, 0], "ndcg", 2),
+    # Under the promotion v1's target is the first of equal positives, whose place still matters.
+    ([1, 1, 1], "auc", 2),
+    ([2, 2, 2], "ndcg", 2),
+    ([0, 1, 0], "auc", 1),
+  ],
+)
+@pytest.mark.parametrize("condition", ["naive", "v1", "relative"])
+def test_slates_whose_order_cannot_matter_and_groups_of_one_are_counted_as_equal(labels, rank, group, condition):
+  rankings = np.array([[[0, 1, 2], [2, 1, 0]]] * 2)[:, :group]
+  rewards = compute_rewards(RewardConfig(rank, condition), rankings, np.array([labels] * 2), np.array([[0, 1, 2]] * 2))
+  judgement = Judgement(rewards.total, rewards.rank_raw, rewards.format > 0)
+  batch, metrics = collect_groups(lambda: 0, lambda _: _rollout(group=group), lambda *_: judgement, num_prompts=2, max_rounds=2)
+  assert not batch.keep.any() and not batch.advantages.any()
+  assert metrics["all_equal_fraction"].mean() == 1 and metrics["filled_fraction"].mean() == 0 and metrics["rounds"].sum == 2
+
+
 def test_a_reward_that_is_not_finite_stops_with_its_place():
   with pytest.raises(ValueError, match=r"rewards\[1, 0\] is nan"):
     collect_groups(*_scripted([[[0, 1], [np.nan, 1]]]), num_prompts=2, max_rounds=1)
 
 
-@pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"clip_low": 1.5}, {"clip_high": -0.1}, {"microbatches": 0}])
+@pytest.mark.parametrize(
+  "bad", [{"temperature": 0.0}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"microbatches": 0}, {"minibatches": 0}]
+)
 def test_settings_out_of_range_are_refused(bad):
   with pytest.raises(ValueError, match="must"):
     RlConfig(**bad)

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.training.checkpoints import Checkpointer
+from gr2_jax.training.guard import DivergedError, skip_if_not_finite
 from gr2_jax.training.interrupts import Interrupted, StopSignal
-from gr2_jax.training.loop import DivergedError, fit
+from gr2_jax.training.loop import fit
 from gr2_jax.training.metric import Metric
 from gr2_jax.training.progress import Progress
 from gr2_jax.training.state import OptimizerConfig, TrainState, init_state, make_optimizer
@@ -42,21 +43,29 @@ def start():
 def toy_update(state, batch):
   def loss_fn(params):
     noise = jax.random.normal(jax.random.fold_in(jax.random.key(7), state.step), (16, 16))
-    logits = (params["table"] + 0.1 * noise)[batch["tokens"][:, :-1]]
+    logits = (params["table"] + batch["noise"] * noise)[batch["tokens"][:, :-1]]
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch["tokens"][:, 1:])
     return (metric := Metric.of(nll, batch["segment_ids"][:, 1:] > 0)).mean(), metric
 
   (_, metric), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
   updates, opt_state = OPTIMIZER.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  return TrainState(step=state.step + 1, params=params, opt_state=opt_state), {"loss": metric}
+  new = (optax.apply_updates(state.params, updates), opt_state)
+  metrics = {"loss": metric, "grad_norm": Metric(optax.global_norm(grads), 1.0)}
+  (params, opt_state), metrics = skip_if_not_finite((state.params, state.opt_state), new, metrics)
+  return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
 update = jax.jit(toy_update, donate_argnums=0)
 
 
-def run(directory, *, steps=9, step_fn=update, save_every=4, on_step=None, state=None):
+def run(directory, *, steps=9, step_fn=update, save_every=4, max_skips=3, spoilt=(), on_step=None, state=None):
+  """`spoilt`: steps whose batch holds a NaN."""
   batches = make_batches()
+
+  def get_batch(state):
+    noise = np.float32(np.nan if int(state.step) + 1 in spoilt else 0.1)
+    return next(batches) | {"noise": noise}, {"rows": Metric(4.0, 1.0)}
+
   with (
     StopSignal() as stop,
     MetricWriter(directory / "metrics.jsonl") as writer,
@@ -66,7 +75,7 @@ def run(directory, *, steps=9, step_fn=update, save_every=4, on_step=None, state
     return fit(
       start() if state is None else state,
       step_fn,
-      lambda state: (next(batches), {"rows": Metric(4.0, 1.0)}),
+      get_batch,
       position=batches,
       steps=steps,
       checkpointer=checkpointer,
@@ -74,6 +83,7 @@ def run(directory, *, steps=9, step_fn=update, save_every=4, on_step=None, state
       progress=progress,
       save_every=save_every,
       log_every=2,
+      max_skips=max_skips,
       stop=stop,
       on_step=on_step,
     )
@@ -161,7 +171,7 @@ def test_metrics_are_means_over_the_counts_of_the_window(tmp_path):
     step = state.step + 1
     weight = jnp.where(step == 1, 1.0, 3.0)
     rare = Metric(jnp.where(step > 2, 6.0, 0.0), jnp.where(step > 2, 1.0, 0.0))
-    return state.replace(step=step), {"loss": Metric(jnp.where(step == 1, 2.0, 12.0), weight), "rare": rare}
+    return state.replace(step=step), {"loss": Metric(jnp.where(step == 1, 2.0, 12.0), weight), "rare": rare, "skipped": Metric(0.0, 1.0)}
 
   run(tmp_path, steps=4, step_fn=counted)
   first, second = read(tmp_path)
@@ -170,15 +180,36 @@ def test_metrics_are_means_over_the_counts_of_the_window(tmp_path):
   assert second["rare"] == 6.0
 
 
-def test_divergence_names_the_step_and_saves_no_broken_state(tmp_path):
-  def diverging(state, batch):
-    state, metrics = toy_update(state, batch)
-    bad = jnp.where(state.step == 6, jnp.nan, 1.0)
-    return state, {"loss": Metric(metrics["loss"].sum * bad, metrics["loss"].count)}
+def test_single_bad_batches_are_skipped_and_counted(tmp_path):
+  spoilt, states = (3, 4, 6, 8, 9), {}
+  run(tmp_path, spoilt=spoilt, on_step=lambda step, state: states.update({step: jax.tree.map(np.array, state)}))
+  for step in range(2, 10):
+    before, after = ((states[s].params, states[s].opt_state) for s in (step - 1, step))
+    if step in spoilt:
+      assert_same(before, after)
+    else:
+      assert not np.array_equal(before[0]["table"], after[0]["table"])
+    assert states[step].step == step
+  lines = read(tmp_path)
+  # Windows of two steps, and the last step alone.
+  assert [(line["step"], line["skipped"]) for line in lines] == [(2, 0), (4, 1), (6, 0.5), (8, 0.5), (9, 1)]
+  # A window of skipped steps only has no loss, and no other window has a loss that is no number.
+  assert ["loss" in line for line in lines] == [True, False, True, True, False]
+  assert all(line.get("loss", 0) is not None for line in lines)
 
-  with pytest.raises(DivergedError, match="loss is nan at step 6;"):
-    run(tmp_path, step_fn=diverging)
-  assert read(tmp_path)[-1]["loss"] is None
+
+def test_skips_in_a_row_stop_the_run_with_the_batch_saved(tmp_path):
+  # The third in a row is step 7; it is noticed when step 8 is logged, and step 8 is not saved.
+  with pytest.raises(DivergedError, match="in 3 steps in a row, up to step 7,") as caught:
+    run(tmp_path, spoilt=(2, 3, 5, 6, 7))
+  path = tmp_path / "skipped_step7_process0.npz"
+  assert str(path) in str(caught.value)
+  stream = make_batches()
+  expected = [next(stream) for _ in range(7)][-1]
+  saved = np.load(path)
+  for name, value in expected.items():
+    np.testing.assert_array_equal(saved[name], value)
+  assert read(tmp_path)[-1]["step"] == 8
   assert Checkpointer(tmp_path / "checkpoints").steps() == [4]
 
 
@@ -192,7 +223,8 @@ def test_learns_the_toy_task(tmp_path):
 
     loss, grads = jax.value_and_grad(loss_fn)(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), {"loss": Metric(loss, 1.0)}
+    metrics = {"loss": Metric(loss, 1.0), "skipped": Metric(0.0, 1.0)}
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
   run(tmp_path, steps=40, step_fn=regress, save_every=40, state=init_state({"w": jnp.zeros(())}, optimizer))
   lines = read(tmp_path)

@@ -1,0 +1,95 @@
+"""A small RL run over any number of processes of one machine: python two_processes.py PORT PROCESSES PROCESS DIRECTORY."""
+
+import io
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import optax
+from rich.console import Console
+
+from gr2_jax.models.config import preset
+from gr2_jax.models.transformer import Decoder
+from gr2_jax.rollout.generate import make_generate
+from gr2_jax.rollout.sampling import Sampling
+from gr2_jax.steps.rl import Judgement, RlConfig, collect_groups, make_rl_update
+from gr2_jax.steps.start import start_fresh
+from gr2_jax.training.checkpoints import Checkpointer
+from gr2_jax.training.interrupts import StopSignal
+from gr2_jax.training.loop import fit
+from gr2_jax.training.mesh import jit_update, make_mesh, to_global, to_local
+from gr2_jax.training.progress import Progress
+from gr2_jax.training.writers import MetricWriter
+
+DECODER = Decoder(preset("test", 24))
+ROWS, GROUP, LENGTH = 4, 4, 5  # prompts of a round over all processes; completions of a prompt; tokens of each
+
+
+class Position:
+  """The number of the round, which is where the prompts come from."""
+
+  round = 0
+
+  def get_state(self):
+    return self.round
+
+  def set_state(self, state):
+    self.round = state
+
+
+def run(directory, process, processes):
+  mesh = make_mesh(2, 1, 1)
+  optimizer = optax.sgd(0.1)
+  state, shardings = start_fresh(DECODER, optimizer, jax.random.key(7), mesh)
+  generate = make_generate(DECODER, group=GROUP, max_new_tokens=LENGTH, eos_id=1, pad_id=0)
+  share = ROWS // processes
+  position = Position()
+
+  def next_prompts():
+    prompts = np.random.default_rng(position.round).integers(2, 24, (ROWS, 6)).astype(np.int32)
+    position.round += 1
+    return prompts[process * share : (process + 1) * share]
+
+  def judge_fn(prompts, rollout):
+    # The first half of the first round's prompts, which are those of the first process, has answers of equal reward.
+    rewards = (rollout.completions[..., 0] % 5).astype(np.float32)
+    if position.round == 1 and process == 0:
+      rewards[: ROWS // 2] = 0.0
+    return Judgement(rewards, rewards, np.ones_like(rewards, bool))
+
+  def get_batch(state):
+    def rollout_fn(prompts):
+      tokens, mask = to_global((prompts, np.ones_like(prompts)), mesh)
+      with jax.set_mesh(mesh):
+        return to_local(generate(state.params, tokens, mask, jax.random.key(position.round), Sampling.create()), mesh)
+
+    return collect_groups(next_prompts, rollout_fn, judge_fn, num_prompts=share, max_rounds=3)
+
+  with (
+    StopSignal() as stop,
+    MetricWriter(directory / "metrics.jsonl", active=process == 0) as writer,
+    Progress(Console(file=io.StringIO())).task("rl", 2) as task,
+  ):
+    fit(
+      state,
+      jit_update(make_rl_update(DECODER, optimizer, RlConfig()), mesh, shardings),
+      get_batch,
+      position=position,
+      steps=2,
+      checkpointer=Checkpointer(directory / "checkpoints"),
+      writer=writer,
+      progress=task,
+      save_every=2,
+      log_every=1,
+      max_skips=1,
+      stop=stop,
+    )
+
+
+if __name__ == "__main__":
+  port, processes, process, directory = *map(int, sys.argv[1:4]), pathlib.Path(sys.argv[4])
+  jax.config.update("jax_num_cpu_devices", 2 // processes)
+  if processes > 1:
+    jax.distributed.initialize(f"localhost:{port}", processes, process)
+  run(directory, process, processes)
