@@ -79,8 +79,8 @@ def _make_peers(rankings, scores, labels) -> dict[str, _Peer]:
 
   @jax.jit
   def plain(rankings, labels):
-    natural = jnp.arange(rankings.shape[1])
-    return pick(reference.rank_terms(rankings, labels, natural[None], natural[None], jnp.ones_like(labels), _OPTIONS))
+    natural = jnp.broadcast_to(jnp.arange(rankings.shape[1]), rankings.shape)
+    return pick(reference.rank_terms(rankings, labels, natural, natural, jnp.ones_like(labels), _OPTIONS))
 
   peers = {
     "gr2_jax": _Peer(lambda: ours(device_rankings, device_labels)),

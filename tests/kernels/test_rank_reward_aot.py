@@ -41,6 +41,5 @@ def test_compiles_for_a_tpu(topologies, topology, shape):
     args = (array(prompts, group, size), *slate, array(prompts, group, dtype=jnp.float32))
     compiled = api.group_rank_terms.lower(*args, options=RankRewardOptions()).compile()
   assert "tpu_custom_call" in compiled.as_text()
-  # Beyond what comes in and goes out a device holds the padded copies that the kernel reads: no pairs of candidates.
-  padded_rows = -(-prompts // len(devices) // 512) * 512 + 512
-  assert compiled.memory_analysis().temp_size_in_bytes <= padded_rows * (group + 4) * max(size, 16) * 4 * 4
+  # A device's 32 to 64 lists of 1,024 would take 128 MiB and more as pairs of candidates; what is held are padded copies of the lists.
+  assert compiled.memory_analysis().temp_size_in_bytes < 32 << 20

@@ -70,7 +70,7 @@ def sweep(kernel, data, sizes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_kernel_equals_reference_over_a_wide_sweep(kernel, data):
   sweep(kernel, data, sizes=st.integers(1, 40))

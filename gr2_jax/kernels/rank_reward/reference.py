@@ -244,24 +244,22 @@ def normalise_groups(
 
 
 def _read_order(order: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Ranks `[..., K]` of the candidates in a list `[..., K]` of candidate indices, and whether it lists each valid one exactly once.
+  """Ranks `[N, K]` of the candidates in lists `[N, K]` of candidate indices, and `[N, 1]` whether each valid one is listed exactly once.
 
   Masked and unlisted candidates get rank K.
   """
-  size = order.shape[-1]
-  mask = jnp.broadcast_to(mask, order.shape).reshape(-1, size)
+  rows, size = order.shape
   inside = (order >= 0) & (order < size)
-  order = jnp.where(inside, order, 0).reshape(-1, size)
-  listed = inside.reshape(-1, size) & jnp.take_along_axis(mask, order, axis=-1, mode="clip")
+  listed = inside & jnp.take_along_axis(mask, jnp.where(inside, order, 0), axis=-1, mode="clip")
   place = jnp.cumsum(listed, axis=-1) - 1
-  row = jnp.arange(len(order))[:, None]
-  rank = jnp.full(order.shape, size).at[row, jnp.where(listed, order, size)].min(place, mode="drop")
-  complete = jnp.all((rank < size) | ~mask, axis=-1) & (jnp.sum(listed, axis=-1) == jnp.sum(mask, axis=-1))
-  return rank.reshape(inside.shape), complete.reshape(*inside.shape[:-1], 1)
+  unlisted = jnp.full(order.shape, size)
+  rank = unlisted.at[jnp.arange(rows)[:, None], jnp.where(listed, order, size)].min(place, mode="drop")
+  found = jnp.all((rank < size) | ~mask, axis=-1, keepdims=True)
+  return rank, found & (jnp.sum(listed, axis=-1, keepdims=True) == jnp.sum(mask, axis=-1, keepdims=True))
 
 
 def _count_candidates(before: Callable[[jax.Array | int], jax.Array], size: int) -> jax.Array:
-  """For each candidate `[..., K]`, how many j of K have `before(j)`: O(K^2) time in memory O(K), unrolled for the sake of short lists."""
+  """For each candidate `[N, K]`, how many j of K have `before(j)`: no pairs in memory, and unrolled, which short lists gain by."""
   body = lambda j, total: total + before(j).astype(jnp.int32)
   return jax.lax.fori_loop(1, size, body, before(0).astype(jnp.int32), unroll=8)
 
@@ -294,13 +292,13 @@ def _compute_ideal_dcgs(labels: jax.Array, options: RankRewardOptions) -> tuple[
 def rank_terms(
   rankings: jax.Array, labels: jax.Array, shown: jax.Array, upstream: jax.Array, mask: jax.Array, options: RankRewardOptions
 ) -> RankTerms:
-  """All terms of rankings in one pass; what the caller leaves unused is not computed under jit.
+  """All terms of N rankings in one pass; what the caller leaves unused is not computed under jit.
 
-  rankings `[..., K]` candidate indices best first (all -1 where the answer is invalid; anything that is not a full
-  permutation of the valid candidates counts as invalid), labels `[..., K]` by candidate (0 none, positive otherwise),
-  shown `[..., K]` the candidate at each slot, upstream `[..., K]` the upstream ranking, mask `[..., K]` valid candidates; the last
-  four broadcast against rankings. Shown and upstream list every valid candidate once; terms that compare with an order that does
-  not mean nothing. Sources: Eq 5-7 of GR2 and v1's rule; recall, ndcg and mrr as in rax.
+  rankings `[N, K]` candidate indices best first (all -1 where the answer is invalid; anything that is not a full
+  permutation of the valid candidates counts as invalid), labels `[N, K]` by candidate (0 none, positive otherwise),
+  shown `[N, K]` the candidate at each slot, upstream `[N, K]` the upstream ranking, mask `[N, K]` valid candidates.
+  Shown and upstream must list every valid candidate; nothing is promised of terms that compare with an order that does not.
+  Sources: Eq 5-7 of GR2 and v1's rule; recall, ndcg and mrr as in rax.
   """
   mask = mask.astype(bool)
   labels = jnp.where(mask, labels, 0).astype(jnp.float32)
@@ -325,8 +323,12 @@ def group_rank_terms(
   min_raw_std: float,
 ) -> tuple[RankTerms, jax.Array, jax.Array]:
   """Terms `[P, G]` of the rankings `[P, G, K]` of P slates `[P, K]`, advantages `[P, G]` of reward + shaping `[P, G]`, and keep `[P]`."""
-  slates = (x[:, None, :] for x in (labels, shown, upstream, mask))
-  terms = rank_terms(rankings, *slates, options=options)
+  prompts, group, size = rankings.shape
+  # A slate is repeated for each of its rankings: a division by a shared number may be compiled into a product, and a ranking must get
+  # the same bits alone and in a group.
+  slates = (jnp.repeat(x, group, axis=0) for x in (labels, shown, upstream, mask))
+  terms = rank_terms(rankings.reshape(-1, size), *slates, options=options)
+  terms = jax.tree.map(lambda x: x.reshape(prompts, group, *x.shape[1:]), terms)
   return terms, *shaped_advantages(terms, shaping, std_floor, min_raw_std)
 
 
