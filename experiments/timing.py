@@ -6,29 +6,22 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 
-class Timing(NamedTuple):
-  """Seconds: `first` holds compilation, `median` is that of the later calls."""
+def time_call(function: Callable[[], Any]) -> tuple[float, Any]:
+  """Seconds of one call, waiting for what it computes on devices, and its result; the first call holds compilation."""
+  start = time.perf_counter()
+  result = jax.block_until_ready(function())
+  return time.perf_counter() - start, result
 
-  first: float
-  median: float
 
-
-def time_interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int = 9) -> dict[str, Timing]:
-  """Times each function once a round, so that a slow spell of the machine falls on all alike; waits for device results."""
-
-  def seconds(function):
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - start
-
-  first = {name: seconds(function) for name, function in functions.items()}
-  later = [{name: seconds(function) for name, function in functions.items()} for _ in range(rounds)]
-  return {name: Timing(first[name], statistics.median(times[name] for times in later)) for name in functions}
+def time_interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict[str, float]:
+  """Median seconds of each function, called once a round, so that a slow spell of the machine falls on all alike."""
+  times = [{name: time_call(function)[0] for name, function in functions.items()} for _ in range(rounds)]
+  return {name: statistics.median(of_round[name] for of_round in times) for name in functions}
 
 
 def describe_machine(packages: tuple[str, ...]) -> dict[str, Any]:
