@@ -1,27 +1,47 @@
-# The two commands of the README, and the slower checks. PYTHON=python3.12 make test picks another interpreter.
+# The two commands of the README, the slower checks, and the benchmarks. PYTHON=python3.12 make test picks another interpreter.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Huge pages for malloc where glibc has them: training on a CPU is about 30 % faster, since big buffers no longer fault page by page.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test test-slow lint
+# What `make benchmark` measures: a file of experiments/benchmarks.
+SUITE ?= ranking
+BENCHMARK_VENV ?= .venv-benchmark
+
+.PHONY: quickstart test test-slow test-aot lint benchmark
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow and not aot"
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m slow
 
+test-aot: $(VENV)/installed-aot
+	$(BIN)/python -m pytest -q -m aot
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+
+# The peers live in an environment of their own, so that none of them decides which versions the package runs with.
+benchmark: $(BENCHMARK_VENV)/installed
+	@$(BENCHMARK_VENV)/bin/python -m experiments.benchmark --suite=$(SUITE)
 
 $(VENV)/installed: setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "gr2_jax needs Python 3.11 or later; try: PYTHON=python3.12 make $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+$(VENV)/installed-aot: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,aot]'
+	@touch $@
+
+$(BENCHMARK_VENV)/installed: setup.py
+	$(PYTHON) -m venv $(BENCHMARK_VENV)
+	$(BENCHMARK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[benchmark]'
 	@touch $@

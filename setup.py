@@ -48,6 +48,8 @@ setup(
       "nbclient>=0.10",
       "ipykernel>=6",
     ],
+    "aot": ["libtpu>=0.0.42"],  # compiles for TPUs on a machine without one
+    "benchmark": ["rax>=0.4", "ranx>=0.3.20", "pytrec-eval-terrier>=0.5.6"],  # the peers of experiments/benchmarks; the fork has wheels
     "notebooks": ["jupyterlab>=4"],
     "wandb": ["wandb>=0.17"],
     "tensorboard": ["tensorboardX>=2.6"],

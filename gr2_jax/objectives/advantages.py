@@ -3,20 +3,16 @@
 import jax
 import jax.numpy as jnp
 
-
-def _centre(rewards: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Deviations from the group mean, and the group's population standard deviation.
-
-  The first member is subtracted before the mean is taken, so equal rewards give deviations of exactly 0, where the plain mean
-  would leave rounding noise that a small standard-deviation floor blows up.
-  """
-  shifted = rewards - rewards[..., :1]
-  deviation = shifted - shifted.mean(axis=-1, keepdims=True)
-  return deviation, jnp.sqrt(jnp.mean(deviation**2, axis=-1))
+from gr2_jax.kernels.rank_reward.reference import MIN_RAW_STD, STD_FLOOR, normalise_groups
 
 
 def group_advantages(
-  rewards: jax.Array, raw_rewards: jax.Array, *, divide_by_std: bool = True, std_floor: float = 1e-4, min_raw_std: float = 1e-6
+  rewards: jax.Array,
+  raw_rewards: jax.Array,
+  *,
+  divide_by_std: bool = True,
+  std_floor: float = STD_FLOOR,
+  min_raw_std: float = MIN_RAW_STD,
 ) -> tuple[jax.Array, jax.Array]:
   """Normalise each group's rewards, and keep the groups whose raw ranking reward varies.
 
@@ -27,8 +23,14 @@ def group_advantages(
   The floor keeps finely graded rewards (AUC) from being blown up to unit variance. DAPO (arXiv 2503.14476), Eq 9 of GR2.
   Without `divide_by_std` they are reward - mean (Dr. GRPO, arXiv 2503.20783).
   """
-  deviation, std = _centre(jnp.asarray(rewards, jnp.float32))
-  _, raw_std = _centre(jnp.asarray(raw_rewards, jnp.float32))
-  keep = (raw_std >= min_raw_std) & jnp.isfinite(std)
-  advantages = deviation / jnp.maximum(std, std_floor)[..., None] if divide_by_std else deviation
-  return jnp.where(keep[..., None], advantages, 0.0), keep
+  rewards, raw_rewards = jnp.asarray(rewards, jnp.float32), jnp.asarray(raw_rewards, jnp.float32)
+  advantages, keep = normalise_groups(
+    rewards,
+    raw_rewards,
+    std_floor=std_floor,
+    min_raw_std=min_raw_std,
+    group=rewards.shape[-1],
+    axis=-1,
+    divide_by_std=divide_by_std,
+  )
+  return advantages, keep[..., 0]

@@ -1,14 +1,16 @@
-"""Ranking rewards and metrics of rankings of any leading shape."""
+"""Ranking rewards and metrics of rankings of any leading shape: the kernel on TPU and GPU, plain jnp elsewhere."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
 
-from gr2_jax.kernels.rank_reward import reference
-from gr2_jax.kernels.rank_reward.reference import RankRewardOptions, RankTerms
+from gr2_jax.kernels.rank_reward import pallas, reference
+from gr2_jax.kernels.rank_reward.reference import MIN_RAW_STD, STD_FLOOR, RankRewardOptions, RankTerms
 
-__all__ = ["RankRewardOptions", "RankTerms", "rank_terms"]
+__all__ = ["RankRewardOptions", "RankTerms", "group_rank_terms", "rank_terms"]
 
 
 @functools.partial(jax.jit, static_argnames="options")
@@ -29,21 +31,89 @@ def rank_terms(
   Raises ValueError where the shapes do not fit.
   """
   size = rankings.shape[-1]
+  slates = _fill(labels, shown, upstream, mask, size)
+  shared = rankings.ndim > 2 and all(x.ndim in (1, rankings.ndim - 1) for x in slates.values())
+  grouped = rankings.reshape(-1, rankings.shape[-2] if shared else 1, size)
+  lead = rankings.shape[: -2 if shared else -1]
+
+  def fit(name, x):
+    if not shared and 1 < x.ndim == rankings.ndim - 1:
+      x = x[..., None, :]
+    return _fit(name, x, (*lead, size), rankings.shape).reshape(-1, size)
+
+  slates = {name: fit(name, x) for name, x in slates.items()}
+  shaping = jnp.zeros(grouped.shape[:2])
+  terms, _, _ = _dispatch(grouped, **slates, shaping=shaping, options=options, std_floor=STD_FLOOR, min_raw_std=MIN_RAW_STD)
+  return jax.tree.map(lambda x: x.reshape(*rankings.shape[:-1], *x.shape[2:]), terms)
+
+
+@functools.partial(jax.jit, static_argnames=("options", "std_floor", "min_raw_std"))
+def group_rank_terms(
+  rankings: jax.Array,
+  labels: jax.Array,
+  shown: jax.Array | None = None,
+  upstream: jax.Array | None = None,
+  mask: jax.Array | None = None,
+  shaping: jax.Array | None = None,
+  *,
+  options: RankRewardOptions,
+  std_floor: float = STD_FLOOR,
+  min_raw_std: float = MIN_RAW_STD,
+) -> tuple[RankTerms, jax.Array, jax.Array]:
+  """Terms, group advantages and keep-mask of the rankings `[P, G, K]` of P slates.
+
+  labels, shown, upstream and mask `[P, K]` with the defaults of `rank_terms`; shaping `[P, G]` is added to the reward before it is
+  normalised (an overlong penalty; default 0). Returns terms `[P, G]`, advantages `[P, G]`, and keep `[P]`, False for groups whose
+  raw ranking reward does not vary; see `objectives.advantages.group_advantages`. Raises ValueError where the shapes do not fit.
+  """
+  if rankings.ndim != 3:
+    raise ValueError(f"rankings: shape {rankings.shape} must be [prompts, group, candidates]")
+  prompts, group, size = rankings.shape
+  slates = {n: _fit(n, x, (prompts, size), rankings.shape) for n, x in _fill(labels, shown, upstream, mask, size).items()}
+  shaping = jnp.zeros((prompts, group)) if shaping is None else _fit("shaping", shaping, (prompts, group), rankings.shape)
+  return _dispatch(rankings, **slates, shaping=shaping, options=options, std_floor=std_floor, min_raw_std=min_raw_std)
+
+
+def _fill(labels, shown, upstream, mask, size) -> dict[str, jax.Array]:
   natural = jnp.arange(size, dtype=jnp.int32)
-  filled = {
+  return {
     "labels": labels,
     "shown": natural if shown is None else shown,
     "upstream": natural if upstream is None else upstream,
     "mask": jnp.ones(size, bool) if mask is None else mask,
   }
 
-  def spread(name, x):
-    if x.ndim == rankings.ndim - 1 and x.ndim > 1:
-      x = x[..., None, :]
-    try:
-      return jnp.broadcast_to(x, rankings.shape).reshape(-1, size)
-    except ValueError:
-      raise ValueError(f"{name}: shape {x.shape} does not fit rankings {rankings.shape}; the last axis is the candidates'") from None
 
-  terms = reference.rank_terms(rankings.reshape(-1, size), **{k: spread(k, v) for k, v in filled.items()}, options=options)
-  return jax.tree.map(lambda x: x.reshape(*rankings.shape[:-1], *x.shape[1:]), terms)
+def _fit(name, x, shape, rankings_shape) -> jax.Array:
+  try:
+    return jnp.broadcast_to(x, shape)
+  except ValueError:
+    raise ValueError(f"{name}: shape {x.shape} does not fit rankings {rankings_shape}, whose last axis is the candidates'") from None
+
+
+def _dispatch(rankings, labels, shown, upstream, mask, shaping, **static):
+  """Runs the platform's path, under a mesh (`jax.set_mesh`) on every device's share of the prompts.
+
+  XLA does not cut a kernel into parts by itself: without the explicit map every device would compute all rows.
+  """
+
+  def on_platform(*arrays):
+    def bind(path):
+      return functools.partial(path, **static)
+
+    kernels = {"tpu": bind(pallas.group_rank_terms_tpu), "cuda": bind(pallas.group_rank_terms_triton)}
+    if rankings.shape[-1] > pallas.MAX_CANDIDATES:
+      kernels = {}
+    return jax.lax.platform_dependent(*arrays, default=bind(reference.group_rank_terms), **kernels)
+
+  arrays = (rankings, labels, shown, upstream, mask, shaping)
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual)
+  if not axes:
+    return on_platform(*arrays)
+  prompts, shards = len(rankings), math.prod(mesh.shape[name] for name in axes)
+  arrays = [jnp.pad(x, [(0, -prompts % shards)] + [(0, 0)] * (x.ndim - 1)) for x in arrays]
+  # Rows are independent: all axes share them, whatever they are for.
+  rows = PartitionSpec(axes)
+  results = jax.shard_map(on_platform, in_specs=rows, out_specs=rows, axis_names=set(axes), check_vma=False)(*arrays)
+  return jax.tree.map(lambda x: x[:prompts], results)
