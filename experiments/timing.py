@@ -6,22 +6,29 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 
-def time_call(function: Callable[[], Any]) -> tuple[float, Any]:
-  """Seconds of one call, waiting for what it computes on devices, and its result; the first call holds compilation."""
-  start = time.perf_counter()
+class Timing(NamedTuple):
+  """Seconds by the clock, and of processor time over all threads, which neighbours on the machine disturb less."""
+
+  wall: float
+  processor: float
+
+
+def time_call(function: Callable[[], Any]) -> tuple[Timing, Any]:
+  """Times one call, waiting for what it computes on devices, and returns its result too; the first call holds compilation."""
+  wall, processor = time.perf_counter(), time.process_time()
   result = jax.block_until_ready(function())
-  return time.perf_counter() - start, result
+  return Timing(time.perf_counter() - wall, time.process_time() - processor), result
 
 
-def time_interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict[str, float]:
-  """Median seconds of each function, called once a round, so that a slow spell of the machine falls on all alike."""
+def time_interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict[str, Timing]:
+  """Medians for each function, called once a round, so that a slow spell of the machine falls on all alike."""
   times = [{name: time_call(function)[0] for name, function in functions.items()} for _ in range(rounds)]
-  return {name: statistics.median(of_round[name] for of_round in times) for name in functions}
+  return {name: Timing(*map(statistics.median, zip(*(of_round[name] for of_round in times), strict=True))) for name in functions}
 
 
 def describe_machine(packages: tuple[str, ...]) -> dict[str, Any]:
