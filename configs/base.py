@@ -110,6 +110,7 @@ def base() -> ConfigDict:
         "overlong_zone": 8,  # tokens before the limit that cost reward; 0: none
         "dynamic_sampling": True,  # groups without a signal are left out and replaced; False: one round, all groups count
         "max_rounds": 3,
+        "min_filled": 1.0,  # share of the batch at which no further round is begun; below 1 where a round mostly keeps its groups
         "minibatches": 1,  # gradient steps on a rollout batch, each on its share of the prompts
         "microbatches": 1,  # parts of a gradient step, to save memory
         "temperature": 1.0,

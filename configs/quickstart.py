@@ -41,7 +41,7 @@ def get_config(arg=None):
   config.traces.temperature = 0.3
   config.sft.update({"steps": 380, "batch_size": 24, "row_length": 152, "reasoning_weight": 0.3})
   config.sft.optimizer.update({"rule": "muon", "learning_rate": 3e-3})
-  config.rl.update({"steps": 30, "prompts": 32, "max_new_tokens": 56})
+  config.rl.update({"steps": 30, "prompts": 32, "min_filled": 0.9, "max_new_tokens": 56})
   config.rl.optimizer.learning_rate = 5e-5
   config.evaluation.shuffles = 1
   if args.tiny:

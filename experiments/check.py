@@ -68,6 +68,8 @@ def _check_pairs(config: ConfigDict) -> None:
     raise ConfigError(
       f"--config.rl.prompts: {rl.prompts} do not divide into {rl.minibatches} minibatches of {rl.microbatches} microbatches; use a multiple"
     )
+  if not 0 < rl.min_filled <= 1:
+    raise ConfigError(f"--config.rl.min_filled: {rl.min_filled} must be above 0 and at most 1")
   if rl.group < 2:
     raise ConfigError(f"--config.rl.group: {rl.group} must be at least 2: an answer is judged by the others of its group")
   if not 0 <= rl.overlong_zone <= rl.max_new_tokens:

@@ -110,6 +110,7 @@ def _make_get_batch(run, slates, decoder, mesh, context, style, position, constr
       judge_fn,
       num_prompts=options.prompts // jax.process_count(),
       max_rounds=options.max_rounds,
+      min_filled=options.min_filled,
       dynamic_sampling=options.dynamic_sampling,
       loss=loss,
     )

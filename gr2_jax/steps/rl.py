@@ -204,6 +204,7 @@ def collect_groups(
   *,
   num_prompts: int,
   max_rounds: int,
+  min_filled: float = 1.0,
   dynamic_sampling: bool = True,
   loss: PolicyLossConfig = DAPO,
   gather: Callable[[np.ndarray], np.ndarray] = multihost_utils.process_allgather,
@@ -213,6 +214,8 @@ def collect_groups(
   `next_prompts()` gives a round's prompts in any form, `rollout_fn(prompts)` and `judge_fn(prompts, rollout)` their groups, in the same
   shapes each round. Returns a batch of exactly `num_prompts` groups on the host: kept groups first, in order, then groups with `keep`
   False. Kept groups beyond `num_prompts` are dropped, since they would be off-policy by the next batch, and counted as surplus.
+  `min_filled`: share of the batch that is enough, since a whole round for its last groups can cost more than they are worth; places left
+  over weigh nothing, and the loss is exact all the same.
   Without `dynamic_sampling` there is one round, every group is kept, and advantages are 0 in a group of equal rewards (GRPO).
   `loss` tells how advantages are normalised and whether truncated completions count.
 
@@ -241,7 +244,7 @@ def collect_groups(
     parts.append(part)
     round_metrics.append(metrics)
     kept += int(part.keep.sum())
-    if not dynamic_sampling or np.min(gather(np.int32(kept))) >= num_prompts:
+    if not dynamic_sampling or np.min(gather(np.int32(kept))) >= min_filled * num_prompts:
       break
   pool = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
   # Stable: kept groups in the order they came. Where all rounds together are short of groups, some fill several places, at weight 0.

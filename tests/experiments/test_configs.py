@@ -70,6 +70,7 @@ def test_the_tiny_variant_steps_through_every_stage(run, request):
     ("rl__reward__rank", "mrr", r"--config\.rl\.reward: .*mrr"),
     ("rl__reward__condition", "v2", r"--config\.rl\.reward: .*v2"),
     ("rl__temperature", 0.0, r"--config\.rl: temperature must be above 0"),
+    ("rl__min_filled", 0.0, r"--config\.rl\.min_filled: 0\.0 must be above 0 and at most 1"),
     ("rl__minibatches", 3, r"--config\.rl\.prompts: 2 do not divide into 3 minibatches"),
     ("rl__group", 0, r"--config\.rl\.group: 0 must be at least 1"),
     ("rl__group", 1, r"--config\.rl\.group: 1 must be at least 2"),

@@ -292,6 +292,14 @@ def test_groups_are_refilled_until_the_batch_is_full():
   assert metrics["filled_fraction"].mean() == 1
 
 
+def test_a_batch_that_is_full_enough_begins_no_further_round():
+  rounds = [[[1, 1], [0, 1]], [[1, 0], [0, 1]], [[0, 1], [1, 0]]]  # 3 of 4 places are filled after two rounds
+  batch, metrics = collect_groups(*_scripted(rounds), num_prompts=4, max_rounds=3, min_filled=0.75)
+  assert metrics["rounds"].sum == 2 and metrics["filled_fraction"].mean() == 0.75
+  assert batch.keep.tolist() == [True, True, True, False]
+  assert collect_groups(*_scripted(rounds), num_prompts=4, max_rounds=3, min_filled=0.8)[1]["rounds"].sum == 3
+
+
 def test_rounds_are_bounded_and_leftover_places_have_weight_zero():
   batch, metrics = collect_groups(*_scripted([[[1, 1], [0, 1]]] * 5), num_prompts=4, max_rounds=2)
   assert batch.prompts[:, 0].tolist() == [1, 3, 0, 2]
