@@ -67,11 +67,23 @@ def train_lm(
 
 
 def train(
-  run: Run, stage: str, state, update: Callable, get_batch: Callable, *, position, options, progress, stop, name="checkpoints", label=None
+  run: Run,
+  stage: str,
+  state,
+  update: Callable,
+  get_batch: Callable,
+  *,
+  position,
+  options,
+  progress,
+  stop,
+  name: str = "checkpoints",
+  label: str | None = None,
+  headline: Sequence[str] = (),
 ):
   """The loop with this run's files: checkpoints in `RUN/stage/name`, metrics in `RUN/metrics`."""
   metrics = stage if name == "checkpoints" else f"{stage}_{name}"
-  with progress.task(label or stage, options.steps) as task, metric_writer(run, metrics) as writer:
+  with progress.task(label or stage, options.steps, headline=headline) as task, metric_writer(run, metrics) as writer:
     return fit(
       state,
       update,

@@ -32,6 +32,9 @@ from gr2_jax.steps.rl import Judgement, RlConfig, collect_groups, make_rl_update
 from gr2_jax.training.mesh import jit_update, to_global, to_local
 from gr2_jax.training.metric import merge
 
+# Of the thirty metrics a step that are written, what a bar has room for.
+HEADLINE = ("reward", "recall@1", "valid_rate", "near_identity_rate", "kept_fraction", "completion_length", "entropy")
+
 
 def run(config, run, progress, stop):
   """Trains the SFT policy; writes checkpoints."""
@@ -54,7 +57,8 @@ def run(config, run, progress, stop):
     process_count=jax.process_count(),
   )
   get_batch = _make_get_batch(run, slates, decoder, mesh, context, style, position, constraint, loss)
-  train(run, "rl", state, update, get_batch, position=position, options=options, progress=progress, stop=stop)
+  common = {"position": position, "options": options, "progress": progress, "stop": stop}
+  train(run, "rl", state, update, get_batch, headline=HEADLINE, **common)
 
 
 def _make_get_batch(run, slates, decoder, mesh, context, style, position, constraint, loss):

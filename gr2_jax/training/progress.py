@@ -1,7 +1,7 @@
 """Progress of a stage: a live bar on a terminal, a plain line every few seconds in a log."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -12,9 +12,10 @@ from rich.progress import Progress as Bars
 class Task:
   """One bar; made by `Progress.task`."""
 
-  def __init__(self, show, total: int, every: float):
+  def __init__(self, show, total: int, every: float, headline: Sequence[str]):
     self._show = show
     self._every = every
+    self._headline = headline
     self._began = self._shown = time.monotonic()
     self._first = 0
     self.total = total
@@ -53,8 +54,9 @@ class Task:
     return format_seconds((self.total - self.done) / rate) if rate > 0 else "-:--"
 
   def figures(self) -> str:
-    """The latest metrics on one line."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in self.values.items())
+    """The latest metrics on one line: those of the headline, or all where it is empty."""
+    names = [name for name in self._headline if name in self.values] if self._headline else self.values
+    return "  ".join(f"{name} {self.values[name]:.4g}" for name in names)
 
 
 class Progress:
@@ -70,10 +72,10 @@ class Progress:
     self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
   @contextmanager
-  def task(self, name: str, total: int, unit: str = "steps") -> Iterator[Task]:
-    """A bar of `total` units while the context lasts; tasks may nest."""
+  def task(self, name: str, total: int, unit: str = "steps", headline: Sequence[str] = ()) -> Iterator[Task]:
+    """A bar of `total` units while the context lasts; tasks may nest. `headline`: the metrics to show, all by default."""
     if not self.console.is_terminal:
-      task = Task(lambda t: self.note(_plain_line(name, unit, t)), total, self._every)
+      task = Task(lambda t: self.note(_plain_line(name, unit, t)), total, self._every, headline)
       yield task
       task.finish()
       return
@@ -87,7 +89,7 @@ class Progress:
       rate, remaining = f"{t.rate():.3g} {unit}/s", f"{t.remaining()} left"
       self._bars.update(row, completed=t.done, rate=rate, remaining=remaining, figures=t.figures())
 
-    task = Task(show, total, every=0)
+    task = Task(show, total, 0, headline)
     try:
       yield task
       task.finish()

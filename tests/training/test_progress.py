@@ -19,6 +19,13 @@ def test_plain_lines_when_there_is_no_terminal():
   assert lines[-1].startswith("sft: 3/4 steps (75 %)")
 
 
+def test_a_headline_chooses_what_is_shown_and_in_which_order():
+  out = io.StringIO()
+  with Progress(Console(file=out, width=60), every=0).task("rl", 2, headline=("reward", "entropy", "later")) as task:
+    task.update(1, {"entropy": 0.5, "grad_norm": 3.0, "reward": 0.25})
+  assert out.getvalue().splitlines()[0].endswith("left  reward 0.25  entropy 0.5")
+
+
 def test_lines_are_rare_in_a_log_but_the_last_is_shown():
   out = io.StringIO()
   with Progress(Console(file=out), every=1000.0).task("rl", 100) as task:
