@@ -42,6 +42,7 @@ STAGES = (
     "experiments.stages.evaluation",
     reads=("seed", "model", "prompt", "decoding", "evaluation"),
     inputs=("data", "tokenize", "slates", "sft", "rl"),
+    format=2,  # per_slate.npz
   ),
 )
 
