@@ -14,6 +14,7 @@ from experiments.flags import ConfigError, check_overrides, load_config
 CONFIGS = {
   "quickstart.py": ("", "seed=3", "tiny"),
   "amazon.py": ("beauty", "sports", "toys,small", "beauty,tiny"),
+  "ablations/reward_hacking.py": ("", "seed=1", "tiny"),
 }
 
 
