@@ -46,8 +46,9 @@ def weaken(config):
   config.midtrain.update({"steps": 60, "eval_users": 100})
   # Slots as names make a copy the same few tokens in every answer.
   config.prompt.update({"reference": "slot", "item_fields": (), "max_prompt_tokens": 128})
-  config.traces.max_slates = 1500
-  config.sft.update({"steps": 60, "batch_size": 16, "row_length": 128})
-  # The length of an answer is not what is studied: all of them are short, and none is punished for it.
-  config.rl.update({"steps": 150, "max_new_tokens": 16, "overlong_zone": 0})
+  config.traces.max_slates = 3000
+  config.sft.update({"steps": 300, "batch_size": 16, "row_length": 224})
+  # The length of an answer is not what is studied: it is limited, and not punished.
+  config.rl.update({"steps": 200, "prompts": 64, "max_new_tokens": 32, "overlong_zone": 0})
+  config.rl.reward.alpha = 0.2
   config.rl.optimizer.learning_rate = 3e-3

@@ -24,12 +24,13 @@ Runs = Mapping[str, Mapping[int, pathlib.Path]]  # variant -> seed -> directory 
 _ORDERS = ("upstream", "sft", "policy")
 _BASES = {"upstream": "the upstream order", "sft": "the SFT policy", "reference": "the reference"}
 _COPYING = {"identity_rate": "copies", "near_identity_rate": "near copies"}
+_TAU = "kendall_tau_to_upstream"
 _PRESENTATIONS = {"upstream": "shown upstream", "shuffled_1": "shown shuffled"}
 _SHORT = ("recall@1", "ndcg@3")  # the metrics with intervals in the tables
 _COPYING_NOTE = (
   "Copies repeat the shown or the upstream order; near copies differ from one of them by at most one swap of two candidates. In training: "
   "sampled answers in the variant's own presentation, from the first to the last tenth of the RL steps. At evaluation: greedy answers. "
-  "Agreement is the mean Kendall τ between the answers to one slate in both presentations."
+  "τ is Kendall's, to the upstream order. Agreement is the mean Kendall τ between the answers to one slate in both presentations."
 )
 
 
@@ -88,9 +89,9 @@ def _watch(runs: Iterable[pathlib.Path]) -> dict[str, Any]:
     first += lines[:tenth]
     last += lines[-tenth:]
   return {
-    "training": {name: {"first": _mean_of(first, name), "last": _mean_of(last, name)} for name in _COPYING},
+    "training": {name: {"first": _mean_of(first, name), "last": _mean_of(last, name)} for name in (*_COPYING, _TAU)},
     "evaluation": {
-      shown: {name: _mean_of([_policy_as_shown(r, shown) for r in results], name) for name in ("valid_rate", *_COPYING, *METRICS)}
+      shown: {name: _mean_of([_policy_as_shown(r, shown) for r in results], name) for name in ("valid_rate", *_COPYING, _TAU, *METRICS)}
       for shown in _PRESENTATIONS
     },
     "permutation_consistency": _mean_of([r["diagnostics"]["policy"] for r in results], "permutation_consistency"),
@@ -199,20 +200,23 @@ def _ranking_section(sweep: Mapping[str, Any]) -> str:
 
 
 def _copying_section(sweep: Mapping[str, Any]) -> str:
-  header = ["variant", *(f"{label}, training" for label in _COPYING.values())]
-  header += [f"{label}, {shown}" for shown in _PRESENTATIONS.values() for label in (*_COPYING.values(), "R@1")]
+  watched = {**_COPYING, _TAU: "τ"}
+  header = ["variant", *(f"{label}, training" for label in watched.values())]
+  header += [f"{label}, {shown}" for shown in _PRESENTATIONS.values() for label in (*watched.values(), "R@1")]
   rows = []
   for variant, of in sweep["variants"].items():
-    row = [_title(variant), *(f"{_share(of['training'][n]['first'])} → {_share(of['training'][n]['last'])}" for n in _COPYING)]
-    for shown in _PRESENTATIONS:
-      at = of["evaluation"][shown]
-      row += [*(_share(at[n]) for n in _COPYING), _share(at["recall@1"])]
+    row = [_title(variant), *(f"{_share(of['training'][name]['first'])} → {_share(of['training'][name]['last'])}" for name in watched)]
+    row += [_share(of["evaluation"][shown][name]) for shown in _PRESENTATIONS for name in (*watched, "recall@1")]
     rows.append([*row, _share(of["permutation_consistency"]), _share(of["evaluation"]["upstream"]["valid_rate"])])
   return markdown_table([*header, "agreement", "valid"], rows) + "\n\n" + _COPYING_NOTE
 
 
 def _share(value: float | None) -> str:
   return format_number(value, ".3f")
+
+
+def _percent(value: float | None) -> str:
+  return "–" if value is None else f"{100 * value:.0f}"
 
 
 def _changes_section(sweep: Mapping[str, Any]) -> str:
@@ -233,7 +237,9 @@ def render_sweep_table(sweep: Mapping[str, Any]) -> RenderableType:
   """Ranking with paired intervals, and copying, as Rich tables that fit into 80 columns."""
   ranking = Table(title=f"{sweep['dataset']}: policies after RL, shown in the upstream order", **TABLE_STYLE)
   ranking.caption = "relative differences with paired 95 % intervals, slates of all seeds"
-  copying = Table(title="copying", caption="in training: from the first to the last tenth of the RL steps", **TABLE_STYLE)
+  copying = Table(
+    title="copying, % of the valid answers", caption="in training: from the first to the last tenth of the RL steps", **TABLE_STYLE
+  )
   columns = {
     ranking: [label for metric in _SHORT for label in (TABLE_METRICS[metric], "over upstream", "over SFT")],
     copying: [f"{label}, {where}" for where in ("in training", *_PRESENTATIONS.values()) for label in _COPYING.values()],
@@ -250,7 +256,7 @@ def render_sweep_table(sweep: Mapping[str, Any]) -> RenderableType:
         paired = _paired(of, base, metric)
         cells.append(Text(format_lift(paired, digits=0).replace(" [", "\n["), style=lift_style(paired)))
     ranking.add_row(_title(variant), *cells)
-    trained = ("→".join(format_number(of["training"][name][place], ".2f") for place in ("first", "last")) for name in _COPYING)
-    evaluated = (format_number(of["evaluation"][shown][name], ".2f") for shown in _PRESENTATIONS for name in _COPYING)
+    trained = ("→".join(_percent(of["training"][name][place]) for place in ("first", "last")) for name in _COPYING)
+    evaluated = (_percent(of["evaluation"][shown][name]) for shown in _PRESENTATIONS for name in _COPYING)
     copying.add_row(_title(variant), *trained, *evaluated)
   return Group(ranking, copying)
