@@ -97,7 +97,8 @@ def load_policy(run: Run, stage: str, decoder: Decoder) -> Any:
 
 def metric_writer(run: Run, name: str) -> MetricWriter:
   project = run.config.wandb_project or None
-  return MetricWriter(run.metrics_path(name), wandb_project=project, run_name=f"{run.directory.name}-{name}", active=run.main)
+  folder = "-".join(run.directory.parts[-2:])  # a sweep's runs differ in the folder above: VARIANT/seed_0
+  return MetricWriter(run.metrics_path(name), wandb_project=project, run_name=f"{folder}-{name}", active=run.main)
 
 
 def load_utilities(run: Run, split: str) -> np.ndarray | None:

@@ -7,7 +7,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Sequence
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from absl import flags
@@ -44,18 +44,18 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 def load_config(path: str) -> config_dict.ConfigDict:
   """The locked config of `FILE.py` or `FILE.py:args`. Raises ConfigError for a missing file."""
+  config = load_module(path).get_config(*path.split(":", 1)[1:])
+  if not isinstance(config, config_dict.ConfigDict):
+    raise ConfigError(f"--{NAME}: get_config() of {path} returned {type(config).__name__}; return an ml_collections.ConfigDict")
+  return config.lock()
+
+
+def load_module(path: str) -> ModuleType:
+  """The config file of `FILE.py` or `FILE.py:args`, for what it holds besides `get_config`. Raises ConfigError for a missing file."""
   file = pathlib.Path(path.split(":", 1)[0])
   if not file.is_file():
     beside = sorted(str(p) for p in file.parent.glob("*.py") if p.name != "__init__.py") if file.parent.is_dir() else []
     raise ConfigError(f"--{NAME}: no file {str(file)!r}{_near(str(file), beside)}")
-  module = _load_module(file)
-  config = module.get_config(*path.split(":", 1)[1:])
-  if not isinstance(config, config_dict.ConfigDict):
-    raise ConfigError(f"--{NAME}: get_config() of {file} returned {type(config).__name__}; return an ml_collections.ConfigDict")
-  return config.lock()
-
-
-def _load_module(file: pathlib.Path):
   spec = importlib.util.spec_from_file_location(f"{NAME}_file", file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)

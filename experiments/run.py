@@ -42,6 +42,7 @@ STAGES = (
     "experiments.stages.evaluation",
     reads=("seed", "model", "prompt", "decoding", "evaluation"),
     inputs=("data", "tokenize", "slates", "sft", "rl"),
+    format=2,  # per_slate.npz
   ),
 )
 
@@ -88,9 +89,9 @@ def execute(
 
   `check` raises ConfigError for values that the stages could not use.
   """
-  logging.set_verbosity(logging.WARNING)  # Orbax tells every read and write at INFO
   progress = Progress()
-  try:
+
+  def program():
     if not workdir:
       raise RunError("--workdir is missing; for example --workdir=runs/quickstart")
     stages = choose_stages(names, known)
@@ -102,15 +103,24 @@ def execute(
       _print_header(run, stages, progress)
     with StopSignal() as stop:
       run_stages(run, stages, progress, stop)
+    card = run.path("evaluation", "card.md")
+    if run.main and card.exists():
+      progress.note(f"The table, with data, seeds and versions: {card}")
+
+  return exit_code_of(program)
+
+
+def exit_code_of(program: Callable[[], None]) -> int:
+  """Runs a program over stages; returns its exit code and prints what went wrong in one line."""
+  logging.set_verbosity(logging.WARNING)  # Orbax tells every read and write at INFO
+  try:
+    program()
   except Interrupted as error:
     print(error, file=sys.stderr)
     return error.exit_code
   except (RunError, ConfigError, DataError, *_stage_errors()) as error:
     print(f"ERROR: {error}", file=sys.stderr)
     return 1
-  card = run.path("evaluation", "card.md")
-  if run.main and card.exists():
-    progress.note(f"The table, with data, seeds and versions: {card}")
   return 0
 
 

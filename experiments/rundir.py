@@ -8,9 +8,10 @@ import os
 import pathlib
 import platform
 import shlex
+import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -120,6 +121,23 @@ class Run:
     if self.main:
       self._finish(stage, reads, seconds + time.monotonic() - began)
 
+  def take_over(self, stage: Stage, siblings: Iterable["Run"]) -> "Run | None":
+    """Links the finished stage, with its metrics, of the first sibling that had the same inputs; returns that sibling.
+
+    None where no sibling has it, or where the stage was begun here. The inputs of the stage must be finished here.
+    """
+    if self.path(stage.name).exists():
+      return None
+    now = self.inputs_of(stage)
+    sibling = next((run for run in siblings if (done := run.done(stage.name)) is not None and done["reads"] == now), None)
+    if sibling is None:
+      return None
+    for path in sibling.directory.glob("metrics/*.jsonl"):
+      if path.stem == stage.name or path.stem.startswith(f"{stage.name}_"):
+        _link(path, self.directory / "metrics" / path.name)
+    _link(sibling.path(stage.name), self.path(stage.name))
+    return sibling
+
   def _finish(self, stage: Stage, reads: dict[str, Any], seconds: float) -> None:
     folder = self.path(stage.name)
     outputs = sorted(path.name for path in folder.iterdir() if path.name != "started.json")
@@ -208,6 +226,27 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   partial = path.with_name(f".{path.name}.partial")
   partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
   os.replace(partial, path)
+
+
+def _link(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Hard links of a file, or of all files in a folder, that appear at once; copies where the file system cannot link."""
+  partial = target.with_name(f".{target.name}.partial")
+  if partial.is_dir():
+    shutil.rmtree(partial)
+  partial.unlink(missing_ok=True)
+  target.parent.mkdir(parents=True, exist_ok=True)
+  if source.is_dir():
+    shutil.copytree(source, partial, copy_function=_link_file)
+  else:
+    _link_file(source, partial)
+  os.replace(partial, target)
+
+
+def _link_file(source: str | os.PathLike, target: str | os.PathLike) -> None:
+  try:
+    os.link(source, target)
+  except OSError:
+    shutil.copy2(source, target)
 
 
 def compute_versions() -> dict[str, str | None]:

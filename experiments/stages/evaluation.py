@@ -1,4 +1,4 @@
-"""Stage `evaluation`: every order of the test slates, measured side by side; `results.json` and `card.md`."""
+"""Stage `evaluation`: every order of the test slates, measured side by side; `results.json`, `per_slate.npz` and `card.md`."""
 
 import json
 import time
@@ -21,6 +21,7 @@ from gr2_jax.data.cooccurrence import ItemCounts, TransitionCounts
 from gr2_jax.evaluation import baselines
 from gr2_jax.evaluation.card import render_console_table, write_card
 from gr2_jax.evaluation.features import LogCounts, slate_features, slate_labels
+from gr2_jax.evaluation.per_slate import write_per_slate
 from gr2_jax.evaluation.results import Answers, Order, build_results, write_results
 from gr2_jax.language.prompts import present
 from gr2_jax.rollout.generate import make_generate
@@ -34,7 +35,7 @@ UNTIMED_NOTE = "The slates carry no timestamps: every event of the log counts, a
 
 
 def run(config, run, progress, stop):
-  """Writes `results.json`, `card.md` with its plots, and `answers_ORDER.jsonl` (what the language models answered)."""
+  """Writes `results.json`, `per_slate.npz`, `card.md` with its plots, and `answers_ORDER.jsonl` (what the language models answered)."""
   options = config.evaluation
   catalogue = load_catalogue(run)
   log = load_log(run, catalogue)
@@ -57,13 +58,14 @@ def run(config, run, progress, stop):
   )
   for name, stage in (("sft", "sft"), ("policy", "rl")):
     orders[name] = _policy_order(run, name, load_policy(run, stage, decoder), generate, test, context, style, progress, stop)
+  users = [slate.user for slate in test]
   timed = any(slate.timestamp is not None for slate in test)
   results = build_results(
     dataset=config.name,
     seeds=[config.seed],
     labels=labels,
     orders=orders,
-    users=[slate.user for slate in test],
+    users=users,
     segments=[slate.segment for slate in test],
     train_labels=slate_labels(slates["train"]),
     notes=[TIME_NOTE if timed else UNTIMED_NOTE],
@@ -73,6 +75,7 @@ def run(config, run, progress, stop):
   )
   if run.main:
     write_results(run.path("evaluation", "results.json"), results)
+    write_per_slate(run.path("evaluation", "per_slate.npz"), orders, labels, users, options.gain)
     write_card(run.directory)
   progress.console.print(render_console_table(results))
 

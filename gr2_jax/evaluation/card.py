@@ -2,10 +2,9 @@
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +12,7 @@ from rich.text import Text
 from gr2_jax.evaluation import plots
 from gr2_jax.evaluation.names import TABLE_METRICS, order_title, sort_orders
 from gr2_jax.evaluation.results import REQUIRED_ORDERS, load_results
+from gr2_jax.evaluation.tables import TABLE_STYLE, format_lift, format_number, lift_style, markdown_table
 from gr2_jax.training.writers import read_metrics
 
 _STAGE_FOLDERS = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "rl", "evaluation")
@@ -31,30 +31,8 @@ _MONITORS_NOTE = (
 )
 
 
-def _number(value: float | None, form: str = ".4f") -> str:
-  return "–" if value is None else format(value, form)
-
-
-def _lift(of: Mapping[str, Any] | None, digits: int = 1) -> str:
-  """`+12.3 % [5.1, 20.2]`; the difference itself, with three more digits, where the baseline's mean is 0."""
-  if of is None:
-    return ""
-  if of["relative"] is None or of["ci95"] is None:
-    value, (low, high), digits, unit = of["delta"], of["delta_ci95"], digits + 3, ""
-  else:
-    value, low, high, unit = (100 * of["relative"], *(100 * x for x in of["ci95"]), " %")
-  return f"{value:+.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
 def _lift_over_upstream(table: Mapping[str, Any], name: str, metric: str) -> str:
-  return _lift(table["paired"].get(f"{name}_vs_upstream", {}).get(metric))
-
-
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  def line(cells):
-    return "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
-
-  return "\n".join([line(header), "|---" * len(header) + "|", *(line(row) for row in rows)])
+  return format_lift(table["paired"].get(f"{name}_vs_upstream", {}).get(metric))
 
 
 def _orders_table(table: Mapping[str, Any], metrics: Mapping[str, str]) -> str:
@@ -63,9 +41,9 @@ def _orders_table(table: Mapping[str, Any], metrics: Mapping[str, str]) -> str:
     cells = []
     for metric in metrics:
       lift = _lift_over_upstream(table, name, metric)
-      cells.append(_number(table["orders"][name][metric]) + (f"<br>{lift}" if lift else ""))
+      cells.append(format_number(table["orders"][name][metric]) + (f"<br>{lift}" if lift else ""))
     rows.append([order_title(name), *cells])
-  return _markdown_table(["order", *metrics.values()], rows)
+  return markdown_table(["order", *metrics.values()], rows)
 
 
 # Each section takes the results and the run's directory and returns its text; what is missing is said in a sentence.
@@ -111,8 +89,10 @@ def _main_section(results: Mapping[str, Any]) -> str:
     for pair in others:
       name, base = pair.split("_vs_")
       label = f"{order_title(name)} over {order_title(base)}"
-      rows.append([label, *(f"{_lift(results['paired'][pair][m])}<br>p = {results['paired'][pair][m]['p']:.4f}" for m in TABLE_METRICS)])
-    text.append(_markdown_table(["relative difference", *TABLE_METRICS.values()], rows))
+      rows.append(
+        [label, *(f"{format_lift(results['paired'][pair][m])}<br>p = {results['paired'][pair][m]['p']:.4f}" for m in TABLE_METRICS)]
+      )
+    text.append(markdown_table(["relative difference", *TABLE_METRICS.values()], rows))
   return "\n\n".join(text)
 
 
@@ -120,11 +100,11 @@ def _monitors_section(results: Mapping[str, Any]) -> str:
   diagnostics = results["diagnostics"]
   rows = []
   for name in sort_orders(diagnostics):
-    rows.append([order_title(name), *(_number(diagnostics[name].get(key), ".3f") for key in _MONITORS)])
+    rows.append([order_title(name), *(format_number(diagnostics[name].get(key), ".3f") for key in _MONITORS)])
     for presentation in list(results["presentations"].get(name, {}))[1:]:
       of = diagnostics[name].get(presentation, {})
-      rows.append([f"{order_title(name)}, {presentation.replace('_', ' ')}", *(_number(of.get(key), ".3f") for key in _MONITORS)])
-  text = [_markdown_table(["order", *_MONITORS.values()], rows), _MONITORS_NOTE]
+      rows.append([f"{order_title(name)}, {presentation.replace('_', ' ')}", *(format_number(of.get(key), ".3f") for key in _MONITORS)])
+  text = [markdown_table(["order", *_MONITORS.values()], rows), _MONITORS_NOTE]
   failing = [(name, kind, share) for name, of in diagnostics.items() for kind, share in of.get("errors", {}).items() if share]
   if failing:
     text.append("Invalid answers: " + "; ".join(f"{order_title(n)} {k.replace('_', ' ')} {100 * s:.1f} %" for n, k, s in failing) + ".")
@@ -136,12 +116,12 @@ def _presentations_section(results: Mapping[str, Any]) -> str:
   if not presented:
     return "All orders were measured with the candidates shown in the upstream order only."
   rows = [
-    [order_title(name), presentation.replace("_", " "), *(_number(of[m]) for m in TABLE_METRICS)]
+    [order_title(name), presentation.replace("_", " "), *(format_number(of[m]) for m in TABLE_METRICS)]
     for name in sort_orders(presented)
     for presentation, of in presented[name].items()
   ]
   note = "A model that re-ranks well only when it is shown the upstream order has learnt positions."
-  return _markdown_table(["order", "shown", *TABLE_METRICS.values()], rows) + "\n\n" + note
+  return markdown_table(["order", "shown", *TABLE_METRICS.values()], rows) + "\n\n" + note
 
 
 def _segments_section(results: Mapping[str, Any]) -> str:
@@ -164,7 +144,7 @@ def _data_section(results: Mapping[str, Any], run: pathlib.Path) -> str:
   bad = run / "data" / "bad_lines.jsonl"
   if bad.exists():
     rows.append(("bad lines left out", f"{len(bad.read_text(encoding='utf-8').splitlines()):,} (data/bad_lines.jsonl)"))
-  return _markdown_table(["", ""], rows) + "".join(f"\n\n{note}" for note in results["notes"])
+  return markdown_table(["", ""], rows) + "".join(f"\n\n{note}" for note in results["notes"])
 
 
 def _tokenizer_section(run: pathlib.Path) -> str:
@@ -177,7 +157,7 @@ def _tokenizer_section(run: pathlib.Path) -> str:
     levels = "; ".join(f"{level['used']} used, perplexity {level['perplexity']:.1f}" for level in of["levels"])
     sizes = [int(s) for s in of["prefix_buckets"]]
     rows.append([title, f"{of['distinct_share']:.4f}", f"{of['own_share']:.4f}", levels, max(sizes)])
-  table = _markdown_table(["codes", "distinct IDs / items", "items alone on their ID", "levels", "largest prefix bucket"], rows)
+  table = markdown_table(["codes", "distinct IDs / items", "items alone on their ID", "levels", "largest prefix bucket"], rows)
   head = (
     f"{report['items']:,} items, codebook {report['codebook_size']}, last level {report['last_level']}, "
     f"reconstruction R² {report['r2']:.3f}."
@@ -194,9 +174,9 @@ def _retrieval_section(run: pathlib.Path) -> str:
   if not tables:
     return "No full-catalogue metrics in this run."
   metrics = [m for m in next(iter(tables.values())) if m != "n"]
-  rows = [[name, f"{int(of['n']):,}", *(_number(of.get(m)) for m in metrics)] for name, of in tables.items()]
+  rows = [[name, f"{int(of['n']):,}", *(format_number(of.get(m)) for m in metrics)] for name, of in tables.items()]
   note = "Open: any item can be recommended; masked: not those of the history. Items that share a semantic ID stand before the target."
-  return _markdown_table(["ranker", "n", *metrics], rows) + "\n\n" + note
+  return markdown_table(["ranker", "n", *metrics], rows) + "\n\n" + note
 
 
 def _traces_section(run: pathlib.Path) -> str:
@@ -210,15 +190,15 @@ def _traces_section(run: pathlib.Path) -> str:
     f"{report['sampling'].capitalize()} sampling: {report['accepted']:,} of {report['slates']:,} slates with an accepted trace, "
     f"{report['attempts']:,} attempts ({reasons})."
   )
-  return head + "\n\n" + _markdown_table(["target's upstream rank", "slates", "accepted", "share"], rows)
+  return head + "\n\n" + markdown_table(["target's upstream rank", "slates", "accepted", "share"], rows)
 
 
 def _cost_section(results: Mapping[str, Any], run: pathlib.Path) -> str:
   text = []
   if results["cost"]:
     columns = list(dict.fromkeys(key for of in results["cost"].values() for key in of))
-    rows = [[order_title(name), *(_number(of.get(c), ",.1f") for c in columns)] for name, of in results["cost"].items()]
-    text.append(_markdown_table(["order", *(c.replace("_", " ") for c in columns)], rows))
+    rows = [[order_title(name), *(format_number(of.get(c), ",.1f") for c in columns)] for name, of in results["cost"].items()]
+    text.append(markdown_table(["order", *(c.replace("_", " ") for c in columns)], rows))
   done = {stage: _read(run, stage, "done.json") for stage in _STAGE_FOLDERS}
   seconds = {stage: of["seconds"] for stage, of in done.items() if of is not None}
   if seconds:
@@ -289,9 +269,8 @@ def write_card(run_directory: str | pathlib.Path) -> pathlib.Path:
 
 def render_console_table(results: Mapping[str, Any]) -> RenderableType:
   """The orders with their paired intervals, and the monitors, as Rich tables that fit into 80 columns."""
-  style = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0), "title_justify": "left", "caption_justify": "left"}
   title = f"{results['dataset']}: {results['n']:,} test slates"
-  orders = Table(title=title, caption="below: relative to the upstream order, with its paired 95 % interval", **style)
+  orders = Table(title=title, caption="below: relative to the upstream order, with its paired 95 % interval", **TABLE_STYLE)
   orders.add_column("order", no_wrap=True)
   for label in TABLE_METRICS.values():
     orders.add_column(label, justify="right", no_wrap=True)
@@ -299,20 +278,13 @@ def render_console_table(results: Mapping[str, Any]) -> RenderableType:
     cells = []
     for metric in TABLE_METRICS:
       of = results["paired"].get(f"{name}_vs_upstream", {}).get(metric)
-      lines = [f"{results['orders'][name][metric]:.4f}", *_lift(of, digits=0).replace(", ", ",").replace(" [", "\n[").splitlines()]
-      cells.append(Text(lines[0]).append("".join(f"\n{line}" for line in lines[1:]), style=_style(of)))
+      lines = [f"{results['orders'][name][metric]:.4f}", *format_lift(of, digits=0).replace(", ", ",").replace(" [", "\n[").splitlines()]
+      cells.append(Text(lines[0]).append("".join(f"\n{line}" for line in lines[1:]), style=lift_style(of)))
     orders.add_row(order_title(name), *cells)
-  monitors = Table(title="hacking monitors", caption="all but the first over valid answers", **style)
+  monitors = Table(title="hacking monitors", caption="all but the first over valid answers", **TABLE_STYLE)
   monitors.add_column("order", no_wrap=True)
   for label in _MONITORS.values():
     monitors.add_column(label, justify="right")
   for name in sort_orders(results["diagnostics"]):
-    monitors.add_row(order_title(name), *(_number(results["diagnostics"][name].get(key), ".3f") for key in _MONITORS))
+    monitors.add_row(order_title(name), *(format_number(results["diagnostics"][name].get(key), ".3f") for key in _MONITORS))
   return Group(orders, monitors)
-
-
-def _style(of: Mapping[str, Any] | None) -> str:
-  """Blue for better, orange for worse, dim where the interval holds 0."""
-  if of is None or of["delta_ci95"][0] <= 0 <= of["delta_ci95"][1]:
-    return "dim"
-  return "blue" if of["delta"] > 0 else "dark_orange"

@@ -149,6 +149,48 @@ def plot_rl(lines: Sequence[Mapping[str, Any]]) -> Figure | None:
   return figure
 
 
+# Panels of a sweep's figure: title, unit of the y axis, logged metric.
+_SWEEP_PANELS = (
+  ("copies of the shown or upstream order", "share of valid answers", "identity_rate"),
+  ("copies up to one swap", "share of valid answers", "near_identity_rate"),
+  ("R@1 of the sampled answers", "R@1", "recall@1"),
+)
+
+
+def plot_sweep(variants: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure | None:
+  """Copying and R@1 over the RL steps by variant, the mean of its seeds smoothed; None where nothing was logged.
+
+  `variants`: name -> the metric lines of each seed. The first four have solid lines, the next four the same colours dashed, and so on.
+  """
+  variants = {name: runs for name, runs in variants.items() if any(runs)}
+  if not variants:
+    return None
+  figure = Figure(figsize=(4.2 * len(_SWEEP_PANELS), 3.9), layout="constrained")
+  axes = _axes(figure, 1, len(_SWEEP_PANELS))[0]
+  for ax, (title, unit, metric) in zip(axes, _SWEEP_PANELS, strict=True):
+    for place, (name, runs) in enumerate(variants.items()):
+      steps, means = _mean_over_runs(runs, metric)
+      style = {"color": (BLUE, ORANGE, GREEN, PURPLE)[place % 4], "linestyle": ("-", "--", ":")[place // 4 % 3]}
+      ax.plot(steps, _smooth(means), linewidth=1.8, label=name.replace("_", " "), **style)
+    ax.set_title(title, fontsize=10)
+    ax.set_xlabel("RL step")
+    ax.set_ylabel(unit)
+    ax.set_ylim(bottom=0)
+  figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(variants)), frameon=False)
+  return figure
+
+
+def _mean_over_runs(runs: Sequence[Sequence[Mapping[str, Any]]], metric: str) -> tuple[np.ndarray, np.ndarray]:
+  """Steps, and the mean of the metric over the runs that logged it there."""
+  values: dict[int, list[float]] = {}
+  for lines in runs:
+    for line in lines:
+      if line.get(metric) is not None:
+        values.setdefault(line["step"], []).append(line[metric])
+  steps = sorted(values)
+  return np.array(steps), np.array([np.mean(values[step]) for step in steps])
+
+
 def plot_losses(stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
   """Negative log-likelihood of each kind of token over the steps, a panel a stage (title -> its metric lines); None without any."""
   found = {title: sorted(n for n in _logged(lines) if n.startswith("nll_")) for title, lines in stages.items()}

@@ -62,19 +62,18 @@ def _means(metrics: Mapping[str, np.ndarray], where: np.ndarray) -> dict[str, fl
   return {name: float(metrics[name][where].mean()) for name in METRICS}
 
 
-def _compare(
-  metrics: Mapping[str, Mapping[str, np.ndarray]],
-  pairs: Sequence[tuple[str, str]],
-  where: np.ndarray,
-  users: np.ndarray,
-  seed: int,
-  resamples: int,
+def compare_orders(
+  metrics: Mapping[str, Mapping[str, np.ndarray]], pairs: Sequence[tuple[str, str]], clusters: np.ndarray, *, seed: int, resamples: int
 ) -> dict[str, Any]:
-  """All pairs over the chosen slates from one set of resamples; empty where there are too few slates to resample."""
-  if len(set(users[where])) < 2 or not pairs:
+  """`{"NAME_vs_BASE": {METRIC: paired difference}}` of all (NAME, BASE) pairs, from one set of resamples.
+
+  `metrics`: NAME -> METRIC -> values `[n]` of the same n slates. `clusters [n]`: names of what is drawn together. Empty where there
+  are too few slates to resample.
+  """
+  if len(set(clusters)) < 2 or not pairs:
     return {}
-  names, bases = (np.stack([metrics[pair[side]][m][where] for pair in pairs for m in METRICS], axis=1) for side in (0, 1))
-  of = paired_bootstrap(names, bases, seed=seed, resamples=resamples, clusters=users[where])
+  names, bases = (np.stack([metrics[pair[side]][m] for pair in pairs for m in METRICS], axis=1) for side in (0, 1))
+  of = paired_bootstrap(names, bases, seed=seed, resamples=resamples, clusters=clusters)
 
   def number(x):
     return float(x) if math.isfinite(x) else None
@@ -143,7 +142,13 @@ def build_results(
     return {
       "n": int(where.sum()),
       "orders": {name: _means(of, where) for name, of in main.items()},
-      "paired": _compare(main, pairs, where, users, bootstrap_seed, resamples),
+      "paired": compare_orders(
+        {name: {m: values[where] for m, values in of.items()} for name, of in main.items()},
+        pairs,
+        users[where],
+        seed=bootstrap_seed,
+        resamples=resamples,
+      ),
     }
 
   everyone = np.ones(len(labels), bool)

@@ -1,6 +1,6 @@
-"""Loss curves: a panel a stage, a line for each kind of token, nothing where nothing was logged."""
+"""Loss curves and curves of a sweep: a line for each kind of token or variant, nothing where nothing was logged."""
 
-from gr2_jax.evaluation.plots import plot_losses
+from gr2_jax.evaluation.plots import plot_losses, plot_sweep
 
 
 def test_losses_have_a_panel_a_stage_and_a_line_a_kind_of_token():
@@ -18,3 +18,18 @@ def test_losses_have_a_panel_a_stage_and_a_line_a_kind_of_token():
 
 def test_no_losses_no_figure():
   assert plot_losses({"SFT": [{"step": 1, "loss": 1.0}]}) is None
+
+
+def test_a_sweep_draws_the_mean_of_the_seeds_and_pairs_colours():
+  def lines(*rates):
+    return [{"step": step, "identity_rate": rate, "near_identity_rate": rate} for step, rate in enumerate(rates, 1)]
+
+  figure = plot_sweep({f"v_{i}": [lines(0.1, 0.2), lines(0.3, None)] for i in range(5)} | {"never_run": [[], []]})
+  copies, _, accuracy = figure.axes
+  # Step 1: the mean of 0.1 and 0.3; step 2: one seed logged nothing.
+  assert copies.lines[0].get_xydata().tolist() == [[1, 0.2], [2, 0.2]]
+  assert len(copies.lines) == 5 and accuracy.lines[0].get_xydata().size == 0
+  first, fifth = copies.lines[0], copies.lines[4]
+  assert first.get_color() == fifth.get_color() and first.get_linestyle() != fifth.get_linestyle()
+  assert [text.get_text() for text in figure.legends[0].get_texts()] == ["v 0", "v 1", "v 2", "v 3", "v 4"]
+  assert plot_sweep({"never_run": [[]]}) is None

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import contextmanager
 
 import jax
 import pytest
@@ -11,6 +12,7 @@ from experiments import artifacts
 from experiments.flags import load_config
 from experiments.run import execute
 from gr2_jax.data.market import MarketConfig, make_market
+from gr2_jax.training import mesh as training_mesh
 from gr2_jax.training.mesh import make_mesh
 
 
@@ -28,21 +30,35 @@ def program_environment(compiled):
 
 
 @pytest.fixture(scope="session")
-def run_here(compiled):
-  """`run_here(config, workdir, stages)`: the program in this process on one device; returns its exit code."""
+def in_process(compiled):
+  """Context for a program that runs in this process: it sees one device, and shares the compiled code."""
 
-  def run(config, workdir, stages=None):
+  @contextmanager
+  def context():
     with pytest.MonkeyPatch.context() as patch:
       # The tests' eight devices would each want a share of batches of two.
-      patch.setattr(artifacts, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))
+      for module in (artifacts, training_mesh):
+        patch.setattr(module, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))
+      patch.setattr(jax, "clear_caches", lambda: None)  # other tests would compile all over again
       saved = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")}
       jax.config.update("jax_compilation_cache_dir", str(compiled))
       jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
       try:
-        return execute(config, str(workdir), stages, [sys.executable, "-m", "experiments.run"])
+        yield
       finally:
         for name, value in saved.items():
           jax.config.update(name, value)
+
+  return context
+
+
+@pytest.fixture(scope="session")
+def run_here(in_process):
+  """`run_here(config, workdir, stages)`: the program in this process on one device; returns its exit code."""
+
+  def run(config, workdir, stages=None):
+    with in_process():
+      return execute(config, str(workdir), stages, [sys.executable, "-m", "experiments.run"])
 
   return run
 

@@ -16,6 +16,7 @@ from gr2_jax.objectives.policy import PolicyLossConfig
 CONFIGS = {
   "quickstart.py": ("", "seed=3", "tiny"),
   "amazon.py": ("beauty", "sports", "toys,small", "beauty,tiny"),
+  "ablations/reward_hacking.py": ("", "seed=1", "tiny"),
 }
 
 

@@ -228,3 +228,56 @@ def test_the_pipeline_reads_only_earlier_stages():
       holder = holder[section]
     holder[leaf] = ConfigDict()
   check_stages(Run(pathlib.Path("nowhere"), conf), choose_stages(None, STAGES))
+
+
+@pytest.fixture
+def finished(tmp_path, calls):
+  """A finished run at `a`, of which `calls` forgets."""
+  assert go(tmp_path / "a") == 0
+  (tmp_path / "a" / "metrics").mkdir()
+  for name in ("data", "data_more", "rl"):
+    (tmp_path / "a" / "metrics" / f"{name}.jsonl").write_text(name)
+  calls.clear()
+  return Run(tmp_path / "a", config())
+
+
+def test_a_stage_with_the_same_inputs_is_taken_over_by_links(tmp_path, finished, calls):
+  run = open_run(tmp_path / "b", config(**{"rl.steps": 9}), [])
+  assert run.take_over(DATA, [run, finished]) is finished
+  assert run.is_done(DATA)
+  assert (tmp_path / "b" / "data" / "out.txt").samefile(tmp_path / "a" / "data" / "out.txt")
+  assert sorted(p.name for p in (tmp_path / "b" / "metrics").iterdir()) == ["data.jsonl", "data_more.jsonl"]
+  assert run.take_over(RL, [run, finished]) is None  # another rl.steps
+  assert go(tmp_path / "b", config(**{"rl.steps": 9})) == 0
+  assert calls == ["rl"]
+
+
+def test_what_was_begun_here_or_had_other_inputs_is_not_taken_over(tmp_path, finished):
+  other = open_run(tmp_path / "b", config(**{"data.users": 6}), [])
+  assert other.take_over(DATA, [finished]) is None
+  begun = open_run(tmp_path / "c", config(), [])
+  with pytest.raises(RuntimeError), begun.open_stage(DATA):
+    raise RuntimeError
+  assert begun.take_over(DATA, [finished]) is None
+  assert not begun.is_done(DATA)
+
+
+def test_a_file_system_without_links_gets_copies(tmp_path, finished, monkeypatch):
+  def refuse(*_):
+    raise OSError("no links here")
+
+  monkeypatch.setattr(os, "link", refuse)
+  run = open_run(tmp_path / "b", config(), [])
+  assert run.take_over(DATA, [finished]) is finished
+  copied = tmp_path / "b" / "data" / "out.txt"
+  assert copied.read_text() == "data" and not copied.samefile(tmp_path / "a" / "data" / "out.txt")
+
+
+def test_taking_over_goes_on_after_a_crash(tmp_path, finished):
+  run = open_run(tmp_path / "b", config(), [])
+  half = tmp_path / "b" / ".data.partial"
+  half.mkdir()
+  (half / "half.txt").write_text("left by a killed process")
+  assert run.take_over(DATA, [finished]) is finished
+  assert sorted(p.name for p in (tmp_path / "b" / "data").iterdir()) == ["done.json", "out.txt"]
+  assert not half.exists()

@@ -1,0 +1,172 @@
+"""Every variant of an ablation with every seed, each an ordinary run; then one table of all.
+
+    python -m experiments.sweep --config=configs/ablations/reward_hacking.py --workdir=DIR [--only=naive_upstream] [--seeds=0,1]
+
+`--config.key=value` holds for all runs and `--stages` for each, as in experiments.run.
+An ablation file has `get_config(arg)`, which takes `seed=N`; `VARIANTS`: name -> {dotted config key: value}; and `SEEDS`. The runs lie at
+DIR/VARIANT/seed_N. A stage that had the same inputs in another of them is linked from there instead of run again. Results: DIR/sweep.md,
+sweep.json, plots/. Exit codes are those of experiments.run; after a stop the same command goes on.
+"""
+
+import pathlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from experiments.check import check_values
+from experiments.flags import NAME, ConfigError, check_overrides, load_config, load_module, parse_flags
+from experiments.run import STAGES, choose_stages, exit_code_of, run_stages
+from experiments.rundir import Run, RunError, Stage, check_stages, open_run
+from gr2_jax.training.interrupts import StopSignal
+from gr2_jax.training.progress import Progress, format_seconds
+
+# experiments.run defines --config, --workdir and --stages.
+_ONLY = flags.DEFINE_list("only", None, "variants to run (all)")
+_SEEDS = flags.DEFINE_list("seeds", None, "seeds to run (those of the ablation)")
+
+Configs = Mapping[str, Mapping[int, ConfigDict]]  # variant -> seed -> config
+
+
+def execute(
+  path: str,
+  workdir: str | None,
+  command: Sequence[str],
+  *,
+  overrides: Mapping[str, Any] | None = None,
+  names: Sequence[str] | None = None,
+  only: Sequence[str] | None = None,
+  seeds: Sequence[str] | None = None,
+) -> int:
+  """The program behind the flags (`names` of stages); returns the exit code and prints what went wrong."""
+  progress = Progress()
+
+  def program():
+    if not workdir:
+      raise RunError("--workdir is missing; for example --workdir=runs/reward_hacking")
+    stages = choose_stages(names, STAGES)
+    variants, configs = plan(path, only, seeds, overrides or {})
+    runs = open_runs(pathlib.Path(workdir), configs, stages, command)
+    _share_compiled(pathlib.Path(workdir) / "compiled")
+    with StopSignal() as stop:
+      run_all(runs, stages, progress, stop)
+    if STAGES[-1] in stages:
+      _write_results(pathlib.Path(workdir), runs, variants, progress)
+
+  return exit_code_of(program)
+
+
+def plan(
+  path: str, only: Sequence[str] | None, seeds: Sequence[str] | None, overrides: Mapping[str, Any]
+) -> tuple[Mapping[str, Mapping[str, Any]], Configs]:
+  """The chosen variants and the config of each run, all checked; a variant's changes go over the `overrides` of all.
+
+  Raises ConfigError for a file that is no ablation, for unknown variants, seeds that are no integers, and, naming the variant, for a key
+  that the config lacks or a value that no stage could use.
+  """
+  module = load_module(path)
+  for name in ("VARIANTS", "SEEDS"):
+    if not getattr(module, name, None):
+      raise ConfigError(f"--config: {path} has no {name}, so it is no ablation; python -m experiments.run takes single experiments")
+  unknown = [name for name in only or () if name not in module.VARIANTS]
+  if unknown:
+    raise ConfigError(f"--only: {unknown[0]!r} is no variant; there are: {', '.join(module.VARIANTS)}")
+  wrong = [seed for seed in seeds or () if not seed.isdecimal()]
+  if wrong:
+    raise ConfigError(f"--seeds: {wrong[0]!r} is no seed; write for example --seeds=0,1")
+  variants = {name: changes for name, changes in module.VARIANTS.items() if only is None or name in only}
+  chosen = module.SEEDS if seeds is None else list(map(int, seeds))
+  return variants, {
+    name: {seed: _make_config(path, seed, name, {**overrides, **changes}) for seed in chosen} for name, changes in variants.items()
+  }
+
+
+def _make_config(path: str, seed: int, variant: str, changes: Mapping[str, Any]) -> ConfigDict:
+  config = load_config(f"{path}{',' if ':' in path else ':'}seed={seed}")
+  try:
+    check_overrides(config, [(key, str(value)) for key, value in changes.items()])
+    config.update_from_flattened_dict(changes)
+    check_values(config)
+  except ConfigError as error:
+    raise ConfigError(f"variant {variant}: {error}") from None
+  return config
+
+
+def open_runs(workdir: pathlib.Path, configs: Configs, stages: Sequence[Stage], command: Sequence[str]) -> dict[str, dict[int, Run]]:
+  """Opens or begins every run; raises RunError before any has started, for a folder that is another run or for a stage without inputs."""
+  for variant, of in configs.items():
+    for seed, config in of.items():
+      check_stages(Run(workdir / variant / f"seed_{seed}", config), stages)
+  return {
+    variant: {seed: open_run(workdir / variant / f"seed_{seed}", config, command) for seed, config in of.items()}
+    for variant, of in configs.items()
+  }
+
+
+def run_all(runs: Mapping[str, Mapping[int, Run]], stages: Sequence[Stage], progress: Progress, stop: StopSignal) -> None:
+  """Does what is missing, a seed after the other, so that a part of a sweep already compares all variants."""
+  queue = sorted(((seed, variant, run) for variant, of in runs.items() for seed, run in of.items()), key=lambda entry: entry[0])
+  missing = [entry for entry in queue if not all(entry[2].is_done(stage) for stage in stages)]
+  if len(missing) < len(queue):
+    progress.note(f"{len(queue) - len(missing)} of {len(queue)} runs done before, skipped")
+  began = time.monotonic()
+  for number, (seed, variant, run) in enumerate(missing):
+    passed = time.monotonic() - began
+    left = f", about {format_seconds(passed / number * (len(missing) - number))} left" if number else ""
+    progress.note(f"run {len(queue) - len(missing) + number + 1} of {len(queue)}: {variant}, seed {seed}{left}")
+    _run_one(run, stages, [other for _, _, other in queue], progress, stop)
+
+
+def _run_one(run: Run, stages: Sequence[Stage], siblings: Sequence[Run], progress: Progress, stop: StopSignal) -> None:
+  import jax
+
+  for stage in stages:
+    sibling = run.take_over(stage, siblings)
+    if sibling is None:
+      run_stages(run, [stage], progress, stop)
+    else:
+      progress.note(f"{stage.name}: the same as in {sibling.directory}, linked")
+  jax.clear_caches()  # the next run builds its own functions, and these would stay in memory
+
+
+def _share_compiled(folder: pathlib.Path) -> None:
+  """Keeps compiled programs on disk for the runs to come, unless the user already has a place for them."""
+  import jax
+
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _write_results(workdir: pathlib.Path, runs: Mapping[str, Mapping[int, Run]], variants: Mapping[str, Any], progress: Progress) -> None:
+  from gr2_jax.evaluation.sweeps import build_sweep, render_sweep_table, write_sweep
+
+  directories = {variant: {seed: run.directory for seed, run in of.items()} for variant, of in runs.items()}
+  sweep = build_sweep(directories, variants)
+  page = write_sweep(workdir, directories, sweep)
+  progress.console.print(render_sweep_table(sweep))
+  progress.note(f"The tables, with plots, versions and commands: {page}")
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the ablation that the flags name."""
+  if len(argv) > 1:
+    print(f"ERROR: {argv[1]!r} is no flag; write --config=FILE --workdir=DIR", file=sys.stderr)
+    return 1
+  given = flags.FLAGS[NAME]
+  return execute(
+    given.config_filename,
+    flags.FLAGS.workdir,
+    ["python", "-m", "experiments.sweep", *sys.argv[1:]],
+    overrides=given.override_values,
+    names=flags.FLAGS.stages,
+    only=_ONLY.value,
+    seeds=_SEEDS.value,
+  )
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=parse_flags)

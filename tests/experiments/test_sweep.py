@@ -1,0 +1,180 @@
+"""A sweep plans all its runs before the first starts, shares what they have in common, and goes on where it stopped."""
+
+import json
+import os
+import signal
+import sys
+import types
+
+import pytest
+from small_runs import ROOT, continue_from, hash_files
+
+from experiments import sweep
+from experiments.flags import ConfigError
+from experiments.run import STAGES
+from experiments.rundir import Stage, read_config
+
+ABLATION = str(ROOT / "configs" / "ablations" / "reward_hacking.py")
+
+
+def plan(path=ABLATION, only=None, seeds=None, overrides=None):
+  return sweep.plan(path, only, seeds, overrides or {})
+
+
+# What is planned.
+
+
+@pytest.mark.parametrize("args", ["", ":tiny"])
+def test_the_ablation_crosses_four_rewards_two_presentations_and_three_seeds(in_process, args):
+  with in_process():
+    variants, configs = plan(ABLATION + args)
+  rewards = {(of[0].rl.reward.condition, of[0].rl.presentation) for of in configs.values()}
+  assert rewards == {(c, p) for c in ("naive", "v1", "eq7", "relative") for p in ("upstream", "shuffled")}
+  assert list(variants) == list(configs) and next(iter(variants)) == "naive_upstream"
+  for of in configs.values():
+    assert {seed: (config.seed, config.data.market_seed) for seed, config in of.items()} == {s: (s, s) for s in (0, 1, 2)}
+
+
+def test_variants_and_seeds_can_be_chosen_and_all_runs_overridden(in_process):
+  with in_process():
+    variants, configs = plan(only=["eq7_shuffled"], seeds=["5"], overrides={"rl.steps": 7, "rl.presentation": "upstream"})
+  assert list(variants) == list(configs) == ["eq7_shuffled"] and list(configs["eq7_shuffled"]) == [5]
+  # A variant is what its changes say, whatever holds for all.
+  assert (configs["eq7_shuffled"][5].rl.steps, configs["eq7_shuffled"][5].rl.presentation) == (7, "shuffled")
+
+
+def write_ablation(folder, variants, seeds=(0, 1)):
+  path = folder / "ablation.py"
+  path.write_text(
+    "from configs.quickstart import get_config as quickstart\n"
+    f"VARIANTS = {variants!r}\nSEEDS = {seeds!r}\n"
+    "def get_config(arg=None):\n  return quickstart(arg)\n"
+  )
+  return str(path)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"rl.stepz": 3}, r"variant b: --config\.rl\.stepz: config\.rl has no key 'stepz'; did you mean steps"),
+    ({"rl.steps": "many"}, r"variant b: --config\.rl\.steps: expected int"),
+    ({"rl.reward.condition": "v3"}, r"variant b: --config\.rl\.reward: .*v3"),
+  ],
+)
+def test_a_wrong_variant_is_named_before_anything_starts(in_process, tmp_path, capsys, changes, message):
+  path = write_ablation(tmp_path, {"a": {"rl.steps": 3}, "b": changes})
+  with in_process(), pytest.raises(ConfigError, match=message):
+    plan(f"{path}:tiny")
+  with in_process():
+    assert sweep.execute(f"{path}:tiny", str(tmp_path / "sweep"), []) == 1
+  assert "ERROR: variant b: " in capsys.readouterr().err
+  assert not (tmp_path / "sweep").exists()
+
+
+def test_wrong_flags(tmp_path, capsys):
+  with pytest.raises(ConfigError, match=r"--only: 'naive' is no variant; there are: naive_upstream, v1_upstream"):
+    plan(only=["naive"])
+  with pytest.raises(ConfigError, match="--seeds: 'x' is no seed"):
+    plan(seeds=["0", "x"])
+  with pytest.raises(ConfigError, match=r"quickstart\.py has no VARIANTS, so it is no ablation"):
+    plan(str(ROOT / "configs" / "quickstart.py"))
+  assert sweep.execute(ABLATION, None, []) == 1
+  assert "ERROR: --workdir is missing" in capsys.readouterr().err
+
+
+# What is run, on two toy stages.
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+  """`toy(...)` runs a sweep of variants a, b over seeds 0, 1; `toy.calls` lists (stage, seed, rl.steps), `toy.hook` is called in each."""
+  stages = (Stage("data", "toy_data", reads=("seed", "data")), Stage("rl", "toy_rl", reads=("seed", "rl"), inputs=("data",)))
+  path = write_ablation(tmp_path, {"a": {"rl.steps": 3}, "b": {"rl.steps": 4}})
+
+  def go(seeds=None):
+    return sweep.execute(f"{path}:tiny", str(tmp_path / "sweep"), ["python"], seeds=seeds)
+
+  go.calls, go.hook, go.folder = [], lambda call: None, tmp_path / "sweep"
+
+  def stage(name):
+    def run(config, run, progress, stop):
+      go.calls.append((name, config.seed, config.rl.steps))
+      go.hook(go.calls[-1])
+      stop.check()
+      run.path(name, "out.txt").write_text(name)
+
+    return types.SimpleNamespace(run=run)
+
+  for name in ("data", "rl"):
+    monkeypatch.setitem(sys.modules, f"toy_{name}", stage(name))
+  monkeypatch.setattr(sweep, "STAGES", stages)
+  monkeypatch.setattr(sweep, "check_values", lambda config: None)
+  monkeypatch.setattr(sweep, "_write_results", lambda *args: None)
+  monkeypatch.setattr(sweep, "_share_compiled", lambda folder: None)
+  monkeypatch.setattr("jax.clear_caches", lambda: None)
+  return go
+
+
+def test_what_runs_have_in_common_is_done_once_and_seeds_come_one_after_the_other(toy, capsys):
+  assert toy() == 0
+  assert toy.calls == [("data", 0, 3), ("rl", 0, 3), ("rl", 0, 4), ("data", 1, 3), ("rl", 1, 3), ("rl", 1, 4)]
+  assert (toy.folder / "b" / "seed_0" / "data" / "out.txt").samefile(toy.folder / "a" / "seed_0" / "data" / "out.txt")
+  told = capsys.readouterr().out
+  assert "run 1 of 4: a, seed 0\n" in told and "run 4 of 4: b, seed 1, about 0:00 left" in told
+  assert f"data: the same as in {toy.folder / 'a' / 'seed_1'}, linked" in told
+
+
+def test_a_stopped_sweep_goes_on(toy, capsys):
+  toy.hook = lambda call: os.kill(os.getpid(), signal.SIGTERM) if call == ("rl", 0, 4) else None
+  assert toy() == 143
+  assert "stopped by SIGTERM; the same command goes on from here" in capsys.readouterr().err
+  toy.hook = lambda call: None
+  toy.calls.clear()
+  assert toy() == 0
+  assert toy.calls == [("rl", 0, 4), ("data", 1, 3), ("rl", 1, 3), ("rl", 1, 4)]
+  assert "1 of 4 runs done before, skipped\nrun 2 of 4: b, seed 0\n" in capsys.readouterr().out
+  toy.calls.clear()
+  assert toy() == 0
+  assert toy.calls == []
+
+
+def test_a_folder_of_another_run_stops_the_sweep_before_it_starts(toy, capsys):
+  (toy.folder / "b" / "seed_1").mkdir(parents=True)
+  (toy.folder / "b" / "seed_1" / "thesis.txt").write_text("precious")
+  assert toy() == 1
+  assert "is not empty and is no run" in capsys.readouterr().err
+  assert toy.calls == []
+
+
+# The real stages.
+
+
+def test_the_tiny_ablation_ends_in_one_table(tiny_run, in_process, tmp_path, capsys):
+  variants = ["naive_upstream", "relative_shuffled"]
+  with in_process():
+    _, configs = plan(f"{ABLATION}:tiny", only=variants, seeds=["0"])
+    # Up to SFT it is the quickstart's tiny run.
+    first = continue_from(tiny_run, tmp_path / "naive_upstream" / "seed_0", configs["naive_upstream"][0], [s.name for s in STAGES[:6]])
+    command = ["python", "-m", "experiments.sweep"]
+    assert sweep.execute(f"{ABLATION}:tiny", str(tmp_path), command, only=variants, seeds=["0"]) == 0
+    second = tmp_path / "relative_shuffled" / "seed_0"
+    told = capsys.readouterr().out
+    assert f"sft: the same as in {first}, linked" in told and "policies after RL" in told
+    assert (second / "sft" / "done.json").samefile(first / "sft" / "done.json")
+    assert not (second / "rl" / "done.json").samefile(first / "rl" / "done.json")
+    assert read_config(second).rl.reward.condition == "relative"
+    result = json.loads((tmp_path / "sweep.json").read_text())
+    assert list(result["variants"]) == variants and result["commands"] == ["python -m experiments.sweep"]
+    for name, run in (("naive_upstream", first), ("relative_shuffled", second)):
+      alone = json.loads((run / "evaluation" / "results.json").read_text())
+      pooled = result["variants"][name]
+      assert pooled["n"] == alone["n"]
+      for order in ("upstream", "sft", "policy"):
+        assert pooled["orders"][order] == pytest.approx(alone["orders"][order])
+    assert "policy_vs_reference" in result["variants"]["relative_shuffled"]["paired"]
+    assert (tmp_path / "sweep.md").exists() and (tmp_path / "plots" / "copying.png").exists()
+
+    before = {path: content for path, content in hash_files(second).items() if path.name != "command.txt"}
+    assert sweep.execute(f"{ABLATION}:tiny", str(tmp_path), command, only=variants, seeds=["0"]) == 0
+    assert "2 of 2 runs done before, skipped" in capsys.readouterr().out
+    assert {path: content for path, content in hash_files(second).items() if path.name != "command.txt"} == before
