@@ -14,12 +14,15 @@ from gr2_jax.semantic_ids.rqvae import RqVaeConfig
 from gr2_jax.teachers.scripted import TeacherWeights
 from gr2_jax.training.state import OptimizerConfig
 
-UNSET = config_dict.placeholder(float)
-
 
 def section(record, **changes) -> ConfigDict:
   """A library record's defaults as a config section, with changes."""
   return ConfigDict({**dataclasses.asdict(record), **changes})
+
+
+def unset():
+  """A float that may stay unset; a reference of its own each time, since a shared one would be set in all places at once."""
+  return config_dict.placeholder(float)
 
 
 def optimizer(learning_rate: float, **changes) -> ConfigDict:
@@ -116,7 +119,7 @@ def base() -> ConfigDict:
         "temperature": 1.0,
         "loss": section(DAPO),  # rl_losses.py has the others by name
         "presentation": "shuffled",  # or upstream
-        "reward": section(RewardConfig(), alpha=UNSET, invalid=UNSET),  # unset: the condition's published values
+        "reward": section(RewardConfig(), alpha=unset(), invalid=unset()),  # unset: the condition's published values
         "optimizer": optimizer(1e-4, warmup_steps=5),
         "save_every": 25,
         "log_every": 1,
