@@ -11,8 +11,8 @@ RL starts from a weak prior, with fast steps: short slates, slots as names, a sm
 What to expect. Rewards are normalised within a group, so what is the same for a whole group teaches nothing: the naive alpha where all
 answers are valid, and the upstream order's own reward that the relative reward subtracts. What is left of a condition is its 0 for copies
 (Eq 7), and alpha for answers that beat the upstream order or keep a best one (v1, relative). For a policy that knows nothing but
-positions, a fixed order near the upstream one is then the best under all of them: under naive the copy itself, elsewhere one with a swap
-or two, which the rates of copies and near copies miss and Kendall tau tells.
+positions, a fixed order near the upstream one is then the best under all of them: the copy itself under naive, one or two swaps away
+from it under the others. What the rates of copies and near copies miss of that, Kendall tau tells.
 """
 
 from configs import quickstart
@@ -55,6 +55,6 @@ def weaken(config):
   config.traces.max_slates = 3000
   config.sft.update({"steps": 300, "batch_size": 16, "row_length": 224})
   # The length of an answer is not what is studied: it is limited, and not punished.
-  config.rl.update({"steps": 200, "prompts": 64, "max_new_tokens": 32, "overlong_zone": 0})
+  config.rl.update({"steps": 200, "prompts": 64, "max_new_tokens": 16, "overlong_zone": 0})
   config.rl.reward.alpha = 0.2  # v1's for all, so that the conditions alone differ
   config.rl.optimizer.learning_rate = 3e-3
