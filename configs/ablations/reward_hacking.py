@@ -10,9 +10,9 @@ RL starts from a weak prior, with fast steps: short slates, slots as names, a sm
 
 What to expect. Rewards are normalised within a group, so what is the same for a whole group teaches nothing: the naive alpha where all
 answers are valid, and the upstream order's own reward that the relative reward subtracts. What is left of a condition is its 0 for copies
-(Eq 7), and alpha for answers that beat the upstream order or keep a best one (v1, relative). For a policy that knows nothing but
-positions, a fixed order near the upstream one is then the best under all of them: the copy itself under naive, one or two swaps away
-from it under the others. What the rates of copies and near copies miss of that, Kendall tau tells.
+(Eq 7), and alpha for answers that beat the upstream order or keep a best one (v1, relative). A policy that knows nothing but positions
+then does best by the copy itself (naive) or by a fixed order one or two swaps away from it (the others), and may end in the copy on its
+way there. What the rates of copies and near copies miss of that, Kendall tau tells.
 """
 
 from configs import quickstart
