@@ -13,7 +13,10 @@ from gr2_jax.semantic_ids.rqvae import RqVaeConfig
 from gr2_jax.teachers.scripted import TeacherWeights
 from gr2_jax.training.state import OptimizerConfig
 
-UNSET = config_dict.placeholder(float)
+
+def unset() -> config_dict.FieldReference:
+  """A float that is not set. Each key needs its own: keys that share a reference share what is set later."""
+  return config_dict.placeholder(float)
 
 
 def section(record, **changes) -> ConfigDict:
@@ -112,7 +115,7 @@ def base() -> ConfigDict:
         "clip_low": 0.2,
         "clip_high": 0.28,
         "presentation": "shuffled",  # or upstream
-        "reward": section(RewardConfig(), alpha=UNSET, invalid=UNSET),  # unset: the condition's published values
+        "reward": section(RewardConfig(), alpha=unset(), invalid=unset()),  # unset: the condition's published values
         "optimizer": optimizer(1e-4, warmup_steps=5),
         "save_every": 25,
         "log_every": 1,
