@@ -124,6 +124,12 @@ def test_batches_must_divide_over_the_mesh(monkeypatch):
   check_values(tiny_config(midtrain__batch_size=8, sft__batch_size=16, rl__prompts=8))
 
 
+def test_a_value_that_is_set_is_set_for_its_key_and_config_alone():
+  config = tiny_config(rl__reward__alpha=0.2)
+  assert (config.rl.reward.alpha, config.rl.reward.invalid) == (0.2, None)
+  assert tiny_config().rl.reward.alpha is None
+
+
 @pytest.mark.parametrize(
   ("key", "text", "message"),
   [
