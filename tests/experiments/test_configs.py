@@ -39,12 +39,6 @@ def test_a_config_passes_its_own_check(file, arg):
   assert config.is_locked
 
 
-def test_a_value_is_set_in_one_place_and_one_config():
-  config, other = (load_config(str(ROOT / "configs" / "quickstart.py")) for _ in range(2))
-  config.rl.reward.alpha = 0.3
-  assert config.rl.reward.invalid is None and other.rl.reward.alpha is None
-
-
 def metrics(run, stage):
   return [json.loads(line) for line in (run / "metrics" / f"{stage}.jsonl").read_text().splitlines()]
 
