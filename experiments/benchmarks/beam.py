@@ -61,7 +61,7 @@ def _compare(num_prompts: int, beams: int) -> Iterator[dict[str, Any]]:
   first = {name: time_call(peer) for name, peer in peers.items()}
   for name, (_, result) in first.items():
     _check_same(name, result, first["gr2_jax"][1])
-  medians = time_interleaved(peers)
+  medians = time_interleaved(peers, rounds=5)
   for name, median in medians.items():
     yield {
       "case": f"{num_prompts}x{beams}",

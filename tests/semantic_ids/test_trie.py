@@ -20,8 +20,8 @@ def _walk(form, codes):
   """The state after some codes from the root, by the interface that beam search uses."""
   state = 0
   for level, code in enumerate(codes):
-    found, states = (x.tolist() for x in form.children(jnp.int32(state), level))
-    state = dict(zip(found, states, strict=True)).get(code, -1) if state >= 0 else -1
+    pairs = zip(*(x.tolist() for x in form.children(jnp.int32(state), level)), strict=True)
+    state = next((child for found, child in pairs if found == code and child >= 0), -1)
   return state
 
 
