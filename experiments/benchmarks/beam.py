@@ -124,9 +124,9 @@ def _measure_large_trie() -> Iterator[dict[str, Any]]:
   trie = SidTrie.build(codes, _CODES)
   build_s = time.perf_counter() - start
   form = trie.on_device()
-  children = jax.jit(form.children, static_argnums=1)
+  children = jax.jit(type(form).children, static_argnums=2)
   states = jax.random.randint(jax.random.key(0), (32, 20), trie.first_leaf - _LARGE // 2, trie.first_leaf)
-  look_up = lambda: children(states, _LEVELS - 1)
+  look_up = lambda: children(form, states, _LEVELS - 1)
   time_call(look_up)
   yield {
     "case": f"trie of {_LARGE:,} items",

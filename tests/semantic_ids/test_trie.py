@@ -49,7 +49,7 @@ def test_both_forms_give_every_state_the_same_children(levels, items):
   trie = SidTrie.build(ids, SIZE)
   states = np.array([-1, 0])
   for level in range(levels):
-    codes, found = map(np.asarray, jax.jit(trie.compressed().children, static_argnums=1)(states, level))
+    codes, found = map(np.asarray, jax.jit(CompressedTrie.children, static_argnums=2)(trie.compressed(), states, level))
     _, expected = trie.dense().children(states, level)
     assert codes.shape == (len(states), trie.widths[level]) and codes.dtype == np.int32
     table = np.full((len(states), SIZE), -1)
@@ -117,11 +117,11 @@ def test_ten_million_items_take_fifty_megabytes():
   # and four more for each of the first three levels.
   assert sum(x.nbytes for x in jax.tree.leaves(form)) < 50_000_000
   assert trie.leaf_items.nbytes + trie.leaf_start.nbytes < 81_000_000
-  children = jax.jit(form.children, static_argnums=1)
+  children = jax.jit(CompressedTrie.children, static_argnums=2)
   rows = np.random.default_rng(1).integers(len(codes), size=100)
   states = jnp.zeros(100, jnp.int32)
   for level in range(4):
-    found, next_states = children(states, level)
+    found, next_states = children(form, states, level)
     places = np.argmax((np.asarray(found) == codes[rows, level, None]) & (np.asarray(next_states) >= 0), axis=1)
     states = next_states[np.arange(100), places]
   assert all(row in trie.items_at(state) for row, state in zip(rows, states, strict=True))
