@@ -55,7 +55,7 @@ def _compare(num_prompts: int, beams: int) -> Iterator[dict[str, Any]]:
   def ours(form):
     return lambda: search(*inputs, form, sid_tokens)[:2]
 
-  peers = {"gr2_jax": ours(trie.on_device()), "gr2_jax dense": ours(trie.dense()), "gr2_jax compressed": ours(trie.compressed())}
+  peers = {"gr2_jax": ours(trie.compressed()), "gr2_jax dense": ours(trie.dense())}
   if _has_transformers():
     peers["transformers"] = _make_transformers(config, params, codes, prompts, beams)
   first = {name: time_call(peer) for name, peer in peers.items()}
