@@ -179,9 +179,9 @@ class Decoder(nn.Module):
       return hidden, (k, v)
     return hidden, Cache(k=k, v=v, mask=mask, length=written + length)
 
-  def logits(self, hidden: jax.Array) -> jax.Array:
-    """Float32 logits `[..., V]` of hidden states `[..., D]`."""
-    table = self.output.astype(self.config.dtype)
+  def logits(self, hidden: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
+    """Float32 logits `[..., V]` of hidden states `[..., D]`, or `[..., C]`, of tokens `[C]` alone."""
+    table = (self.output if tokens is None else self.output[tokens]).astype(self.config.dtype)
     return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
 
 

@@ -22,7 +22,7 @@ def make_beam_scores(
   vocabulary = context.vocabulary
   trie = SidTrie.build(context.codes, vocabulary.codebook_size)
   search = make_beam_search(decoder, beams=beams, levels=vocabulary.num_levels)
-  next_state, sid_tokens = jnp.asarray(trie.next_state), jnp.asarray(vocabulary.sid_token_ids)
+  device_trie, sid_tokens = trie.on_device(), jnp.asarray(vocabulary.sid_token_ids)
   length = 2 + max_history * vocabulary.num_levels
 
   def scores(histories: np.ndarray) -> np.ndarray:
@@ -32,7 +32,7 @@ def make_beam_scores(
       tokens = next_item_prompt(history[history >= 0].tolist(), context, max_history)
       prompts[row, : len(tokens)] = tokens
       mask[row, : len(tokens)] = 1
-    _, log_probs, states = search(params, prompts, mask, next_state, sid_tokens)
+    _, log_probs, states = search(params, prompts, mask, device_trie, sid_tokens)
     table = np.full((len(histories), len(context.catalogue)), -np.inf, np.float32)
     for row, (line, line_states) in enumerate(zip(np.asarray(log_probs), np.asarray(states), strict=True)):
       for log_prob, state in zip(line, line_states, strict=True):

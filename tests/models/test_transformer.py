@@ -76,6 +76,14 @@ def numpy_decoder(config, params, tokens):
   return norm(x, p["final_norm"]["scale"]) @ p["embedding"].T
 
 
+def test_logits_of_some_tokens_are_those_of_all(model):
+  hidden, _ = forward(model, *row([3, 1, 4]))
+  some = jnp.array([7, 0, 49])
+  np.testing.assert_allclose(
+    forward(model, hidden, some, method="logits"), forward(model, hidden, method="logits")[..., some], rtol=1e-5, atol=1e-5
+  )
+
+
 def test_agrees_with_a_plain_numpy_decoder(model):
   tokens = np.random.default_rng(0).integers(0, V, 9)
   hidden, _ = forward(model, *row(tokens))

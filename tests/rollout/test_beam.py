@@ -6,6 +6,7 @@ import pytest
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder, init_params
 from gr2_jax.rollout.beam import make_beam_search
+from gr2_jax.semantic_ids.trie import DenseTrie, SidTrie
 
 VOCAB, LEVELS, CODES = 20, 3, 4
 SID_TOKENS = jnp.arange(LEVELS * CODES).reshape(LEVELS, CODES) + 8
@@ -14,7 +15,7 @@ DECODER = Decoder(preset("test", VOCAB))
 
 
 def _trie(items):
-  """Next states `[S, CODES]` by walking each item's codes; returns the leaf of each item too."""
+  """A dense trie by walking each item's codes; returns the leaf of each item too."""
   states, table = {(): 0}, [[-1] * CODES]
   for item in items:
     for level in range(LEVELS):
@@ -23,7 +24,7 @@ def _trie(items):
         states[prefix] = len(table)
         table.append([-1] * CODES)
         table[states[prefix[:-1]]][prefix[-1]] = states[prefix]
-  return jnp.array(table, jnp.int32), [states[item] for item in items]
+  return DenseTrie(jnp.array(table, jnp.int32)), [states[item] for item in items]
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,8 @@ def _scores(params, prompt, items):
 
 def test_wide_beam_equals_scoring_every_item(setting):
   params, prompts, mask = setting
-  table, leaves = _trie(ITEMS)
-  codes, log_probs, states = make_beam_search(DECODER, beams=9, levels=LEVELS)(params, prompts, mask, table, SID_TOKENS)
+  trie, leaves = _trie(ITEMS)
+  codes, log_probs, states = make_beam_search(DECODER, beams=9, levels=LEVELS)(params, prompts, mask, trie, SID_TOKENS)
   for p in range(2):
     expected = _scores(params, prompts[p][mask[p]], ITEMS)
     assert [tuple(item) for item in codes[p, :7].tolist()] == [item for item, _ in expected]
@@ -77,8 +78,8 @@ def test_wide_beam_equals_scoring_every_item(setting):
 
 def test_narrow_beam_equals_a_naive_beam_search(setting):
   params, prompts, mask = setting
-  table, _ = _trie(ITEMS)
-  codes, log_probs, _ = make_beam_search(DECODER, beams=2, levels=LEVELS)(params, prompts, mask, table, SID_TOKENS)
+  trie, _ = _trie(ITEMS)
+  codes, log_probs, _ = make_beam_search(DECODER, beams=2, levels=LEVELS)(params, prompts, mask, trie, SID_TOKENS)
   for p in range(2):
     full = dict(_scores(params, prompts[p][mask[p]], ITEMS))
     alive = [()]
@@ -93,10 +94,24 @@ def test_narrow_beam_equals_a_naive_beam_search(setting):
     np.testing.assert_allclose(log_probs[p], [full[item] for item in alive], atol=1e-4)
 
 
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_both_forms_of_the_trie_find_the_same_items(setting, levels):
+  params, prompts, mask = setting
+  codes = np.random.default_rng(levels).integers(CODES - 1, size=(15, levels))  # some IDs collide, one code is not used
+  trie = SidTrie.build(codes, CODES)
+  search = make_beam_search(DECODER, beams=6, levels=levels)
+  dense, compressed = (search(params, prompts, mask, form, SID_TOKENS) for form in (trie.dense(), trie.compressed()))
+  np.testing.assert_array_equal(compressed[0], dense[0])
+  np.testing.assert_allclose(compressed[1], dense[1], atol=1e-5)
+  np.testing.assert_array_equal(compressed[2], dense[2])
+  found = codes[[trie.items_at(state)[0] for state in np.asarray(compressed[2][0]) if state >= 0]]
+  np.testing.assert_array_equal(found, compressed[0][0, : len(found)])
+
+
 def test_fewer_levels_spell_prefixes(setting):
   params, prompts, mask = setting
-  table, _ = _trie(ITEMS)
-  codes, log_probs, states = make_beam_search(DECODER, beams=3, levels=1)(params, prompts, mask, table, SID_TOKENS)
+  trie, _ = _trie(ITEMS)
+  codes, log_probs, states = make_beam_search(DECODER, beams=3, levels=1)(params, prompts, mask, trie, SID_TOKENS)
   assert {int(code) for code in codes[0, :, 0]} == {0, 1, 3}
   np.testing.assert_allclose(jnp.exp(log_probs).sum(axis=1), 1.0, rtol=1e-5)
   assert (states > 0).all()
