@@ -124,7 +124,7 @@ def make_grpo_trainer(model, prompts: np.ndarray, reward_fn: Callable, *, group:
     learning_rate=learning_rate,
     lr_scheduler_type="constant",
     max_steps=1_000,  # a clock stops it
-    gradient_checkpointing=False,
+    activation_checkpointing=False,
     bf16=False,
     use_cpu=True,
     disable_tqdm=True,

@@ -19,15 +19,18 @@ def test_lines_compare_medians_with_ours():
 
 
 def test_without_peers_a_suite_measures_ours_alone(monkeypatch):
+  calls = []
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  monkeypatch.setattr(rl_step, "make_step", lambda contract: lambda: calls.append(contract))
   for suite in (rollout, rl_step):
-    (line,) = suite.compare("small", SMALL, rounds=1)
-    assert line["peer"] == "gr2_jax" and line["median_s"] > 0
+    (line,) = suite.compare("small", SMALL, rounds=2)
+    assert (line["case"], line["peer"], line["rounds"], line["times_ours"]) == ("small", "gr2_jax", 2, 1.0)
+  assert calls == [SMALL] * 3  # the first call, apart, and two rounds
 
 
 def test_a_step_trains_on_completions_of_full_length():
   step = rl_step.make_step(SMALL)
-  first = np.asarray(step().params["embedding"])
+  first = np.array(step().params["embedding"])
   second = step()
   assert second.step == 2 and not np.array_equal(first, second.params["embedding"])
 
