@@ -65,7 +65,7 @@ def compare(name: str, contract: Contract, rounds: int = _ROUNDS, limit_s: float
 def make_step(contract: Contract) -> Callable[[], TrainState]:
   """Our step of a contract, which draws new completions and trains on from its last state at every call."""
   prompts, sample, mesh = make_prompts(contract), make_sampler(contract), _mesh()
-  state, update = _start(mesh)
+  state, update = _start(mesh, RlConfig(microbatches=contract.microbatches))
 
   def step():
     nonlocal state
@@ -111,7 +111,7 @@ def check_parity(trainer, contract: Contract) -> None:
   found, _ = jax.jit(lambda params: completion_log_probs(DECODER, params, batch))(params)
   np.testing.assert_allclose(found, expected, atol=1e-4)
   mesh = _mesh()
-  state, update = _start(mesh)
+  state, update = _start(mesh, RlConfig())
   _, metrics = update(state, batch)
   loss, norm = peers.grpo_loss(trainer, batch)
   np.testing.assert_allclose([metrics[name].mean() for name in ("loss", "grad_norm")], [loss, norm], rtol=1e-3)
@@ -121,10 +121,10 @@ def _mesh():
   return make_mesh(devices=jax.devices()[:1])
 
 
-def _start(mesh) -> tuple[TrainState, Callable]:
+def _start(mesh, config: RlConfig) -> tuple[TrainState, Callable]:
   optimizer = make_optimizer(OptimizerConfig(_LEARNING_RATE), total_steps=1_000)
   state = jax.device_put(init_state(make_params(), optimizer), replicated(mesh))
-  return state, jit_update(make_rl_update(DECODER, optimizer, RlConfig()), mesh, replicated(mesh))
+  return state, jit_update(make_rl_update(DECODER, optimizer, config), mesh, replicated(mesh))
 
 
 def _judge(rollout) -> Judgement:

@@ -24,15 +24,16 @@ NO_EOS = -1  # drawn by nobody
 
 
 class Contract(NamedTuple):
-  """The shapes of a step: P prompts of Lp tokens, G completions of Lc tokens each."""
+  """The shapes of a step: P prompts of Lp tokens, G completions of Lc tokens each; in how many parts our update takes the prompts."""
 
   prompts: int
   group: int
   prompt_length: int
   completion_length: int
+  microbatches: int = 1
 
 
-CONTRACTS = {"short": Contract(4, 8, 64, 64), "gr2": Contract(4, 16, 1_100, 100)}
+CONTRACTS = {"short": Contract(4, 8, 64, 64), "gr2": Contract(4, 16, 1_100, 100, microbatches=4)}
 DECODER = Decoder(preset("tiny", VOCABULARY))
 
 
