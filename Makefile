@@ -26,8 +26,9 @@ test-aot: $(VENV)/installed-aot
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 
-# The peers live in an environment of their own, so that none of them decides which versions the package runs with.
-benchmark: $(BENCHMARK_VENV)/installed
+# The peers live in an environment of their own, so that none of them decides which versions the package runs with. Big ones come only
+# with the suite that names them in experiments/benchmarks/SUITE.txt.
+benchmark: $(BENCHMARK_VENV)/installed-$(SUITE)
 	@$(BENCHMARK_VENV)/bin/python -m experiments.benchmark --suite=$(SUITE)
 
 $(VENV)/installed: setup.py
@@ -44,4 +45,9 @@ $(VENV)/installed-aot: $(VENV)/installed
 $(BENCHMARK_VENV)/installed: setup.py
 	$(PYTHON) -m venv $(BENCHMARK_VENV)
 	$(BENCHMARK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[benchmark]'
+	@touch $@
+
+SUITE_PEERS := $(wildcard experiments/benchmarks/$(SUITE).txt)
+$(BENCHMARK_VENV)/installed-$(SUITE): $(BENCHMARK_VENV)/installed $(SUITE_PEERS)
+	$(if $(SUITE_PEERS),$(BENCHMARK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $(SUITE_PEERS))
 	@touch $@

@@ -16,8 +16,12 @@ _SUITE = flags.DEFINE_string("suite", None, "a file of experiments/benchmarks, w
 
 
 def list_suites() -> list[str]:
-  """Names of the suites: the modules of `experiments.benchmarks`, each with a `run()` that yields JSON-able lines."""
-  return sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__))
+  """Names of the suites: the modules of `experiments.benchmarks` with a `run()`, which yields JSON-able lines."""
+  return sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if hasattr(_load(module.name), "run"))
+
+
+def _load(name):
+  return importlib.import_module(f"{benchmarks.__name__}.{name}")
 
 
 def main(argv):
@@ -27,7 +31,7 @@ def main(argv):
   if _SUITE.value not in list_suites():
     print(f"ERROR: --suite: {_SUITE.value!r} is none of {', '.join(list_suites())}", file=sys.stderr)
     return 1
-  for line in importlib.import_module(f"{benchmarks.__name__}.{_SUITE.value}").run():
+  for line in _load(_SUITE.value).run():
     print(json.dumps({"suite": _SUITE.value} | line), flush=True)
   return 0
 

@@ -14,6 +14,20 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+@pytest.fixture
+def compilations():
+  """A list that grows by the name of an event with every program that is compiled."""
+  events = []
+
+  def listen(event, duration, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+      events.append(event)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  yield events
+  jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
   """The directory of a finished run of `configs/quickstart.py:tiny`, made once; read it, never write into it."""

@@ -6,7 +6,6 @@ take (`before_gb`), so the ratio is what a user sees, not the best that can be s
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.timing import peak_gb
 from gr2_jax.objectives.token_loss import distillation_terms, token_log_probs
 
 VOCABULARY, TOKENS, WIDTH = 152_960, 2_048, 128
@@ -48,22 +48,17 @@ def _measure(case: str, variant: str) -> dict[str, Any]:
     (jax.random.normal(key, (TOKENS, WIDTH)), 0.1 * jax.random.normal(jax.random.fold_in(key, 1), (VOCABULARY, WIDTH))) for key in keys[1:]
   )
   step = jax.jit(jax.value_and_grad(_LOSSES[case, variant], argnums=(0, 1))).lower(hidden, table, targets, teacher).compile()
-  before, began = _peak_gb(), time.process_time()
+  before, began = peak_gb(), time.process_time()
   loss, gradients = jax.block_until_ready(step(hidden, table, targets, teacher))
   return {
     "case": case,
     "variant": variant,
-    "peak_gb": round(_peak_gb(), 3),
+    "peak_gb": round(peak_gb(), 3),
     "before_gb": round(before, 3),
     "cpu_s": round(time.process_time() - began, 2),
     "loss": float(loss),
     "gradient_norm": float(sum(jnp.sum(g**2) for g in gradients) ** 0.5),
   }
-
-
-def _peak_gb() -> float:
-  unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def _chunked_log_prob(hidden, table, targets, teacher):

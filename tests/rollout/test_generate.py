@@ -150,3 +150,15 @@ def test_sizes_below_one_are_refused(name):
   sizes = {"group": 1, "max_new_tokens": 1, "check_every": 1, name: 0}
   with pytest.raises(ValueError, match=f"{name} must be at least 1"):
     make_generate(DECODER, eos_id=EOS, pad_id=PAD, **sizes)
+
+
+def test_other_keys_knobs_and_prompts_compile_nothing(params, compilations):
+  generate = make_generate(DECODER, group=3, max_new_tokens=LIMIT, eos_id=EOS, pad_id=PAD)
+  knobs = [Sampling.create(1.0), Sampling.create(0.5, 0.9), Sampling.create(0.0)]
+  keys, calls = [jax.random.key(i) for i in range(3)], [_prompts(), _prompts((2, 5, 4, 1)), _prompts()]
+  counts = []
+  for sampling, key, (prompts, mask) in zip(knobs, keys, calls, strict=True):
+    before = len(compilations)
+    jax.block_until_ready(generate(params, prompts, mask, key, sampling))
+    counts.append(len(compilations) - before)
+  assert counts[0] > 0 and counts[1:] == [0, 0]

@@ -12,7 +12,7 @@ from gr2_jax.rollout.generate import Rollout, make_generate
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.steps.rl import Judgement, RlBatch, RlConfig, collect_groups, completion_log_probs, make_rl_update
 from gr2_jax.steps.start import start_fresh
-from gr2_jax.training.mesh import jit_update, make_mesh
+from gr2_jax.training.mesh import jit_update, make_mesh, replicated
 from gr2_jax.training.state import init_state
 
 VOCAB, EOS, PAD = 24, 1, 0
@@ -220,6 +220,19 @@ def test_an_update_on_a_mesh_equals_one_device():
   np.testing.assert_allclose(metrics["loss"].mean(), expected_metrics["loss"].mean(), rtol=1e-5)
   np.testing.assert_allclose(metrics["grad_norm"].sum, norm, rtol=1e-5)
   assert optax.global_norm(jax.tree.map(np.subtract, actual, expected)) <= 1e-5 * norm
+
+
+def test_further_updates_on_the_same_shapes_compile_nothing(params, compilations):
+  optimizer, mesh = optax.adam(1e-2), make_mesh(data=1, devices=jax.devices()[:1])
+  state = jax.device_put(init_state(jax.tree.map(jnp.copy, params), optimizer), replicated(mesh))
+  update = jit_update(make_rl_update(DECODER, optimizer, RlConfig()), mesh, replicated(mesh))
+  batches, counts = [_batch(seed) for seed in range(3)], []
+  for batch in batches:
+    before = len(compilations)
+    state, metrics = update(state, batch)
+    jax.block_until_ready(metrics)
+    counts.append(len(compilations) - before)
+  assert counts[0] > 0 and counts[1:] == [0, 0] and state.step == 3
 
 
 def test_policy_learns_to_emit_one_token():
