@@ -50,7 +50,7 @@ setup(
     ],
     "aot": ["libtpu>=0.0.42"],  # compiles for TPUs on a machine without one
     # The peers of experiments/benchmarks; the fork of pytrec_eval has wheels.
-    "benchmark": ["rax>=0.4", "ranx>=0.3.20", "pytrec-eval-terrier>=0.5.6", "torch>=2.6", "transformers>=4.51"],
+    "benchmark": ["rax>=0.4", "ranx>=0.3.20", "pytrec-eval-terrier>=0.5.6"],
     "notebooks": ["jupyterlab>=4"],
     "wandb": ["wandb>=0.17"],
     "tensorboard": ["tensorboardX>=2.6"],

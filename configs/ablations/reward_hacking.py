@@ -13,6 +13,10 @@ answers are valid, and the upstream order's own reward that the relative reward 
 (Eq 7), and alpha for answers that beat the upstream order or keep a best one (v1, relative). A policy that knows nothing but positions
 then does best by the copy itself (naive) or by a fixed order one or two swaps away from it (the others), and may end in the copy on its
 way there. What the rates of copies and near copies miss of that, Kendall tau tells.
+
+Measured, seed 0 alone, sampled answers in the last tenth of the steps, upstream presentation: copies 98 % (naive), 98 % (v1), 0 % (Eq 7),
+95 % (relative); with those up to one swap 100, 100, 98, 96 %. Under shuffled presentation all have 0 % and 2 to 3 %, and R@1 stays below
+the upstream order's: so weak a prior learns positions and nothing else.
 """
 
 from configs import quickstart
