@@ -1,8 +1,5 @@
 """Reading what earlier stages wrote: the one place that knows under which names artifacts lie."""
 
-import json
-import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -107,7 +104,3 @@ def load_utilities(run: Run, split: str) -> np.ndarray | None:
     return None
   path = run.path("data", f"utilities_{split}.npy")
   return np.load(path) if path.exists() else None
-
-
-def read_json(path: pathlib.Path) -> Mapping[str, Any]:
-  return json.loads(path.read_text(encoding="utf-8"))

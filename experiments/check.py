@@ -22,19 +22,8 @@ _CHOICES = {
 # Sizes, wherever they stand in the config, that cannot be 0.
 _SIZES = {
   *("attempts", "batch", "batch_size", "beams", "corpus_epochs", "epochs", "group", "log_every", "max_history", "max_new_tokens"),
-  *(
-    "max_rounds",
-    "max_skips",
-    "microbatches",
-    "minibatches",
-    "num_candidates",
-    "prompts",
-    "report_every",
-    "resamples",
-    "row_length",
-    "save_every",
-  ),
-  "text_pieces",
+  *("max_rounds", "max_skips", "microbatches", "minibatches", "num_candidates", "prompts", "report_every", "resamples", "row_length"),
+  *("save_every", "text_pieces"),
 }
 
 

@@ -57,8 +57,7 @@ def run(config, run, progress, stop):
     process_count=jax.process_count(),
   )
   get_batch = _make_get_batch(run, slates, decoder, mesh, context, style, position, constraint, loss)
-  common = {"position": position, "options": options, "progress": progress, "stop": stop}
-  train(run, "rl", state, update, get_batch, headline=HEADLINE, **common)
+  train(run, "rl", state, update, get_batch, position=position, options=options, progress=progress, stop=stop, headline=HEADLINE)
 
 
 def _make_get_batch(run, slates, decoder, mesh, context, style, position, constraint, loss):

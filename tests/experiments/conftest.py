@@ -16,6 +16,11 @@ from gr2_jax.training import mesh as training_mesh
 from gr2_jax.training.mesh import make_mesh
 
 
+def one_device_mesh(data=-1, fsdp=1, tensor=1, devices=None):
+  """Like `make_mesh`, whose place it takes, also for a module that is first imported meanwhile and keeps it."""
+  return make_mesh(data, fsdp, tensor, jax.devices()[:1] if devices is None else devices)
+
+
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
   """A folder of compiled programs; while a test uses it, this process reads and fills it too."""
@@ -38,7 +43,7 @@ def in_process(compiled):
     with pytest.MonkeyPatch.context() as patch:
       # The tests' eight devices would each want a share of batches of two.
       for module in (artifacts, training_mesh):
-        patch.setattr(module, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))
+        patch.setattr(module, "make_mesh", one_device_mesh)
       patch.setattr(jax, "clear_caches", lambda: None)  # other tests would compile all over again
       saved = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")}
       jax.config.update("jax_compilation_cache_dir", str(compiled))
