@@ -5,18 +5,17 @@
 Hardware: 2 CPU cores, at most 90 minutes in all. `seed=N` is another market with other draws; `tiny` is for tests.
 
 GR2 reports that a policy which earns rank and format credit without a condition learns to keep the input order, and cures it by Eq 7; a
-reader found the hole: swap two tail items and keep the credit. It shows best where copying pays more than what the policy can do yet, so
-RL starts from a weak prior, with fast steps: short slates, slots as names, a small model.
+reader found the hole: swap two tail items and keep the credit. It shows where copying is the nearest gain: RL starts, with fast steps, from
+a small model that has begun to read what the prompt says of a candidate (how often it followed the last item) but does not yet beat the
+upstream order by it. Slots are the names, so that a copy is the same few tokens in every answer.
 
 What to expect. Rewards are normalised within a group, so what is the same for a whole group teaches nothing: the naive alpha where all
 answers are valid, and the upstream order's own reward that the relative reward subtracts. What is left of a condition is its 0 for copies
 (Eq 7), and alpha for answers that beat the upstream order or keep a best one (v1, relative). A policy that knows nothing but positions
-then does best by the copy itself (naive) or by a fixed order one or two swaps away from it (the others), and may end in the copy on its
-way there. What the rates of copies and near copies miss of that, Kendall tau tells.
+does best by the copy itself (naive) or by a fixed order one or two swaps away from it (the others). No reward helps a prior that can do
+nothing else: from one that had barely learnt to answer, the relative reward too ended in copies (95 % of sampled answers, one seed).
 
-Measured, seed 0 alone, sampled answers in the last tenth of the steps, upstream presentation: copies 98 % (naive), 98 % (v1), 0 % (Eq 7),
-95 % (relative); with those up to one swap 100, 100, 98, 96 %. Under shuffled presentation all have 0 % and 2 to 3 %, and R@1 stays below
-the upstream order's: so weak a prior learns positions and nothing else.
+The settings were chosen on seed 0, which is therefore not among the seeds.
 """
 
 from configs import quickstart
@@ -34,7 +33,7 @@ VARIANTS = {
   for presentation in ("upstream", "shuffled")
   for condition, changes in CONDITIONS.items()
 }
-SEEDS = (0, 1, 2)
+SEEDS = (1, 2, 3)
 
 
 def get_config(arg=None):
@@ -47,18 +46,17 @@ def get_config(arg=None):
 
 
 def weaken(config):
-  """A short slate, a prior that has barely learnt to answer, and room for RL to go where the reward leads."""
+  """A short slate, a prior that has begun to read and not more, and room for RL to go where the reward leads."""
   config.model.preset = "test"
-  config.data.market.update({"num_items": 240, "slate_size": 6, "train_slates": 4000, "validation_slates": 200})
+  config.data.market.update({"num_items": 240, "slate_size": 6, "validation_slates": 200})
   config.tokenize.update({"num_candidates": 6})
   config.tokenize.rqvae.codebook_size = 16
   config.tokenize.training.epochs = 100
   config.midtrain.update({"steps": 60, "eval_users": 100})
-  # Slots as names make a copy the same few tokens in every answer.
-  config.prompt.update({"reference": "slot", "item_fields": (), "max_prompt_tokens": 128})
-  config.traces.max_slates = 3000
-  config.sft.update({"steps": 300, "batch_size": 16, "row_length": 224})
+  config.prompt.update({"reference": "slot", "item_fields": (), "max_history": 6, "max_prompt_tokens": 128})
+  # The loss of the answers begins to fall after 300 steps; at 1,200 the policy reads so well that no reward leads it astray.
+  config.sft.update({"steps": 600, "batch_size": 16, "row_length": 224, "reasoning_weight": 0.1})
   # The length of an answer is not what is studied: it is limited, and not punished.
-  config.rl.update({"steps": 200, "prompts": 64, "max_new_tokens": 16, "overlong_zone": 0})
+  config.rl.update({"steps": 150, "prompts": 64, "max_new_tokens": 16, "overlong_zone": 0})
   config.rl.reward.alpha = 0.2  # v1's for all, so that the conditions alone differ
-  config.rl.optimizer.learning_rate = 3e-3
+  config.rl.optimizer.learning_rate = 2e-3
