@@ -13,6 +13,7 @@ from experiments.run import execute
 from experiments.rundir import Stage
 from gr2_jax.data.jsonl import read_interactions, read_items, read_slates
 from gr2_jax.evaluation.results import ResultsError
+from gr2_jax.steps.rl import NoSignalError
 from gr2_jax.training.checkpoints import CheckpointError
 from gr2_jax.training.guard import DivergedError
 
@@ -138,7 +139,7 @@ def test_slates_longer_than_answers_can_name(dataset, run_here, tmp_path, capsys
   assert "candidates: a slate has 11, but only 10 have names; raise --config.tokenize.num_candidates" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [CheckpointError, DivergedError, ResultsError])
+@pytest.mark.parametrize("error", [CheckpointError, DivergedError, NoSignalError, ResultsError])
 def test_what_a_stage_refuses_to_go_on_with_is_one_line(error, tmp_path, capsys, monkeypatch):
   def run(config, run, progress, stop):
     raise error("what, where, and what to do")

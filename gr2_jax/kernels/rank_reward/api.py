@@ -10,7 +10,7 @@ from jax.sharding import AxisType, PartitionSpec
 from gr2_jax.kernels.rank_reward import pallas, reference
 from gr2_jax.kernels.rank_reward.reference import MIN_RAW_STD, STD_FLOOR, RankRewardOptions, RankTerms
 
-__all__ = ["RankRewardOptions", "RankTerms", "group_rank_terms", "rank_terms"]
+__all__ = ["MIN_RAW_STD", "RankRewardOptions", "RankTerms", "group_rank_terms", "rank_terms"]
 
 
 @functools.partial(jax.jit, static_argnames="options")
