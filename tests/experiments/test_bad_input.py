@@ -198,3 +198,13 @@ def test_examples_longer_than_a_row(tiny_run, run_here, tmp_path, capsys):
   config = tiny_config(sft__row_length=64)
   run = continue_from(tiny_run, tmp_path / "run", config, BEFORE_SFT)
   assert "config.sft.row_length: 64 is too short for " in refuse(run_here, config, run, capsys)
+
+
+def test_an_rl_run_in_which_no_answers_differ(tiny_run, run_here, tmp_path, capsys):
+  # Nearly greedy answers of a group are the same, and earn the same.
+  config = tiny_config(rl__temperature=1e-6, rl__max_rounds=1, rl__max_skips=2)
+  run = continue_from(tiny_run, tmp_path / "run", config, (*BEFORE_SFT, "sft"))
+  assert run_here(config, run, ["rl"]) == 1
+  error = capsys.readouterr().err
+  assert error.startswith("ERROR: no group carried a signal in 2 steps in a row, so nothing was learnt: of 4 groups ")
+  assert "raise the temperature or the group size" in error
