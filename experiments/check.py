@@ -111,6 +111,8 @@ def _check_devices(config: ConfigDict) -> None:
 
   from gr2_jax.training.mesh import make_mesh
 
+  if config.get("distributed") and not jax.distributed.is_initialized():
+    return  # the other processes are not there yet; a run checks again once they are
   try:
     shape = make_mesh(**config.mesh).shape
   except ValueError as error:

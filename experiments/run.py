@@ -99,7 +99,7 @@ def execute(
     if config.get("distributed"):
       import jax
 
-      jax.distributed.initialize()  # first, since the check asks how many devices and processes there are
+      jax.distributed.initialize()  # before the check, which asks how many devices and processes there are
     if check is not None:
       check(config)
     run = _open_everywhere(workdir, config, command)

@@ -221,7 +221,7 @@ def collect_groups(
   go on until the last of them is full: a decision that they take alike, from the counts that `gather` (array -> the arrays of all
   processes, stacked) brings together.
 
-  Metrics: `filled_fraction` and `surplus_fraction` of this process's batch; `rounds`; and over everything rolled out
+  Metrics: `filled_fraction` and `surplus_fraction` of this process's batch; `rounds`; and over everything rolled out, by all processes,
   `kept_fraction`, `all_invalid_fraction` and `all_equal_fraction` (groups without a signal, with no valid answer, or with some, of equal
   reward), `valid_rate`, `reward`, `truncated_rate`, `completion_length` and `sampling_entropy`. Groups of one, and of a slate whose
   order cannot matter (no positives, or nothing else), are among the equal ones.

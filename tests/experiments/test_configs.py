@@ -136,8 +136,11 @@ def test_batches_must_divide_over_the_mesh(case, monkeypatch):
 def test_the_mesh_must_divide_over_the_processes(monkeypatch):
   monkeypatch.undo()
   monkeypatch.setattr(jax, "process_count", lambda: 3)
+  config = tiny_config(midtrain__batch_size=24, sft__batch_size=24, rl__prompts=24, distributed=True)
+  check_values(config)  # a program that has not joined the others does not know
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
   with pytest.raises(ConfigError, match=r"--config\.mesh: 8 parts \(data x fsdp\) do not divide over 3 processes.* a multiple of 3"):
-    check_values(tiny_config(midtrain__batch_size=24, sft__batch_size=24, rl__prompts=24))
+    check_values(config)
 
 
 def test_a_value_that_is_set_is_set_for_its_key_and_config_alone():
