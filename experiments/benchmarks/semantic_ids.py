@@ -6,14 +6,13 @@ their codes. One run takes long and is measured once.
 """
 
 import importlib.util
-import statistics
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.timing import describe_machine, time_call
+from experiments.timing import Timing, describe_machine, time_call
 from gr2_jax.semantic_ids.export import assign_codes, random_last_level
 from gr2_jax.semantic_ids.rqvae import RqVaeConfig
 from gr2_jax.semantic_ids.table import uniqueness
@@ -73,16 +72,19 @@ def _make_vectors(catalogue: _Catalogue) -> np.ndarray:
 def _measure_ours(vectors: np.ndarray, catalogue: _Catalogue) -> dict[str, Any]:
   config = TokenizerConfig(rqvae=_RQVAE, epochs=catalogue.epochs, warmup_epochs=catalogue.report_every, report_every=catalogue.report_every)
   reported = []
-  note_time = lambda *_: reported.append(time.perf_counter())
+  note_time = lambda *_: reported.append(Timing(time.perf_counter(), time.process_time()))
   training, trained = time_call(lambda: train_tokenizer(vectors[: catalogue.trained], config, 0, note_time))
   assign_codes(trained.best, vectors[:4096], _RQVAE)  # compiles
   encoding, (codes, r2) = time_call(lambda: assign_codes(trained.best, vectors, _RQVAE))
   drawing, unique = time_call(lambda: random_last_level(codes, _RQVAE.codebook_size, seed=0))
+  between = Timing(*np.median(np.diff(reported, axis=0), axis=0))  # one report and the next
+  learnt = catalogue.trained * catalogue.report_every
   return {
     "epochs": catalogue.epochs,
     "train_s": round(training.wall, 2),
     "train_processor_s": round(training.processor, 2),
-    "epoch_items_per_s": round(catalogue.trained * catalogue.report_every / statistics.median(np.diff(reported))),
+    "epoch_items_per_s": round(learnt / between.wall),
+    "epoch_items_per_processor_s": round(learnt / between.processor),
     "encode_s": round(encoding.wall, 2),
     "encode_processor_s": round(encoding.processor, 2),
     "last_level_s": round(drawing.wall, 2),
