@@ -123,7 +123,7 @@ def _measure_trie(items: int) -> dict[str, Any]:
     "peer": "gr2_jax",
     "states": trie.num_states,
     "build_s": round(building.wall, 2),
-    "build_processor_s": round(building.processor, 2),
+    "build_processor_s": round(building.processor, 3),
     "compressed_mb": round((trie.last_code.nbytes + trie.first_child.nbytes) / 1e6, 1),
     "dense_mb": round(4 * trie.num_states * trie.codebook_size / 1e6, 1),
     "host_mb": round((trie.leaf_items.nbytes + trie.leaf_start.nbytes) / 1e6, 1),
