@@ -32,6 +32,7 @@ class _Catalogue(NamedTuple):
 _CATALOGUES = (_Catalogue(12_101, 768, 12_101, 30, 5), _Catalogue(1_000_000, 64, 16_384, 30, 5))
 _RQVAE = RqVaeConfig()
 _BITS = 8  # of a code: faiss packs each into a byte
+_CHUNK = 65_536  # rows that faiss codes at once: a beam over a million takes more than 6 GB
 _TRIES = (100_000, 1_000_000, 10_000_000)
 
 
@@ -101,7 +102,8 @@ def _measure_faiss(vectors: np.ndarray, catalogue: _Catalogue, beam: int) -> dic
   quantizer = faiss.ResidualQuantizer(catalogue.width, _RQVAE.levels, _BITS)
   quantizer.max_beam_size = beam
   training, _ = time_call(lambda: quantizer.train(vectors[: catalogue.trained]))
-  encoding, codes = time_call(lambda: quantizer.compute_codes(vectors))
+  chunks = np.array_split(vectors, -(-len(vectors) // _CHUNK))
+  encoding, codes = time_call(lambda: np.concatenate([quantizer.compute_codes(chunk) for chunk in chunks]))
   error = np.square(vectors - quantizer.decode(codes)).sum(axis=1).mean()
   variance = np.square(vectors - vectors.mean(axis=0)).sum(axis=1).mean()
   return {
