@@ -123,7 +123,7 @@ def base() -> ConfigDict:
         "optimizer": optimizer(1e-4, warmup_steps=5),
         "save_every": 25,
         "log_every": 1,
-        "max_skips": 10,
+        "max_skips": 10,  # also steps in a row in which no group carries a signal
       },
       "evaluation": {
         "batch_size": 64,

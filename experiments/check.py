@@ -42,8 +42,7 @@ def check_values(config: ConfigDict) -> None:
     except ValueError as error:
       raise ConfigError(f"--config.{key}: {error}") from None
   _check_pairs(config)
-  if not config.get("distributed"):  # else the devices are not there yet
-    _check_devices(config)
+  _check_devices(config)
 
 
 def _check_pairs(config: ConfigDict) -> None:
@@ -55,7 +54,8 @@ def _check_pairs(config: ConfigDict) -> None:
     )
   if rl.prompts % (rl.minibatches * rl.microbatches):
     raise ConfigError(
-      f"--config.rl.prompts: {rl.prompts} do not divide into {rl.minibatches} minibatches of {rl.microbatches} microbatches; use a multiple"
+      f"--config.rl.prompts: {rl.prompts} do not divide into {rl.minibatches} minibatches of {rl.microbatches} microbatches; "
+      f"make rl.prompts a multiple of {rl.minibatches * rl.microbatches}"
     )
   if not 0 < rl.min_filled <= 1:
     raise ConfigError(f"--config.rl.min_filled: {rl.min_filled} must be above 0 and at most 1")
@@ -106,22 +106,36 @@ def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
 
 
 def _check_devices(config: ConfigDict) -> None:
-  """The mesh must fit the machine, and each batch the mesh."""
+  """The mesh must fit the machine and its processes, and each batch the mesh. Groups need divide nothing: they go with their prompt."""
+  import jax
+
   from gr2_jax.training.mesh import make_mesh
 
+  if config.get("distributed") and not jax.distributed.is_initialized():
+    return  # the other processes are not there yet; a run checks again once they are
   try:
     shape = make_mesh(**config.mesh).shape
   except ValueError as error:
     raise ConfigError(f"--config.mesh: {error}") from None
-  parts = shape["data"] * shape["fsdp"]
+  parts, processes = shape["data"] * shape["fsdp"], jax.process_count()
+  if parts % processes:
+    raise ConfigError(
+      f"--config.mesh: {parts} parts (data x fsdp) do not divide over {processes} processes, each of which feeds its own share of a batch; "
+      f"make mesh.data x mesh.fsdp a multiple of {processes}"
+    )
+  rl = config.rl
   batches = {
-    "midtrain.batch_size": config.midtrain.batch_size,
-    "sft.batch_size": config.sft.batch_size,
-    "rl.prompts": config.rl.prompts // config.rl.minibatches // config.rl.microbatches,
+    "midtrain.batch_size": (config.midtrain.batch_size, 1),
+    "sft.batch_size": (config.sft.batch_size, 1),
+    "rl.prompts": (rl.prompts, rl.minibatches * rl.microbatches),
   }
-  for key, rows in batches.items():
-    if rows % parts:
-      raise ConfigError(f"--config.{key}: {rows} rows at once do not divide over the {parts} parts of the mesh (data x fsdp)")
+  for key, (rows, cuts) in batches.items():
+    if rows % (cuts * parts):
+      in_cuts = " in each of rl.minibatches x rl.microbatches" if cuts > 1 else ""
+      raise ConfigError(
+        f"--config.{key}: {rows // cuts} rows at once{in_cuts} do not divide over the {parts} parts of the mesh (mesh.data x mesh.fsdp); "
+        f"make {key} a multiple of {cuts * parts}, or the mesh smaller"
+      )
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -96,6 +96,10 @@ def execute(
       raise RunError("--workdir is missing; for example --workdir=runs/quickstart")
     stages = choose_stages(names, known)
     check_stages(Run(pathlib.Path(workdir), config), stages)
+    if config.get("distributed"):
+      import jax
+
+      jax.distributed.initialize()  # before the check, which asks how many devices and processes there are
     if check is not None:
       check(config)
     run = _open_everywhere(workdir, config, command)
@@ -127,20 +131,20 @@ def exit_code_of(program: Callable[[], None]) -> int:
 def _stage_errors() -> tuple[type[Exception], ...]:
   """What stages raise with a message that says all; imported here, since it brings JAX along."""
   from gr2_jax.evaluation.results import ResultsError
+  from gr2_jax.steps.rl import NoSignalError
   from gr2_jax.training.checkpoints import CheckpointError
   from gr2_jax.training.guard import DivergedError
 
-  return CheckpointError, DivergedError, ResultsError
+  return CheckpointError, DivergedError, NoSignalError, ResultsError
 
 
 def _open_everywhere(workdir: str, config: ConfigDict, command: Sequence[str]) -> Run:
-  """Opens the run in this process; with `config.distributed` joins the others, the first of which writes."""
+  """Opens the run in this process; with `config.distributed` in all of them, of which the first one writes."""
   if not config.get("distributed"):
     return open_run(workdir, config, command)
   import jax
   from jax.experimental import multihost_utils
 
-  jax.distributed.initialize()
   if jax.process_index() == 0:
     run = open_run(workdir, config, command)
   multihost_utils.sync_global_devices("run directory")

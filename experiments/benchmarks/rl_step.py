@@ -19,6 +19,7 @@ import numpy as np
 from experiments.benchmarks import peers
 from experiments.benchmarks.rollout import CONTRACTS, DECODER, Contract, make_params, make_prompts, make_sampler
 from experiments.timing import Timing, compare_lines, describe_machine, peak_gb, time_call
+from gr2_jax.objectives.advantages import group_advantages
 from gr2_jax.steps.rl import Judgement, RlBatch, RlConfig, collect_groups, completion_log_probs, make_rl_update
 from gr2_jax.training.mesh import jit_update, make_mesh, replicated
 from gr2_jax.training.state import OptimizerConfig, TrainState, init_state, make_optimizer
@@ -70,13 +71,12 @@ def make_step(contract: Contract) -> Callable[[], TrainState]:
   def step():
     nonlocal state
     key = jax.random.fold_in(jax.random.key(0), int(state.step))
-    batch, _ = collect_groups(
-      lambda: prompts,
-      lambda prompts: sample(state.params, prompts, key),
-      lambda _, rollout: _judge(rollout),
-      num_prompts=contract.prompts,
-      max_rounds=1,
-    )
+
+    def play_round():
+      rollout = sample(state.params, prompts, key)
+      return rollout, _judge(rollout)
+
+    batch, _ = collect_groups(play_round, num_prompts=contract.prompts, max_rounds=1)
     state, _ = update(state, batch)
     return state
 
@@ -129,7 +129,7 @@ def _start(mesh, config: RlConfig) -> tuple[TrainState, Callable]:
 
 def _judge(rollout) -> Judgement:
   rewards = reward(rollout.completions)
-  return Judgement(rewards, rewards, np.ones_like(rewards, bool))
+  return Judgement(rewards, np.ones_like(rewards, bool), *group_advantages(rewards, rewards))
 
 
 def _measure_apart(name: str) -> dict[str, Any]:

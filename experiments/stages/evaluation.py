@@ -22,7 +22,7 @@ from gr2_jax.evaluation import baselines
 from gr2_jax.evaluation.card import render_console_table, write_card
 from gr2_jax.evaluation.features import LogCounts, slate_features, slate_labels
 from gr2_jax.evaluation.per_slate import write_per_slate
-from gr2_jax.evaluation.results import Answers, Order, build_results, write_results
+from gr2_jax.evaluation.results import Answers, Order, build_results, measure_orders, write_results
 from gr2_jax.language.prompts import present
 from gr2_jax.rollout.generate import make_generate
 from gr2_jax.rollout.rerank import pad_shown, rank_slates
@@ -58,6 +58,7 @@ def run(config, run, progress, stop):
   )
   for name, stage in (("sft", "sft"), ("policy", "rl")):
     orders[name] = _policy_order(run, name, load_policy(run, stage, decoder), generate, test, context, style, progress, stop)
+  metrics = measure_orders(orders, labels, options.gain)
   users = [slate.user for slate in test]
   timed = any(slate.timestamp is not None for slate in test)
   results = build_results(
@@ -70,12 +71,13 @@ def run(config, run, progress, stop):
     train_labels=slate_labels(slates["train"]),
     notes=[TIME_NOTE if timed else UNTIMED_NOTE],
     gain=options.gain,
+    metrics=metrics,
     bootstrap_seed=config.seed,
     resamples=options.resamples,
   )
   if run.main:
     write_results(run.path("evaluation", "results.json"), results)
-    write_per_slate(run.path("evaluation", "per_slate.npz"), orders, labels, users, options.gain)
+    write_per_slate(run.path("evaluation", "per_slate.npz"), metrics, users)
     write_card(run.directory)
   progress.console.print(render_console_table(results))
 

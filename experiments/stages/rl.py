@@ -1,5 +1,7 @@
 """Stage `rl`: group rollouts on training slates, verifiable rewards, policy updates; the hacking monitors run at every step."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,10 +27,10 @@ from gr2_jax.rewards.monitors import monitor_answers, monitor_errors
 from gr2_jax.rewards.overlong import soft_overlong_penalty
 from gr2_jax.rewards.verifiable import RewardConfig, compute_rewards
 from gr2_jax.rollout.generate import make_generate
-from gr2_jax.rollout.parse import parse_completions
+from gr2_jax.rollout.parse import parse_compact, parse_completions
 from gr2_jax.rollout.rerank import pad_shown, render_prompts
 from gr2_jax.rollout.sampling import Sampling
-from gr2_jax.steps.rl import Judgement, RlConfig, collect_groups, make_rl_update
+from gr2_jax.steps.rl import Judgement, RlConfig, SilenceCounter, collect_groups, make_rl_update
 from gr2_jax.training.mesh import jit_update, to_global, to_local
 from gr2_jax.training.metric import merge
 
@@ -72,66 +74,75 @@ def _make_get_batch(run, slates, decoder, mesh, context, style, position, constr
     constraint=constraint,
   )
   sampling = Sampling.create(options.temperature)
-  judge = _make_judge(options)
+  judge, silence = _make_judge(options, loss), SilenceCounter(options.max_skips)
   labels = slate_labels(slates)
   width = labels.shape[1]
   # One length for all prompts: an order of candidates changes none, so nothing is compiled later.
   in_order = [np.arange(len(slate.candidates)) for slate in slates]
   length = render_prompts(slates, in_order, context, style).tokens.shape[1]
 
-  def next_prompts():
+  def play_round(params, key):
     drawn = next(position)
     chosen = [slates[i] for i in drawn["slate"]]
     shown = [
       present(len(s.candidates), options.presentation, (run.config.seed, int(i), int(d)))
       for s, i, d in zip(chosen, drawn["slate"], drawn["draw"], strict=True)
     ]
-    return drawn["slate"], chosen, shown, render_prompts(chosen, shown, context, style, length=length)
+    batch = render_prompts(chosen, shown, context, style, length=length)
+    shown = pad_shown(shown, width)
+    on_host = (batch.tokens, batch.mask, batch.references, shown, labels[drawn["slate"]])
+    tokens, mask, references, presented, of_slates = to_global(on_host, mesh)
+    # From here to the advantages nothing leaves the device but free text, which the host reads.
+    with jax.set_mesh(mesh):
+      rollout = generate(params, tokens, mask, key, sampling, None, references)
+      if style.answer == "compact":
+        answers = parse_compact(rollout.completions, references[:, :width], presented, vocabulary=vocabulary, style=style)
+      else:
+        completions = to_local(rollout.completions, mesh)
+        answers = to_global(parse_completions(completions, batch.references, shown, chosen, context, style), mesh)
+      return rollout, *judge(answers, of_slates, presented, rollout.completion_mask)
 
   def get_batch(state):
     step_key = jax.random.fold_in(stage_key(run, "rl"), int(state.step))
     monitors = []
 
-    def rollout_fn(prompts):
-      key = jax.random.fold_in(step_key, len(monitors))
-      batch = prompts[3]
-      tokens, mask, references = to_global((batch.tokens, batch.mask, batch.references), mesh)
-      with jax.set_mesh(mesh):
-        return to_local(generate(state.params, tokens, mask, key, sampling, None, references), mesh)
-
-    def judge_fn(prompts, rollout):
-      indices, chosen, shown, batch = prompts
-      shown = pad_shown(shown, width)
-      answers = parse_completions(rollout.completions, batch.references, shown, chosen, context, style)
-      judgement, found = judge(answers, labels[indices], shown, rollout.completion_mask)
+    def judged_round():
+      rollout, judgement, found = play_round(state.params, jax.random.fold_in(step_key, len(monitors)))
       monitors.append(found)
-      return judgement
+      return rollout, judgement
 
     batch, metrics = collect_groups(
-      next_prompts,
-      rollout_fn,
-      judge_fn,
+      judged_round,
       num_prompts=options.prompts // jax.process_count(),
       max_rounds=options.max_rounds,
       min_filled=options.min_filled,
-      dynamic_sampling=options.dynamic_sampling,
-      loss=loss,
+      mask_truncated=loss.mask_truncated,
+      fetch=functools.partial(to_local, mesh=mesh),
     )
+    silence.add(metrics)
     return batch, merge(monitors) | metrics
 
   return get_batch
 
 
-def _make_judge(options):
+def _make_judge(options, loss):
   """Builds the compiled `judge(ParsedAnswers, labels, shown, completion_mask) -> (Judgement, monitors)`."""
   reward_config = RewardConfig(**options.reward)
 
   @jax.jit
   def judge(answers, labels, shown, completion_mask):
-    rewards = compute_rewards(reward_config, answers.rankings, labels, shown, mask=labels >= 0)
     lengths = jnp.sum(completion_mask, axis=-1)
-    shaped = rewards.total + soft_overlong_penalty(lengths, options.max_new_tokens, options.overlong_zone)
+    rewards = compute_rewards(
+      reward_config,
+      answers.rankings,
+      labels,
+      shown,
+      mask=labels >= 0,
+      shaping=soft_overlong_penalty(lengths, options.max_new_tokens, options.overlong_zone),
+      divide_by_std=loss.divide_by_std,
+      keep_all=not options.dynamic_sampling,
+    )
     monitors = monitor_answers(rewards, answers.rankings, shown, lengths) | monitor_errors(answers.codes)
-    return Judgement(shaped, rewards.rank_raw, rewards.format > 0), monitors
+    return Judgement(rewards.total, rewards.format > 0, rewards.advantages, rewards.keep), monitors
 
   return judge

@@ -3,12 +3,12 @@
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from gr2_jax.evaluation.metrics import METRICS, compute_metrics
-from gr2_jax.evaluation.results import Order, ResultsError
+from gr2_jax.evaluation.metrics import METRICS
+from gr2_jax.evaluation.results import Measured, ResultsError
 
 
 class PerSlate(NamedTuple):
@@ -18,18 +18,12 @@ class PerSlate(NamedTuple):
   orders: Mapping[str, Mapping[str, np.ndarray]]
 
 
-def write_per_slate(
-  path: str | os.PathLike,
-  orders: Mapping[str, Order],
-  labels: np.ndarray,
-  users: Sequence[str],
-  gain: Literal["exponential", "linear"] = "exponential",
-) -> None:
-  """Writes `users [n]`, `metrics [M]` (their names) and `orders/NAME [n, M]` for n slates with labels `[n, K]`."""
+def write_per_slate(path: str | os.PathLike, metrics: Measured, users: Sequence[str]) -> None:
+  """Writes `users [n]`, `metrics [M]` (their names) and `orders/NAME [n, M]` of what `results.measure_orders` measured on n slates."""
   arrays = {"users": np.asarray(users, str), "metrics": np.asarray(METRICS)}
-  for name, order in orders.items():
-    of = compute_metrics(next(iter(order.answers.values())).rankings, labels, gain)
-    arrays[f"orders/{name}"] = np.stack([of[metric] for metric in METRICS], axis=1)
+  for name, by_presentation in metrics.items():
+    first = next(iter(by_presentation.values()))
+    arrays[f"orders/{name}"] = np.stack([first[metric] for metric in METRICS], axis=1)
   np.savez_compressed(path, **arrays)
 
 

@@ -100,6 +100,18 @@ def rank_histogram(labels: np.ndarray) -> list[int]:
   return np.bincount(target, minlength=labels.shape[1]).tolist()
 
 
+# NAME -> presentation -> METRIC -> values [n] of the same n slates.
+Measured = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
+
+
+def measure_orders(orders: Mapping[str, Order], labels: np.ndarray, gain: Literal["exponential", "linear"] = "exponential") -> Measured:
+  """Every metric of every slate, in all presentations of all orders; labels `[n, K]` in the upstream order (-1 at padding)."""
+  return {
+    name: {shown: compute_metrics(answers.rankings, labels, gain) for shown, answers in order.answers.items()}
+    for name, order in orders.items()
+  }
+
+
 def build_results(
   *,
   dataset: str,
@@ -111,6 +123,7 @@ def build_results(
   train_labels: np.ndarray | None = None,
   notes: Sequence[str] = (),
   gain: Literal["exponential", "linear"] = "exponential",
+  metrics: Measured | None = None,
   bootstrap_seed: int = 0,
   resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
@@ -118,8 +131,9 @@ def build_results(
 
   `orders`: NAME -> Order, among them `upstream`. `users [n]`: slates of one user are resampled together. `segments [n]`: tables
   of their own for each name. `train_labels [m, K]`: for the histogram of the target's upstream rank. `notes`: sentences for the
-  card, such as how features treat time. In `paired`, `ci95` is the interval of `relative` and `delta_ci95` that of `delta`;
-  both null where the baseline's mean is 0. Raises ValueError for orders without `upstream` or of other slates.
+  card, such as how features treat time. `metrics`: what `measure_orders` made of the orders, where it is at hand. In `paired`, `ci95` is
+  the interval of `relative` and `delta_ci95` that of `delta`; both null where the baseline's mean is 0. Raises ValueError for orders
+  without `upstream` or of other slates.
   """
   labels = np.asarray(labels)
   if BASELINE not in orders:
@@ -130,10 +144,7 @@ def build_results(
         raise ValueError(f"orders: {name} ({presentation}) has rankings {np.shape(answers.rankings)} for labels {labels.shape}")
   users = np.arange(len(labels)).astype(str) if users is None else np.asarray(users)
   segments = np.full(len(labels), None) if segments is None else np.asarray(segments, object)
-  metrics = {
-    name: {shown: compute_metrics(answers.rankings, labels, gain) for shown, answers in order.answers.items()}
-    for name, order in orders.items()
-  }
+  metrics = measure_orders(orders, labels, gain) if metrics is None else metrics
   main = {name: next(iter(by_presentation.values())) for name, by_presentation in metrics.items()}
   pairs = [(name, BASELINE) for name in orders if name != BASELINE]
   pairs += [pair for pair in _FURTHER_PAIRS if pair[0] in orders and pair[1] in orders]

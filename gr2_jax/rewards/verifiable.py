@@ -52,6 +52,8 @@ class RewardTerms(NamedTuple):
   total: jax.Array
   rank_raw: jax.Array
   format: jax.Array
+  advantages: jax.Array  # `total` normalised within the group; 0 in a group that is not kept
+  keep: jax.Array  # [P]: whether the group's raw rewards vary
   terms: RankTerms  # everything else: copies, Kendall tau, metrics
 
 
@@ -62,12 +64,29 @@ def compute_rewards(
   shown: jax.Array,
   upstream: jax.Array | None = None,
   mask: jax.Array | None = None,
+  shaping: jax.Array | None = None,
+  *,
+  divide_by_std: bool = True,
+  keep_all: bool = False,
 ) -> RewardTerms:
-  """Rewards of the answers in each group, before overlong shaping.
+  """Rewards and advantages of the answers in each group, in one pass over them.
 
   rankings `[P, G, K]` candidate indices best first (all -1 where invalid), labels `[P, K]` by candidate, shown `[P, K]` the
-  candidate at each slot, upstream `[P, K]` (default: the candidate indices' own order), mask `[P, K]` (default: all valid).
+  candidate at each slot, upstream `[P, K]` (default: the candidate indices' own order), mask `[P, K]` (default: all valid),
+  shaping `[P, G]` (default 0) is added to what is optimised, not to what filters groups.
+  `divide_by_std` as in `objectives.advantages.group_advantages`; `keep_all` filters no group, as GRPO does without dynamic sampling.
   Source: GR2 section 7, v1's rule and Eq 5-7; the relative reward is ours.
   """
-  terms = api.rank_terms(rankings, labels, shown, upstream, mask, options=config.to_options())
-  return RewardTerms(total=terms.reward, rank_raw=terms.rank_reward, format=terms.valid, terms=terms)
+  terms, advantages, keep = api.group_rank_terms(
+    rankings,
+    labels,
+    shown,
+    upstream,
+    mask,
+    shaping,
+    options=config.to_options(),
+    min_raw_std=0.0 if keep_all else api.MIN_RAW_STD,
+    divide_by_std=divide_by_std,
+  )
+  total = terms.reward if shaping is None else terms.reward + shaping
+  return RewardTerms(total, terms.rank_reward, terms.valid, advantages, keep, terms)

@@ -1,8 +1,9 @@
 """Reinforcement learning on group rollouts: collect groups that carry a signal, then update on a shared-prefix forward."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,6 @@ from flax import struct
 from jax.experimental import multihost_utils
 
 from gr2_jax.models.transformer import Decoder
-from gr2_jax.objectives.advantages import group_advantages
 from gr2_jax.objectives.policy import DAPO, PolicyLossConfig, loss_denominator, policy_loss, truncated_importance_weights
 from gr2_jax.objectives.token_loss import token_log_probs
 from gr2_jax.rollout.generate import Rollout, prefill
@@ -188,65 +188,69 @@ def _loss_mask(batch: RlBatch) -> jax.Array:
 
 
 class Judgement(NamedTuple):
-  """Rewards of a rollout's answers, all `[P, G]`: `rewards` as optimised, `raw_rewards` the ranking reward before format credit and
-  shaping, `valid` whether the answer is a full permutation.
+  """What a rollout's answers are worth, `[P, G]`: `rewards` as optimised, `valid` whether the answer is a full permutation,
+  `advantages`, all 0 in a group without a signal; and `keep [P]`, the groups to learn from.
   """
 
   rewards: Any
-  raw_rewards: Any
   valid: Any
+  advantages: Any
+  keep: Any
 
 
 def collect_groups(
-  next_prompts: Callable[[], Any],
-  rollout_fn: Callable[[Any], Rollout],
-  judge_fn: Callable[[Any, Rollout], Judgement],
+  play_round: Callable[[], tuple[Rollout, Judgement]],
   *,
   num_prompts: int,
   max_rounds: int,
   min_filled: float = 1.0,
-  dynamic_sampling: bool = True,
-  loss: PolicyLossConfig = DAPO,
+  mask_truncated: bool = False,
+  fetch: Callable[[Any], Any] = jax.device_get,
   gather: Callable[[np.ndarray], np.ndarray] = multihost_utils.process_allgather,
 ) -> tuple[RlBatch, dict[str, Metric]]:
-  """Roll out until `num_prompts` groups vary in their raw ranking reward, for at most `max_rounds` rounds (DAPO's dynamic sampling).
+  """Play rounds until `num_prompts` groups are kept, for at most `max_rounds` rounds (DAPO's dynamic sampling).
 
-  `next_prompts()` gives a round's prompts in any form, `rollout_fn(prompts)` and `judge_fn(prompts, rollout)` their groups, in the same
-  shapes each round. Returns a batch of exactly `num_prompts` groups on the host: kept groups first, in order, then groups with `keep`
-  False. Kept groups beyond `num_prompts` are dropped, since they would be off-policy by the next batch, and counted as surplus.
+  `play_round()` draws prompts and gives their groups with what these are worth, in the same shapes each round, on the device or not.
+  Returns a batch of exactly `num_prompts` groups on the host: kept groups first, in order, then groups with `keep` False. Kept groups
+  beyond `num_prompts` are dropped, since they would be off-policy by the next batch, and counted as surplus.
   `min_filled`: share of the batch that is enough, since a whole round for its last groups can cost more than they are worth; places left
-  over weigh nothing, and the loss is exact all the same.
-  Without `dynamic_sampling` there is one round, every group is kept, and advantages are 0 in a group of equal rewards (GRPO).
-  `loss` tells how advantages are normalised and whether truncated completions count.
+  over weigh nothing, and the loss is exact all the same. A judge that keeps every group (GRPO) fills the batch in one round.
+  `mask_truncated`: completions cut off at the limit are not learnt from.
 
-  Each of several processes rolls out and fills a share of its own, of `num_prompts` groups. All go on until the last of them is full: a
-  decision that they take alike, from the counts that `gather` (array -> the arrays of all processes, stacked) brings together.
+  Each of several processes fills a share of its own, of `num_prompts` groups; `fetch` brings its rows of device arrays to the host. All
+  go on until the last of them is full: a decision that they take alike, from the counts that `gather` (array -> the arrays of all
+  processes, stacked) brings together.
 
-  Metrics of this process's share: `kept_fraction`, `all_invalid_fraction` and `all_equal_fraction` (groups without a signal, with no
-  valid answer, or with some, of equal reward) over the groups rolled out; `filled_fraction` and `surplus_fraction` of the batch;
-  `rounds`; `valid_rate`, `reward`, `raw_reward`, `truncated_rate`, `completion_length` and `sampling_entropy` over everything rolled
-  out. Groups of one, and of a slate whose order cannot matter (no positives, or nothing else), are among the equal ones.
+  Metrics: `filled_fraction` and `surplus_fraction` of this process's batch; `rounds`; and over everything rolled out, by all processes,
+  `kept_fraction`, `all_invalid_fraction` and `all_equal_fraction` (groups without a signal, with no valid answer, or with some, of equal
+  reward), `valid_rate`, `reward`, `truncated_rate`, `completion_length` and `sampling_entropy`. Groups of one, and of a slate whose
+  order cannot matter (no positives, or nothing else), are among the equal ones.
   Raises ValueError for a reward that is not finite, and when rounds differ in shape.
   """
   parts: list[RlBatch] = []
   round_metrics: list[dict[str, Metric]] = []
   kept = 0
   for number in range(1, max_rounds + 1):
-    prompts = next_prompts()
-    rollout = rollout_fn(prompts)
-    judgement = Judgement(*map(np.asarray, judge_fn(prompts, rollout)))
-    part, metrics = _judge(jax.device_get(rollout), judgement, dynamic_sampling, loss)
-    if parts and part.prompts.shape[1:] + part.completions.shape[1:] != parts[0].prompts.shape[1:] + parts[0].completions.shape[1:]:
+    rollout, judgement = play_round()
+    part, metrics = _form_groups(rollout, judgement, mask_truncated)
+    if parts and jax.tree.map(jnp.shape, part) != jax.tree.map(jnp.shape, parts[0]):
       raise ValueError(
         f"round {number} has prompts {part.prompts.shape} and completions {part.completions.shape}, the first had "
-        f"{parts[0].prompts.shape} and {parts[0].completions.shape}; pad every round to one prompt length"
+        f"{parts[0].prompts.shape} and {parts[0].completions.shape}; give every round the same prompts, padded to one length"
       )
     parts.append(part)
     round_metrics.append(metrics)
-    kept += int(part.keep.sum())
-    if not dynamic_sampling or np.min(gather(np.int32(kept))) >= min_filled * num_prompts:
+    # All that a round sends to the host: whether to go on is decided there.
+    rewards, keep = fetch((judgement.rewards, part.keep))
+    if not np.isfinite(rewards).all():
+      prompt, member = np.argwhere(~np.isfinite(rewards))[0]
+      raise ValueError(f"rewards[{prompt}, {member}] is {rewards[prompt, member]}; a reward must be finite for every answer")
+    kept += int(keep.sum())
+    if np.min(gather(np.int32(kept))) >= min_filled * num_prompts:
       break
-  pool = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+  # The batch is put together on the host: a gather on the devices would compile for each number of rounds, and move rows between
+  # processes that each fill a share of their own. These are the rollouts' tokens and numbers, small beside what made them.
+  pool = jax.tree.map(lambda *arrays: np.concatenate(arrays), *fetch(parts))
   # Stable: kept groups in the order they came. Where all rounds together are short of groups, some fill several places, at weight 0.
   order = np.resize(np.argsort(~pool.keep, kind="stable"), max(num_prompts, len(pool.keep)))[:num_prompts]
   batch = jax.tree.map(lambda array: array[order], pool)
@@ -259,40 +263,59 @@ def collect_groups(
   return batch, metrics
 
 
-def _judge(rollout: Rollout, judgement: Judgement, dynamic_sampling: bool, loss: PolicyLossConfig) -> tuple[RlBatch, dict[str, Metric]]:
-  """One round's groups with their advantages, and its counts; everything on the host."""
-  for name in ("rewards", "raw_rewards"):
-    rewards = getattr(judgement, name)
-    if not np.isfinite(rewards).all():
-      prompt, member = np.argwhere(~np.isfinite(rewards))[0]
-      raise ValueError(f"{name}[{prompt}, {member}] is {rewards[prompt, member]}; a reward must be finite for every answer")
-  judged = judgement.raw_rewards if dynamic_sampling else judgement.rewards
-  advantages, varies = jax.device_get(group_advantages(judgement.rewards, judged, divide_by_std=loss.divide_by_std))
-  keep = varies if dynamic_sampling else np.ones_like(varies)
-  learnt = rollout.finished[..., None] if loss.mask_truncated else True
+@functools.partial(jax.jit, static_argnames="mask_truncated")
+def _form_groups(rollout: Rollout, judgement: Judgement, mask_truncated: bool) -> tuple[RlBatch, dict[str, Metric]]:
+  """One round's groups, and its counts."""
+  learnt = rollout.finished[..., None] if mask_truncated else True
   batch = RlBatch(
     prompts=rollout.prompts,
     prompt_mask=rollout.prompt_mask,
     completions=rollout.completions,
     completion_mask=rollout.completion_mask & learnt,
     behaviour_logps=rollout.behaviour_logps,
-    advantages=advantages,
-    keep=keep,
+    advantages=judgement.advantages,
+    keep=judgement.keep,
   )
-  some_valid = judgement.valid.any(axis=-1)
-
-  def mean(values):
-    return Metric(float(np.sum(values)), float(np.size(values)))
-
-  tokens = float(rollout.completion_mask.sum())
+  silent, some_valid = jnp.all(judgement.advantages == 0, axis=-1), jnp.any(judgement.valid, axis=-1)
   return batch, {
-    "kept_fraction": mean(keep),
-    "all_invalid_fraction": mean(~varies & ~some_valid),
-    "all_equal_fraction": mean(~varies & some_valid),
-    "valid_rate": mean(judgement.valid),
-    "reward": mean(judgement.rewards),
-    "raw_reward": mean(judgement.raw_rewards),
-    "truncated_rate": mean(~rollout.finished),
-    "completion_length": Metric(tokens, float(rollout.finished.size)),
-    "sampling_entropy": Metric(float(rollout.entropy.sum()), tokens),
+    "kept_fraction": Metric.of(judgement.keep),
+    "all_invalid_fraction": Metric.of(silent & ~some_valid),
+    "all_equal_fraction": Metric.of(silent & some_valid),
+    "valid_rate": Metric.of(judgement.valid),
+    "reward": Metric.of(judgement.rewards),
+    "truncated_rate": Metric.of(~rollout.finished),
+    "completion_length": Metric.of(jnp.sum(rollout.completion_mask, axis=-1)),
+    "sampling_entropy": Metric.of(rollout.entropy, rollout.completion_mask),
   }
+
+
+class NoSignalError(RuntimeError):
+  """In too many steps in a row no group carried a signal; the message counts why, and says what helps."""
+
+
+class SilenceCounter:
+  """Counts steps in a row in which no group carried a signal, from the metrics of `collect_groups`; begins at 0 when a run is continued.
+
+  Such a step leaves the parameters as they are, and the next one asks the same policy again: many in a row are a run that learns nothing.
+  """
+
+  def __init__(self, limit: int):
+    self._limit = limit
+    self._silent: list[Mapping[str, Metric]] = []
+
+  def add(self, metrics: Mapping[str, Metric]) -> None:
+    """Raises NoSignalError at the limit. All processes do so alike, where the metrics are those of all of them."""
+    self._silent.append(metrics)
+    total = merge(self._silent)
+    no_answer, alike = total["all_invalid_fraction"], total["all_equal_fraction"]
+    if no_answer.sum + alike.sum < alike.count:
+      self._silent.clear()
+    if len(self._silent) < self._limit:
+      return
+    raise NoSignalError(
+      f"no group carried a signal in {len(self._silent)} steps in a row, so nothing was learnt: of {int(alike.count):,} groups "
+      f"{int(no_answer.sum):,} had no valid answer and {int(alike.sum):,} had answers of equal reward; "
+      f"{float(total['truncated_rate'].mean()):.0%} of the answers were cut off at the limit. Without valid answers: train SFT longer, "
+      "raise max_new_tokens, or constrain decoding to the slate. With equal rewards: raise the temperature or the group size, and see "
+      "whether the slates have both positives and negatives"
+    )

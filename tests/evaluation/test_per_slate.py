@@ -5,7 +5,7 @@ import pytest
 
 from gr2_jax.evaluation.metrics import METRICS
 from gr2_jax.evaluation.per_slate import load_per_slate, write_per_slate
-from gr2_jax.evaluation.results import Answers, Order, ResultsError
+from gr2_jax.evaluation.results import Answers, Order, ResultsError, measure_orders
 
 LABELS = np.array([[1, 0, 0], [0, 0, 1]])
 
@@ -13,7 +13,8 @@ LABELS = np.array([[1, 0, 0], [0, 0, 1]])
 def test_the_first_presentation_of_every_order_comes_back(tmp_path):
   reverse = np.array([[2, 1, 0], [2, 1, 0]])
   policy = Order({"upstream": Answers(reverse), "shuffled_1": Answers(np.full((2, 3), -1))})
-  write_per_slate(tmp_path / "x.npz", {"upstream": Order.of(reverse[:, ::-1]), "policy": policy}, LABELS, ["u1", "u2"])
+  metrics = measure_orders({"upstream": Order.of(reverse[:, ::-1]), "policy": policy}, LABELS)
+  write_per_slate(tmp_path / "x.npz", metrics, ["u1", "u2"])
   read = load_per_slate(tmp_path / "x.npz")
   assert read.users.tolist() == ["u1", "u2"]
   assert set(read.orders) == {"upstream", "policy"} and set(read.orders["policy"]) == set(METRICS)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from gr2_jax.evaluation.paired import paired_bootstrap
 from gr2_jax.evaluation.per_slate import load_per_slate, write_per_slate
-from gr2_jax.evaluation.results import Answers, Order, ResultsError, build_results, write_results
+from gr2_jax.evaluation.results import Answers, Order, ResultsError, build_results, measure_orders, write_results
 from gr2_jax.evaluation.sweeps import build_sweep, render_sweep_table, write_sweep
 
 N, K = 40, 5
@@ -33,7 +33,7 @@ def make_run(folder, seed, skill, copying, users=None):
     folder / "evaluation" / "results.json",
     build_results(dataset="toy", seeds=[seed], labels=labels, orders=orders, users=users, resamples=50),
   )
-  write_per_slate(folder / "evaluation" / "per_slate.npz", orders, labels, users)
+  write_per_slate(folder / "evaluation" / "per_slate.npz", measure_orders(orders, labels), users)
   for stage, fingerprint in (("sft", f"sft {seed}"), ("rl", f"{folder}")):
     (folder / stage).mkdir()
     (folder / stage / "done.json").write_text(json.dumps({"fingerprint": fingerprint, "seconds": 60.0}))

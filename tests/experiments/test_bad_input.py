@@ -13,6 +13,7 @@ from experiments.run import execute
 from experiments.rundir import Stage
 from gr2_jax.data.jsonl import read_interactions, read_items, read_slates
 from gr2_jax.evaluation.results import ResultsError
+from gr2_jax.steps.rl import NoSignalError
 from gr2_jax.training.checkpoints import CheckpointError
 from gr2_jax.training.guard import DivergedError
 
@@ -138,7 +139,7 @@ def test_slates_longer_than_answers_can_name(dataset, run_here, tmp_path, capsys
   assert "candidates: a slate has 11, but only 10 have names; raise --config.tokenize.num_candidates" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [CheckpointError, DivergedError, ResultsError])
+@pytest.mark.parametrize("error", [CheckpointError, DivergedError, NoSignalError, ResultsError])
 def test_what_a_stage_refuses_to_go_on_with_is_one_line(error, tmp_path, capsys, monkeypatch):
   def run(config, run, progress, stop):
     raise error("what, where, and what to do")
@@ -197,3 +198,13 @@ def test_examples_longer_than_a_row(tiny_run, run_here, tmp_path, capsys):
   config = tiny_config(sft__row_length=64)
   run = continue_from(tiny_run, tmp_path / "run", config, BEFORE_SFT)
   assert "config.sft.row_length: 64 is too short for " in refuse(run_here, config, run, capsys)
+
+
+def test_an_rl_run_in_which_no_answers_differ(tiny_run, run_here, tmp_path, capsys):
+  # Nearly greedy answers of a group are the same, and earn the same.
+  config = tiny_config(rl__temperature=1e-6, rl__max_rounds=1, rl__max_skips=2)
+  run = continue_from(tiny_run, tmp_path / "run", config, (*BEFORE_SFT, "sft"))
+  assert run_here(config, run, ["rl"]) == 1
+  error = capsys.readouterr().err
+  assert error.startswith("ERROR: no group carried a signal in 2 steps in a row, so nothing was learnt: of 4 groups ")
+  assert "raise the temperature or the group size" in error

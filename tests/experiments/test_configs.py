@@ -111,11 +111,36 @@ def test_values_that_do_not_go_together():
   check_values(tiny_config(slates__size=12))  # unused: the slates are logged ones
 
 
-def test_batches_must_divide_over_the_mesh(monkeypatch):
+# (changes of batches that fit eight devices, what the message says)
+UNEVEN = {
+  "mid-training": ({"midtrain__batch_size": 4}, r"midtrain\.batch_size: 4 rows at once do not divide over the 8 parts of the mesh"),
+  "SFT": ({"sft__batch_size": 12}, r"sft\.batch_size: 12 rows .* make sft\.batch_size a multiple of 8, or the mesh smaller"),
+  "RL": ({"rl__prompts": 12}, r"rl\.prompts: 12 rows"),
+  "minibatches": (
+    {"rl__prompts": 24, "rl__minibatches": 2, "rl__microbatches": 3},
+    r"rl\.prompts: 4 rows at once in each of rl\.minibatches x rl\.microbatches .* make rl\.prompts a multiple of 48",
+  ),
+}
+
+
+@pytest.mark.parametrize("case", UNEVEN)
+def test_batches_must_divide_over_the_mesh(case, monkeypatch):
   monkeypatch.undo()  # all eight devices
-  with pytest.raises(ConfigError, match=r"--config\.midtrain\.batch_size: 4 rows at once do not divide over the 8 parts"):
-    check_values(tiny_config())
-  check_values(tiny_config(midtrain__batch_size=8, sft__batch_size=16, rl__prompts=8))
+  fitting = {"midtrain__batch_size": 8, "sft__batch_size": 16, "rl__prompts": 8, "rl__group": 3}  # groups divide nothing
+  check_values(tiny_config(**fitting))
+  changes, message = UNEVEN[case]
+  with pytest.raises(ConfigError, match=f"--config.{message}"):
+    check_values(tiny_config(**fitting | changes))
+
+
+def test_the_mesh_must_divide_over_the_processes(monkeypatch):
+  monkeypatch.undo()
+  monkeypatch.setattr(jax, "process_count", lambda: 3)
+  config = tiny_config(midtrain__batch_size=24, sft__batch_size=24, rl__prompts=24, distributed=True)
+  check_values(config)  # a program that has not joined the others does not know
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+  with pytest.raises(ConfigError, match=r"--config\.mesh: 8 parts \(data x fsdp\) do not divide over 3 processes.* a multiple of 3"):
+    check_values(config)
 
 
 def test_a_value_that_is_set_is_set_for_its_key_and_config_alone():

@@ -35,8 +35,9 @@ def make_groups(seed, prompts, group, size, integer=np.int32):
   return [jnp.asarray(x) for x in (*orders, mask, shaping)]
 
 
-def run(path, args, options=OPTIONS, **kwargs):
-  return jax.jit(functools.partial(path, options=options, std_floor=1e-4, min_raw_std=1e-6, **kwargs))(*args)
+def run(path, args, options=OPTIONS, min_raw_std=1e-6, divide_by_std=True, **kwargs):
+  static = {"options": options, "std_floor": 1e-4, "min_raw_std": min_raw_std, "divide_by_std": divide_by_std}
+  return jax.jit(functools.partial(path, **static, **kwargs))(*args)
 
 
 def assert_same(got, expected):
@@ -53,6 +54,17 @@ def test_kernel_equals_reference(kernel):
   assert_same((terms, advantages, keep), run(reference.group_rank_terms, args))
   # What is compared isn't all zeros: there are valid and invalid answers, kept and dropped groups.
   assert 0 < float(terms.valid.mean()) < 1 and float(keep.mean()) > 0 and float(jnp.abs(advantages).max()) > 0.5
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernel_equals_reference_without_standard_deviation_or_filter(kernel):
+  args = make_groups(6, prompts=5, group=4, size=6)
+  choices = {"min_raw_std": 0.0, "divide_by_std": False}
+  terms, advantages, keep = run(KERNELS[kernel], args, **choices, interpret=True)
+  assert_same((terms, advantages, keep), run(reference.group_rank_terms, args, **choices))
+  rewards = terms.reward + args[-1]
+  np.testing.assert_allclose(advantages, rewards - rewards.mean(axis=-1, keepdims=True), atol=1e-6)
+  assert keep.all()
 
 
 def sweep(kernel, data, sizes):

@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gr2_jax.kernels.rank_reward.api import MIN_RAW_STD
+from gr2_jax.objectives.advantages import group_advantages
 from gr2_jax.rewards.verifiable import RewardConfig, compute_rewards
 
 INVALID = [-1] * 5
@@ -110,3 +112,21 @@ def test_a_reward_can_be_set_and_an_unknown_one_is_refused():
   np.testing.assert_allclose(total, [0.75, -2.0], atol=1e-6)
   with pytest.raises(ValueError, match="rank: 'mrr' is none of"):
     RewardConfig("mrr").to_options()
+
+
+def test_advantages_are_those_of_the_shaped_reward():
+  # The second group earns nothing that varies: it is dropped, unless all are kept and the shaping speaks.
+  rankings, labels = jnp.asarray([[COPY, [2, 0, 1, 3, 4], INVALID]] * 2), jnp.asarray([[0, 0, 1, 0, 0], [0] * 5])
+  rankings = rankings.at[1, 2].set(jnp.asarray(COPY))
+  shown, shaping = jnp.asarray([COPY] * 2), jnp.asarray([[0.0, -0.5, 0.0], [0.0, -1.0, 0.0]])
+  for divide_by_std in (True, False):
+    for keep_all in (True, False):
+      choices = {"divide_by_std": divide_by_std, "keep_all": keep_all}
+      rewards = compute_rewards(RewardConfig("promotion", "v1"), rankings, labels, shown, shaping=shaping, **choices)
+      unshaped = compute_rewards(RewardConfig("promotion", "v1"), rankings, labels, shown)
+      np.testing.assert_allclose(rewards.total, unshaped.total + shaping, atol=1e-6)
+      expected = group_advantages(
+        rewards.total, rewards.rank_raw, divide_by_std=divide_by_std, min_raw_std=0.0 if keep_all else MIN_RAW_STD
+      )
+      np.testing.assert_allclose(rewards.advantages, expected[0], atol=1e-6)
+      assert rewards.keep.tolist() == expected[1].tolist() == [True, keep_all]

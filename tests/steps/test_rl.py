@@ -6,11 +6,21 @@ import pytest
 
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder, init_params
+from gr2_jax.objectives.advantages import group_advantages
 from gr2_jax.objectives.policy import DAPO, PolicyLossConfig, policy_loss, truncated_importance_weights
 from gr2_jax.rewards.verifiable import RewardConfig, compute_rewards
 from gr2_jax.rollout.generate import Rollout, make_generate
 from gr2_jax.rollout.sampling import Sampling
-from gr2_jax.steps.rl import Judgement, RlBatch, RlConfig, collect_groups, completion_log_probs, make_rl_update
+from gr2_jax.steps.rl import (
+  Judgement,
+  NoSignalError,
+  RlBatch,
+  RlConfig,
+  SilenceCounter,
+  collect_groups,
+  completion_log_probs,
+  make_rl_update,
+)
 from gr2_jax.steps.start import start_fresh
 from gr2_jax.training.mesh import jit_update, make_mesh, replicated
 from gr2_jax.training.state import init_state
@@ -248,23 +258,23 @@ def test_policy_learns_to_emit_one_token():
   for step in range(40):
     key = jax.random.fold_in(jax.random.key(1), step)
 
-    def judge(_, rollout):
-      hit = (np.asarray(rollout.completions)[..., 0] == wanted[:, None]).astype(np.float32)
-      return Judgement(hit, hit, np.ones_like(hit, bool))
-
-    batch, metrics = collect_groups(
-      lambda: prompts,
-      lambda tokens, params=state.params, key=key: run(params, tokens, np.ones_like(tokens), key, Sampling.create()),
-      judge,
-      num_prompts=8,
-      max_rounds=1,
-    )
+    rollout = run(state.params, prompts, np.ones_like(prompts), key, Sampling.create())
+    hit = (np.asarray(rollout.completions)[..., 0] == wanted[:, None]).astype(np.float32)
+    played = rollout, _judge(hit)
+    batch, metrics = collect_groups(lambda played=played: played, num_prompts=8, max_rounds=1)
     rate.append(float(metrics["reward"].mean()))
     state, update_metrics = update(state, batch)
     if update_metrics["loss"].count > 0:
       # The first step on a batch is on-policy: sampler and trainer agree.
       assert update_metrics["logp_gap"].mean() < 1e-4
   assert np.mean(rate[:3]) < 0.2 and np.mean(rate[-3:]) > 0.9
+
+
+def _judge(rewards, raw=None, **choices):
+  """A judge of given rewards `[P, G]`, negative where the answer is invalid."""
+  rewards = np.array(rewards, np.float32)
+  raw = rewards if raw is None else np.array(raw, np.float32)
+  return Judgement(rewards, rewards >= 0, *group_advantages(rewards, raw, **choices))
 
 
 def _rollout(number=0, group=2, finished=True):
@@ -281,21 +291,21 @@ def _rollout(number=0, group=2, finished=True):
   )
 
 
-def _scripted(rewards_by_round, *, raw=None, finished=True):
+def _scripted(rewards_by_round, *, finished=True, **choices):
   """Rounds of 2 prompts x 2 answers whose rewards are given."""
   rounds = iter(enumerate(rewards_by_round))
 
-  def judge_fn(request, _):
-    rewards = np.array(request[1], np.float32)
-    return Judgement(rewards, rewards if raw is None else np.array(raw, np.float32), rewards >= 0)
+  def play_round():
+    number, rewards = next(rounds)
+    return _rollout(number, finished=finished), _judge(rewards, **choices)
 
-  return lambda: next(rounds), lambda request: _rollout(request[0], finished=finished), judge_fn
+  return play_round
 
 
 def test_groups_are_refilled_until_the_batch_is_full():
   # Kept: groups 1, 2, 4, 5; group 0 is all equal, group 3 all invalid. Three are wanted, so 5 is surplus, and round 4 is never asked for.
   rounds = [[[1, 1], [0, 1]], [[1, 0], [-1, -1]], [[0, 1], [1, 0]], [[0, 1], [0, 1]]]
-  batch, metrics = collect_groups(*_scripted(rounds), num_prompts=3, max_rounds=4)
+  batch, metrics = collect_groups(_scripted(rounds), num_prompts=3, max_rounds=4)
   assert batch.prompts[:, 0].tolist() == [1, 2, 4] and batch.keep.all()
   np.testing.assert_allclose(batch.advantages, [[-1, 1], [1, -1], [-1, 1]], rtol=1e-5)
   assert metrics["rounds"].sum == 3 and metrics["surplus_fraction"].sum == 1
@@ -307,21 +317,21 @@ def test_groups_are_refilled_until_the_batch_is_full():
 
 def test_a_batch_that_is_full_enough_begins_no_further_round():
   rounds = [[[1, 1], [0, 1]], [[1, 0], [0, 1]], [[0, 1], [1, 0]]]  # 3 of 4 places are filled after two rounds
-  batch, metrics = collect_groups(*_scripted(rounds), num_prompts=4, max_rounds=3, min_filled=0.75)
+  batch, metrics = collect_groups(_scripted(rounds), num_prompts=4, max_rounds=3, min_filled=0.75)
   assert metrics["rounds"].sum == 2 and metrics["filled_fraction"].mean() == 0.75
   assert batch.keep.tolist() == [True, True, True, False]
-  assert collect_groups(*_scripted(rounds), num_prompts=4, max_rounds=3, min_filled=0.8)[1]["rounds"].sum == 3
+  assert collect_groups(_scripted(rounds), num_prompts=4, max_rounds=3, min_filled=0.8)[1]["rounds"].sum == 3
 
 
 def test_rounds_are_bounded_and_leftover_places_have_weight_zero():
-  batch, metrics = collect_groups(*_scripted([[[1, 1], [0, 1]]] * 5), num_prompts=4, max_rounds=2)
+  batch, metrics = collect_groups(_scripted([[[1, 1], [0, 1]]] * 5), num_prompts=4, max_rounds=2)
   assert batch.prompts[:, 0].tolist() == [1, 3, 0, 2]
   assert batch.keep.tolist() == [True, True, False, False]
   assert metrics["filled_fraction"].mean() == 0.5 and metrics["rounds"].sum == 2
 
 
 def test_too_few_groups_for_the_batch_never_count_one_twice():
-  batch, _ = collect_groups(*_scripted([[[0, 1], [1, 0]]]), num_prompts=5, max_rounds=1)
+  batch, _ = collect_groups(_scripted([[[0, 1], [1, 0]]]), num_prompts=5, max_rounds=1)
   assert batch.keep.tolist() == [True, True, False, False, False]
   assert batch.prompts.shape == (5, 4)
 
@@ -335,7 +345,7 @@ def test_all_processes_go_on_until_the_last_one_is_full():
     return np.array([kept, next(others)])
 
   rounds = [[[0, 1], [1, 0]], [[1, 1], [0, 1]], [[0, 1], [1, 1]], [[0, 1], [0, 1]]]
-  batch, metrics = collect_groups(*_scripted(rounds), num_prompts=2, max_rounds=4, gather=gather)
+  batch, metrics = collect_groups(_scripted(rounds), num_prompts=2, max_rounds=4, gather=gather)
   assert seen == [2, 3, 4]
   assert batch.prompts[:, 0].tolist() == [0, 1] and batch.keep.all()
   assert metrics["rounds"].sum == 3 and metrics["surplus_fraction"].sum == 2
@@ -343,25 +353,23 @@ def test_all_processes_go_on_until_the_last_one_is_full():
 
 def test_without_dynamic_sampling_every_group_counts_once():
   # Group 0 is all equal in what is optimised, group 1 in the raw reward only: as no group is judged, its shaping is learnt.
-  script = _scripted([[[1, 1], [0, 1]]] * 3, raw=[[1, 0], [0, 0]])
-  batch, metrics = collect_groups(*script, num_prompts=2, max_rounds=3, dynamic_sampling=False)
+  script = _scripted([[[1, 1], [0, 1]]] * 3, raw=[[1, 0], [0, 0]], min_raw_std=0.0)
+  batch, metrics = collect_groups(script, num_prompts=2, max_rounds=3)
   assert batch.keep.all() and metrics["rounds"].sum == 1 and metrics["kept_fraction"].mean() == 1
   np.testing.assert_allclose(batch.advantages, [[0, 0], [-1, 1]], rtol=1e-5)
   assert metrics["all_equal_fraction"].mean() == 0.5
 
 
 def test_advantages_without_the_standard_deviation():
-  loss = PolicyLossConfig(divide_by_std=False)
-  batch, _ = collect_groups(*_scripted([[[0, 1], [1, 0]]]), num_prompts=2, max_rounds=1, loss=loss)
+  batch, _ = collect_groups(_scripted([[[0, 1], [1, 0]]], divide_by_std=False), num_prompts=2, max_rounds=1)
   np.testing.assert_allclose(batch.advantages, [[-0.5, 0.5], [0.5, -0.5]], rtol=1e-6)
 
 
 def test_truncated_completions_are_masked_when_told_to():
   finished = np.array([[True, False], [False, False]])
   for mask_truncated, expected in ((False, np.ones((2, 2))), (True, finished)):
-    loss = PolicyLossConfig(mask_truncated=mask_truncated)
     script = _scripted([[[0, 1], [1, 0]]], finished=finished)
-    batch, metrics = collect_groups(*script, num_prompts=2, max_rounds=1, loss=loss)
+    batch, metrics = collect_groups(script, num_prompts=2, max_rounds=1, mask_truncated=mask_truncated)
     np.testing.assert_array_equal(batch.completion_mask, np.repeat(expected[..., None], 3, axis=-1))
     # Counted, and at their length, in both cases; their rewards stay in the group's mean.
     assert metrics["truncated_rate"].mean() == 0.75 and metrics["completion_length"].mean() == 3
@@ -393,15 +401,47 @@ def test_completions_that_never_end_change_nothing_when_they_are_masked(params):
 def test_slates_whose_order_cannot_matter_and_groups_of_one_are_counted_as_equal(labels, rank, group, condition):
   rankings = np.array([[[0, 1, 2], [2, 1, 0]]] * 2)[:, :group]
   rewards = compute_rewards(RewardConfig(rank, condition), rankings, np.array([labels] * 2), np.array([[0, 1, 2]] * 2))
-  judgement = Judgement(rewards.total, rewards.rank_raw, rewards.format > 0)
-  batch, metrics = collect_groups(lambda: 0, lambda _: _rollout(group=group), lambda *_: judgement, num_prompts=2, max_rounds=2)
+  judgement = Judgement(rewards.total, rewards.format > 0, rewards.advantages, rewards.keep)
+  batch, metrics = collect_groups(lambda: (_rollout(group=group), judgement), num_prompts=2, max_rounds=2)
   assert not batch.keep.any() and not batch.advantages.any()
   assert metrics["all_equal_fraction"].mean() == 1 and metrics["filled_fraction"].mean() == 0 and metrics["rounds"].sum == 2
 
 
+def test_steps_without_a_signal_in_a_row_stop_with_the_reasons():
+  def step(rewards, finished=True):
+    return collect_groups(_scripted([rewards], finished=finished), num_prompts=2, max_rounds=1)[1]
+
+  counter = SilenceCounter(2)
+  nothing = step([[-1, -1], [1, 1]], finished=np.array([[False, False], [True, True]]))
+  for metrics in (nothing, step([[0, 1], [1, 1]]), nothing):  # the second one has a signal, so that two never follow each other
+    counter.add(metrics)
+  with pytest.raises(NoSignalError, match=r"2 steps in a row.* of 4 groups 2 had no valid answer and 2 .*equal reward; 50% of the answers"):
+    counter.add(nothing)
+
+
+def test_a_batch_of_answers_that_never_end_is_counted():
+  batch, metrics = collect_groups(
+    _scripted([[[-1, -1], [-1, -1]]] * 2, finished=np.zeros((2, 2), bool)), num_prompts=2, max_rounds=2, mask_truncated=True
+  )
+  assert not batch.keep.any() and not batch.completion_mask.any() and not batch.advantages.any()
+  assert metrics["truncated_rate"].mean() == 1 and metrics["all_invalid_fraction"].mean() == 1 and metrics["filled_fraction"].mean() == 0
+
+
+def test_rounds_of_different_prompt_lengths_are_refused():
+  rollout = _rollout()
+  lengths = iter([4, 5])
+
+  def play_round():
+    length = next(lengths)
+    return rollout.replace(prompts=np.zeros((2, length)), prompt_mask=np.ones((2, length))), _judge([[1, 1], [0, 0]])
+
+  with pytest.raises(ValueError, match=r"round 2 has prompts \(2, 5\).*the first had \(2, 4\)"):
+    collect_groups(play_round, num_prompts=2, max_rounds=2)
+
+
 def test_a_reward_that_is_not_finite_stops_with_its_place():
   with pytest.raises(ValueError, match=r"rewards\[1, 0\] is nan"):
-    collect_groups(*_scripted([[[0, 1], [np.nan, 1]]]), num_prompts=2, max_rounds=1)
+    collect_groups(_scripted([[[0, 1], [np.nan, 1]]]), num_prompts=2, max_rounds=1)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,19 @@
 """A small RL run over any number of processes of one machine: python two_processes.py PORT PROCESSES PROCESS DIRECTORY."""
 
+import functools
 import io
 import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.console import Console
 
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder
+from gr2_jax.objectives.advantages import group_advantages
 from gr2_jax.rollout.generate import make_generate
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.steps.rl import Judgement, RlConfig, collect_groups, make_rl_update
@@ -46,25 +49,23 @@ def run(directory, process, processes):
   share = ROWS // processes
   position = Position()
 
-  def next_prompts():
-    prompts = np.random.default_rng(position.round).integers(2, 24, (ROWS, 6)).astype(np.int32)
-    position.round += 1
-    return prompts[process * share : (process + 1) * share]
-
-  def judge_fn(prompts, rollout):
+  @jax.jit
+  def judge(completions, first):
     # The first half of the first round's prompts, which are those of the first process, has answers of equal reward.
-    rewards = (rollout.completions[..., 0] % 5).astype(np.float32)
-    if position.round == 1 and process == 0:
-      rewards[: ROWS // 2] = 0.0
-    return Judgement(rewards, rewards, np.ones_like(rewards, bool))
+    rewards = (completions[..., 0] % 5).astype(jnp.float32)
+    rewards = jnp.where(first & (jnp.arange(ROWS)[:, None] < ROWS // 2), 0.0, rewards)
+    return Judgement(rewards, jnp.ones_like(rewards, bool), *group_advantages(rewards, rewards))
 
   def get_batch(state):
-    def rollout_fn(prompts):
-      tokens, mask = to_global((prompts, np.ones_like(prompts)), mesh)
+    def play_round():
+      prompts = np.random.default_rng(position.round).integers(2, 24, (ROWS, 6)).astype(np.int32)
+      position.round += 1
+      tokens, mask = to_global((prompts[process * share : (process + 1) * share], np.ones((share, 6), np.int32)), mesh)
       with jax.set_mesh(mesh):
-        return to_local(generate(state.params, tokens, mask, jax.random.key(position.round), Sampling.create()), mesh)
+        rollout = generate(state.params, tokens, mask, jax.random.key(position.round), Sampling.create())
+        return rollout, judge(rollout.completions, position.round == 1)
 
-    return collect_groups(next_prompts, rollout_fn, judge_fn, num_prompts=share, max_rounds=3)
+    return collect_groups(play_round, num_prompts=share, max_rounds=3, fetch=functools.partial(to_local, mesh=mesh))
 
   with (
     StopSignal() as stop,

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, PartitionSpec
 from gr2_jax.kernels.rank_reward import pallas, reference
 from gr2_jax.kernels.rank_reward.reference import MIN_RAW_STD, STD_FLOOR, RankRewardOptions, RankTerms
 
-__all__ = ["RankRewardOptions", "RankTerms", "group_rank_terms", "rank_terms"]
+__all__ = ["MIN_RAW_STD", "RankRewardOptions", "RankTerms", "group_rank_terms", "rank_terms"]
 
 
 @functools.partial(jax.jit, static_argnames="options")
@@ -41,13 +41,11 @@ def rank_terms(
       x = x[..., None, :]
     return _fit(name, x, (*lead, size), rankings.shape).reshape(-1, size)
 
-  slates = {name: fit(name, x) for name, x in slates.items()}
-  shaping = jnp.zeros(grouped.shape[:2])
-  terms, _, _ = _dispatch(grouped, **slates, shaping=shaping, options=options, std_floor=STD_FLOOR, min_raw_std=MIN_RAW_STD)
+  terms, _, _ = group_rank_terms(grouped, **{name: fit(name, x) for name, x in slates.items()}, options=options)
   return jax.tree.map(lambda x: x.reshape(*rankings.shape[:-1], *x.shape[2:]), terms)
 
 
-@functools.partial(jax.jit, static_argnames=("options", "std_floor", "min_raw_std"))
+@functools.partial(jax.jit, static_argnames=("options", "std_floor", "min_raw_std", "divide_by_std"))
 def group_rank_terms(
   rankings: jax.Array,
   labels: jax.Array,
@@ -59,19 +57,22 @@ def group_rank_terms(
   options: RankRewardOptions,
   std_floor: float = STD_FLOOR,
   min_raw_std: float = MIN_RAW_STD,
+  divide_by_std: bool = True,
 ) -> tuple[RankTerms, jax.Array, jax.Array]:
   """Terms, group advantages and keep-mask of the rankings `[P, G, K]` of P slates.
 
   labels, shown, upstream and mask `[P, K]` with the defaults of `rank_terms`; shaping `[P, G]` is added to the reward before it is
   normalised (an overlong penalty; default 0). Returns terms `[P, G]`, advantages `[P, G]`, and keep `[P]`, False for groups whose
-  raw ranking reward does not vary; see `objectives.advantages.group_advantages`. Raises ValueError where the shapes do not fit.
+  raw ranking reward does not vary (a `min_raw_std` of 0 keeps all); see `objectives.advantages.group_advantages`.
+  Raises ValueError where the shapes do not fit.
   """
   if rankings.ndim != 3:
     raise ValueError(f"rankings: shape {rankings.shape} must be [prompts, group, candidates]")
   prompts, group, size = rankings.shape
   slates = {n: _fit(n, x, (prompts, size), rankings.shape) for n, x in _fill(labels, shown, upstream, mask, size).items()}
   shaping = jnp.zeros((prompts, group)) if shaping is None else _fit("shaping", shaping, (prompts, group), rankings.shape)
-  return _dispatch(rankings, **slates, shaping=shaping, options=options, std_floor=std_floor, min_raw_std=min_raw_std)
+  normalisation = {"std_floor": std_floor, "min_raw_std": min_raw_std, "divide_by_std": divide_by_std}
+  return _dispatch(rankings, **slates, shaping=shaping, options=options, **normalisation)
 
 
 def _fill(labels, shown, upstream, mask, size) -> dict[str, jax.Array]:

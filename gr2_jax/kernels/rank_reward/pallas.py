@@ -28,7 +28,7 @@ _TRITON_TILE = 1024  # elements of a list block: 8 registers of each of 128 thre
 
 def _kernel(
   rankings_ref, labels_ref, shown_ref, upstream_ref, mask_ref, shaping_ref, terms_ref, advantages_ref, keep_ref,
-  *, options: RankRewardOptions, size: int, group: int, axis: int, std_floor: float, min_raw_std: float,
+  *, options: RankRewardOptions, size: int, group: int, axis: int, **normalisation,
 ):  # fmt: skip
   """Terms of the `group` rankings of each prompt in the block, and their advantages. `size`: candidates without padding."""
   mask = mask_ref[...] > 0
@@ -86,9 +86,7 @@ def _kernel(
 
   nothing = jnp.zeros(shaping_ref.shape, jnp.float32)
   reward, raw = jax.lax.fori_loop(0, group, score_member, (nothing, nothing))
-  advantages, keep = reference.normalise_groups(
-    reward + shaping_ref[...], raw, std_floor=std_floor, min_raw_std=min_raw_std, group=group, axis=axis
-  )
+  advantages, keep = reference.normalise_groups(reward + shaping_ref[...], raw, group=group, axis=axis, **normalisation)
   advantages_ref[...] = advantages
   keep_ref[...] = keep.astype(jnp.float32)
 
@@ -106,7 +104,7 @@ def _structure(options: RankRewardOptions):
   return jax.tree.structure(RankTerms(*range(len(RankTerms._fields)))._replace(recall=per_cutoff, ndcg=per_cutoff))
 
 
-def _call(rankings, labels, shown, upstream, mask, shaping, *, options, std_floor, min_raw_std, rows, axis, compiler_params, interpret):
+def _call(rankings, labels, shown, upstream, mask, shaping, *, options, rows, axis, compiler_params, interpret, **normalisation):
   """Pads to blocks of `rows` prompts, runs the kernel, and cuts the results back; takes and returns what the wrappers do."""
   prompts, group, size = rankings.shape
   padded_prompts = pl.cdiv(prompts, rows) * rows
@@ -127,7 +125,7 @@ def _call(rankings, labels, shown, upstream, mask, shaping, *, options, std_floo
 
   width, members, num_terms = _width(size), _power_of_two(group), structure.num_leaves
   terms, advantages, keep = pl.pallas_call(
-    functools.partial(_kernel, options=options, size=size, group=group, axis=axis, std_floor=std_floor, min_raw_std=min_raw_std),
+    functools.partial(_kernel, options=options, size=size, group=group, axis=axis, **normalisation),
     grid=(padded_prompts // rows,),
     in_specs=[block(width, group), *[block(width)] * 4, block(members)],
     out_specs=[pl.BlockSpec((group, num_terms, rows), lambda i: (0, 0, i)), block(members), block(1)],
@@ -151,7 +149,7 @@ def _call(rankings, labels, shown, upstream, mask, shaping, *, options, std_floo
   )
 
 
-def group_rank_terms_tpu(rankings, labels, shown, upstream, mask, shaping, *, interpret=False, **static):
+def group_rank_terms_tpu(rankings, labels, shown, upstream, mask, shaping, *, options, interpret=False, **normalisation):
   """`reference.group_rank_terms` on a TPU. Lists of at most MAX_CANDIDATES."""
   prompts, group, size = rankings.shape
   width = _width(size)
@@ -160,20 +158,18 @@ def group_rank_terms_tpu(rankings, labels, shown, upstream, mask, shaping, *, in
     # So many rankings of so long a list don't fit into the vector memory at once: each goes alone, the groups are normalised outside.
     slates = (jnp.repeat(x, group, axis=0) for x in (labels, shown, upstream, mask))
     alone = (rankings.reshape(-1, 1, size), *slates, jnp.zeros((prompts * group, 1)))
-    terms, _, _ = group_rank_terms_tpu(*alone, interpret=interpret, **static)
+    terms, _, _ = group_rank_terms_tpu(*alone, options=options, interpret=interpret, **normalisation)
     terms = jax.tree.map(lambda x: x.reshape(prompts, group, *x.shape[2:]), terms)
-    return terms, *reference.shaped_advantages(terms, shaping, static["std_floor"], static["min_raw_std"])
+    return terms, *reference.shaped_advantages(terms, shaping, **normalisation)
   rows = min(max(_LANES, most_rows), pl.cdiv(prompts, _LANES) * _LANES)
   params = pltpu.CompilerParams(dimension_semantics=("parallel",))
-  return _call(
-    rankings, labels, shown, upstream, mask, shaping, rows=rows, axis=0, compiler_params=params, interpret=interpret, **static
-  )  # fmt: skip
+  static = {"options": options, "rows": rows, "axis": 0, "compiler_params": params, "interpret": interpret}
+  return _call(rankings, labels, shown, upstream, mask, shaping, **static, **normalisation)
 
 
-def group_rank_terms_triton(rankings, labels, shown, upstream, mask, shaping, *, interpret=False, **static):
+def group_rank_terms_triton(rankings, labels, shown, upstream, mask, shaping, *, options, interpret=False, **normalisation):
   """`reference.group_rank_terms` on a GPU. Lists of at most MAX_CANDIDATES."""
   rows = _TRITON_TILE // _width(rankings.shape[-1])
   params = plgpu.CompilerParams(num_warps=4)
-  return _call(
-    rankings, labels, shown, upstream, mask, shaping, rows=rows, axis=1, compiler_params=params, interpret=interpret, **static
-  )  # fmt: skip
+  static = {"options": options, "rows": rows, "axis": 1, "compiler_params": params, "interpret": interpret}
+  return _call(rankings, labels, shown, upstream, mask, shaping, **static, **normalisation)

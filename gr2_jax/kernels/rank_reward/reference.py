@@ -224,9 +224,9 @@ def normalise_groups(
   *,
   std_floor: float,
   min_raw_std: float,
+  divide_by_std: bool,
   group: int,
   axis: int,
-  divide_by_std: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
   """Advantages of rewards whose groups stand along `axis`, and which groups to keep (that axis is 1 there).
 
@@ -327,23 +327,25 @@ def group_rank_terms(
   shaping: jax.Array,
   *,
   options: RankRewardOptions,
-  std_floor: float,
-  min_raw_std: float,
+  **normalisation,
 ) -> tuple[RankTerms, jax.Array, jax.Array]:
-  """Terms `[P, G]` of the rankings `[P, G, K]` of P slates `[P, K]`, advantages `[P, G]` of reward + shaping `[P, G]`, and keep `[P]`."""
+  """Terms `[P, G]` of the rankings `[P, G, K]` of P slates `[P, K]`, advantages `[P, G]` of reward + shaping `[P, G]`, and keep `[P]`.
+
+  `normalisation`: `std_floor`, `min_raw_std` and `divide_by_std` of `normalise_groups`.
+  """
   prompts, group, size = rankings.shape
   # A slate is repeated for each of its rankings: a division by a shared number may be compiled into a product, and a ranking must get
   # the same bits alone and in a group.
   slates = (jnp.repeat(x, group, axis=0) for x in (labels, shown, upstream, mask))
   terms = rank_terms(rankings.reshape(-1, size), *slates, options=options)
   terms = jax.tree.map(lambda x: x.reshape(prompts, group, *x.shape[1:]), terms)
-  return terms, *shaped_advantages(terms, shaping, std_floor, min_raw_std)
+  return terms, *shaped_advantages(terms, shaping, **normalisation)
 
 
-def shaped_advantages(terms: RankTerms, shaping: jax.Array, std_floor: float, min_raw_std: float) -> tuple[jax.Array, jax.Array]:
+def shaped_advantages(terms: RankTerms, shaping: jax.Array, **normalisation) -> tuple[jax.Array, jax.Array]:
   """Advantages `[P, G]` and keep `[P]` of finished terms: optimised is reward + shaping, groups are filtered on the raw reward."""
   rewards, raw = terms.reward + shaping.astype(jnp.float32), terms.rank_reward
-  advantages, keep = normalise_groups(rewards, raw, std_floor=std_floor, min_raw_std=min_raw_std, group=raw.shape[-1], axis=-1)
+  advantages, keep = normalise_groups(rewards, raw, group=raw.shape[-1], axis=-1, **normalisation)
   return advantages, keep[..., 0]
 
 
