@@ -66,7 +66,7 @@ class SlateConstraint:
     may be named as often as there are of them.
     """
     limit = completions.shape[1]
-    tokens = jnp.where(jnp.arange(limit) < length, completions, -1)
+    tokens = jnp.where(jnp.arange(limit) < jnp.reshape(length, (-1, 1)), completions, -1)
     exists = references[:, :, 0] >= 0
     size = jnp.sum(exists, axis=1)
     answering, start = jnp.any(tokens == self.answer, axis=1), jnp.argmax(tokens == self.answer, axis=1) + 1

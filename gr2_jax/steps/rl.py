@@ -224,8 +224,9 @@ def collect_groups(
 
   Metrics of this process's share: `kept_fraction`, `all_invalid_fraction` and `all_equal_fraction` (groups without a signal, with no
   valid answer, or with some, of equal reward) over the groups rolled out; `filled_fraction` and `surplus_fraction` of the batch;
-  `rounds`; `valid_rate`, `reward`, `raw_reward`, `truncated_rate`, `completion_length` and `sampling_entropy` over everything rolled
-  out. Groups of one, and of a slate whose order cannot matter (no positives, or nothing else), are among the equal ones.
+  `rounds`; `valid_rate`, `reward`, `raw_reward`, `truncated_rate`, `completion_length`, `sampling_entropy` and `occupancy` (the share of
+  rows x decoding steps that wrote a token) over everything rolled out. Groups of one, and of a slate whose order cannot matter (no
+  positives, or nothing else), are among the equal ones.
   Raises ValueError for a reward that is not finite, and when rounds differ in shape.
   """
   parts: list[RlBatch] = []
@@ -285,6 +286,7 @@ def _judge(rollout: Rollout, judgement: Judgement, dynamic_sampling: bool, loss:
     return Metric(float(np.sum(values)), float(np.size(values)))
 
   tokens = float(rollout.completion_mask.sum())
+  steps = float(rollout.completion_mask[:, :, 1:].sum())  # the first token is drawn from the prompt
   return batch, {
     "kept_fraction": mean(keep),
     "all_invalid_fraction": mean(~varies & ~some_valid),
@@ -294,5 +296,6 @@ def _judge(rollout: Rollout, judgement: Judgement, dynamic_sampling: bool, loss:
     "raw_reward": mean(judgement.raw_rewards),
     "truncated_rate": mean(~rollout.finished),
     "completion_length": Metric(tokens, float(rollout.finished.size)),
+    "occupancy": Metric(steps, float(rollout.row_steps.sum())),
     "sampling_entropy": Metric(float(rollout.entropy.sum()), tokens),
   }
