@@ -166,6 +166,7 @@ class Decoder(nn.Module):
     else:
       written = cache.length
       mask = jax.lax.dynamic_update_slice_in_dim(cache.mask, segment_ids > 0, written, axis=1)
+      # What the mask shows elsewhere is earlier, also behind the place written: a cache may be used as a ring.
       place, step = jnp.arange(cache.mask.shape[1]), written + jnp.arange(length)
       later = (place > step[:, None]) & (place < written + length)
       own = mask[:, None, :] & ~later
