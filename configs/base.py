@@ -110,6 +110,10 @@ def base() -> ConfigDict:
         "prompts": 16,
         "group": 8,
         "max_new_tokens": 48,
+        # Prompts decoded at a time, and completions of each (0: all). Below all, rows whose answer has ended take the next one: worth it
+        # where the metric `occupancy` is low, because answers differ in length.
+        "slots": 0,
+        "rows": 0,
         "overlong_zone": 8,  # tokens before the limit that cost reward; 0: none
         "dynamic_sampling": True,  # groups without a signal are left out and replaced; False: one round, all groups count
         "max_rounds": 3,

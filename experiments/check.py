@@ -59,6 +59,10 @@ def _check_pairs(config: ConfigDict) -> None:
     )
   if not 0 < rl.min_filled <= 1:
     raise ConfigError(f"--config.rl.min_filled: {rl.min_filled} must be above 0 and at most 1")
+  if rl.slots < 0:
+    raise ConfigError(f"--config.rl.slots: {rl.slots} must be at least 0 (all prompts at once)")
+  if not 0 <= rl.rows <= rl.group:
+    raise ConfigError(f"--config.rl.rows: {rl.rows} must lie between 0 (all at once) and the group of {rl.group}")
   if rl.group < 2:
     raise ConfigError(f"--config.rl.group: {rl.group} must be at least 2: an answer is judged by the others of its group")
   if not 0 <= rl.overlong_zone <= rl.max_new_tokens:
@@ -128,6 +132,7 @@ def _check_devices(config: ConfigDict) -> None:
     "midtrain.batch_size": (config.midtrain.batch_size, 1),
     "sft.batch_size": (config.sft.batch_size, 1),
     "rl.prompts": (rl.prompts, rl.minibatches * rl.microbatches),
+    "rl.slots": (rl.slots, 1),
   }
   for key, (rows, cuts) in batches.items():
     if rows % (cuts * parts):

@@ -26,8 +26,8 @@ from gr2_jax.objectives.policy import PolicyLossConfig
 from gr2_jax.rewards.monitors import monitor_answers, monitor_errors
 from gr2_jax.rewards.overlong import soft_overlong_penalty
 from gr2_jax.rewards.verifiable import RewardConfig, compute_rewards
-from gr2_jax.rollout.generate import make_generate
 from gr2_jax.rollout.parse import parse_compact, parse_completions
+from gr2_jax.rollout.refill import make_generate_queue
 from gr2_jax.rollout.rerank import pad_shown, render_prompts
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.steps.rl import Judgement, RlConfig, SilenceCounter, collect_groups, make_rl_update
@@ -65,8 +65,10 @@ def run(config, run, progress, stop):
 def _make_get_batch(run, slates, decoder, mesh, context, style, position, constraint, loss):
   """Builds `get_batch(state)`: rounds of prompts, rollouts and rewards until the batch is full of groups that carry a signal."""
   options, vocabulary = run.config.rl, context.vocabulary
-  generate = make_generate(
+  generate = make_generate_queue(
     decoder,
+    slots=options.slots,
+    rows=options.rows,
     group=options.group,
     max_new_tokens=options.max_new_tokens,
     eos_id=vocabulary.eos_id,

@@ -21,7 +21,7 @@ class Prefix:
 
 @struct.dataclass
 class Cache:
-  """Suffix tokens so far. `k`, `v [layers, B, Lc, KV, Dh]`, `mask [B, Lc]`, `length` tokens written in every row."""
+  """Suffix tokens so far. `k`, `v [layers, B, Lc, KV, Dh]`, `mask [B, Lc]` true where a row sees, `length` the place written next."""
 
   k: jax.Array
   v: jax.Array

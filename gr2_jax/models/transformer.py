@@ -166,8 +166,10 @@ class Decoder(nn.Module):
     else:
       written = cache.length
       mask = jax.lax.dynamic_update_slice_in_dim(cache.mask, segment_ids > 0, written, axis=1)
-      step = written + jnp.arange(length)
-      own = mask[:, None, :] & (jnp.arange(cache.mask.shape[1]) <= step[:, None])
+      # What the mask shows elsewhere is earlier, also behind the place written: a cache may be used as a ring.
+      place, step = jnp.arange(cache.mask.shape[1]), written + jnp.arange(length)
+      later = (place > step[:, None]) & (place < written + length)
+      own = mask[:, None, :] & ~later
       cache_kv = (cache.k, cache.v)
     prefix_kv = None if prefix is None else (prefix.k, prefix.v)
     prefix_mask = None if prefix is None else prefix.mask

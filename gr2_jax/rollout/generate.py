@@ -1,5 +1,12 @@
-"""Group rollouts: every prompt is computed once, and its completions are decoded in one loop on the device."""
+"""Group rollouts: every prompt is computed once, and its completions are decoded in one loop on the device.
 
+A prompt that is being answered holds a slot, with its keys and values and a few rows of the decoder's batch, through which its G
+completions pass one after another. With as many rows as completions all start together; with fewer, a row that draws EOS goes on with the
+next one, so that a long completion keeps one row waiting and not all of them. Rows of a slot are neighbours, as the shared prefix asks for.
+"""
+
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,7 +27,7 @@ class Rollout:
 
   `prompts, prompt_mask [P, Lp]`; `completions [P, G, Lc]` with the EOS token kept and pad after it; `completion_mask [P, G, Lc]` True up
   to and including EOS; `behaviour_logps` and `entropy [P, G, Lc]` (float32, nats) of the distribution that each token was drawn from,
-  0 where the mask is False; `finished [P, G]` True where EOS came within the limit.
+  0 where the mask is False; `finished [P, G]` True where EOS came within the limit; `row_steps [P]` decoding steps x rows, in equal shares.
   """
 
   prompts: jax.Array
@@ -30,18 +37,68 @@ class Rollout:
   behaviour_logps: jax.Array
   entropy: jax.Array
   finished: jax.Array
+  row_steps: jax.Array
 
 
-class _Decoding(NamedTuple):
-  """Loop state: `length` tokens of every row are written, rows where `done` have drawn EOS."""
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+  """What a compiled rollout is fixed to: `group` completions a prompt of at most `max_new_tokens` tokens, decoded in `rows` rows a prompt
+  (0: one for each completion). EOS is looked for every `check_every` steps. With a `constraint` every answer is a full permutation of the
+  candidates that a prompt's references name.
 
-  cache: Cache
-  length: jax.Array
-  done: jax.Array
+  Raises ValueError for sizes below 1 and for more rows than completions.
+  """
+
+  decoder: Decoder
+  group: int
+  max_new_tokens: int
+  eos_id: int
+  pad_id: int
+  rows: int = 0
+  check_every: int = 4
+  constraint: SlateConstraint | None = None
+
+  def __post_init__(self):
+    for name in ("group", "max_new_tokens", "check_every"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+    if not 0 <= self.rows <= self.group:
+      raise ValueError(f"rows must lie between 0 (one for each completion) and the group of {self.group}, got {self.rows}")
+
+  @property
+  def rows_per_slot(self) -> int:
+    return self.rows or self.group
+
+
+class Slots(NamedTuple):
+  """S prompts that are being answered, R rows each. Completions before `begun [S]` are done, or some row's `member [S, R]`, of which
+  `length [S, R]` tokens are written; a row that is not `alive [S, R]` has nothing to write. The others are as in `Rollout`.
+  """
+
+  prefix: Prefix
+  prompt_lengths: jax.Array
+  references: jax.Array | None
+  uniforms: jax.Array
   tokens: jax.Array
-  mask: jax.Array
   log_probs: jax.Array
   entropy: jax.Array
+  begun: jax.Array
+  member: jax.Array
+  length: jax.Array
+  alive: jax.Array
+
+  @property
+  def busy(self) -> jax.Array:
+    """Whether any completion of a slot is not done `[S]`."""
+    return self.alive.any(axis=1) | (self.begun < self.tokens.shape[1])
+
+
+class Decoding(NamedTuple):
+  """Loop state of the decoder: slots, the cache of their rows, and how many steps were run."""
+
+  slots: Slots
+  cache: Cache
+  steps: jax.Array
 
 
 def prefill(decoder: Decoder, params, prompts: jax.Array, prompt_mask: jax.Array) -> tuple[jax.Array, Prefix, jax.Array]:
@@ -68,26 +125,124 @@ def suffix_cache(decoder: Decoder, rows: int, capacity: int) -> Cache:
   return cache.replace(k=place(cache.k), v=place(cache.v))
 
 
-def _append(state: _Decoding, logits: jax.Array, uniforms: jax.Array, sampling: Sampling, eos_id: int, pad_id: int) -> _Decoding:
-  """Draw the next token of every row; rows that are done get pad, masked."""
-  drawn = sample_tokens(logits, jax.lax.dynamic_index_in_dim(uniforms, state.length, axis=1, keepdims=False), sampling)
-  alive = ~state.done
+def _take(array: jax.Array, member: jax.Array, place: jax.Array) -> jax.Array:
+  """The elements `[S, n]` of `array [S, G, Lc]` at places of members."""
+  return jax.vmap(lambda x, m, p: x[m, p])(array, member, place)
 
-  def write(array, value):
-    return jax.lax.dynamic_update_slice_in_dim(array, value[:, None], state.length, axis=1)
 
-  return state._replace(
-    length=state.length + 1,
-    done=state.done | (drawn.tokens == eos_id),
-    tokens=write(state.tokens, jnp.where(alive, drawn.tokens, pad_id)),
-    mask=write(state.mask, alive),
-    log_probs=write(state.log_probs, jnp.where(alive, drawn.log_probs, 0.0)),
-    entropy=write(state.entropy, jnp.where(alive, drawn.entropy, 0.0)),
+def _draw(config: RolloutConfig, params, slots: Slots, hidden, member, place, alive, sampling: Sampling) -> Slots:
+  """Draw the tokens at `place` of completions `member` (both `[S, n]`) from `hidden [S * n, D]`, and write those that are `alive`."""
+  logits = config.decoder.apply({"params": params}, hidden, method="logits")
+  if config.constraint is not None:
+    written = jnp.take_along_axis(slots.tokens, member[:, :, None], axis=1).reshape(-1, config.max_new_tokens)
+    references = jnp.repeat(slots.references, member.shape[1], axis=0)
+    logits = config.constraint.apply(logits, config.constraint.next_state(written, place.reshape(-1), references))
+  drawn = sample_tokens(logits, _take(slots.uniforms, member, place).reshape(-1), sampling)
+  target = jnp.where(alive, member, config.group)  # out of bounds, where nothing is written
+
+  def write(array, values):
+    return jax.vmap(lambda x, m, p, v: x.at[m, p].set(v, mode="drop"))(array, target, place, values.reshape(member.shape))
+
+  return slots._replace(
+    tokens=write(slots.tokens, drawn.tokens),
+    log_probs=write(slots.log_probs, drawn.log_probs),
+    entropy=write(slots.entropy, drawn.entropy),
+  )
+
+
+def begin(config: RolloutConfig, params, prompts, prompt_mask, references, row_ids, key: jax.Array, sampling: Sampling) -> Slots:
+  """Prefill prompts `[S, Lp]` into slots and draw the first token of all their completions, which costs no step of the decoder."""
+  num_slots, group = len(prompts), config.group
+  ids = (row_ids[:, None] * group + jnp.arange(group)).reshape(-1)
+  uniforms = draw_uniforms(key, ids, config.max_new_tokens).reshape(num_slots, group, -1)
+  last_hidden, prefix, prompt_lengths = prefill(config.decoder, params, prompts, prompt_mask)
+  per_row = jnp.zeros((num_slots, config.rows_per_slot), jnp.int32)
+  slots = Slots(
+    prefix=prefix,
+    prompt_lengths=prompt_lengths,
+    references=references,
+    uniforms=uniforms,
+    tokens=jnp.full(uniforms.shape, config.pad_id, jnp.int32),
+    log_probs=jnp.zeros_like(uniforms),
+    entropy=jnp.zeros_like(uniforms),
+    begun=jnp.zeros(num_slots, jnp.int32),
+    member=per_row,
+    length=per_row,
+    alive=per_row > 0,
+  )
+  member = jnp.broadcast_to(jnp.arange(group), (num_slots, group))
+  # Hidden states are repeated, not logits: XLA's CPU backend would fuse the repeat into the argmax over the vocabulary, and LLVM then
+  # compiles for hours when the vocabulary is tiny.
+  hidden = jnp.repeat(last_hidden, group, axis=0)
+  return _draw(config, params, slots, hidden, member, jnp.zeros_like(member), jnp.ones_like(member, bool), sampling)
+
+
+def _take_members(config: RolloutConfig, slots: Slots) -> tuple[Slots, jax.Array]:
+  """Give rows that have nothing to write the next completions of their slot; also returns which rows begin one `[S, R]`."""
+  vacant = ~slots.alive
+  following = slots.begun[:, None] + jnp.cumsum(vacant, axis=1) - 1
+  fresh = vacant & (following < config.group)
+  member, length = jnp.where(fresh, following, slots.member), jnp.where(fresh, 1, slots.length)
+  goes_on = (slots.tokens[:, :, 0] != config.eos_id) & (config.max_new_tokens > 1)
+  alive = slots.alive | (fresh & jnp.take_along_axis(goes_on, member, axis=1))
+  return slots._replace(begun=slots.begun + fresh.sum(axis=1), member=member, length=length, alive=alive), fresh
+
+
+def _step(config: RolloutConfig, params, sampling: Sampling, state: Decoding) -> Decoding:
+  """One token more for every row that is alive.
+
+  The cache is a ring: all rows write at one place, which no scatter is needed for, and a row's keys may lie anywhere in it, since they are
+  rotated already and its mask tells them from those of the completion before.
+  """
+  slots, fresh = _take_members(config, state.slots)
+  cache = state.cache.replace(mask=state.cache.mask & ~fresh.reshape(-1, 1), length=state.cache.length % state.cache.mask.shape[1])
+  token = _take(slots.tokens, slots.member, slots.length - 1)
+  positions = slots.prompt_lengths[:, None] + slots.length - 1
+  token, positions, seen = (x.reshape(-1, 1) for x in (token, positions, slots.alive.astype(jnp.int32)))
+  hidden, cache = config.decoder.apply({"params": params}, token, positions, seen, prefix=slots.prefix, cache=cache)
+  slots = _draw(config, params, slots, hidden[:, 0], slots.member, slots.length, slots.alive, sampling)
+  ended = _take(slots.tokens, slots.member, slots.length) == config.eos_id
+  length = slots.length + slots.alive
+  alive = slots.alive & ~ended & (length < config.max_new_tokens)
+  return Decoding(slots._replace(length=length, alive=alive), cache, state.steps + 1)
+
+
+def decode_while(go_on: Callable[[Slots], jax.Array], config: RolloutConfig, params, sampling: Sampling, state: Decoding) -> Decoding:
+  """Decode as long as `go_on(slots)`, which is asked every `check_every` steps."""
+
+  def steps(state: Decoding) -> Decoding:
+    slots = state.slots
+    last_rows = jnp.max(jnp.where(slots.alive, config.max_new_tokens - slots.length, 0))
+    number = jnp.where((slots.begun < config.group).any(), config.check_every, jnp.minimum(last_rows, config.check_every))
+    return jax.lax.fori_loop(0, number, lambda _, state: _step(config, params, sampling, state), state)
+
+  return jax.lax.while_loop(lambda state: go_on(state.slots), steps, state)
+
+
+def start_decoding(config: RolloutConfig, slots: Slots) -> Decoding:
+  """The state before the first step, with an empty cache."""
+  # The last token drawn is never fed back, hence one place less; at least one, since arrays of size 0 break the loop's carry.
+  cache = suffix_cache(config.decoder, slots.member.size, max(config.max_new_tokens - 1, 1))
+  return Decoding(slots, cache, jnp.int32(0))
+
+
+def to_rollout(config: RolloutConfig, prompts, prompt_mask, tokens, log_probs, entropy, row_steps: jax.Array) -> Rollout:
+  """Completions `[P, G, Lc]`, written up to EOS or the limit, as a `Rollout`; `row_steps` of all prompts."""
+  ends = tokens == config.eos_id
+  return Rollout(
+    prompts=prompts,
+    prompt_mask=prompt_mask,
+    completions=tokens,
+    completion_mask=jnp.cumsum(ends, axis=-1) - ends == 0,
+    behaviour_logps=log_probs,
+    entropy=entropy,
+    finished=ends.any(axis=-1),
+    row_steps=jnp.full(len(prompts), row_steps / len(prompts), jnp.float32),
   )
 
 
 def generate(
-  decoder: Decoder,
+  config: RolloutConfig,
   params,
   prompts: jax.Array,
   prompt_mask: jax.Array,
@@ -95,111 +250,22 @@ def generate(
   sampling: Sampling,
   row_ids: jax.Array | None = None,
   references: jax.Array | None = None,
-  *,
-  group: int,
-  max_new_tokens: int,
-  eos_id: int,
-  pad_id: int,
-  check_every: int = 4,
-  constraint: SlateConstraint | None = None,
 ) -> Rollout:
-  """Decode `group` completions of at most `max_new_tokens` tokens for each prompt `[P, Lp]`.
+  """Decode a group of completions for each prompt `[P, Lp]`, all prompts at once (`refill.generate_queue`: a few at a time).
 
-  A prompt is prefilled once and shared by its group; suffixes have caches of their own. The loop looks for EOS every `check_every`
-  steps and ends when all rows have drawn it. `row_ids [P]` name the prompts (default 0..P-1): completion g of prompt p draws with
-  keys of (row_ids[p] * group + g, place in the completion), so it doesn't depend on how prompts are batched.
-  With a `constraint` every answer is a full permutation of the candidates that `references [P, K, L]` name (see `SlateConstraint`).
+  A prompt is prefilled once and shared by its group; completions have caches of their own. `row_ids [P]` name the prompts (default
+  0..P-1): completion g of prompt p draws with keys of (row_ids[p] * group + g, place in the completion), so it depends neither on how
+  prompts are batched nor on the rows. `references [P, K, L]` are the constraint's (see `SlateConstraint`).
   """
-  num_prompts = prompts.shape[0]
-  rows = num_prompts * group
-  row_ids = jnp.arange(num_prompts) if row_ids is None else row_ids
-  uniforms = draw_uniforms(key, (row_ids[:, None] * group + jnp.arange(group)).reshape(rows), max_new_tokens)
-  last_hidden, prefix, prompt_lengths = prefill(decoder, params, prompts, prompt_mask)
-  prompt_lengths = jnp.repeat(prompt_lengths, group)
-
-  if constraint is not None:
-    references = jnp.repeat(references, group, axis=0)
-
-  def to_logits(hidden, state):
-    logits = decoder.apply({"params": params}, hidden, method="logits")
-    return logits if constraint is None else constraint.apply(logits, constraint.next_state(state.tokens, state.length, references))
-
-  state = _Decoding(
-    # The last token drawn is never fed back, hence one place less; at least one, since arrays of size 0 break the loop's carry.
-    cache=suffix_cache(decoder, rows, max(max_new_tokens - 1, 1)),
-    length=jnp.int32(0),
-    done=jnp.zeros(rows, bool),
-    tokens=jnp.full((rows, max_new_tokens), pad_id, jnp.int32),
-    mask=jnp.zeros((rows, max_new_tokens), bool),
-    log_probs=jnp.zeros((rows, max_new_tokens), jnp.float32),
-    entropy=jnp.zeros((rows, max_new_tokens), jnp.float32),
-  )
-  # Hidden states are repeated, not logits: XLA's CPU backend would fuse the repeat into the argmax over the vocabulary, and LLVM then
-  # compiles for hours when the vocabulary is tiny.
-  state = _append(state, to_logits(jnp.repeat(last_hidden, group, axis=0), state), uniforms, sampling, eos_id, pad_id)
-
-  def step(_, state: _Decoding) -> _Decoding:
-    place = state.length - 1
-    token = jax.lax.dynamic_slice_in_dim(state.tokens, place, 1, axis=1)
-    seen = jax.lax.dynamic_slice_in_dim(state.mask, place, 1, axis=1)
-    positions = (prompt_lengths + place)[:, None]
-    hidden, cache = decoder.apply({"params": params}, token, positions, seen.astype(jnp.int32), prefix=prefix, cache=state.cache)
-    return _append(state._replace(cache=cache), to_logits(hidden[:, 0], state), uniforms, sampling, eos_id, pad_id)
-
-  def steps(state: _Decoding) -> _Decoding:
-    return jax.lax.fori_loop(state.length, jnp.minimum(state.length + check_every, max_new_tokens), step, state)
-
-  state = jax.lax.while_loop(lambda state: (state.length < max_new_tokens) & ~state.done.all(), steps, state)
-
-  def to_groups(x):
-    return x.reshape(num_prompts, group, *x.shape[1:])
-
-  return Rollout(
-    prompts=prompts,
-    prompt_mask=prompt_mask,
-    completions=to_groups(state.tokens),
-    completion_mask=to_groups(state.mask),
-    behaviour_logps=to_groups(state.log_probs),
-    entropy=to_groups(state.entropy),
-    finished=to_groups(state.done),
-  )
+  row_ids = jnp.arange(len(prompts)) if row_ids is None else row_ids
+  slots = begin(config, params, prompts, prompt_mask, references, row_ids, key, sampling)
+  state = decode_while(lambda slots: slots.busy.any(), config, params, sampling, start_decoding(config, slots))
+  slots, row_steps = state.slots, state.steps * slots.member.size
+  return to_rollout(config, prompts, prompt_mask, slots.tokens, slots.log_probs, slots.entropy, row_steps)
 
 
-def make_generate(
-  decoder: Decoder,
-  *,
-  group: int,
-  max_new_tokens: int,
-  eos_id: int,
-  pad_id: int,
-  check_every: int = 4,
-  constraint: SlateConstraint | None = None,
-) -> Callable[..., Rollout]:
-  """Compile `generate` for fixed sizes: `(params, prompts, prompt_mask, key, sampling, row_ids=None, references=None) -> Rollout`.
-
-  Only a new prompt shape compiles again. Raises ValueError for sizes below 1.
+def make_generate(decoder: Decoder, **sizes) -> Callable[..., Rollout]:
+  """Compile `generate` for the sizes of a `RolloutConfig`: `(params, prompts, prompt_mask, key, sampling, row_ids=None,
+  references=None) -> Rollout`. Only a new prompt shape compiles again.
   """
-  for name, value in {"group": group, "max_new_tokens": max_new_tokens, "check_every": check_every}.items():
-    if value < 1:
-      raise ValueError(f"{name} must be at least 1, got {value}")
-
-  @jax.jit
-  def run(params, prompts, prompt_mask, key, sampling, row_ids=None, references=None) -> Rollout:
-    return generate(
-      decoder,
-      params,
-      prompts,
-      prompt_mask,
-      key,
-      sampling,
-      row_ids,
-      references,
-      group=group,
-      max_new_tokens=max_new_tokens,
-      eos_id=eos_id,
-      pad_id=pad_id,
-      check_every=check_every,
-      constraint=constraint,
-    )
-
-  return run
+  return jax.jit(functools.partial(generate, RolloutConfig(decoder, **sizes)))

@@ -85,13 +85,14 @@ def rank_slates(
 ) -> RankedSlates:
   """One answer for each slate by `generate` (made for a group of 1), greedy unless `sampling` says otherwise.
 
-  The last batch is filled up with repeated slates, so that every batch has one shape. A batch is decoded while the answers of the one
-  before are read.
+  Slates are given to `generate` in equal batches of at most `batch_size`; the last one is filled up with repeated slates, so that every
+  batch has one shape. A batch is decoded while the answers of the one before are read. Through slots (`make_generate_queue`) batches may be
+  large, and a slate that is answered makes room for the next.
   """
   sampling = Sampling.create(temperature=0.0) if sampling is None else sampling
   prompts = render_prompts(slates, shown, context, style)
   presented = pad_shown(shown, max(len(slate.candidates) for slate in slates))
-  batch_size = min(batch_size, len(slates))
+  batch_size = -(-len(slates) // -(-len(slates) // batch_size))
   batches = [np.arange(start, start + batch_size) % len(slates) for start in range(0, len(slates), batch_size)]
 
   def decode(rows):

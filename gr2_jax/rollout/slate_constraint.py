@@ -60,13 +60,13 @@ class SlateConstraint:
     return jnp.where(legal, logits, _ILLEGAL)
 
   def next_state(self, completions: jax.Array, length: jax.Array, references: jax.Array) -> TokenState:
-    """State of the token at place `length` (scalar) of completions `[B, Lc]`, of which only earlier places are read.
+    """State of the token at place `length [B]` of completions `[B, Lc]`, of which only earlier places are read.
 
     `references [B, K, L]`: tokens that name each candidate, -1 where a slate has fewer than K. Candidates that share a semantic ID
     may be named as often as there are of them.
     """
     limit = completions.shape[1]
-    tokens = jnp.where(jnp.arange(limit) < length, completions, -1)
+    tokens = jnp.where(jnp.arange(limit) < length[:, None], completions, -1)
     exists = references[:, :, 0] >= 0
     size = jnp.sum(exists, axis=1)
     answering, start = jnp.any(tokens == self.answer, axis=1), jnp.argmax(tokens == self.answer, axis=1) + 1

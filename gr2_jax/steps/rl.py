@@ -223,8 +223,9 @@ def collect_groups(
 
   Metrics: `filled_fraction` and `surplus_fraction` of this process's batch; `rounds`; and over everything rolled out, by all processes,
   `kept_fraction`, `all_invalid_fraction` and `all_equal_fraction` (groups without a signal, with no valid answer, or with some, of equal
-  reward), `valid_rate`, `reward`, `truncated_rate`, `completion_length` and `sampling_entropy`. Groups of one, and of a slate whose
-  order cannot matter (no positives, or nothing else), are among the equal ones.
+  reward), `valid_rate`, `reward`, `truncated_rate`, `completion_length`, `sampling_entropy` and `occupancy` (the share of rows x decoding
+  steps that wrote a token). Groups of one, and of a slate whose order cannot matter (no positives, or nothing else), are among the equal
+  ones.
   Raises ValueError for a reward that is not finite, and when rounds differ in shape.
   """
   parts: list[RlBatch] = []
@@ -285,6 +286,8 @@ def _form_groups(rollout: Rollout, judgement: Judgement, mask_truncated: bool) -
     "reward": Metric.of(judgement.rewards),
     "truncated_rate": Metric.of(~rollout.finished),
     "completion_length": Metric.of(jnp.sum(rollout.completion_mask, axis=-1)),
+    # The first token is drawn from the prompt, outside the decoding steps.
+    "occupancy": Metric(jnp.sum(rollout.completion_mask[:, :, 1:], dtype=jnp.float32), jnp.sum(rollout.row_steps, dtype=jnp.float32)),
     "sampling_entropy": Metric.of(rollout.entropy, rollout.completion_mask),
   }
 

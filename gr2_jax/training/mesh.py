@@ -54,6 +54,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, to_spec(axes))
 
 
+def batch_parts() -> int:
+  """How many parts the batch axis is cut into on the mesh that is set; 1 outside a mesh."""
+  shape = jax.sharding.get_abstract_mesh().shape
+  return shape.get("data", 1) * shape.get("fsdp", 1)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Leading axis over data and fsdp."""
   return NamedSharding(mesh, to_spec(("batch",)))

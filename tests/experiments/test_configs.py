@@ -76,6 +76,8 @@ def test_the_tiny_variant_steps_through_every_stage(run, request):
     ("rl__group", 0, r"--config\.rl\.group: 0 must be at least 1"),
     ("rl__group", 1, r"--config\.rl\.group: 1 must be at least 2"),
     ("rl__overlong_zone", 57, r"--config\.rl\.overlong_zone: 57 tokens do not fit into max_new_tokens 56"),
+    ("rl__slots", -1, r"--config\.rl\.slots: -1 must be at least 0 \(all prompts at once\)"),
+    ("rl__rows", 9, r"--config\.rl\.rows: 9 must lie between 0 \(all at once\) and the group of 2"),
     ("rl__loss__aggregation", "mean", r"--config\.rl\.loss: aggregation: 'mean' is not known"),
     ("rl__loss__importance_cap", 0.5, r"--config\.rl\.loss: importance_cap must be 0 \(off\) or at least 1"),
     ("sft__save_every", 0, r"--config\.sft\.save_every: 0 must be at least 1"),

@@ -33,7 +33,7 @@ def test_batches(answer):
     for place, row in enumerate(rows):
       out[place, 0, : len(completions[row])] = completions[row]
     lengths = np.array([[[len(completions[row])]] for row in rows])
-    return Rollout(tokens, mask, out, np.arange(80) < lengths, None, None, None)
+    return Rollout(tokens, mask, out, np.arange(80) < lengths, None, None, None, None)
 
   ranked = rank_slates(
     generate, None, slates, shown, context, style, batch_size=2, key=jax.random.key(0), on_progress=lambda done: events.append(done)

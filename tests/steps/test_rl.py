@@ -288,6 +288,7 @@ def _rollout(number=0, group=2, finished=True):
     behaviour_logps=zeros,
     entropy=zeros,
     finished=np.broadcast_to(finished, (2, group)),
+    row_steps=np.full(2, 4.0 * group, np.float32),
   )
 
 
