@@ -8,10 +8,10 @@ import jax
 from gr2_jax.kernels.rank_reward import api
 from gr2_jax.kernels.rank_reward.api import RankRewardOptions, RankTerms
 
-_ALPHA = {"naive": 0.2, "v1": 0.2, "eq7": 0.1, "relative": 0.1}
+_ALPHA = {"naive": 0.2, "v1": 0.2, "eq7": 0.1, "relative": 0.1, "improving": 0.1}
 # Eq 7 gives an invalid answer no rank credit. Where rewards fall below 0, as v1's promotion and the relative reward do, 0 would
 # make giving no answer better than a bad one, so v1's -1 stands.
-_INVALID = {"naive": -1.0, "v1": -1.0, "eq7": 0.0, "relative": -1.0}
+_INVALID = {"naive": -1.0, "v1": -1.0, "eq7": 0.0, "relative": -1.0, "improving": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +24,14 @@ class RewardConfig:
     `v1`        alpha only where R > 0, or where the upstream order is best and was kept so
     `eq7`       R + alpha f, but a copy of the shown or of the upstream order that is not best earns alpha alone
     `relative`  R - R_u, and alpha where that is > 0, or where the upstream order is best and was kept so
+    `improving` alpha f, and R only where R > R_u, or where the upstream order is best and was kept so: Eq 7's rule for copies, held against
+                every answer that is no better than a copy
   `alpha` and `invalid` (the reward of an invalid answer) default to the condition's published values: 0.2 and -1 for v1 and
-  naive, 0.1 and 0 for Eq 7; the relative reward takes 0.1 and -1.
+  naive, 0.1 and 0 for Eq 7 and improving; the relative reward takes 0.1 and -1.
   """
 
   rank: Literal["promotion", "auc", "ndcg"] = "auc"
-  condition: Literal["naive", "v1", "eq7", "relative"] = "relative"
+  condition: Literal["naive", "v1", "eq7", "relative", "improving"] = "relative"
   alpha: float | None = None
   invalid: float | None = None
   gain: Literal["exponential", "linear"] = "exponential"
@@ -75,7 +77,7 @@ def compute_rewards(
   candidate at each slot, upstream `[P, K]` (default: the candidate indices' own order), mask `[P, K]` (default: all valid),
   shaping `[P, G]` (default 0) is added to what is optimised, not to what filters groups.
   `divide_by_std` as in `objectives.advantages.group_advantages`; `keep_all` filters no group, as GRPO does without dynamic sampling.
-  Source: GR2 section 7, v1's rule and Eq 5-7; the relative reward is ours.
+  Source: GR2 section 7, v1's rule and Eq 5-7; the relative and the improving reward are ours.
   """
   terms, advantages, keep = api.group_rank_terms(
     rankings,

@@ -25,11 +25,11 @@ def plan(path=ABLATION, only=None, seeds=None, overrides=None):
 
 
 @pytest.mark.parametrize("args", ["", ":tiny"])
-def test_the_ablation_crosses_four_rewards_two_presentations_and_three_seeds(in_process, args):
+def test_the_ablation_crosses_five_rewards_two_presentations_and_three_seeds(in_process, args):
   with in_process():
     variants, configs = plan(ABLATION + args)
   rewards = {(of[1].rl.reward.condition, of[1].rl.presentation) for of in configs.values()}
-  assert rewards == {(c, p) for c in ("naive", "v1", "eq7", "relative") for p in ("upstream", "shuffled")}
+  assert rewards == {(c, p) for c in ("naive", "v1", "eq7", "relative", "improving") for p in ("upstream", "shuffled")}
   assert list(variants) == list(configs) and next(iter(variants)) == "naive_upstream"
   for of in configs.values():
     assert {seed: (config.seed, config.data.market_seed) for seed, config in of.items()} == {s: (s, s) for s in (1, 2, 3)}

@@ -15,6 +15,8 @@ from gr2_jax.kernels.rank_reward.api import RankRewardOptions
 
 DEFAULT = RankRewardOptions(cutoffs=(1, 2, 3))
 
+CONDITIONS = ["naive", "v1", "eq7", "relative", "improving"]
+
 
 def terms_of(ranking, labels, shown=None, mask=None, options=DEFAULT):
   args = [None if x is None else jnp.asarray([x]) for x in (ranking, labels, shown, None, mask)]
@@ -72,7 +74,7 @@ def test_anything_but_a_full_permutation_is_invalid_and_scores_nothing(ranking):
     assert not np.any(getattr(terms, name)), name
 
 
-@pytest.mark.parametrize("condition", ["naive", "v1", "eq7", "relative"])
+@pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("rank", ["promotion", "auc", "ndcg"])
 def test_degenerate_slates_have_declared_outcomes(rank, condition):
   options = RankRewardOptions(rank=rank, condition=condition)
@@ -112,7 +114,7 @@ def test_metrics_agree_with_rax(seed, gain, single_target):
 
 
 @settings(max_examples=8, deadline=None)
-@given(st.integers(0, 2**31), st.sampled_from(["promotion", "auc", "ndcg"]), st.sampled_from(["naive", "v1", "eq7", "relative"]))
+@given(st.integers(0, 2**31), st.sampled_from(["promotion", "auc", "ndcg"]), st.sampled_from(CONDITIONS))
 def test_padding_changes_nothing(seed, rank, condition):
   rng = np.random.default_rng(seed)
   options = RankRewardOptions(rank=rank, condition=condition)

@@ -72,7 +72,7 @@ def sweep(kernel, data, sizes):
     cutoffs=tuple(data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))),
     gain=data.draw(st.sampled_from(["exponential", "linear"])),
     rank=data.draw(st.sampled_from(["promotion", "auc", "ndcg"])),
-    condition=data.draw(st.sampled_from(["naive", "v1", "eq7", "relative"])),
+    condition=data.draw(st.sampled_from(["naive", "v1", "eq7", "relative", "improving"])),
     alpha=data.draw(st.sampled_from([0.0, 0.1, 0.2])),
     invalid=data.draw(st.sampled_from([-1.0, 0.0])),
   )

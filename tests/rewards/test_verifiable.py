@@ -70,6 +70,17 @@ def test_eq7_has_a_hole_that_the_relative_reward_closes():
   np.testing.assert_allclose(raw, [0.0, 0.0, 0.25, -1.0], atol=1e-6)
 
 
+def test_only_answers_that_beat_upstream_earn_rank_credit_under_the_improving_rule():
+  # Upstream earns 0.75. No better than that, by a copy, a swap of the tail or a target moved down: alpha alone. To the front: 1 + 0.1.
+  labels, group = [0, 1, 0, 0, 0], [COPY, [0, 1, 2, 4, 3], [0, 2, 1, 3, 4], [1, 0, 2, 3, 4], INVALID]
+  total, raw = rewards_of(RewardConfig("auc", "improving"), group, labels)
+  np.testing.assert_allclose(total, [0.1, 0.1, 0.1, 1.1, 0.0], atol=1e-6)
+  np.testing.assert_allclose(raw, [0.0, 0.0, 0.0, 1.0, 0.0], atol=1e-6)
+  # Where upstream has the target first, keeping it there earns everything, and losing it alpha.
+  total, _ = rewards_of(RewardConfig("auc", "improving"), [COPY, [0, 4, 3, 2, 1], [1, 0, 2, 3, 4]], [1, 0, 0, 0, 0])
+  np.testing.assert_allclose(total, [1.1, 1.1, 0.1], atol=1e-6)
+
+
 def test_copying_either_order_is_copying():
   # Shown 4 3 2 1 0: a copy of what was shown and a copy of upstream both lose their rank credit under Eq 7.
   labels, shown = [0, 1, 0, 0, 0], [4, 3, 2, 1, 0]

@@ -31,19 +31,24 @@ SHORT_LIST = 64
 class RankRewardOptions:
   """The static choices: metric cut-offs, gain of NDCG, and how the terms make up the reward.
 
-  `rank`: `promotion` (v1), `auc` (Eq 5) or `ndcg` (Eq 6). `condition`: `naive` (sum of both terms), `v1`, `eq7`, `relative`.
+  `rank`: `promotion` (v1), `auc` (Eq 5) or `ndcg` (Eq 6). `condition`: `naive` (sum of both terms), `v1`, `eq7`, `relative`,
+  `improving`.
   `alpha`: weight of the format term. `invalid`: reward of an answer that is no full permutation.
   """
 
   cutoffs: tuple[int, ...] = (1, 3, 5, 10)
   gain: Literal["exponential", "linear"] = "exponential"
   rank: Literal["promotion", "auc", "ndcg"] = "auc"
-  condition: Literal["naive", "v1", "eq7", "relative"] = "relative"
+  condition: Literal["naive", "v1", "eq7", "relative", "improving"] = "relative"
   alpha: float = 0.1
   invalid: float = -1.0
 
   def __post_init__(self):
-    choices = {"gain": ("exponential", "linear"), "rank": ("promotion", "auc", "ndcg"), "condition": ("naive", "v1", "eq7", "relative")}
+    choices = {
+      "gain": ("exponential", "linear"),
+      "rank": ("promotion", "auc", "ndcg"),
+      "condition": ("naive", "v1", "eq7", "relative", "improving"),
+    }
     for name, allowed in choices.items():
       if getattr(self, name) not in allowed:
         raise ValueError(f"{name}: {getattr(self, name)!r} is none of {', '.join(allowed)}")
@@ -142,20 +147,21 @@ def _compute_rank_rewards(rank: jax.Array, slate: Slate, options: RankRewardOpti
 
 def _combine(options: RankRewardOptions, valid, earned, upstream_earned, best, copied):
   """(raw ranking reward, reward) under the condition; `best` is what the best order would earn."""
-  if options.condition == "relative":
-    # v1's rule generalised: format credit for an improvement, or for keeping an upstream order that cannot be improved.
-    raw = earned - upstream_earned
-    credit = (raw > EQUAL) | ((upstream_earned >= best - EQUAL) & (raw >= -EQUAL))
-    reward = raw + jnp.where(credit, options.alpha, 0.0)
-  else:
-    raw = earned
-    if options.condition == "naive":
-      reward = raw + options.alpha
-    elif options.condition == "v1":
-      kept_best = (upstream_earned >= best - EQUAL) & (earned >= best - EQUAL)
-      reward = raw + jnp.where((raw > EQUAL) | kept_best, options.alpha, 0.0)
-    else:
-      reward = jnp.where(copied & (earned < best - EQUAL), 0.0, raw) + options.alpha
+  improved = earned > upstream_earned + EQUAL
+  # An upstream order that cannot be improved, and was not spoilt.
+  kept_best = (upstream_earned >= best - EQUAL) & (earned >= best - EQUAL)
+  raw, paid, credit = earned, earned, True
+  match options.condition:
+    case "v1":
+      credit = (earned > EQUAL) | kept_best
+    case "eq7":
+      paid = jnp.where(copied & (earned < best - EQUAL), 0.0, earned)
+    case "relative":
+      raw = paid = earned - upstream_earned
+      credit = improved | kept_best
+    case "improving":
+      raw = paid = jnp.where(improved | kept_best, earned, 0.0)
+  reward = paid + jnp.where(credit, options.alpha, 0.0)
   return jnp.where(valid, raw, options.invalid), jnp.where(valid, reward, options.invalid)
 
 
