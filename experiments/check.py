@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.flags import ConfigError
+from experiments.rundir import value_at
 
 _PRESENTATIONS = ("upstream", "shuffled")
 _CHOICES = {
@@ -16,6 +17,10 @@ _CHOICES = {
   "traces.sampling": ("rejection", "targeted"),
   "traces.presentation": _PRESENTATIONS,
   "sft.presentation": _PRESENTATIONS,
+  "opd.init": ("midtrain", "sft"),
+  "opd.teacher_stage": ("rl", "sft"),
+  "opd.presentation": _PRESENTATIONS,
+  "rl.init": ("midtrain", "sft", "opd"),
   "rl.presentation": _PRESENTATIONS,
   "evaluation.gain": ("exponential", "linear"),
 }
@@ -33,7 +38,7 @@ def check_values(config: ConfigDict) -> None:
     if key.rpartition(".")[2] in _SIZES and value < 1:
       raise ConfigError(f"--config.{key}: {value} must be at least 1")
   for key, choices in _CHOICES.items():
-    value = _value_at(config, key)
+    value = value_at(config, key)
     if value not in choices:
       raise ConfigError(f"--config.{key}: {value!r} is not known; choose {' or '.join(choices)}")
   for key, build in _records(config).items():
@@ -57,6 +62,7 @@ def _check_pairs(config: ConfigDict) -> None:
     raise ConfigError(
       f"--config.rl.prompts: {rl.prompts} do not divide into {rl.minibatches} minibatches of {rl.microbatches} microbatches; use a multiple"
     )
+  _check_opd(config)
   if not 0 < rl.min_filled <= 1:
     raise ConfigError(f"--config.rl.min_filled: {rl.min_filled} must be above 0 and at most 1")
   if rl.group < 2:
@@ -72,8 +78,30 @@ def _check_pairs(config: ConfigDict) -> None:
     )
 
 
+def _check_opd(config: ConfigDict) -> None:
+  """The teacher must be named where it is needed, and only there, and read the same tokens."""
+  from experiments.teacher import check_teacher_config
+
+  opd, used = config.opd, config.rl.init == "opd"
+  if used and not opd.teacher_run:
+    raise ConfigError("--config.opd.teacher_run is missing: name the directory of a finished run whose policy is the teacher")
+  if opd.teacher_run and not used:
+    raise ConfigError(
+      f"--config.opd.teacher_run is set, but no stage reads it while rl.init is {config.rl.init!r}; set --config.rl.init=opd"
+    )
+  if opd.prompts % opd.microbatches:
+    raise ConfigError(f"--config.opd.prompts: {opd.prompts} do not divide into {opd.microbatches} microbatches; use a multiple")
+  if opd.group < 2 and opd.reward_weight:
+    raise ConfigError(f"--config.opd.group: {opd.group} must be at least 2, or reward_weight 0: rewards are compared within a group")
+  if not 0 <= opd.overlong_zone <= opd.max_new_tokens:
+    raise ConfigError(f"--config.opd.overlong_zone: {opd.overlong_zone} tokens do not fit into max_new_tokens {opd.max_new_tokens}")
+  if used:
+    check_teacher_config(config)
+
+
 def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
   """Config key -> how the library reads what stands there; each record checks itself."""
+  from experiments.teacher import opd_config
   from gr2_jax.language.midtrain_tasks import Mixture
   from gr2_jax.language.prompts import PromptStyle
   from gr2_jax.models.config import preset
@@ -84,8 +112,8 @@ def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
   from gr2_jax.steps.tokenizer import TokenizerConfig
   from gr2_jax.training.state import OptimizerConfig, make_optimizer
 
-  rl = config.rl
-  trained = {"midtrain": config.midtrain, "midtrain.warmup_rows": config.midtrain.warmup_rows, "sft": config.sft, "rl": rl}
+  rl, opd = config.rl, config.opd
+  trained = {"midtrain": config.midtrain, "midtrain.warmup_rows": config.midtrain.warmup_rows, "sft": config.sft, "opd": opd, "rl": rl}
   optimizers = {
     f"{name}.optimizer": lambda options=options: make_optimizer(
       OptimizerConfig(**options.optimizer), options.steps * options.get("minibatches", 1)
@@ -99,6 +127,8 @@ def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
     "model.preset": lambda: preset(config.model.preset, 128),
     "midtrain.mixture": lambda: Mixture(**config.midtrain.mixture),
     "prompt": lambda: PromptStyle(**config.prompt),
+    "opd": lambda: opd_config(opd),
+    "opd.reward": lambda: RewardConfig(**opd.reward).to_options(),
     "rl.reward": lambda: RewardConfig(**rl.reward).to_options(),
     "rl.loss": lambda: PolicyLossConfig(**rl.loss),
     "rl": lambda: RlConfig(temperature=rl.temperature),
@@ -117,6 +147,7 @@ def _check_devices(config: ConfigDict) -> None:
   batches = {
     "midtrain.batch_size": config.midtrain.batch_size,
     "sft.batch_size": config.sft.batch_size,
+    "opd.prompts": config.opd.prompts // config.opd.microbatches,
     "rl.prompts": config.rl.prompts // config.rl.minibatches // config.rl.microbatches,
   }
   for key, rows in batches.items():
@@ -131,9 +162,3 @@ def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
       yield from _leaves(value, f"{prefix}{key}.")
     else:
       yield f"{prefix}{key}", value
-
-
-def _value_at(config: ConfigDict, key: str) -> Any:
-  for part in key.split("."):
-    config = config[part]
-  return config
