@@ -147,9 +147,10 @@ def _check_devices(config: ConfigDict) -> None:
   batches = {
     "midtrain.batch_size": config.midtrain.batch_size,
     "sft.batch_size": config.sft.batch_size,
-    "opd.prompts": config.opd.prompts // config.opd.microbatches,
     "rl.prompts": config.rl.prompts // config.rl.minibatches // config.rl.microbatches,
   }
+  if config.rl.init == "opd":
+    batches["opd.prompts"] = config.opd.prompts // config.opd.microbatches
   for key, rows in batches.items():
     if rows % parts:
       raise ConfigError(f"--config.{key}: {rows} rows at once do not divide over the {parts} parts of the mesh (data x fsdp)")

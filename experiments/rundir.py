@@ -166,9 +166,12 @@ class Run:
 def needed_stages(stages: Sequence[Stage], config: ConfigDict) -> list[Stage]:
   """The stages that lead to the last one under this config, in order, each with all its inputs spelt out.
 
-  Raises RunError for an `init` that is no stage.
+  Raises RunError for an `init` that is no stage, or that the config lacks.
   """
-  inputs = {stage.name: stage.inputs + ((value_at(config, stage.init),) if stage.init else ()) for stage in stages}
+  try:
+    inputs = {stage.name: stage.inputs + ((value_at(config, stage.init),) if stage.init else ()) for stage in stages}
+  except KeyError as error:
+    raise RunError(f"the config lacks a key that names the stage to start from: {error}; add it to the config file") from None
   needed, ahead = set(), [stages[-1].name]
   while ahead:
     name = ahead.pop()
