@@ -44,15 +44,12 @@ def _batch(seed, num_prompts=3, group=2, prompt_length=4, completion_length=3):
 
 
 def _full_log_probs(decoder, params, batch):
-  """Log-probabilities `[rows, Lc, V]` at the completions' places by plain rows, each a prompt and its completion."""
-  rows = []
-  for p, g in np.ndindex(batch.completions.shape[:2]):
-    prompt = batch.prompts[p][batch.prompt_mask[p]]
-    tokens = np.concatenate([prompt, batch.completions[p, g]])[None]
-    hidden, _ = decoder.apply({"params": params}, tokens, np.arange(tokens.shape[1])[None], np.ones_like(tokens))
-    logits = decoder.apply({"params": params}, hidden, method="logits")[0]
-    rows.append(jax.nn.log_softmax(logits[len(prompt) - 1 : -1]))
-  return jnp.stack(rows)
+  """Log-probabilities `[rows, Lc, V]` at the completions' places by plain rows, each a whole prompt and its completion."""
+  group, length = batch.completions.shape[1:]
+  tokens = np.concatenate([np.repeat(batch.prompts, group, axis=0), batch.completions.reshape(-1, length)], axis=1)
+  positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+  hidden, _ = decoder.apply({"params": params}, tokens, positions, np.ones_like(tokens))
+  return jax.nn.log_softmax(decoder.apply({"params": params}, hidden, method="logits"))[:, -length - 1 : -1]
 
 
 def _eq4(params, teacher_params, batch, beta, form):
@@ -75,6 +72,7 @@ def _eq4(params, teacher_params, batch, beta, form):
 def test_a_step_is_the_gradient_of_eq_4_over_full_sequences(params, form):
   student, teacher = params
   batch, optimizer = _batch(0), optax.sgd(1.0)
+  batch = batch.replace(prompt_mask=np.ones_like(batch.prompt_mask))
   # All tokens are among the likeliest 12, so the coarser KL is the exact one. β at step 1 of 3 lies half way.
   config = OpdConfig(DistillationConfig(kl=form, top_k=VOCAB, beta=0.6, beta_end=0.2))
   update = jax.jit(make_opd_update(STUDENT, TEACHER, optimizer, config, steps=3))
@@ -103,6 +101,34 @@ def test_a_teacher_equal_to_the_student_teaches_nothing(params):
   optimizer, config = optax.sgd(1.0), OpdConfig(reward_weight=0.0)
   _, metrics = jax.jit(make_opd_update(STUDENT, STUDENT, optimizer, config, steps=1))(init_state(student, optimizer), _batch(2), student)
   np.testing.assert_allclose([metrics["reverse_kl"].mean(), metrics["grad_norm"].mean()], 0, atol=1e-5)
+
+
+class _FirstTokens:
+  """A constraint under which the first six tokens are legal, and nothing else."""
+
+  def replay(self, tokens, completion, segment_ids, max_new_tokens):
+    return jnp.broadcast_to(jnp.arange(VOCAB) < 6, (*tokens.shape, VOCAB))
+
+  def apply(self, logits, legal):
+    return jnp.where(legal, logits, -1e30)
+
+
+@pytest.mark.parametrize("form", ["exact", "per_token"])
+def test_both_models_are_compared_over_the_legal_tokens(params, form):
+  student, teacher = params
+  batch = _batch(5)
+  batch = batch.replace(completions=batch.completions % 6, prompt_mask=np.ones_like(batch.prompt_mask))
+  config, optimizer = OpdConfig(DistillationConfig(kl=form), reward_weight=0.0), optax.sgd(1.0)
+  update = jax.jit(make_opd_update(STUDENT, TEACHER, optimizer, config, steps=1, constraint=_FirstTokens()))
+  _, metrics = update(init_state(student, optimizer), batch, teacher)
+  log_p, log_q = (jax.nn.log_softmax(_full_log_probs(*of, batch)[..., :6]) for of in ((STUDENT, student), (TEACHER, teacher)))
+  mask = batch.completion_mask.reshape(-1, 3)
+  if form == "exact":
+    kl = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+  else:
+    kl = batch.behaviour_logps.reshape(-1, 3) - jnp.take_along_axis(log_q, batch.completions.reshape(-1, 3, 1), -1)[..., 0]
+  np.testing.assert_allclose(metrics["reverse_kl"].mean(), kl[mask].mean(), rtol=1e-4)
+  assert metrics["grad_norm"].mean() > 0.01
 
 
 @pytest.mark.parametrize("form", ["exact", "per_token"])
