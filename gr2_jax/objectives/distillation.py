@@ -92,13 +92,11 @@ def make_kl(config: DistillationConfig) -> Callable[[jax.Array, jax.Array], jax.
   return lambda log_p, teacher_log_p: reverse_kl(log_p, teacher_log_p, config.clip)
 
 
-def distilled_advantages(
-  advantages: jax.Array, old_logps: jax.Array, teacher_logps: jax.Array, beta: jax.Array | float, clip: float
-) -> jax.Array:
-  """Per-token advantages `[..., T]`, A - β clip(log π_old - log π_T, ±clip), of `advantages [...]` and sampled tokens `[..., T]`.
+def distilled_advantages(advantages: jax.Array, log_ratio: jax.Array, beta: jax.Array | float, clip: float) -> jax.Array:
+  """Per-token advantages `[..., T]`, A - β clip(log π_old - log π_T, ±clip), of `advantages [...]` and the sampled tokens' `log_ratio`.
 
   Put into a policy term whose samples come from π_old, the second part has in expectation the gradient of β times the reverse KL at
   every place, Σ_t β ∇KL(π(·|s_t) || π_T(·|s_t)) with s_t held fixed. It is not the gradient of the KL of whole sequences, in which a
   token would also answer for the KL at all later places.
   """
-  return advantages[..., None] - beta * jax.lax.stop_gradient(jnp.clip(old_logps - teacher_logps, -clip, clip))
+  return advantages[..., None] - beta * jax.lax.stop_gradient(jnp.clip(log_ratio, -clip, clip))

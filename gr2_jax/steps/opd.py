@@ -70,14 +70,15 @@ def make_opd_update(
   distillation = config.distillation
 
   def compare(params, teacher_params, batch: RlBatch):
-    """(log-probabilities, entropy, KL terms or the teacher's log-probabilities) of every completion token, each `[P, G, Lc]`."""
+    """(log-probabilities, entropy, KL or its sampled log-ratio) of every completion token, each `[P, G, Lc]`."""
     states, temperature = legal_states(batch, constraint), config.temperature
     models = (student, params), (teacher, teacher_params)
     hidden, teacher_hidden = (completion_hidden(decoder, of, batch) for decoder, of in models)
     to_logits, to_teacher_logits = (make_to_logits(decoder, of, constraint) for decoder, of in models)
     if distillation.kl == "per_token":
       own = token_log_probs(to_logits, hidden, batch.completions, *states, temperature=temperature)
-      return *own, token_log_probs(to_teacher_logits, teacher_hidden, batch.completions, *states, temperature=temperature)[0]
+      teacher_logps, _ = token_log_probs(to_teacher_logits, teacher_hidden, batch.completions, *states, temperature=temperature)
+      return *own, batch.behaviour_logps - teacher_logps
     return distillation_terms(
       to_logits,
       to_teacher_logits,
@@ -94,9 +95,7 @@ def make_opd_update(
     log_probs, entropy, kl = compare(params, teacher_params, batch)
     advantages, kl_loss = config.reward_weight * batch.advantages, 0.0
     if distillation.kl == "per_token":
-      teacher_logps = kl
-      advantages = distilled_advantages(advantages, batch.behaviour_logps, teacher_logps, beta, distillation.clip)
-      kl = jax.lax.stop_gradient(batch.behaviour_logps - teacher_logps)
+      advantages = distilled_advantages(advantages, kl, beta, distillation.clip)
     else:
       kl_loss = beta * jnp.sum(jnp.where(mask, kl, 0.0))
     loss = policy_loss(log_probs, batch.behaviour_logps, advantages, mask, config.policy)
