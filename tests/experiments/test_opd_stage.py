@@ -1,5 +1,7 @@
 """On-policy distillation as a stage: from another run's policy to the card, stopped and continued, and refused for other semantic IDs."""
 
+import io
+import json
 import os
 import shutil
 import signal
@@ -7,11 +9,17 @@ import signal
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 from small_runs import continue_from, tiny_config
 from test_pipeline import final_state, lines_without_time, read_json
 
+from experiments.rundir import Run
 from experiments.stages import opd
+from experiments.teacher import load_teacher
+from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.semantic_ids.table import SemanticIDTable
+from gr2_jax.training.mesh import make_mesh
+from gr2_jax.training.progress import Progress
 
 DONE = ("data", "tokenize", "midtrain", "slates")  # as in the teacher's run, of the same size here
 STEPS = 3
@@ -76,11 +84,16 @@ def test_a_stopped_distillation_ends_as_if_it_had_never_stopped(finished, tiny_r
   assert lines_without_time(finished / "metrics" / "opd.jsonl") == lines_without_time(run / "metrics" / "opd.jsonl")
 
 
-def test_a_teacher_with_other_semantic_ids_is_refused_and_can_be_exchanged(tiny_run, run_here, tmp_path, capsys):
-  teacher = tmp_path / "teacher"
+@pytest.fixture
+def teacher(tiny_run, tmp_path):
+  """A copy of what a teacher's run must hold, to be changed."""
   for name in ("tokenize", "rl"):
-    shutil.copytree(tiny_run / name, teacher / name)
-  shutil.copy(tiny_run / "config.json", teacher)
+    shutil.copytree(tiny_run / name, tmp_path / "teacher" / name)
+  shutil.copy(tiny_run / "config.json", tmp_path / "teacher")
+  return tmp_path / "teacher"
+
+
+def test_a_teacher_with_other_semantic_ids_is_refused_and_can_be_exchanged(teacher, tiny_run, run_here, tmp_path, capsys):
   table = SemanticIDTable.load(teacher / "tokenize" / "sids.npz")
   SemanticIDTable(table.codes[::-1], table.codebook_size).save(teacher / "tokenize" / "sids.npz")
   config = opd_config(teacher)
@@ -88,6 +101,17 @@ def test_a_teacher_with_other_semantic_ids_is_refused_and_can_be_exchanged(tiny_
   assert run_here(config, run, ["opd"]) == 1
   assert f"config.opd.teacher_run: {teacher} differs from {run} in tokenize/sids.npz" in capsys.readouterr().err
   assert not (run / "opd" / "started.json").exists()
+
+
+def test_a_teacher_that_was_trained_on_other_prompts_is_told(teacher, tiny_run):
+  config = json.loads((teacher / "config.json").read_text())
+  config["prompt"]["max_history"] = 7
+  (teacher / "config.json").write_text(json.dumps(config))
+  run, told = Run(tiny_run, opd_config(teacher)), io.StringIO()
+  vocabulary = Vocabulary.load(tiny_run / "tokenize" / "vocabulary")
+  decoder, params = load_teacher(run, vocabulary, make_mesh(devices=jax.devices()[:1]), Progress(Console(file=told, width=200)))
+  assert "opd: the teacher was trained otherwise, prompt.max_history: 7 -> 12" in told.getvalue()
+  assert params["embedding"].shape == (vocabulary.size, decoder.config.width)
 
 
 def test_a_teacher_that_is_not_there_is_told_before_the_run_begins(run_here, tmp_path, capsys):
