@@ -42,7 +42,7 @@ def get_config(arg=None):
       "hints": ("upstream_rank", "bought_after"),
     }
   )
-  config.rl.max_new_tokens = 96
+  config.opd.max_new_tokens = config.rl.max_new_tokens = 96
   if args.small or args.tiny:
     make_small(config)
   else:
@@ -67,6 +67,7 @@ def make_small(config):
   config.slates.per_user = 8
   config.sft.update({"steps": 500, "batch_size": 16, "row_length": 352, "reasoning_weight": 0.3})  # two examples a row
   config.sft.optimizer = optimizer(3e-3, rule="muon", schedule="cosine", warmup_steps=20, weight_decay=0.01)
+  config.opd.update({"steps": 100, "prompts": 32})
   config.rl.update({"steps": 60, "prompts": 32, "min_filled": 0.8})
   config.rl.optimizer.learning_rate = 5e-5
 
@@ -77,4 +78,5 @@ def make_large(config):
   config.slates.source = "beam"
   config.midtrain.update({"steps": 20_000, "batch_size": 64, "save_every": 1000})
   config.sft.update({"steps": 3000, "batch_size": 32})
+  config.opd.update({"steps": 1500, "prompts": 128})
   config.rl.update({"steps": 1000, "prompts": 64, "group": 16})

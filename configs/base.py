@@ -8,6 +8,7 @@ from gr2_jax.data.market import MarketConfig
 from gr2_jax.language.midtrain_tasks import Mixture
 from gr2_jax.language.prompts import PromptStyle
 from gr2_jax.models.ctr import CtrConfig
+from gr2_jax.objectives.distillation import DistillationConfig
 from gr2_jax.objectives.policy import DAPO
 from gr2_jax.rewards.verifiable import RewardConfig
 from gr2_jax.semantic_ids.rqvae import RqVaeConfig
@@ -105,7 +106,32 @@ def base() -> ConfigDict:
         "log_every": 10,
         "max_skips": 10,
       },
+      "opd": {  # runs where rl.init is opd
+        "teacher_run": "",  # directory of a finished run on the same semantic IDs and vocabulary, of any size
+        "teacher_stage": "rl",  # or sft
+        "init": "midtrain",  # or sft: what the student starts from
+        "steps": 100,
+        "prompts": 16,
+        "group": 8,
+        "max_new_tokens": 48,
+        "slots": 0,  # see rl
+        "rows": 0,
+        "overlong_zone": 8,
+        "microbatches": 1,
+        "temperature": 1.0,
+        "distillation": section(DistillationConfig()),
+        "reward_weight": 1.0,  # 0: the teacher alone
+        "clip_low": 0.2,
+        "clip_high": 0.28,
+        "presentation": "shuffled",  # or upstream
+        "reward": section(RewardConfig(), alpha=unset(), invalid=unset()),
+        "optimizer": optimizer(1e-3, warmup_steps=5),
+        "save_every": 25,
+        "log_every": 1,
+        "max_skips": 10,
+      },
       "rl": {
+        "init": "sft",  # the prior: sft, opd, or midtrain for none; stages that are not needed for it are left out
         "steps": 100,
         "prompts": 16,
         "group": 8,

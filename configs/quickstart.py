@@ -41,6 +41,7 @@ def get_config(arg=None):
   config.traces.temperature = 0.3
   config.sft.update({"steps": 380, "batch_size": 24, "row_length": 152, "reasoning_weight": 0.3})
   config.sft.optimizer.update({"rule": "muon", "learning_rate": 3e-3})
+  config.opd.update({"prompts": 32, "max_new_tokens": 56})
   config.rl.update({"steps": 30, "prompts": 32, "min_filled": 0.9, "max_new_tokens": 56})
   config.rl.optimizer.learning_rate = 5e-5
   config.evaluation.shuffles = 1
@@ -59,6 +60,8 @@ def make_tiny(config):
   config.midtrain.warmup_rows.update({"steps": 2, "log_every": 1})
   config.sft.update({"steps": 3, "batch_size": 2, "row_length": 384, "save_every": 2, "log_every": 1})
   config.sft.optimizer.warmup_steps = 1
+  config.opd.update({"steps": 2, "prompts": 2, "group": 2, "save_every": 1})
+  config.opd.optimizer.warmup_steps = 1
   config.rl.update({"steps": 2, "prompts": 2, "group": 2, "save_every": 1})
   config.rl.optimizer.warmup_steps = 1
   config.evaluation.update({"batch_size": 8, "resamples": 200, "shuffles": 1})

@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.flags import ConfigError
+from experiments.rundir import value_at
 
 _PRESENTATIONS = ("upstream", "shuffled")
 _CHOICES = {
@@ -16,6 +17,10 @@ _CHOICES = {
   "traces.sampling": ("rejection", "targeted"),
   "traces.presentation": _PRESENTATIONS,
   "sft.presentation": _PRESENTATIONS,
+  "opd.init": ("midtrain", "sft"),
+  "opd.teacher_stage": ("rl", "sft"),
+  "opd.presentation": _PRESENTATIONS,
+  "rl.init": ("midtrain", "sft", "opd"),
   "rl.presentation": _PRESENTATIONS,
   "evaluation.gain": ("exponential", "linear"),
 }
@@ -33,7 +38,7 @@ def check_values(config: ConfigDict) -> None:
     if key.rpartition(".")[2] in _SIZES and value < 1:
       raise ConfigError(f"--config.{key}: {value} must be at least 1")
   for key, choices in _CHOICES.items():
-    value = _value_at(config, key)
+    value = value_at(config, key)
     if value not in choices:
       raise ConfigError(f"--config.{key}: {value!r} is not known; choose {' or '.join(choices)}")
   for key, build in _records(config).items():
@@ -57,16 +62,13 @@ def _check_pairs(config: ConfigDict) -> None:
       f"--config.rl.prompts: {rl.prompts} do not divide into {rl.minibatches} minibatches of {rl.microbatches} microbatches; "
       f"make rl.prompts a multiple of {rl.minibatches * rl.microbatches}"
     )
+  _check_opd(config)
   if not 0 < rl.min_filled <= 1:
     raise ConfigError(f"--config.rl.min_filled: {rl.min_filled} must be above 0 and at most 1")
-  if rl.slots < 0:
-    raise ConfigError(f"--config.rl.slots: {rl.slots} must be at least 0 (all prompts at once)")
-  if not 0 <= rl.rows <= rl.group:
-    raise ConfigError(f"--config.rl.rows: {rl.rows} must lie between 0 (all at once) and the group of {rl.group}")
   if rl.group < 2:
     raise ConfigError(f"--config.rl.group: {rl.group} must be at least 2: an answer is judged by the others of its group")
-  if not 0 <= rl.overlong_zone <= rl.max_new_tokens:
-    raise ConfigError(f"--config.rl.overlong_zone: {rl.overlong_zone} tokens do not fit into max_new_tokens {rl.max_new_tokens}")
+  for name in ("rl", "opd"):
+    _check_rollout(name, config[name])
   if config.decoding.constraint == "slate" and config.prompt.answer != "compact":
     raise ConfigError(f"--config.decoding.constraint: 'slate' is for compact answers, not for {config.prompt.answer}; set it to none")
   named = config.tokenize.num_candidates
@@ -76,8 +78,38 @@ def _check_pairs(config: ConfigDict) -> None:
     )
 
 
+def _check_rollout(name: str, options: ConfigDict) -> None:
+  if options.slots < 0:
+    raise ConfigError(f"--config.{name}.slots: {options.slots} must be at least 0 (all prompts at once)")
+  if not 0 <= options.rows <= options.group:
+    raise ConfigError(f"--config.{name}.rows: {options.rows} must lie between 0 (all at once) and the group of {options.group}")
+  if not 0 <= options.overlong_zone <= options.max_new_tokens:
+    zone, limit = options.overlong_zone, options.max_new_tokens
+    raise ConfigError(f"--config.{name}.overlong_zone: {zone} tokens do not fit into max_new_tokens {limit}")
+
+
+def _check_opd(config: ConfigDict) -> None:
+  """The teacher must be named where it is needed, and only there, and read the same tokens."""
+  from experiments.teacher import check_teacher_config
+
+  opd, used = config.opd, config.rl.init == "opd"
+  if used and not opd.teacher_run:
+    raise ConfigError("--config.opd.teacher_run is missing: name the directory of a finished run whose policy is the teacher")
+  if opd.teacher_run and not used:
+    raise ConfigError(
+      f"--config.opd.teacher_run is set, but no stage reads it while rl.init is {config.rl.init!r}; set --config.rl.init=opd"
+    )
+  if opd.prompts % opd.microbatches:
+    raise ConfigError(f"--config.opd.prompts: {opd.prompts} do not divide into {opd.microbatches} microbatches; use a multiple")
+  if opd.group < 2 and opd.reward_weight:
+    raise ConfigError(f"--config.opd.group: {opd.group} must be at least 2, or reward_weight 0: rewards are compared within a group")
+  if used:
+    check_teacher_config(config)
+
+
 def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
   """Config key -> how the library reads what stands there; each record checks itself."""
+  from experiments.teacher import opd_config
   from gr2_jax.language.midtrain_tasks import Mixture
   from gr2_jax.language.prompts import PromptStyle
   from gr2_jax.models.config import preset
@@ -88,8 +120,8 @@ def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
   from gr2_jax.steps.tokenizer import TokenizerConfig
   from gr2_jax.training.state import OptimizerConfig, make_optimizer
 
-  rl = config.rl
-  trained = {"midtrain": config.midtrain, "midtrain.warmup_rows": config.midtrain.warmup_rows, "sft": config.sft, "rl": rl}
+  rl, opd = config.rl, config.opd
+  trained = {"midtrain": config.midtrain, "midtrain.warmup_rows": config.midtrain.warmup_rows, "sft": config.sft, "opd": opd, "rl": rl}
   optimizers = {
     f"{name}.optimizer": lambda options=options: make_optimizer(
       OptimizerConfig(**options.optimizer), options.steps * options.get("minibatches", 1)
@@ -103,6 +135,8 @@ def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
     "model.preset": lambda: preset(config.model.preset, 128),
     "midtrain.mixture": lambda: Mixture(**config.midtrain.mixture),
     "prompt": lambda: PromptStyle(**config.prompt),
+    "opd": lambda: opd_config(opd),
+    "opd.reward": lambda: RewardConfig(**opd.reward).to_options(),
     "rl.reward": lambda: RewardConfig(**rl.reward).to_options(),
     "rl.loss": lambda: PolicyLossConfig(**rl.loss),
     "rl": lambda: RlConfig(temperature=rl.temperature),
@@ -134,9 +168,11 @@ def _check_devices(config: ConfigDict) -> None:
     "rl.prompts": (rl.prompts, rl.minibatches * rl.microbatches),
     "rl.slots": (rl.slots, 1),
   }
+  if config.rl.init == "opd":
+    batches |= {"opd.prompts": (config.opd.prompts, config.opd.microbatches), "opd.slots": (config.opd.slots, 1)}
   for key, (rows, cuts) in batches.items():
     if rows % (cuts * parts):
-      in_cuts = " in each of rl.minibatches x rl.microbatches" if cuts > 1 else ""
+      in_cuts = " in each of minibatches x microbatches" if cuts > 1 else ""
       raise ConfigError(
         f"--config.{key}: {rows // cuts} rows at once{in_cuts} do not divide over the {parts} parts of the mesh (mesh.data x mesh.fsdp); "
         f"make {key} a multiple of {cuts * parts}, or the mesh smaller"
@@ -150,9 +186,3 @@ def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
       yield from _leaves(value, f"{prefix}{key}.")
     else:
       yield f"{prefix}{key}", value
-
-
-def _value_at(config: ConfigDict, key: str) -> Any:
-  for part in key.split("."):
-    config = config[part]
-  return config

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from experiments.check import check_values
 from experiments.flags import ConfigError, define_config, parse_flags
-from experiments.rundir import Run, RunError, Stage, check_stages, open_run
+from experiments.rundir import Run, RunError, Stage, check_stages, needed_stages, open_run
 from gr2_jax.data.schema import DataError
 from gr2_jax.training.interrupts import Interrupted, StopSignal
 from gr2_jax.training.progress import Progress, format_seconds
@@ -35,13 +35,26 @@ STAGES = (
     inputs=("data", "tokenize", "midtrain", "slates", "traces"),
   ),
   Stage(
-    "rl", "experiments.stages.rl", reads=("seed", "model", "mesh", "prompt", "decoding", "rl"), inputs=("data", "tokenize", "slates", "sft")
+    "opd",
+    "experiments.stages.opd",
+    reads=("seed", "model", "mesh", "prompt", "decoding", "opd"),
+    inputs=("data", "tokenize", "slates"),
+    init="opd.init",
+    runs=(("opd.teacher_run", "opd.teacher_stage"),),
+  ),
+  Stage(
+    "rl",
+    "experiments.stages.rl",
+    reads=("seed", "model", "mesh", "prompt", "decoding", "rl"),
+    inputs=("data", "tokenize", "slates"),
+    init="rl.init",
   ),
   Stage(
     "evaluation",
     "experiments.stages.evaluation",
     reads=("seed", "model", "prompt", "decoding", "evaluation"),
-    inputs=("data", "tokenize", "slates", "sft", "rl"),
+    inputs=("data", "tokenize", "slates", "rl"),
+    uses=("sft", "opd"),
     format=2,  # per_slate.npz
   ),
 )
@@ -51,15 +64,15 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; the same one goe
 _STAGES = flags.DEFINE_list("stages", None, f"stages to run, of: {', '.join(stage.name for stage in STAGES)} (all)")
 
 
-def choose_stages(names: Sequence[str] | None, stages: Sequence[Stage]) -> list[Stage]:
-  """The named stages, in the order of the pipeline; all of them for None. Raises RunError for an unknown name."""
+def choose_stages(names: Sequence[str] | None, stages: Sequence[Stage], config: ConfigDict) -> list[Stage]:
+  """The named stages that the config needs, in the order of the pipeline; all of these for None. Raises RunError for an unknown name."""
   known = [stage.name for stage in stages]
   for name in names or ():
     if name not in known:
       near = difflib.get_close_matches(name, known, n=2)
       hint = f", did you mean {' or '.join(near)}?" if near else ""
       raise RunError(f"--stages: {name!r} is no stage{hint}; there are: {', '.join(known)}")
-  return [stage for stage in stages if names is None or stage.name in names]
+  return [stage for stage in needed_stages(stages, config) if names is None or stage.name in names]
 
 
 def run_stages(run: Run, stages: Sequence[Stage], progress: Progress, stop: StopSignal) -> None:
@@ -94,7 +107,7 @@ def execute(
   def program():
     if not workdir:
       raise RunError("--workdir is missing; for example --workdir=runs/quickstart")
-    stages = choose_stages(names, known)
+    stages = choose_stages(names, known, config)
     check_stages(Run(pathlib.Path(workdir), config), stages)
     if config.get("distributed"):
       import jax
@@ -104,7 +117,7 @@ def execute(
       check(config)
     run = _open_everywhere(workdir, config, command)
     if run.main:
-      _print_header(run, stages, progress)
+      _print_header(run, stages, names or [stage.name for stage in known], progress)
     with StopSignal() as stop:
       run_stages(run, stages, progress, stop)
     card = run.path("evaluation", "card.md")
@@ -159,14 +172,16 @@ def _wait_for_all(run: Run, name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def _print_header(run: Run, stages: Sequence[Stage], progress: Progress) -> None:
+def _print_header(run: Run, stages: Sequence[Stage], asked: Sequence[str], progress: Progress) -> None:
   import jax
 
   devices = jax.devices()
+  chosen = [stage.name for stage in stages]
+  left_out = [name for name in asked if name not in chosen]
   lines = {
     "config": run.directory / "config.json",
     "workdir": run.directory,
-    "stages": ", ".join(stage.name for stage in stages),
+    "stages": ", ".join(chosen) + (f" (not needed by this config, skipped: {', '.join(left_out)})" if left_out else ""),
     "devices": f"{len(devices)} x {devices[0].device_kind}",
     "versions": f"Python {sys.version.split()[0]}, jax {jax.__version__} (all in versions.json)",
   }

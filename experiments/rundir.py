@@ -32,6 +32,8 @@ class Stage:
 
   `reads`: top-level config keys that decide its artifacts. `inputs`: stages whose artifacts it reads.
   `files`: dotted config keys that may hold the path of an external file or folder it reads.
+  `init`: the dotted config key that names the stage from whose checkpoint it starts, one more input. `uses`: inputs only where the config
+  needs them for other stages (see `needed_stages`). `runs`: pairs of dotted config keys, the directory of another run and its stage read.
   `format`: raised when the code writes other artifacts for the same inputs.
   """
 
@@ -40,6 +42,9 @@ class Stage:
   reads: tuple[str, ...]
   inputs: tuple[str, ...] = ()
   files: tuple[str, ...] = ()
+  init: str = ""
+  uses: tuple[str, ...] = ()
+  runs: tuple[tuple[str, str], ...] = ()
   format: int = 1
 
 
@@ -88,14 +93,26 @@ class Run:
     return mark.name == "done.json"
 
   def inputs_of(self, stage: Stage) -> dict[str, Any]:
-    """Everything that decides the stage's artifacts: config sections, format, fingerprints of inputs, hashes of files."""
-    config = _config_to_json(self.config)
+    """Everything that decides the stage's artifacts: config sections, format, fingerprints of inputs and of other runs, hashes of files."""
+    config = config_to_json(self.config)
+    runs = {directory: self.done_elsewhere(directory, of)["fingerprint"] for directory, of in stage.runs}
     return {
       "config": {key: config[key] for key in stage.reads},
       "format": stage.format,
       "inputs": {name: self.done(name)["fingerprint"] for name in stage.inputs},
-      "files": {key: hash_path(path) for key in stage.files if (path := _existing_path(_value_at(config, key))) is not None},
+      "files": {key: hash_path(path) for key in stage.files if (path := _existing_path(value_at(config, key))) is not None},
+      **({"runs": runs} if runs else {}),
     }
+
+  def done_elsewhere(self, directory_key: str, stage_key: str) -> dict[str, Any]:
+    """What a finished stage of the other run left, both named by the config; raises RunError when it is not finished there."""
+    directory, name = value_at(self.config, directory_key), value_at(self.config, stage_key)
+    done = Run(pathlib.Path(directory), self.config).done(name)
+    if done is None:
+      raise RunError(
+        f"--config.{directory_key}: {directory or 'no folder'} has no finished stage {name!r}; run that first, or name another run"
+      )
+    return done
 
   @contextmanager
   def open_stage(self, stage: Stage) -> Iterator[None]:
@@ -146,9 +163,36 @@ class Run:
     (folder / "started.json").unlink()
 
 
-def check_stages(run: Run, stages: Sequence[Stage]) -> None:
-  """Raises RunError when the config lacks a key that a stage reads, or an input of a stage is neither done nor run before it."""
-  keys = _flat_keys(_config_to_json(run.config))
+def needed_stages(stages: Sequence[Stage], config: ConfigDict) -> list[Stage]:
+  """The stages that lead to the last one under this config, in order, each with all its inputs spelt out.
+
+  Raises RunError for an `init` that is no stage, or that the config lacks.
+  """
+  try:
+    inputs = {stage.name: stage.inputs + ((value_at(config, stage.init),) if stage.init else ()) for stage in stages}
+  except KeyError as error:
+    raise RunError(f"the config lacks a key that names the stage to start from: {error}; add it to the config file") from None
+  needed, ahead = set(), [stages[-1].name]
+  while ahead:
+    name = ahead.pop()
+    if name not in inputs:
+      raise RunError(f"{name!r} is no stage to start from; there are: {', '.join(inputs)}")
+    if name not in needed:
+      needed.add(name)
+      ahead += inputs[name]
+  return [
+    dataclasses.replace(stage, inputs=inputs[stage.name] + tuple(name for name in stage.uses if name in needed), init="", uses=())
+    for stage in stages
+    if stage.name in needed
+  ]
+
+
+def check_stages(run: Run, stages: Sequence[Stage], ahead: Iterable[pathlib.Path] = ()) -> None:
+  """Raises RunError when the config lacks a key that a stage reads, or an input of a stage is neither done nor run before it.
+
+  `ahead`: directories of other runs that will be finished by then.
+  """
+  keys = _flat_keys(config_to_json(run.config))
   ready: list[str] = []
   for stage in stages:
     unknown = [key for key in (*stage.reads, *stage.files) if key not in keys]
@@ -160,6 +204,9 @@ def check_stages(run: Run, stages: Sequence[Stage]) -> None:
         f"stage {stage.name!r} needs the artifacts of {', '.join(missing)}, not finished in {run.directory}; "
         f"run it first: --stages={','.join((*missing, stage.name))}"
       )
+    for directory, of in stage.runs:
+      if pathlib.Path(value_at(run.config, directory)) not in ahead:
+        run.done_elsewhere(directory, of)
     ready.append(stage.name)
 
 
@@ -170,7 +217,7 @@ def open_run(workdir: str | os.PathLike, config: ConfigDict, command: Sequence[s
   begun, and for a config without a seed.
   """
   directory = pathlib.Path(workdir)
-  resolved = _config_to_json(config)
+  resolved = config_to_json(config)
   if not isinstance(resolved.get("seed"), int):
     raise RunError("config.seed is missing; give the config an integer seed, so that the run can be repeated")
   run = Run(directory, config, main)
@@ -293,7 +340,8 @@ def _record(directory: pathlib.Path, resolved: dict[str, Any], command: Sequence
     write_json(config_path, resolved)
 
 
-def _config_to_json(config: ConfigDict) -> dict[str, Any]:
+def config_to_json(config: ConfigDict) -> dict[str, Any]:
+  """As it stands in config.json: tuples are lists."""
   return _as_json(config.to_dict())
 
 
@@ -315,7 +363,8 @@ def _flat_keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
   return keys
 
 
-def _value_at(config: Mapping[str, Any], key: str) -> Any:
+def value_at(config: Mapping[str, Any], key: str) -> Any:
+  """What stands at a dotted key."""
   for part in key.split("."):
     config = config[part]
   return config

@@ -4,14 +4,16 @@
 
 `--config.key=value` holds for all runs and `--stages` for each, as in experiments.run.
 An ablation file has `get_config(arg)`, which takes `seed=N`; `VARIANTS`: name -> {dotted config key: value}; and `SEEDS`. The runs lie at
-DIR/VARIANT/seed_N. A stage that had the same inputs in another of them is linked from there instead of run again. Results: DIR/sweep.md,
-sweep.json, plots/. Exit codes are those of experiments.run; after a stop the same command goes on.
+DIR/VARIANT/seed_N; the value `run:VARIANT` names that of an earlier variant with the same seed. A stage that had the same inputs in another
+of them is linked from there instead of run again. Results: DIR/sweep.md, sweep.json, plots/; an ablation may have `COMPARISONS` and
+`SHARES` (see gr2_jax/evaluation/comparisons.py). Exit codes are those of experiments.run; after a stop the same command goes on.
 """
 
 import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 from absl import app, flags
@@ -29,6 +31,7 @@ _ONLY = flags.DEFINE_list("only", None, "variants to run (all)")
 _SEEDS = flags.DEFINE_list("seeds", None, "seeds to run (those of the ablation)")
 
 Configs = Mapping[str, Mapping[int, ConfigDict]]  # variant -> seed -> config
+_RUN = "run:"
 
 
 def execute(
@@ -47,20 +50,19 @@ def execute(
   def program():
     if not workdir:
       raise RunError("--workdir is missing; for example --workdir=runs/reward_hacking")
-    stages = choose_stages(names, STAGES)
-    variants, configs = plan(path, only, seeds, overrides or {})
-    runs = open_runs(pathlib.Path(workdir), configs, stages, command)
+    variants, configs = plan(path, only, seeds, overrides or {}, pathlib.Path(workdir))
+    runs = open_runs(pathlib.Path(workdir), configs, names, command)
     _share_compiled(pathlib.Path(workdir) / "compiled")
     with StopSignal() as stop:
-      run_all(runs, stages, progress, stop)
-    if STAGES[-1] in stages:
-      _write_results(pathlib.Path(workdir), runs, variants, progress)
+      run_all(runs, names, progress, stop)
+    if names is None or STAGES[-1].name in names:
+      _write_results(pathlib.Path(workdir), runs, variants, load_module(path), progress)
 
   return exit_code_of(program)
 
 
 def plan(
-  path: str, only: Sequence[str] | None, seeds: Sequence[str] | None, overrides: Mapping[str, Any]
+  path: str, only: Sequence[str] | None, seeds: Sequence[str] | None, overrides: Mapping[str, Any], workdir: pathlib.Path
 ) -> tuple[Mapping[str, Mapping[str, Any]], Configs]:
   """The chosen variants and the config of each run, all checked; a variant's changes go over the `overrides` of all.
 
@@ -80,8 +82,23 @@ def plan(
   variants = {name: changes for name, changes in module.VARIANTS.items() if only is None or name in only}
   chosen = module.SEEDS if seeds is None else list(map(int, seeds))
   return variants, {
-    name: {seed: _make_config(path, seed, name, {**overrides, **changes}) for seed in chosen} for name, changes in variants.items()
+    name: {seed: _make_config(path, seed, name, _name_runs({**overrides, **changes}, workdir, seed)) for seed in chosen}
+    for name, changes in variants.items()
   }
+
+
+def _run_directory(workdir: pathlib.Path, variant: str, seed: int) -> pathlib.Path:
+  return workdir / variant / f"seed_{seed}"
+
+
+def _name_runs(changes: Mapping[str, Any], workdir: pathlib.Path, seed: int) -> dict[str, Any]:
+  """The changes with `run:VARIANT` replaced by that variant's run directory."""
+
+  def name(value: Any) -> Any:
+    named = isinstance(value, str) and value.startswith(_RUN)
+    return str(_run_directory(workdir, value.removeprefix(_RUN), seed)) if named else value
+
+  return {key: name(value) for key, value in changes.items()}
 
 
 def _make_config(path: str, seed: int, variant: str, changes: Mapping[str, Any]) -> ConfigDict:
@@ -95,21 +112,24 @@ def _make_config(path: str, seed: int, variant: str, changes: Mapping[str, Any])
   return config
 
 
-def open_runs(workdir: pathlib.Path, configs: Configs, stages: Sequence[Stage], command: Sequence[str]) -> dict[str, dict[int, Run]]:
+def open_runs(workdir: pathlib.Path, configs: Configs, names: Sequence[str] | None, command: Sequence[str]) -> dict[str, dict[int, Run]]:
   """Opens or begins every run; raises RunError before any has started, for a folder that is another run or for a stage without inputs."""
+  ahead: set[pathlib.Path] = set()
   for variant, of in configs.items():
     for seed, config in of.items():
-      check_stages(Run(workdir / variant / f"seed_{seed}", config), stages)
+      directory = _run_directory(workdir, variant, seed)
+      check_stages(Run(directory, config), choose_stages(names, STAGES, config), ahead)
+      ahead.add(directory)
   return {
-    variant: {seed: open_run(workdir / variant / f"seed_{seed}", config, command) for seed, config in of.items()}
+    variant: {seed: open_run(_run_directory(workdir, variant, seed), config, command) for seed, config in of.items()}
     for variant, of in configs.items()
   }
 
 
-def run_all(runs: Mapping[str, Mapping[int, Run]], stages: Sequence[Stage], progress: Progress, stop: StopSignal) -> None:
+def run_all(runs: Mapping[str, Mapping[int, Run]], names: Sequence[str] | None, progress: Progress, stop: StopSignal) -> None:
   """Does what is missing, a seed after the other, so that a part of a sweep already compares all variants."""
   queue = sorted(((seed, variant, run) for variant, of in runs.items() for seed, run in of.items()), key=lambda entry: entry[0])
-  missing = [entry for entry in queue if not all(entry[2].is_done(stage) for stage in stages)]
+  missing = [entry for entry in queue if not all(entry[2].is_done(stage) for stage in choose_stages(names, STAGES, entry[2].config))]
   if len(missing) < len(queue):
     progress.note(f"{len(queue) - len(missing)} of {len(queue)} runs done before, skipped")
   began = time.monotonic()
@@ -117,7 +137,7 @@ def run_all(runs: Mapping[str, Mapping[int, Run]], stages: Sequence[Stage], prog
     passed = time.monotonic() - began
     left = f", about {format_seconds(passed / number * (len(missing) - number))} left" if number else ""
     progress.note(f"run {len(queue) - len(missing) + number + 1} of {len(queue)}: {variant}, seed {seed}{left}")
-    _run_one(run, stages, [other for _, _, other in queue], progress, stop)
+    _run_one(run, choose_stages(names, STAGES, run.config), [other for _, _, other in queue], progress, stop)
 
 
 def _run_one(run: Run, stages: Sequence[Stage], siblings: Sequence[Run], progress: Progress, stop: StopSignal) -> None:
@@ -141,11 +161,14 @@ def _share_compiled(folder: pathlib.Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def _write_results(workdir: pathlib.Path, runs: Mapping[str, Mapping[int, Run]], variants: Mapping[str, Any], progress: Progress) -> None:
+def _write_results(
+  workdir: pathlib.Path, runs: Mapping[str, Mapping[int, Run]], variants: Mapping[str, Any], ablation: ModuleType, progress: Progress
+) -> None:
   from gr2_jax.evaluation.sweeps import build_sweep, render_sweep_table, write_sweep
 
   directories = {variant: {seed: run.directory for seed, run in of.items()} for variant, of in runs.items()}
-  sweep = build_sweep(directories, variants)
+  asked = {name.lower(): getattr(ablation, name, {}) for name in ("COMPARISONS", "SHARES")}
+  sweep = build_sweep(directories, variants, **asked)
   page = write_sweep(workdir, directories, sweep)
   progress.console.print(render_sweep_table(sweep))
   progress.note(f"The tables, with plots, versions and commands: {page}")

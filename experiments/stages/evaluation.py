@@ -48,7 +48,7 @@ def run(config, run, progress, stop):
 
   context, style = load_context(run, catalogue, log), prompt_style(run)
   decoder = make_decoder(run, context.vocabulary)
-  generate = make_generate(  # compiled once for both
+  generate = make_generate(  # compiled once for all
     decoder,
     group=1,
     max_new_tokens=config.rl.max_new_tokens,
@@ -56,7 +56,10 @@ def run(config, run, progress, stop):
     pad_id=context.vocabulary.pad_id,
     constraint=slate_constraint(run, context.vocabulary),
   )
-  for name, stage in (("sft", "sft"), ("policy", "rl")):
+  trained = {"sft": "sft", "opd": "opd", "policy": "rl"}
+  for name, stage in trained.items():
+    if run.done(stage) is None:  # not needed by this config
+      continue
     orders[name] = _policy_order(run, name, load_policy(run, stage, decoder), generate, test, context, style, progress, stop)
   metrics = measure_orders(orders, labels, options.gain)
   users = [slate.user for slate in test]

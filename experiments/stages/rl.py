@@ -39,32 +39,38 @@ HEADLINE = ("reward", "recall@1", "valid_rate", "near_identity_rate", "kept_frac
 
 
 def run(config, run, progress, stop):
-  """Trains the SFT policy; writes checkpoints."""
+  """Trains the policy of the stage `rl.init`; writes checkpoints."""
   options = config.rl
   catalogue = load_catalogue(run)
   context, style = load_context(run, catalogue, load_log(run, catalogue)), prompt_style(run)
   slates = load_slates(run, catalogue, "train")
   decoder, mesh = make_decoder(run, context.vocabulary), run_mesh(run)
-  optimizer, state, shardings = begin(decoder, options, mesh, None, stage_checkpoints(run, "sft"))
+  optimizer, state, shardings = begin(decoder, options, mesh, None, stage_checkpoints(run, options.init))
   loss = PolicyLossConfig(**options.loss)
   rl_config = RlConfig(loss, options.temperature, minibatches=options.minibatches, microbatches=options.microbatches)
   constraint = slate_constraint(run, context.vocabulary)
   update = jit_update(make_rl_update(decoder, optimizer, rl_config, constraint), mesh, shardings)
-  position = make_pipeline(
+  position = draw_slates(run, slates, options.prompts)
+  get_batch = make_get_batch(run, "rl", options, slates, decoder, mesh, context, style, position, constraint, loss)
+  get_batch = stop_without_signal(get_batch, options.max_skips)
+  train(run, "rl", state, update, get_batch, position=position, options=options, progress=progress, stop=stop, headline=HEADLINE)
+
+
+def draw_slates(run, slates, number):
+  """Batches of `number` training slates: the index of each, and a number drawn for its presentation."""
+  return make_pipeline(
     range(len(slates)),
-    seed=config.seed,
-    batch_size=options.prompts,
+    seed=run.config.seed,
+    batch_size=number,
     map_fn=lambda index, rng: {"slate": np.int32(index), "draw": rng.integers(2**31, dtype=np.int64)},
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  get_batch = _make_get_batch(run, slates, decoder, mesh, context, style, position, constraint, loss)
-  train(run, "rl", state, update, get_batch, position=position, options=options, progress=progress, stop=stop, headline=HEADLINE)
 
 
-def _make_get_batch(run, slates, decoder, mesh, context, style, position, constraint, loss):
+def make_get_batch(run, stage, options, slates, decoder, mesh, context, style, position, constraint, loss):
   """Builds `get_batch(state)`: rounds of prompts, rollouts and rewards until the batch is full of groups that carry a signal."""
-  options, vocabulary = run.config.rl, context.vocabulary
+  vocabulary = context.vocabulary
   generate = make_generate_queue(
     decoder,
     slots=options.slots,
@@ -76,7 +82,7 @@ def _make_get_batch(run, slates, decoder, mesh, context, style, position, constr
     constraint=constraint,
   )
   sampling = Sampling.create(options.temperature)
-  judge, silence = _make_judge(options, loss), SilenceCounter(options.max_skips)
+  judge = _make_judge(options, loss)
   labels = slate_labels(slates)
   width = labels.shape[1]
   # One length for all prompts: an order of candidates changes none, so nothing is compiled later.
@@ -105,7 +111,7 @@ def _make_get_batch(run, slates, decoder, mesh, context, style, position, constr
       return rollout, *judge(answers, of_slates, presented, rollout.completion_mask)
 
   def get_batch(state):
-    step_key = jax.random.fold_in(stage_key(run, "rl"), int(state.step))
+    step_key = jax.random.fold_in(stage_key(run, stage), int(state.step))
     monitors = []
 
     def judged_round():
@@ -121,10 +127,21 @@ def _make_get_batch(run, slates, decoder, mesh, context, style, position, constr
       mask_truncated=loss.mask_truncated,
       fetch=functools.partial(to_local, mesh=mesh),
     )
-    silence.add(metrics)
     return batch, merge(monitors) | metrics
 
   return get_batch
+
+
+def stop_without_signal(get_batch, limit):
+  """The same `get_batch`, which raises NoSignalError after `limit` steps in a row in which no group carried a signal."""
+  silence = SilenceCounter(limit)
+
+  def watched(state):
+    batch, metrics = get_batch(state)
+    silence.add(metrics)
+    return batch, metrics
+
+  return watched
 
 
 def _make_judge(options, loss):

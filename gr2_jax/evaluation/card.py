@@ -15,7 +15,7 @@ from gr2_jax.evaluation.results import REQUIRED_ORDERS, load_results
 from gr2_jax.evaluation.tables import TABLE_STYLE, format_lift, format_number, lift_style, markdown_table
 from gr2_jax.training.writers import read_metrics
 
-_STAGE_FOLDERS = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "rl", "evaluation")
+_STAGE_FOLDERS = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "opd", "rl", "evaluation")
 _MONITORS = {
   "valid_rate": "valid",
   "identity_rate": "copies",
@@ -226,6 +226,7 @@ def _write_plots(results: Mapping[str, Any], run: pathlib.Path, folder: pathlib.
       plots.plot_rank_histogram(slates.get("target_upstream_rank") or results["upstream_rank_histogram"]),
       "The target's upstream rank in training and test slates",
     ),
+    "opd.png": (plots.plot_rl(read_metrics(run / "metrics" / "opd.jsonl")), "On-policy distillation"),
     "rl.png": (plots.plot_rl(read_metrics(run / "metrics" / "rl.jsonl")), "Reinforcement learning"),
     "top1_share.png": (plots.plot_top1_share(results, "policy"), "Slots of the policy's first choices"),
     "sid_usage.png": (None if tokenizer is None else plots.plot_sid_usage(tokenizer), "Use of the semantic-ID codebooks"),

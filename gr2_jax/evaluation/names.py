@@ -9,6 +9,7 @@ _ORDER_TITLES = {
   "last_transition": "last-item transitions",
   "lambdamart": "LambdaMART",
   "sft": "SFT policy",
+  "opd": "OPD policy",
   "policy": "RL policy",
   "oracle": "oracle",
 }

@@ -43,6 +43,17 @@ def _resample_means(totals: np.ndarray, sizes: np.ndarray, seed: int, resamples:
   return np.concatenate(means)
 
 
+def _resample(values: np.ndarray, clusters: np.ndarray | None, seed: int, resamples: int) -> np.ndarray:
+  """Means `[resamples, M]` of values `[n, M]`, clusters drawn whole; raises ValueError for fewer than two of them."""
+  codes = np.arange(len(values)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1].reshape(-1)
+  if len(codes) != len(values):
+    raise ValueError(f"clusters: {len(codes)} names for {len(values)} slates; give one for each")
+  count = int(codes.max()) + 1 if len(codes) else 0
+  if count < 2:
+    raise ValueError(f"values: {len(values)} slates in {count} clusters; a bootstrap needs at least two")
+  return _resample_means(_totals_by_cluster(values, codes, count), np.bincount(codes), seed, resamples)
+
+
 def _interval(samples: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
   tail = (1 - level) / 2
   with np.errstate(invalid="ignore"):
@@ -72,17 +83,9 @@ def paired_bootstrap(
     raise ValueError(f"values {values.shape} and baseline {baseline.shape} must be of the same slates")
   if not (np.isfinite(values).all() and np.isfinite(baseline).all()):
     raise ValueError("values: hold a NaN or infinity; a metric must be defined for every slate")
-  codes = np.arange(len(values)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1].reshape(-1)
-  if len(codes) != len(values):
-    raise ValueError(f"clusters: {len(codes)} names for {len(values)} slates; give one for each")
-  count = int(codes.max()) + 1 if len(codes) else 0
-  if count < 2:
-    raise ValueError(f"values: {len(values)} slates in {count} clusters; a bootstrap needs at least two")
-
   columns = values.shape[1]
   differences = values - baseline
-  totals = _totals_by_cluster(np.concatenate([differences, baseline], axis=1), codes, count)
-  means = _resample_means(totals, np.bincount(codes), seed, resamples)
+  means = _resample(np.concatenate([differences, baseline], axis=1), clusters, seed, resamples)
   deltas, bases = means[:, :columns], means[:, columns:]
   # Sums in another order may leave 1e-17 where all differences cancel; that is no evidence.
   deltas = np.where(np.abs(deltas) < 1e-12, 0.0, deltas)
@@ -102,3 +105,41 @@ def paired_bootstrap(
     relative_high=np.where(undefined, np.nan, relative_high),
     p=np.minimum(2 * (np.minimum(below, above) + 1) / (resamples + 1), 1.0),
   )
+
+
+class Share(NamedTuple):
+  """A share of a gain, each `[M]`; all NaN where the gain may be none."""
+
+  share: np.ndarray
+  low: np.ndarray
+  high: np.ndarray
+
+
+def share_of_gain(
+  student: np.ndarray,
+  teacher: np.ndarray,
+  baseline: np.ndarray,
+  *,
+  seed: int,
+  resamples: int = RESAMPLES,
+  clusters: np.ndarray | None = None,
+  level: float = 0.95,
+) -> Share:
+  """(mean(student) - mean(baseline)) / (mean(teacher) - mean(baseline)) of metrics `[n, M]` of the same n slates, with its interval.
+
+  Resampled as in `paired_bootstrap`. Where the teacher's gain is not positive beyond its own interval, a share of it says nothing and is
+  NaN; in the few resamples without a gain that remain it does not count.
+  """
+  gains = np.concatenate([student - baseline, teacher - baseline], axis=1).astype(np.float64)
+  columns = gains.shape[1] // 2
+  means = _resample(gains, clusters, seed, resamples)
+  of_student, of_teacher = means[:, :columns], means[:, columns:]
+  tail = (1 - level) / 2
+  known = np.quantile(of_teacher, tail, axis=0) > 0
+  with np.errstate(divide="ignore", invalid="ignore"):
+    shares = np.where(known & (of_teacher > 0), of_student / of_teacher, np.nan)
+    share = np.where(known, gains[:, :columns].mean(axis=0) / gains[:, columns:].mean(axis=0), np.nan)
+  bounds = np.full((2, columns), np.nan)
+  if known.any():
+    bounds[:, known] = np.nanquantile(shares[:, known], [tail, 1 - tail], axis=0)
+  return Share(share, *bounds)

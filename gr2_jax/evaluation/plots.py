@@ -17,6 +17,7 @@ _RL_PANELS = (
   ("reward", "reward", {"reward": "after the condition", "rank_reward": "ranking reward alone"}),
   ("copying", "share of valid answers", {"identity_rate": "copies", "near_identity_rate": "copies up to one swap"}),
   ("valid answers", "share of answers", {"valid_rate": "valid"}),
+  ("KL to the teacher", "nats per token", {"reverse_kl": "reverse KL"}),
   ("entropy", "nats per token", {"entropy": "entropy"}),
   ("answer length", "tokens", {"completion_length": "tokens"}),
   ("groups kept", "share of groups", {"kept_fraction": "kept"}),

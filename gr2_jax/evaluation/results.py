@@ -18,7 +18,7 @@ from gr2_jax.evaluation.paired import RESAMPLES, paired_bootstrap
 BASELINE = "upstream"
 REQUIRED_ORDERS = ("upstream", "random", "oracle", "popularity", "lambdamart", "policy")
 # The order to beat, and what the policy started from: compared beside the upstream order where both are there.
-_FURTHER_PAIRS = (("policy", "lambdamart"), ("policy", "sft"))
+_FURTHER_PAIRS = (("policy", "lambdamart"), ("policy", "sft"), ("policy", "opd"))
 _KEYS = {
   **{"dataset": str, "seeds": list, "n": int, "orders": dict, "paired": dict, "diagnostics": dict, "cost": dict},
   **{"presentations": dict, "segments": dict, "upstream_rank_histogram": dict, "slate_size": dict},

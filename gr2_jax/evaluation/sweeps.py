@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from gr2_jax.evaluation import plots
+from gr2_jax.evaluation.comparisons import compare_variants, comparison_sections, compute_shares, count_acceptance
 from gr2_jax.evaluation.metrics import METRICS
-from gr2_jax.evaluation.names import TABLE_METRICS
+from gr2_jax.evaluation.names import TABLE_METRICS, order_title
 from gr2_jax.evaluation.paired import RESAMPLES
 from gr2_jax.evaluation.per_slate import PerSlate, load_per_slate
 from gr2_jax.evaluation.results import compare_orders, load_results
@@ -21,8 +22,8 @@ from gr2_jax.training.writers import read_metrics
 
 Runs = Mapping[str, Mapping[int, pathlib.Path]]  # variant -> seed -> directory of a finished run
 
-_ORDERS = ("upstream", "sft", "policy")
-_BASES = {"upstream": "the upstream order", "sft": "the SFT policy", "reference": "the reference"}
+_PRIORS = ("opd", "sft")  # what RL may have started from, the later stage first
+_BASES = {"upstream": "the upstream order", "prior": "its prior", "reference": "the reference"}
 _COPYING = {"identity_rate": "copies", "near_identity_rate": "near copies"}
 _TAU = "kendall_tau_to_upstream"
 _PRESENTATIONS = {"upstream": "shown upstream", "shuffled_1": "shown shuffled"}
@@ -34,8 +35,15 @@ _COPYING_NOTE = (
 )
 
 
-def build_sweep(runs: Runs, changes: Mapping[str, Mapping[str, Any]], resamples: int = RESAMPLES) -> dict[str, Any]:
-  """The content of sweep.json; `changes`: variant -> dotted config key -> value.
+def build_sweep(
+  runs: Runs,
+  changes: Mapping[str, Mapping[str, Any]],
+  resamples: int = RESAMPLES,
+  *,
+  comparisons: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+  shares: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
+  """The content of sweep.json; `changes`: variant -> dotted config key -> value. `comparisons`, `shares`: see `evaluation.comparisons`.
 
   The slates of all seeds are pooled, and the users of each seed are what is resampled. The first variant is the reference of
   `policy_vs_reference`, which a variant that was tested on other slates lacks. Raises ResultsError for a run without results.
@@ -52,6 +60,9 @@ def build_sweep(runs: Runs, changes: Mapping[str, Mapping[str, Any]], resamples:
       | _watch(of.values())
       for variant, of in runs.items()
     },
+    "comparisons": compare_variants(tested, comparisons or {}, resamples),
+    "shares": compute_shares(tested, shares or {}, resamples),
+    "acceptance": count_acceptance(directories),
     "bootstrap": {"resamples": resamples, "seed": 0},
     "seconds": _seconds(directories),
     "versions": _versions(directories),
@@ -69,9 +80,10 @@ def _compare(of: Mapping[int, PerSlate], reference: Mapping[int, PerSlate] | Non
   def pool(seeds: Mapping[int, PerSlate], order: str) -> dict[str, np.ndarray]:
     return {metric: np.concatenate([seeds[seed].orders[order][metric] for seed in of]) for metric in METRICS}
 
-  metrics = {order: pool(of, order) for order in _ORDERS}
+  priors = [order for order in _PRIORS if all(order in slates.orders for slates in of.values())]
+  metrics = {order: pool(of, order) for order in ("upstream", *priors, "policy")}
   means = {order: {metric: float(values.mean()) for metric, values in columns.items()} for order, columns in metrics.items()}
-  pairs = [("policy", "upstream"), ("policy", "sft")]
+  pairs = [("policy", "upstream"), *(("policy", prior) for prior in priors)]
   if reference is not None and all(np.array_equal(of[seed].users, reference[seed].users) for seed in of):
     metrics["reference"] = pool(reference, "policy")
     pairs.append(("policy", "reference"))
@@ -152,6 +164,7 @@ def write_sweep(directory: str | pathlib.Path, runs: Runs, sweep: Mapping[str, A
       captions[name] = caption
   sections = {
     "Ranking": _ranking_section(sweep),
+    **comparison_sections(sweep),
     "Copying": _copying_section(sweep),
     "Plots": "\n\n".join(f"**{caption}**\n\n![{caption}](plots/{name})" for name, caption in captions.items()),
     "What each variant changes": _changes_section(sweep),
@@ -176,6 +189,8 @@ def _title(variant: str) -> str:
 
 
 def _paired(of: Mapping[str, Any], base: str, metric: str) -> Mapping[str, Any] | None:
+  if base == "prior":
+    base = next((prior for prior in _PRIORS if prior in of["orders"]), "")
   return of["paired"].get(f"policy_vs_{base}", {}).get(metric)
 
 
@@ -185,12 +200,13 @@ def _ranking_section(sweep: Mapping[str, Any]) -> str:
   text = [
     f"Policies after RL on {' or '.join(f'{n:,}' for n in sizes)} test slates of all seeds, shown in the upstream order. Relative "
     f"differences with paired 95 % intervals ({sweep['bootstrap']['resamples']:,} resamples of the users of each seed). The reference is "
-    f"{_title(reference)}."
+    f"{_title(reference)}, whose upstream order and prior stand first; a prior is what RL started from: SFT, OPD, or neither."
   ]
   for metric in _SHORT:
     rows = [
-      [name, format_number(variants[reference]["orders"][order][metric]), "", "", ""]
-      for order, name in (("upstream", "*upstream order*"), ("sft", "*SFT policy*"))
+      [f"*{order_title(order)}*", format_number(values[metric]), "", "", ""]
+      for order, values in variants[reference]["orders"].items()
+      if order != "policy"
     ]
     for variant, of in variants.items():
       lifts = [format_lift(_paired(of, base, metric)) for base in _BASES]
@@ -241,7 +257,7 @@ def render_sweep_table(sweep: Mapping[str, Any]) -> RenderableType:
     title="copying, % of the valid answers", caption="in training: from the first to the last tenth of the RL steps", **TABLE_STYLE
   )
   columns = {
-    ranking: [label for metric in _SHORT for label in (TABLE_METRICS[metric], "over upstream", "over SFT")],
+    ranking: [label for metric in _SHORT for label in (TABLE_METRICS[metric], "over upstream", "over prior")],
     copying: [f"{label}, {where}" for where in ("in training", *_PRESENTATIONS.values()) for label in _COPYING.values()],
   }
   for table, labels in columns.items():
@@ -252,7 +268,7 @@ def render_sweep_table(sweep: Mapping[str, Any]) -> RenderableType:
     cells: list[str | Text] = []
     for metric in _SHORT:
       cells.append(f"{of['orders']['policy'][metric]:.3f}")
-      for base in ("upstream", "sft"):
+      for base in ("upstream", "prior"):
         paired = _paired(of, base, metric)
         cells.append(Text(format_lift(paired, digits=0).replace(" [", "\n["), style=lift_style(paired)))
     ranking.add_row(_title(variant), *cells)

@@ -88,8 +88,8 @@ def policy_loss(
 ) -> PolicyLoss:
   """Clipped surrogate, -Σ w min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) in the config's aggregation, and what to divide it by.
 
-  `per_token_logps, old_logps, mask, importance_weights [..., T]`, `advantages [...]` (one a completion). Tokens where the mask is 0
-  count nowhere and pass no gradient, whatever stands there. Diagnostics, as means over tokens: `clip_low_fraction` and
+  `per_token_logps, old_logps, mask, importance_weights [..., T]`, `advantages [...]` (one a completion) or `[..., T]` (one a token). Tokens
+  where the mask is 0 count nowhere and pass no gradient, whatever stands there. Diagnostics, as means over tokens: `clip_low_fraction` and
   `clip_high_fraction` (tokens whose gradient the clip removed), `ratio`, and `approx_kl` (r - 1 - log r of the single token, an
   estimate of KL(old ‖ policy)). Eq 8 of GR2; for the sources of its variants see `PolicyLossConfig`.
   """
@@ -101,7 +101,8 @@ def policy_loss(
   if config.ratio == "sequence":
     log_ratio = jnp.broadcast_to(jnp.sum(token_log_ratio, axis=-1, keepdims=True) / lengths, token_log_ratio.shape)
   ratio = jnp.exp(log_ratio)
-  advantages = jnp.broadcast_to(advantages[..., None], ratio.shape)
+  if jnp.ndim(advantages) < ratio.ndim:
+    advantages = jnp.broadcast_to(advantages[..., None], ratio.shape)
   surrogate = jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high) * advantages)
   terms = importance_weights * surrogate / (lengths if config.aggregation == "sequence_mean" else 1)
 

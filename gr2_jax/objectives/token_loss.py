@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gr2_jax.objectives.distillation import reverse_kl
+
 _MOST_TOKENS, _MOST_LOGITS = 1024, 2**25  # at a time: 219 tokens at a vocabulary of 152,960, whose logits take 128 MiB
 
 
@@ -40,18 +42,20 @@ def distillation_terms(
   *extra: Any,
   chunk: int | None = None,
   temperature: float | jax.Array = 1.0,
+  kl_fn: Callable[[jax.Array, jax.Array], jax.Array] = reverse_kl,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """What `token_log_probs` gives, and the reverse KL[student || teacher] in nats of each token over the whole vocabulary, exactly.
+  """What `token_log_probs` gives, and the reverse KL[student || teacher] in nats of each token, by default over the whole vocabulary.
 
   `hidden [..., D]` and `teacher_hidden [..., D_T]` of the same tokens, on one vocabulary; `temperature` and `extra` go to both. The
-  teacher gets no gradient. Chunked like `token_log_probs`, with the logits of both at once. Source: GR2 Eq 4; a sampled estimate of
-  the KL, differentiated on the student's samples, would have the gradient of another divergence.
+  teacher gets no gradient. `kl_fn` maps the log-probabilities `[n, V]` of both to `[n]`. Chunked like `token_log_probs`, with the logits
+  of both at once. Source: GR2 Eq 4; a sampled estimate of the KL, differentiated on the student's samples, would have the gradient of
+  another divergence.
   """
 
   def terms(logits, t, *teacher_inputs):
     log_p = _log_softmax(logits / temperature)
     teacher_log_p = _log_softmax(jax.lax.stop_gradient(teacher_logits_fn(*teacher_inputs)) / temperature)
-    return *_log_prob_and_entropy(log_p, t), jnp.sum(jnp.exp(log_p) * (log_p - teacher_log_p), axis=-1)
+    return *_log_prob_and_entropy(log_p, t), kl_fn(log_p, teacher_log_p)
 
   return _over_tokens(terms, logits_fn, (hidden, *extra), (targets, teacher_hidden, *extra), targets.shape, chunk)
 

@@ -59,36 +59,54 @@ class RlBatch:
   keep: Any
 
 
-def completion_log_probs(
-  decoder: Decoder, params, batch: RlBatch, temperature: float = 1.0, constraint: SlateConstraint | None = None
-) -> tuple[jax.Array, jax.Array]:
-  """Log-probability and entropy `[P, G, Lc]` (float32) of every completion token, each prompt computed once.
+def completion_hidden(decoder: Decoder, params, batch: RlBatch) -> jax.Array:
+  """Hidden states `[P, G, Lc, D]` that predict the completion tokens, each prompt computed once.
 
   The G completions of a prompt attend to its keys and values, through which their gradients flow back, so that values and gradients
   are those of G full sequences. The first token is predicted by the prompt's last hidden state, and the last token is not fed.
-  With the `constraint` of the rollout, both are of the distribution over legal tokens.
   """
   num_prompts, group, length = batch.completions.shape
   rows = num_prompts * group
   last_hidden, prefix, prompt_lengths = prefill(decoder, params, batch.prompts, batch.prompt_mask)
-  tokens = batch.completions.reshape(rows, length)
   hidden = jnp.repeat(last_hidden, group, axis=0)[:, None]
   if length > 1:
+    tokens = batch.completions.reshape(rows, length)[:, :-1]
     positions = jnp.repeat(prompt_lengths, group)[:, None] + jnp.arange(length - 1)
     segments = batch.completion_mask.reshape(rows, length)[:, :-1].astype(jnp.int32)
-    suffix, _ = decoder.apply({"params": params}, tokens[:, :-1], positions, segments, prefix=prefix)
+    suffix, _ = decoder.apply({"params": params}, tokens, positions, segments, prefix=prefix)
     hidden = jnp.concatenate([hidden, suffix], axis=1)
+  return hidden.reshape(*batch.completions.shape, -1)
 
-  def to_logits(x, *state):
-    logits = decoder.apply({"params": params}, x, method="logits")
+
+def legal_states(batch: RlBatch, constraint: SlateConstraint | None) -> tuple:
+  """What a logits function of `make_to_logits` reads beside hidden states: nothing, or the automaton's state at every completion token."""
+  if constraint is None:
+    return ()
+  shape = batch.completions.shape
+  tokens, real = (x.reshape(-1, shape[-1]) for x in (batch.completions, batch.completion_mask > 0))
+  states = constraint.replay(tokens, real, jnp.ones_like(tokens), max_new_tokens=shape[-1])
+  return (jax.tree.map(lambda x: x.reshape(*shape, *x.shape[2:]), states),)
+
+
+def make_to_logits(decoder: Decoder, params, constraint: SlateConstraint | None) -> Callable[..., jax.Array]:
+  """`to_logits(hidden [n, D], *legal_states) -> [n, V]`, over the legal tokens where there is a constraint."""
+
+  def to_logits(hidden, *state):
+    logits = decoder.apply({"params": params}, hidden, method="logits")
     return constraint.apply(logits, *state) if state else logits
 
-  extra = ()
-  if constraint is not None:
-    real = batch.completion_mask.reshape(rows, length) > 0
-    extra = (constraint.replay(tokens, real, jnp.ones_like(tokens), max_new_tokens=length),)
-  log_probs, entropy = token_log_probs(to_logits, hidden, tokens, *extra, temperature=temperature)
-  return log_probs.reshape(batch.completions.shape), entropy.reshape(batch.completions.shape)
+  return to_logits
+
+
+def completion_log_probs(
+  decoder: Decoder, params, batch: RlBatch, temperature: float = 1.0, constraint: SlateConstraint | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """Log-probability and entropy `[P, G, Lc]` (float32) of every completion token, each prompt computed once (see `completion_hidden`).
+
+  With the `constraint` of the rollout, both are of the distribution over legal tokens.
+  """
+  hidden, to_logits = completion_hidden(decoder, params, batch), make_to_logits(decoder, params, constraint)
+  return token_log_probs(to_logits, hidden, batch.completions, *legal_states(batch, constraint), temperature=temperature)
 
 
 def make_rl_update(
@@ -114,7 +132,7 @@ def make_rl_update(
 
   def loss_terms(params, batch: RlBatch, trainer_logps, denominator):
     log_probs, entropy = log_probs_of(params, batch)
-    mask = _loss_mask(batch)
+    mask = loss_mask(batch)
     if one_step:
       trainer_logps = jax.lax.stop_gradient(log_probs)
     old_logps = batch.behaviour_logps if one_step and not weighed else trainer_logps
@@ -134,13 +152,13 @@ def make_rl_update(
   def gradient_step(carry, data):
     params, opt_state = carry
     batch, trainer_logps = data
-    denominator = loss_denominator(_loss_mask(batch), config.loss.aggregation)
+    denominator = loss_denominator(loss_mask(batch), config.loss.aggregation)
 
     def accumulate(grads, part):
       part_grads, metrics = gradient(params, *part, denominator)
       return jax.tree.map(jnp.add, grads, part_grads), metrics
 
-    grads, metrics = _over_parts(accumulate, jax.tree.map(jnp.zeros_like, params), data, config.microbatches)
+    grads, metrics = over_parts(accumulate, jax.tree.map(jnp.zeros_like, params), data, config.microbatches)
     learns = denominator > 0
     metrics["grad_norm"] = Metric(optax.global_norm(grads), learns.astype(jnp.float32))
     updates, new_opt_state = optimizer.update(grads, opt_state, params)
@@ -153,7 +171,7 @@ def make_rl_update(
     if not one_step:
       parts = config.minibatches * config.microbatches
       trainer_logps = _join(jax.lax.map(lambda part: log_probs_of(state.params, part)[0], _split(batch, parts)))
-    carry, metrics = _over_parts(gradient_step, (state.params, state.opt_state), (batch, trainer_logps), config.minibatches)
+    carry, metrics = over_parts(gradient_step, (state.params, state.opt_state), (batch, trainer_logps), config.minibatches)
     return TrainState(step=state.step + 1, params=carry[0], opt_state=carry[1]), metrics
 
   return update
@@ -175,7 +193,7 @@ def _join(x: jax.Array) -> jax.Array:
   return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
 
-def _over_parts(step: Callable, carry: Any, data: Any, parts: int) -> tuple[Any, dict[str, Metric]]:
+def over_parts(step: Callable, carry: Any, data: Any, parts: int) -> tuple[Any, dict[str, Metric]]:
   """`carry, metrics = step(carry, part)` over the parts of the data one after the other, with the metrics added up."""
   if parts == 1:
     return step(carry, data)
@@ -183,7 +201,8 @@ def _over_parts(step: Callable, carry: Any, data: Any, parts: int) -> tuple[Any,
   return carry, jax.tree.map(lambda x: x.sum(axis=0), metrics)
 
 
-def _loss_mask(batch: RlBatch) -> jax.Array:
+def loss_mask(batch: RlBatch) -> jax.Array:
+  """The tokens `[P, G, Lc]` that are learnt from."""
   return batch.completion_mask * batch.keep[:, None, None]
 
 

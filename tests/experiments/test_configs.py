@@ -16,6 +16,7 @@ from gr2_jax.objectives.policy import PolicyLossConfig
 CONFIGS = {
   "quickstart.py": ("", "seed=3", "tiny"),
   "amazon.py": ("beauty", "sports", "toys,small", "beauty,tiny"),
+  "ablations/prior.py": ("", "beauty", "beauty,tiny", "seed=1,tiny"),
   "ablations/reward_hacking.py": ("", "seed=1", "tiny"),
 }
 
@@ -72,6 +73,19 @@ def test_the_tiny_variant_steps_through_every_stage(run, request):
     ("rl__reward__condition", "v2", r"--config\.rl\.reward: .*v2"),
     ("rl__temperature", 0.0, r"--config\.rl: temperature must be above 0"),
     ("rl__min_filled", 0.0, r"--config\.rl\.min_filled: 0\.0 must be above 0 and at most 1"),
+    ("rl__init", "opd", r"--config\.opd\.teacher_run is missing: name the directory of a finished run"),
+    ("rl__init", "none", r"--config\.rl\.init: 'none' is not known; choose midtrain or sft or opd"),
+    ("opd__teacher_run", "runs/x", r"--config\.opd\.teacher_run is set, but no stage reads it while rl\.init is 'sft'"),
+    ("opd__teacher_stage", "midtrain", "choose rl or sft"),
+    (
+      "opd__distillation__kl",
+      "k3",
+      r"--config\.opd: kl: 'k3' is not offered: .*gradient of the forward KL.*use exact or top_k or per_token",
+    ),
+    ("opd__distillation__kl", "k1", r"--config\.opd: kl: 'k1' is not offered: .*a gradient of 0 in expectation"),
+    ("opd__group", 1, r"--config\.opd\.group: 1 must be at least 2, or reward_weight 0"),
+    ("opd__microbatches", 3, r"--config\.opd\.prompts: 2 do not divide into 3 microbatches"),
+    ("opd__overlong_zone", 57, r"--config\.opd\.overlong_zone: 57 tokens do not fit"),
     ("rl__minibatches", 3, r"--config\.rl\.prompts: 2 do not divide into 3 minibatches"),
     ("rl__group", 0, r"--config\.rl\.group: 0 must be at least 1"),
     ("rl__group", 1, r"--config\.rl\.group: 1 must be at least 2"),
@@ -105,6 +119,18 @@ def test_every_named_loss_is_one_that_the_stage_can_use(name):
   RL_LOSSES[name](config)
   check_values(config)
   assert (PolicyLossConfig(**config.rl.loss) == before) == (name == "dapo")
+
+
+def test_a_teacher_of_another_tokenizer_is_refused_before_work_starts(tmp_path):
+  def check(**theirs):
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config(**theirs).to_dict()))
+    check_values(tiny_config(rl__init="opd", opd__teacher_run=str(tmp_path)))
+
+  check(model__preset="small", sft__steps=7, data__source="elsewhere")
+  with pytest.raises(ConfigError, match=r"has other semantic IDs or another vocabulary(.|\n)*tokenize\.rqvae\.codebook_size: 64 -> 32"):
+    check(tokenize__rqvae__codebook_size=64)
+  with pytest.raises(ConfigError, match="seed: 5 -> 0"):
+    check(seed=5)
 
 
 def test_values_that_do_not_go_together():

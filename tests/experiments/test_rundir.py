@@ -10,6 +10,7 @@ import types
 
 import pytest
 from ml_collections import ConfigDict
+from small_runs import tiny_config
 
 from experiments.run import STAGES, choose_stages, execute
 from experiments.rundir import Run, RunError, Stage, check_stages, list_differences, open_run, read_config
@@ -218,16 +219,51 @@ def test_list_differences():
   ]
 
 
-def test_the_pipeline_reads_only_earlier_stages():
-  # With every config key present, running all stages in the listed order satisfies every input.
-  conf = ConfigDict()
-  for key in sorted(key for stage in STAGES for key in (*stage.reads, *stage.files)):
-    *sections, leaf = key.split(".")
-    holder = conf
-    for section in sections:
-      holder = holder[section]
-    holder[leaf] = ConfigDict()
-  check_stages(Run(pathlib.Path("nowhere"), conf), choose_stages(None, STAGES))
+PRIORS = {
+  # rl.init, opd.init -> the stages that are left out, and what RL and evaluation read beside data, tokenize and slates
+  ("sft", "midtrain"): ({"opd"}, {"sft"}, {"sft", "rl"}),
+  ("midtrain", "midtrain"): ({"traces", "sft", "opd"}, {"midtrain"}, {"rl"}),
+  ("opd", "midtrain"): ({"traces", "sft"}, {"opd"}, {"opd", "rl"}),
+  ("opd", "sft"): (set(), {"opd"}, {"sft", "opd", "rl"}),
+}
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_the_pipeline_runs_what_the_prior_needs_and_reads_only_earlier_stages(prior):
+  left_out, rl_reads, evaluation_reads = PRIORS[prior]
+  conf = tiny_config(rl__init=prior[0], opd__init=prior[1], opd__teacher_run="teacher")
+  stages = {stage.name: stage for stage in choose_stages(None, STAGES, conf)}
+  assert set(stages) == {stage.name for stage in STAGES} - left_out
+  common = {"data", "tokenize", "slates"}
+  assert set(stages["rl"].inputs) == common | rl_reads and set(stages["evaluation"].inputs) == common | evaluation_reads
+  run = Run(pathlib.Path("nowhere"), conf)
+  check_stages(run, list(stages.values()), ahead={pathlib.Path("teacher")})
+  if "opd" in stages:
+    with pytest.raises(RunError, match=r"--config\.opd\.teacher_run: teacher has no finished stage 'rl'; run that first"):
+      check_stages(run, list(stages.values()))
+
+
+def test_a_stage_that_starts_from_no_stage():
+  with pytest.raises(RunError, match="'teacher' is no stage to start from; there are: data, tokenize"):
+    choose_stages(None, STAGES, tiny_config(rl__init="teacher"))
+  with pytest.raises(RunError, match="lacks a key that names the stage to start from"):
+    choose_stages(None, STAGES, config())
+
+
+def test_what_another_run_made_decides_a_stage_that_reads_it(tmp_path, calls, capsys):
+  reader = dataclasses.replace(RL, runs=(("data.source", "teacher"),))
+  settings = {"data.source": str(tmp_path / "a"), "teacher": "data"}
+  assert go(tmp_path / "b", config(**settings), stages=(DATA, reader)) == 1
+  assert f"--config.data.source: {tmp_path / 'a'} has no finished stage 'data'" in capsys.readouterr().err
+  assert not (tmp_path / "b").exists()
+  assert go(tmp_path / "a", names=["data"]) == 0
+  without_hash = dataclasses.replace(DATA, files=())
+  assert go(tmp_path / "b", config(**settings), stages=(without_hash, reader)) == 0
+  assert go(tmp_path / "b", config(**settings), stages=(without_hash, reader)) == 0
+  done = tmp_path / "a" / "data" / "done.json"
+  done.write_text(json.dumps(json.loads(done.read_text()) | {"fingerprint": "retrained"}))
+  assert go(tmp_path / "b", config(**settings), stages=(without_hash, reader)) == 1
+  assert "runs.data.source: " in (error := capsys.readouterr().err) and '-> "retrained"' in error
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import sys
 import types
@@ -10,15 +11,16 @@ import pytest
 from small_runs import ROOT, continue_from, hash_files
 
 from experiments import sweep
-from experiments.flags import ConfigError
-from experiments.run import STAGES
+from experiments.flags import ConfigError, load_module
+from experiments.run import STAGES, choose_stages
 from experiments.rundir import Stage, read_config
 
 ABLATION = str(ROOT / "configs" / "ablations" / "reward_hacking.py")
+PRIOR = str(ROOT / "configs" / "ablations" / "prior.py")
 
 
-def plan(path=ABLATION, only=None, seeds=None, overrides=None):
-  return sweep.plan(path, only, seeds, overrides or {})
+def plan(path=ABLATION, only=None, seeds=None, overrides=None, workdir=pathlib.Path("sweep")):
+  return sweep.plan(path, only, seeds, overrides or {}, workdir)
 
 
 # What is planned.
@@ -41,6 +43,23 @@ def test_variants_and_seeds_can_be_chosen_and_all_runs_overridden(in_process):
   assert list(variants) == list(configs) == ["eq7_shuffled"] and list(configs["eq7_shuffled"]) == [5]
   # A variant is what its changes say, whatever holds for all.
   assert (configs["eq7_shuffled"][5].rl.steps, configs["eq7_shuffled"][5].rl.presentation) == (7, "shuffled")
+
+
+def test_the_prior_ablation_gives_each_student_the_teacher_of_its_seed(in_process):
+  with in_process():
+    variants, configs = plan(PRIOR)
+  assert next(iter(variants)) == "teacher" and len(variants) == 1 + 5 * 2
+  for name, of in configs.items():
+    for seed, config in of.items():
+      taught = name.startswith("opd")
+      assert (config.rl.init == "opd") == taught
+      assert config.opd.teacher_run == (f"sweep/teacher/seed_{seed}" if taught else "")
+  asked = {name for pairs in load_module(PRIOR).COMPARISONS.values() for pair in pairs for name in pair}
+  asked |= {name for teacher, students in load_module(PRIOR).SHARES.items() for name in (teacher, *students)}
+  for name in asked:
+    variant, order = name.split("/")
+    stages = {stage.name for stage in choose_stages(None, STAGES, configs[variant][0])}
+    assert order in {"upstream", "policy", *stages}, name
 
 
 def write_ablation(folder, variants, seeds=(0, 1)):
@@ -136,6 +155,16 @@ def test_a_stopped_sweep_goes_on(toy, capsys):
   toy.calls.clear()
   assert toy() == 0
   assert toy.calls == []
+
+
+def test_a_teacher_must_be_a_variant_before_its_students(tmp_path, monkeypatch, capsys):
+  stages = (Stage("data", "toy_data", reads=("seed",), runs=(("opd.teacher_run", "opd.teacher_stage"),)),)
+  monkeypatch.setattr(sweep, "STAGES", stages)
+  monkeypatch.setattr(sweep, "check_values", lambda config: None)
+  path = write_ablation(tmp_path, {"b": {"opd.teacher_run": "run:a"}, "a": {"opd.teacher_run": "elsewhere"}}, seeds=(0,))
+  assert sweep.execute(f"{path}:tiny", str(tmp_path / "sweep"), []) == 1
+  told = capsys.readouterr().err
+  assert f"--config.opd.teacher_run: {tmp_path / 'sweep' / 'a' / 'seed_0'} has no finished stage 'rl'" in told
 
 
 def test_a_folder_of_another_run_stops_the_sweep_before_it_starts(toy, capsys):
