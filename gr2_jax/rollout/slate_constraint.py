@@ -91,6 +91,13 @@ class SlateConstraint:
     )
     return TokenState(phase, jnp.where(remaining & agrees, following, self.vocabulary_size))
 
+  def first_reference(self, references: jax.Array) -> TokenState:
+    """States of all places of every candidate's reference `[P, K, L]`, each written as the first of its answer."""
+    same = references[:, :, None] == references[:, None]  # [P, of, beside, L]
+    agrees = jnp.cumprod(jnp.concatenate([jnp.ones_like(same[..., :1]), same[..., :-1]], axis=-1), axis=-1) > 0
+    following = jnp.where(agrees & (references[:, None] >= 0), references[:, None], self.vocabulary_size)
+    return TokenState(jnp.full(references.shape, _REFERENCE), following.swapaxes(-1, -2))
+
   def replay(self, tokens: jax.Array, completion: jax.Array, segment_ids: jax.Array, max_new_tokens: int | None = None) -> TokenState:
     """States of all places of rows `[B, T]` whose `completion [B, T]` places are finished answers; elsewhere every token is legal.
 
