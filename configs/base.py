@@ -125,6 +125,19 @@ def base() -> ConfigDict:
         "log_every": 1,
         "max_skips": 10,
       },
+      # A second pass in which the policy learns to answer without reasoning; reward, loss and all else that is not named here as in rl.
+      "direct": {
+        "steps": 0,  # 0: left out
+        "init": "rl",  # or midtrain, sft
+        # rl; sft on the answers of init; distil: init, after its own reasoning, scores the answers; scores: listwise, for one-pass scoring
+        "method": "rl",
+        "prompts": 16,
+        "max_slates": 0,  # training slates that init answers for sft; 0: all
+        "optimizer": optimizer(1e-4, warmup_steps=5),
+        "save_every": 25,
+        "log_every": 1,
+        "max_skips": 10,
+      },
       "evaluation": {
         "batch_size": 64,
         "max_slates": 0,  # 0: all test slates

@@ -1,5 +1,6 @@
 """Reading what earlier stages wrote: the one place that knows under which names artifacts lie."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -65,9 +66,14 @@ def prompt_style(run: Run) -> PromptStyle:
   return PromptStyle(**run.config.prompt)
 
 
-def slate_constraint(run: Run, vocabulary: Vocabulary) -> SlateConstraint | None:
+def direct_style(run: Run) -> PromptStyle:
+  """The same prompts, answered without reasoning."""
+  return dataclasses.replace(prompt_style(run), direct=True)
+
+
+def slate_constraint(run: Run, vocabulary: Vocabulary, style: PromptStyle) -> SlateConstraint | None:
   """The decoding constraint of SFT, RL and evaluation, or None for free answers under the strict parser."""
-  return SlateConstraint(vocabulary, prompt_style(run)) if run.config.decoding.constraint == "slate" else None
+  return SlateConstraint(vocabulary, style) if run.config.decoding.constraint == "slate" else None
 
 
 def make_decoder(run: Run, vocabulary: Vocabulary) -> Decoder:

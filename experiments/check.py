@@ -17,6 +17,8 @@ _CHOICES = {
   "traces.presentation": _PRESENTATIONS,
   "sft.presentation": _PRESENTATIONS,
   "rl.presentation": _PRESENTATIONS,
+  "direct.init": ("midtrain", "sft", "rl"),
+  "direct.method": ("rl", "sft", "distil", "scores"),
   "evaluation.gain": ("exponential", "linear"),
 }
 # Sizes, wherever they stand in the config, that cannot be 0.
@@ -57,6 +59,7 @@ def _check_pairs(config: ConfigDict) -> None:
     raise ConfigError(
       f"--config.rl.prompts: {rl.prompts} do not divide into {rl.minibatches} minibatches of {rl.microbatches} microbatches; use a multiple"
     )
+  _check_direct(config)
   if not 0 < rl.min_filled <= 1:
     raise ConfigError(f"--config.rl.min_filled: {rl.min_filled} must be above 0 and at most 1")
   if rl.group < 2:
@@ -72,6 +75,18 @@ def _check_pairs(config: ConfigDict) -> None:
     )
 
 
+def _check_direct(config: ConfigDict) -> None:
+  direct, rl = config.direct, config.rl
+  if direct.method == "rl" and direct.prompts % (rl.minibatches * rl.microbatches):
+    raise ConfigError(
+      f"--config.direct.prompts: {direct.prompts} do not divide into rl's {rl.minibatches} minibatches of {rl.microbatches} microbatches"
+    )
+  if direct.method in ("sft", "distil") and direct.init == "midtrain":
+    raise ConfigError(f"--config.direct.init: {direct.method!r} learns from the answers or the reasoning of init; choose sft or rl")
+  if direct.method in ("distil", "scores") and config.prompt.answer != "compact":
+    raise ConfigError(f"--config.direct.method: {direct.method!r} is for compact answers, not for {config.prompt.answer}")
+
+
 def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
   """Config key -> how the library reads what stands there; each record checks itself."""
   from gr2_jax.language.midtrain_tasks import Mixture
@@ -85,7 +100,13 @@ def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
   from gr2_jax.training.state import OptimizerConfig, make_optimizer
 
   rl = config.rl
-  trained = {"midtrain": config.midtrain, "midtrain.warmup_rows": config.midtrain.warmup_rows, "sft": config.sft, "rl": rl}
+  trained = {
+    "midtrain": config.midtrain,
+    "midtrain.warmup_rows": config.midtrain.warmup_rows,
+    "sft": config.sft,
+    "rl": rl,
+    "direct": config.direct,
+  }
   optimizers = {
     f"{name}.optimizer": lambda options=options: make_optimizer(
       OptimizerConfig(**options.optimizer), options.steps * options.get("minibatches", 1)
@@ -118,6 +139,7 @@ def _check_devices(config: ConfigDict) -> None:
     "midtrain.batch_size": config.midtrain.batch_size,
     "sft.batch_size": config.sft.batch_size,
     "rl.prompts": config.rl.prompts // config.rl.minibatches // config.rl.microbatches,
+    "direct.prompts": config.direct.prompts,
   }
   for key, rows in batches.items():
     if rows % parts:

@@ -38,10 +38,16 @@ STAGES = (
     "rl", "experiments.stages.rl", reads=("seed", "model", "mesh", "prompt", "decoding", "rl"), inputs=("data", "tokenize", "slates", "sft")
   ),
   Stage(
+    "direct",
+    "experiments.stages.direct",
+    reads=("seed", "model", "mesh", "prompt", "decoding", "rl", "direct"),
+    inputs=("data", "tokenize", "midtrain", "slates", "sft", "rl"),
+  ),
+  Stage(
     "evaluation",
     "experiments.stages.evaluation",
     reads=("seed", "model", "prompt", "decoding", "evaluation"),
-    inputs=("data", "tokenize", "slates", "sft", "rl"),
+    inputs=("data", "tokenize", "slates", "sft", "rl", "direct"),
     format=2,  # per_slate.npz
   ),
 )

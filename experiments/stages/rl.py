@@ -38,31 +38,58 @@ HEADLINE = ("reward", "recall@1", "valid_rate", "near_identity_rate", "kept_frac
 
 def run(config, run, progress, stop):
   """Trains the SFT policy; writes checkpoints."""
-  options = config.rl
+  train_policy(run, "rl", config.rl, prompt_style(run), stage_checkpoints(run, "sft"), progress=progress, stop=stop)
+
+
+def train_policy(run, stage, options, style, init, *, progress, stop):
+  """Reinforcement learning with the settings `options` on prompts of `style`, from the parameters in `init`; checkpoints of `stage`."""
   catalogue = load_catalogue(run)
-  context, style = load_context(run, catalogue, load_log(run, catalogue)), prompt_style(run)
+  context = load_context(run, catalogue, load_log(run, catalogue))
   slates = load_slates(run, catalogue, "train")
   decoder, mesh = make_decoder(run, context.vocabulary), run_mesh(run)
-  optimizer, state, shardings = begin(decoder, options, mesh, None, stage_checkpoints(run, "sft"))
+  optimizer, state, shardings = begin(decoder, options, mesh, None, init)
   loss = PolicyLossConfig(**options.loss)
   rl_config = RlConfig(loss, options.temperature, minibatches=options.minibatches, microbatches=options.microbatches)
-  constraint = slate_constraint(run, context.vocabulary)
+  constraint = slate_constraint(run, context.vocabulary, style)
   update = jit_update(make_rl_update(decoder, optimizer, rl_config, constraint), mesh, shardings)
-  position = make_pipeline(
+  position = draw_slates(run, slates, options.prompts)
+  get_batch = _make_get_batch(run, stage, options, slates, decoder, mesh, context, style, position, constraint, loss)
+  train(run, stage, state, update, get_batch, position=position, options=options, progress=progress, stop=stop, headline=HEADLINE)
+
+
+def draw_slates(run, slates, number):
+  """Batches of `number` training slates: the index of each, and a number drawn for its presentation."""
+  return make_pipeline(
     range(len(slates)),
-    seed=config.seed,
-    batch_size=options.prompts,
+    seed=run.config.seed,
+    batch_size=number,
     map_fn=lambda index, rng: {"slate": np.int32(index), "draw": rng.integers(2**31, dtype=np.int64)},
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  get_batch = _make_get_batch(run, slates, decoder, mesh, context, style, position, constraint, loss)
-  train(run, "rl", state, update, get_batch, position=position, options=options, progress=progress, stop=stop, headline=HEADLINE)
 
 
-def _make_get_batch(run, slates, decoder, mesh, context, style, position, constraint, loss):
+def make_next_prompts(run, presentation, slates, context, style, position):
+  """Builds `next_prompts()`: indices of the slates drawn, the slates, how each is shown, and their prompts, all of one length."""
+  # One length for all: an order of candidates changes none, so nothing is compiled later.
+  in_order = [np.arange(len(slate.candidates)) for slate in slates]
+  length = render_prompts(slates, in_order, context, style).tokens.shape[1]
+
+  def next_prompts():
+    drawn = next(position)
+    chosen = [slates[i] for i in drawn["slate"]]
+    shown = [
+      present(len(s.candidates), presentation, (run.config.seed, int(i), int(d)))
+      for s, i, d in zip(chosen, drawn["slate"], drawn["draw"], strict=True)
+    ]
+    return drawn["slate"], chosen, shown, render_prompts(chosen, shown, context, style, length=length)
+
+  return next_prompts
+
+
+def _make_get_batch(run, stage, options, slates, decoder, mesh, context, style, position, constraint, loss):
   """Builds `get_batch(state)`: rounds of prompts, rollouts and rewards until the batch is full of groups that carry a signal."""
-  options, vocabulary = run.config.rl, context.vocabulary
+  vocabulary = context.vocabulary
   generate = make_generate(
     decoder,
     group=options.group,
@@ -75,21 +102,10 @@ def _make_get_batch(run, slates, decoder, mesh, context, style, position, constr
   judge = _make_judge(options)
   labels = slate_labels(slates)
   width = labels.shape[1]
-  # One length for all prompts: an order of candidates changes none, so nothing is compiled later.
-  in_order = [np.arange(len(slate.candidates)) for slate in slates]
-  length = render_prompts(slates, in_order, context, style).tokens.shape[1]
-
-  def next_prompts():
-    drawn = next(position)
-    chosen = [slates[i] for i in drawn["slate"]]
-    shown = [
-      present(len(s.candidates), options.presentation, (run.config.seed, int(i), int(d)))
-      for s, i, d in zip(chosen, drawn["slate"], drawn["draw"], strict=True)
-    ]
-    return drawn["slate"], chosen, shown, render_prompts(chosen, shown, context, style, length=length)
+  next_prompts = make_next_prompts(run, options.presentation, slates, context, style, position)
 
   def get_batch(state):
-    step_key = jax.random.fold_in(stage_key(run, "rl"), int(state.step))
+    step_key = jax.random.fold_in(stage_key(run, stage), int(state.step))
     monitors = []
 
     def rollout_fn(prompts):

@@ -66,7 +66,7 @@ def run(config, run, progress, stop):
     init=stage_checkpoints(run, "midtrain"),
     part_names=("reasoning", "answer"),
     part_weights=(options.reasoning_weight, options.answer_weight),
-    constraint=slate_constraint(run, vocabulary),
+    constraint=slate_constraint(run, vocabulary, style),
     progress=progress,
     stop=stop,
   )

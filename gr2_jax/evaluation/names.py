@@ -10,6 +10,9 @@ _ORDER_TITLES = {
   "lambdamart": "LambdaMART",
   "sft": "SFT policy",
   "policy": "RL policy",
+  "sft_direct": "SFT policy, no reasoning",
+  "direct": "direct policy",
+  "direct_scores": "direct policy, one pass",
   "oracle": "oracle",
 }
 

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr2_jax.data.schema import Slate
-from gr2_jax.language.prompts import PromptContext, PromptStyle
+from gr2_jax.language.prompts import PromptContext, PromptStyle, direct_opening
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.token_loss import token_log_probs
 from gr2_jax.rollout.generate import prefill
-from gr2_jax.rollout.rerank import pad_shown, render_prompts
+from gr2_jax.rollout.rerank import RankedSlates, pad_shown, render_prompts
 from gr2_jax.rollout.slate_constraint import SlateConstraint
 
 
@@ -52,7 +52,8 @@ def answer_opening(vocabulary: Vocabulary, style: PromptStyle) -> list[int]:
   """Tokens between a prompt and the first reference of a direct answer. Raises ValueError for answers that are not compact."""
   if style.answer != "compact":
     raise ValueError(f"answer: one-pass scores are read at the first reference of compact answers, not of {style.answer}")
-  return [vocabulary.special(name) for name in ("think", "/think", "answer")]
+  opening = [] if style.direct else direct_opening(vocabulary, style)
+  return [*opening, vocabulary.special("answer")]
 
 
 def score_candidates(
@@ -117,8 +118,8 @@ def rank_by_scores(
   *,
   batch_size: int,
   on_progress: Callable[[int], None] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Rankings `[n, K]` of slates by `score` (of `make_score`), and the number of prompt tokens `[n]`.
+) -> RankedSlates:
+  """Every slate sorted by `score` (of `make_score`): what `rank_slates` gives, with empty completions.
 
   Batches all have one shape: the last is filled up with repeated slates.
   """
@@ -133,4 +134,12 @@ def rank_by_scores(
     parts.append(sort_by_scores(np.asarray(scores), presented[rows]))
     if on_progress is not None:
       on_progress(min(start + batch_size, len(slates)))
-  return np.concatenate(parts)[: len(slates)], prompts.mask.sum(axis=1)
+  nothing = np.zeros(len(slates), np.int32)
+  return RankedSlates(
+    rankings=np.concatenate(parts)[: len(slates)],
+    errors=[None] * len(slates),
+    completions=[[] for _ in slates],
+    prompt_tokens=prompts.mask.sum(axis=1),
+    completion_tokens=nothing,
+    reasoning_tokens=nothing,
+  )

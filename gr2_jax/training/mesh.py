@@ -76,19 +76,22 @@ def init_sharded(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh) -
   return state, shardings
 
 
-def jit_update(update: Callable, mesh: Mesh, shardings: Any) -> Callable:
-  """Compiles `update(state, batch) -> (state, metrics)`: state donated, batch cut along its first axis, metrics replicated."""
+def jit_update(update: Callable, mesh: Mesh, shardings: Any, *others: Any) -> Callable:
+  """Compiles `update(state, batch) -> (state, metrics)`: state donated, batch cut along its first axis, metrics replicated.
+
+  `others`: shardings of further arguments, which are only read.
+  """
   compiled = jax.jit(
     update,
-    in_shardings=(shardings, batch_sharding(mesh)),
+    in_shardings=(shardings, batch_sharding(mesh), *others),
     out_shardings=(shardings, replicated(mesh)),
     donate_argnums=0,
   )
 
   @functools.wraps(update)
-  def run(state, batch):
+  def run(state, batch, *further):
     with jax.set_mesh(mesh):
-      return compiled(state, to_global(batch, mesh))
+      return compiled(state, to_global(batch, mesh), *further)
 
   return run
 

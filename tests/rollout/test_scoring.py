@@ -1,5 +1,7 @@
 """One-pass scores: probabilities of whole references against a plain full forward, and orders that follow them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,22 @@ def inputs(vocabulary, style):
   return tokens, mask, references
 
 
+def full_logits(model, sequences):
+  """Logits `[n, T, V]` of plain rows: what stands behind a row's end can't matter."""
+  _, decoder, params = model
+  tokens = np.zeros((18, 16), np.int32)
+  for row, sequence in enumerate(sequences):
+    tokens[row, : len(sequence)] = sequence
+  return np.asarray(forward(decoder, params, tokens), np.float64)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(decoder, params, tokens):
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+  hidden, _ = decoder.apply({"params": params}, tokens, positions, jnp.ones_like(tokens))
+  return decoder.apply({"params": params}, hidden, method="logits")
+
+
 @pytest.mark.parametrize("constrained", [False, True])
 @pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
 def test_scores_are_log_probabilities_of_the_whole_reference(model, style, constrained):
@@ -51,22 +69,24 @@ def test_scores_are_log_probabilities_of_the_whole_reference(model, style, const
   tokens, mask, references = inputs(vocabulary, style)
   constraint = SlateConstraint(vocabulary, style) if constrained else None
   scores = np.asarray(make_score(decoder, vocabulary, style, constraint)(params, tokens, mask, references))
-  for row, prompt in enumerate(PROMPTS):
-    named = [tuple(reference) for reference in references[row, : SIZES[row]].tolist()]
-    for slot, reference in enumerate(named):
-      sequence = np.array([[*prompt, *answer_opening(vocabulary, style), *reference]])
-      positions = np.arange(sequence.shape[1])[None]
-      hidden, _ = decoder.apply({"params": params}, sequence, positions, np.ones_like(sequence))
-      logits = np.asarray(decoder.apply({"params": params}, hidden, method="logits"), np.float64)[0, -len(reference) - 1 : -1]
-      expected = 0.0
-      for place, token in enumerate(reference):
-        legal = list({other[place] for other in named if other[:place] == reference[:place]})
-        allowed = logits[place, legal] if constrained else logits[place]
-        expected += logits[place, token] - np.log(np.exp(allowed).sum())
-      np.testing.assert_allclose(scores[row, slot], expected, atol=1e-4)
-    assert np.isneginf(scores[row, SIZES[row] :]).all()
+  opening, named = (
+    answer_opening(vocabulary, style),
+    [[tuple(r) for r in row[:size].tolist()] for row, size in zip(references, SIZES, strict=True)],
+  )
+  places = [(row, slot) for row, size in enumerate(SIZES) for slot in range(size)]
+  logits = full_logits(model, [[*PROMPTS[row], *opening, *named[row][slot]] for row, slot in places])
+  for (row, slot), of in zip(places, logits, strict=False):
+    reference, start = named[row][slot], len(PROMPTS[row]) + len(opening) - 1
+    expected = 0.0
+    for place, token in enumerate(reference):
+      legal = list({other[place] for other in named[row] if other[:place] == reference[:place]})
+      here = of[start + place]
+      expected += here[token] - np.log(np.exp(here[legal] if constrained else here).sum())
+    np.testing.assert_allclose(scores[row, slot], expected, atol=1e-4)
+  for row, size in enumerate(SIZES):
+    assert np.isneginf(scores[row, size:]).all()
     if constrained:
-      total = sum(np.exp(scores[row, named.index(reference)]) for reference in set(named))
+      total = sum(np.exp(scores[row, named[row].index(reference)]) for reference in set(named[row]))
       np.testing.assert_allclose(total, 1.0, atol=1e-5)
 
 
@@ -109,13 +129,13 @@ def test_slates_are_ranked_in_batches_each_at_its_place(model):
   ]
   shown = [random.permutation(size) for size in SIZES]
   score, done = make_score(decoder, vocabulary, style), []
-  rankings, prompt_tokens = rank_by_scores(score, params, slates, shown, context, style, batch_size=2, on_progress=done.append)
-  assert done == [2, 3] and rankings.shape == (3, 5)
+  ranked = rank_by_scores(score, params, slates, shown, context, style, batch_size=2, on_progress=done.append)
+  assert done == [2, 3] and ranked.rankings.shape == (3, 5)
   for row, (slate, order) in enumerate(zip(slates, shown, strict=True)):
-    alone, _ = rank_by_scores(score, params, [slate], [order], context, style, batch_size=1)
-    np.testing.assert_array_equal(rankings[row, : SIZES[row]], alone[0])
-    assert sorted(alone[0]) == list(range(SIZES[row])) and (rankings[row, SIZES[row] :] == -1).all()
-    assert prompt_tokens[row] == len(render_prompt(slate, order, context, style).tokens)
+    alone = rank_by_scores(score, params, [slate], [order], context, style, batch_size=1).rankings[0]
+    np.testing.assert_array_equal(ranked.rankings[row, : SIZES[row]], alone)
+    assert sorted(alone) == list(range(SIZES[row])) and (ranked.rankings[row, SIZES[row] :] == -1).all()
+    assert ranked.prompt_tokens[row] == len(render_prompt(slate, order, context, style).tokens)
 
 
 def test_free_text_has_no_first_reference(model):
