@@ -138,6 +138,18 @@ def base() -> ConfigDict:
         "log_every": 1,
         "max_skips": 10,
       },
+      # Layers that change the hidden state least are dropped; the full model then teaches the pruned one on its own answers.
+      "prune": {
+        "layers": 0,  # how many are kept; 0: left out
+        "init": "rl",  # or direct: answers then come without reasoning
+        "slates": 64,  # training prompts on which the layers' influence is measured
+        "steps": 0,  # of recovery by distillation; 0: none
+        "prompts": 16,
+        "optimizer": optimizer(1e-3, warmup_steps=5),
+        "save_every": 25,
+        "log_every": 1,
+        "max_skips": 10,
+      },
       "evaluation": {
         "batch_size": 64,
         "max_slates": 0,  # 0: all test slates

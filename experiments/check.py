@@ -18,6 +18,7 @@ _CHOICES = {
   "sft.presentation": _PRESENTATIONS,
   "rl.presentation": _PRESENTATIONS,
   "direct.init": ("midtrain", "sft", "rl"),
+  "prune.init": ("rl", "direct"),
   "direct.method": ("rl", "sft", "distil", "scores"),
   "evaluation.gain": ("exponential", "linear"),
 }
@@ -60,6 +61,7 @@ def _check_pairs(config: ConfigDict) -> None:
       f"--config.rl.prompts: {rl.prompts} do not divide into {rl.minibatches} minibatches of {rl.microbatches} microbatches; use a multiple"
     )
   _check_direct(config)
+  _check_prune(config)
   if not 0 < rl.min_filled <= 1:
     raise ConfigError(f"--config.rl.min_filled: {rl.min_filled} must be above 0 and at most 1")
   if rl.group < 2:
@@ -85,6 +87,16 @@ def _check_direct(config: ConfigDict) -> None:
     raise ConfigError(f"--config.direct.init: {direct.method!r} learns from the answers or the reasoning of init; choose sft or rl")
   if direct.method in ("distil", "scores") and config.prompt.answer != "compact":
     raise ConfigError(f"--config.direct.method: {direct.method!r} is for compact answers, not for {config.prompt.answer}")
+
+
+def _check_prune(config: ConfigDict) -> None:
+  from gr2_jax.models.config import PRESETS, preset
+
+  prune = config.prune
+  if config.model.preset in PRESETS and not 0 <= prune.layers <= (depth := preset(config.model.preset, 128).num_layers):
+    raise ConfigError(f"--config.prune.layers: {prune.layers} of the {depth} layers of {config.model.preset} cannot be kept")
+  if prune.layers and prune.init == "direct" and not config.direct.steps:
+    raise ConfigError("--config.prune.init: there is no direct policy to prune; give --config.direct.steps, or prune rl")
 
 
 def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
@@ -140,6 +152,7 @@ def _check_devices(config: ConfigDict) -> None:
     "sft.batch_size": config.sft.batch_size,
     "rl.prompts": config.rl.prompts // config.rl.minibatches // config.rl.microbatches,
     "direct.prompts": config.direct.prompts,
+    "prune.prompts": config.prune.prompts,
   }
   for key, rows in batches.items():
     if rows % parts:

@@ -44,10 +44,16 @@ STAGES = (
     inputs=("data", "tokenize", "midtrain", "slates", "sft", "rl"),
   ),
   Stage(
+    "prune",
+    "experiments.stages.prune",
+    reads=("seed", "model", "mesh", "prompt", "decoding", "rl", "prune"),
+    inputs=("data", "tokenize", "slates", "rl", "direct"),
+  ),
+  Stage(
     "evaluation",
     "experiments.stages.evaluation",
     reads=("seed", "model", "prompt", "decoding", "evaluation"),
-    inputs=("data", "tokenize", "slates", "sft", "rl", "direct"),
+    inputs=("data", "tokenize", "slates", "sft", "rl", "direct", "prune"),
     format=2,  # per_slate.npz
   ),
 )

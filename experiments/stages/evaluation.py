@@ -14,7 +14,11 @@ from experiments.artifacts import (
   load_slates,
   load_utilities,
   make_decoder,
+  most_new_tokens,
   prompt_style,
+  pruned_checkpoints,
+  pruned_style,
+  run_mesh,
   slate_constraint,
   stage_key,
 )
@@ -25,11 +29,12 @@ from gr2_jax.evaluation.card import render_console_table, write_card
 from gr2_jax.evaluation.features import LogCounts, slate_features, slate_labels
 from gr2_jax.evaluation.per_slate import write_per_slate
 from gr2_jax.evaluation.results import Answers, Order, build_results, write_results
-from gr2_jax.language.answers import direct_answer_length
 from gr2_jax.language.prompts import present
+from gr2_jax.models.pruning import prune_decoder
 from gr2_jax.rollout.generate import make_generate
 from gr2_jax.rollout.rerank import pad_shown, rank_slates
 from gr2_jax.rollout.scoring import make_score, rank_by_scores
+from gr2_jax.steps.start import load_params
 
 TIME_NOTE = (
   "Counts (popularity, transitions, co-occurrence; in features and in prompts) use only events before the request's timestamp; events of "
@@ -62,6 +67,8 @@ def run(config, run, progress, stop):
   if config.direct.steps:
     orders |= _direct_orders(run, decoder, test, context, progress, stop)
     subsets["reasoning_hard"] = _find_hard_slates(run, orders["sft_direct"], labels)
+  if config.prune.layers:
+    orders["pruned"] = _pruned_order(run, decoder, test, context, progress, stop)
   users = [slate.user for slate in test]
   timed = any(slate.timestamp is not None for slate in test)
   results = build_results(
@@ -138,13 +145,20 @@ def _make_scorer(run, decoder, context, style):
 def _direct_orders(run, decoder, test, context, progress, stop):
   """Answers without reasoning, of the SFT policy and of the direct one, and the latter's one-pass scores."""
   style = direct_style(run)
-  limit = direct_answer_length(max(len(slate.candidates) for slate in test), context.vocabulary, style)
-  answer = _make_ranker(run, decoder, context, style, limit)
+  answer = _make_ranker(run, decoder, context, style, most_new_tokens(run, test, context.vocabulary, style))
   sft, direct = (load_policy(run, stage, decoder) for stage in ("sft", "direct"))
   rankers = {"sft_direct": (sft, answer), "direct": (direct, answer)}
   if style.answer == "compact":
     rankers["direct_scores"] = (direct, _make_scorer(run, decoder, context, style))
   return {name: _policy_order(run, name, *ranker, test, context, progress, stop) for name, ranker in rankers.items()}
+
+
+def _pruned_order(run, decoder, test, context, progress, stop):
+  """Answers of the pruned policy, in the way of the one that was pruned."""
+  style, decoder = pruned_style(run), prune_decoder(decoder, run.config.prune.layers)
+  answer = _make_ranker(run, decoder, context, style, most_new_tokens(run, test, context.vocabulary, style))
+  params = load_params(decoder, pruned_checkpoints(run), run_mesh(run))
+  return _policy_order(run, "pruned", params, answer, test, context, progress, stop)
 
 
 def _find_hard_slates(run, order, labels):

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.artifacts import (
   load_catalogue,
@@ -16,17 +15,16 @@ from experiments.artifacts import (
   stage_checkpoints,
   stage_key,
 )
+from experiments.slate_training import draw_slates, make_next_prompts
 from experiments.train import begin, train
-from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.evaluation.features import slate_labels
-from gr2_jax.language.prompts import present
 from gr2_jax.objectives.policy import PolicyLossConfig
 from gr2_jax.rewards.monitors import monitor_answers, monitor_errors
 from gr2_jax.rewards.overlong import soft_overlong_penalty
 from gr2_jax.rewards.verifiable import RewardConfig, compute_rewards
 from gr2_jax.rollout.generate import make_generate
 from gr2_jax.rollout.parse import parse_completions
-from gr2_jax.rollout.rerank import pad_shown, render_prompts
+from gr2_jax.rollout.rerank import pad_shown
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.steps.rl import Judgement, RlConfig, collect_groups, make_rl_update
 from gr2_jax.training.mesh import jit_update, to_global, to_local
@@ -55,36 +53,6 @@ def train_policy(run, stage, options, style, init, *, progress, stop):
   position = draw_slates(run, slates, options.prompts)
   get_batch = _make_get_batch(run, stage, options, slates, decoder, mesh, context, style, position, constraint, loss)
   train(run, stage, state, update, get_batch, position=position, options=options, progress=progress, stop=stop, headline=HEADLINE)
-
-
-def draw_slates(run, slates, number):
-  """Batches of `number` training slates: the index of each, and a number drawn for its presentation."""
-  return make_pipeline(
-    range(len(slates)),
-    seed=run.config.seed,
-    batch_size=number,
-    map_fn=lambda index, rng: {"slate": np.int32(index), "draw": rng.integers(2**31, dtype=np.int64)},
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
-
-
-def make_next_prompts(run, presentation, slates, context, style, position):
-  """Builds `next_prompts()`: indices of the slates drawn, the slates, how each is shown, and their prompts, all of one length."""
-  # One length for all: an order of candidates changes none, so nothing is compiled later.
-  in_order = [np.arange(len(slate.candidates)) for slate in slates]
-  length = render_prompts(slates, in_order, context, style).tokens.shape[1]
-
-  def next_prompts():
-    drawn = next(position)
-    chosen = [slates[i] for i in drawn["slate"]]
-    shown = [
-      present(len(s.candidates), presentation, (run.config.seed, int(i), int(d)))
-      for s, i, d in zip(chosen, drawn["slate"], drawn["draw"], strict=True)
-    ]
-    return drawn["slate"], chosen, shown, render_prompts(chosen, shown, context, style, length=length)
-
-  return next_prompts
 
 
 def _make_get_batch(run, stage, options, slates, decoder, mesh, context, style, position, constraint, loss):

@@ -15,7 +15,7 @@ from gr2_jax.evaluation.results import REQUIRED_ORDERS, load_results
 from gr2_jax.evaluation.tables import TABLE_STYLE, format_lift, format_number, lift_style, markdown_table
 from gr2_jax.training.writers import read_metrics
 
-_STAGE_FOLDERS = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "rl", "direct", "evaluation")
+_STAGE_FOLDERS = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "rl", "direct", "prune", "evaluation")
 _MONITORS = {
   "valid_rate": "valid",
   "identity_rate": "copies",

@@ -13,6 +13,7 @@ _ORDER_TITLES = {
   "sft_direct": "SFT policy, no reasoning",
   "direct": "direct policy",
   "direct_scores": "direct policy, one pass",
+  "pruned": "pruned policy",
   "oracle": "oracle",
 }
 

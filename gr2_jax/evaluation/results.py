@@ -17,8 +17,8 @@ from gr2_jax.evaluation.paired import RESAMPLES, paired_bootstrap
 
 BASELINE = "upstream"
 REQUIRED_ORDERS = ("upstream", "random", "oracle", "popularity", "lambdamart", "policy")
-# The order to beat, what the policy started from, and what answers without reasoning give up: compared beside the upstream order where both are there.
-_FURTHER_PAIRS = (("policy", "lambdamart"), ("policy", "sft"), ("direct", "policy"), ("direct_scores", "direct"))
+# The order to beat, what the policy started from, what answers without reasoning give up: beside the upstream order, where both are there.
+_FURTHER_PAIRS = (("policy", "lambdamart"), ("policy", "sft"), ("direct", "policy"), ("direct_scores", "direct"), ("pruned", "policy"))
 _KEYS = {
   **{"dataset": str, "seeds": list, "n": int, "orders": dict, "paired": dict, "diagnostics": dict, "cost": dict},
   **{"presentations": dict, "segments": dict, "subsets": dict, "upstream_rank_histogram": dict, "slate_size": dict},
@@ -118,9 +118,10 @@ def build_results(
   """The content of results.json for n test slates with labels `[n, K]` in the upstream order (-1 at padding).
 
   `orders`: NAME -> Order, among them `upstream`. `users [n]`: slates of one user are resampled together. `segments [n]`: tables
-  of their own for each name, as for `subsets`, NAME -> `[n]` bool, which may overlap. `train_labels [m, K]`: for the histogram of the target's upstream rank. `notes`: sentences for the
-  card, such as how features treat time. In `paired`, `ci95` is the interval of `relative` and `delta_ci95` that of `delta`;
-  both null where the baseline's mean is 0. Raises ValueError for orders without `upstream` or of other slates.
+  of their own for each name, as for `subsets`, NAME -> `[n]` bool, which may overlap. `train_labels [m, K]`: for the histogram of the
+  target's upstream rank. `notes`: sentences for the card, such as how features treat time. In `paired`, `ci95` is the interval of
+  `relative` and `delta_ci95` that of `delta`; both null where the baseline's mean is 0. Raises ValueError for orders without `upstream`
+  or of other slates.
   """
   labels = np.asarray(labels)
   if BASELINE not in orders:

@@ -36,8 +36,8 @@ def make_direct_update(optimizer: optax.GradientTransformation, loss_fn: Loss) -
 def make_answer_loss(decoder: Decoder, constraint: SlateConstraint | None) -> Loss:
   """Mean negative log-likelihood of the tokens of given answers: SFT without reasoning.
 
-  Batch: `prompts, prompt_mask [P, Lp]` of a direct style; `completions, completion_mask [P, G, Lc]`. With the `constraint` of the
-  rollout, probabilities are over the legal tokens, here and below.
+  Batch: `prompts, prompt_mask [P, Lp]` of a direct style; `completions, completion_mask [P, G, Lc]`, Lc being the limit under which they
+  were sampled. With the `constraint` of the rollout, probabilities are over the legal tokens, here and below.
   """
 
   def loss_fn(params, batch, _):
@@ -49,20 +49,19 @@ def make_answer_loss(decoder: Decoder, constraint: SlateConstraint | None) -> Lo
   return loss_fn
 
 
-def make_self_distillation_loss(decoder: Decoder, constraint: SlateConstraint | None) -> Loss:
-  """Mean reverse KL[student without reasoning || teacher after its own reasoning] over the tokens of the student's answers.
+def make_distillation_loss(decoder: Decoder, teacher: Decoder, constraint: SlateConstraint | None) -> Loss:
+  """Mean reverse KL[student || teacher] over the tokens of the student's completions, each in the context of its own prompt.
 
-  Batch: that of `make_answer_loss`, the completions being samples of the student, and `teacher_prompts, teacher_mask [P, Lt]`: the same
-  prompts, each with a reasoning of the teacher, up to where an answer begins. The teacher reads the same answers there. One reasoning
-  stands for all: the KL to a teacher's answers averaged over reasonings is what its samples, step after step, approach.
+  Batch: that of `make_answer_loss`, the completions being samples of the student, and `teacher_prompts, teacher_mask [P, Lt]`, after
+  which the teacher reads the same completions. A teacher that has reasoned there teaches a student that has not.
   """
 
   def loss_fn(params, batch, teacher_params):
     hidden = completion_hidden(decoder, params, *_texts(batch))
     teacher_texts = batch["teacher_prompts"], batch["teacher_mask"], batch["completions"], batch["completion_mask"]
-    teacher_hidden = completion_hidden(decoder, teacher_params, *teacher_texts)
+    teacher_hidden = completion_hidden(teacher, teacher_params, *teacher_texts)
     to_logits, extra = _legal_logits(decoder, params, constraint, batch)
-    teacher_logits, _ = _legal_logits(decoder, teacher_params, constraint, batch)
+    teacher_logits, _ = _legal_logits(teacher, teacher_params, constraint, batch)
     log_probs, entropy, kl = distillation_terms(to_logits, teacher_logits, hidden, teacher_hidden, batch["completions"], *extra)
     return _mean({"loss": kl, "entropy": entropy, "nll": -log_probs}, batch["completion_mask"])
 
@@ -101,7 +100,7 @@ def _legal_logits(decoder, params, constraint, batch):
     return to_logits, ()
   shape = batch["completions"].shape
   tokens, mask = (batch[name].reshape(-1, shape[-1]) for name in ("completions", "completion_mask"))
-  states = constraint.replay(tokens, mask > 0, jnp.ones_like(tokens))
+  states = constraint.replay(tokens, mask > 0, jnp.ones_like(tokens), max_new_tokens=shape[-1])
   return to_logits, (jax.tree.map(lambda x: x.reshape(*shape, *x.shape[2:]), states),)
 
 
