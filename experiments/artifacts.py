@@ -85,9 +85,11 @@ def most_new_tokens(run: Run, slates: Sequence[Slate], vocabulary: Vocabulary, s
   return direct_answer_length(max(len(slate.candidates) for slate in slates), vocabulary, style)
 
 
-def slate_constraint(run: Run, vocabulary: Vocabulary, style: PromptStyle) -> SlateConstraint | None:
-  """The decoding constraint of SFT, RL and evaluation, or None for free answers under the strict parser."""
-  return SlateConstraint(vocabulary, style) if run.config.decoding.constraint == "slate" else None
+def slate_constraint(run: Run, vocabulary: Vocabulary, style: PromptStyle | None = None) -> SlateConstraint | None:
+  """The decoding constraint of SFT, RL and evaluation (the run's prompt style if none is given), or None for free answers under the
+  strict parser.
+  """
+  return SlateConstraint(vocabulary, style or prompt_style(run)) if run.config.decoding.constraint == "slate" else None
 
 
 def make_decoder(run: Run, vocabulary: Vocabulary) -> Decoder:

@@ -72,16 +72,14 @@ def train_on_slates(run, stage, decoder, init, slates, style, context, loss_fn, 
   """
   options, mesh = run.config[stage], run_mesh(run)
   optimizer, state, shardings = begin(decoder, options, mesh, None, init)
-  frozen = () if teacher is None else (teacher,)
-  frozen_shardings = tuple(jax.tree.map(lambda x: x.sharding, params) for params in frozen)
-  update = jit_update(make_direct_update(optimizer, loss_fn), mesh, shardings, *frozen_shardings)
+  update = jit_update(make_direct_update(optimizer, loss_fn), mesh, shardings, frozen=() if teacher is None else (teacher,))
   position = draw_slates(run, slates, options.prompts)
   next_prompts = make_next_prompts(run, run.config.rl.presentation, slates, context, style, position)
   train(
     run,
     stage,
     state,
-    lambda state, batch: update(state, batch, *frozen),
+    update,
     lambda state: (make_batch(state.params, int(state.step), next_prompts()), {}),
     position=position,
     options=options,

@@ -3,8 +3,7 @@
     python -m experiments.sweep --config=configs/ablations/reward_hacking.py --workdir=DIR [--only=naive_upstream] [--seeds=0,1]
 
 `--config.key=value` holds for all runs and `--stages` for each, as in experiments.run.
-An ablation file has `get_config(arg)`, which takes `seed=N`; `VARIANTS`: name -> {dotted config key: value}; `SEEDS`; and,
-where it is not the RL policy that is compared, `ORDER`: direct or pruned. The runs lie at
+An ablation file has `get_config(arg)`, which takes `seed=N`; `VARIANTS`: name -> {dotted config key: value}; and `SEEDS`. The runs lie at
 DIR/VARIANT/seed_N. A stage that had the same inputs in another of them is linked from there instead of run again. Results: DIR/sweep.md,
 sweep.json, plots/. Exit codes are those of experiments.run; after a stop the same command goes on.
 """
@@ -55,7 +54,7 @@ def execute(
     with StopSignal() as stop:
       run_all(runs, stages, progress, stop)
     if STAGES[-1] in stages:
-      _write_results(pathlib.Path(workdir), runs, variants, getattr(load_module(path), "ORDER", "policy"), progress)
+      _write_results(pathlib.Path(workdir), runs, variants, progress)
 
   return exit_code_of(program)
 
@@ -142,13 +141,11 @@ def _share_compiled(folder: pathlib.Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def _write_results(
-  workdir: pathlib.Path, runs: Mapping[str, Mapping[int, Run]], variants: Mapping[str, Any], order: str, progress: Progress
-) -> None:
+def _write_results(workdir: pathlib.Path, runs: Mapping[str, Mapping[int, Run]], variants: Mapping[str, Any], progress: Progress) -> None:
   from gr2_jax.evaluation.sweeps import build_sweep, render_sweep_table, write_sweep
 
   directories = {variant: {seed: run.directory for seed, run in of.items()} for variant, of in runs.items()}
-  sweep = build_sweep(directories, variants, order)
+  sweep = build_sweep(directories, variants)
   page = write_sweep(workdir, directories, sweep)
   progress.console.print(render_sweep_table(sweep))
   progress.note(f"The tables, with plots, versions and commands: {page}")

@@ -10,14 +10,12 @@ with reasoning. From the RL policy against from the mid-trained model, at the sa
 reasoning which was internalised; the others ask whether a cheaper route gets as far: SFT on the RL policy's final answers, distillation of
 what the policy would answer after its own reasoning, and the one-pass scores trained listwise on labels.
 
-What is compared is the direct policy: with the upstream order, with the policy that reasons, and with the first variant. Each run's card
-has the same on the reasoning-hard slates, and the one-pass scores beside the answers.
+Each run's card has all orders, on all slates and on the reasoning-hard ones; COMPARISONS pairs them across variants.
 """
 
 from configs import quickstart
 from experiments.flags import parse_arg
 
-ORDER = "direct"
 VARIANTS = {
   "from_midtrain": {"direct.init": "midtrain"},
   "from_sft": {"direct.init": "sft"},
@@ -27,6 +25,19 @@ VARIANTS = {
   "one_pass": {"direct.init": "rl", "direct.method": "scores"},
 }
 SEEDS = (0, 1, 2)
+COMPARISONS = {
+  "A second pass from the RL policy against the same pass from where there is no reasoning": [
+    ("from_rl/direct", "from_midtrain/direct"),
+    ("from_rl/direct", "from_sft/direct"),
+  ],
+  "Cheaper routes against a second pass of RL": [
+    ("answers_of_rl/direct", "from_rl/direct"),
+    ("own_reasoning/direct", "from_rl/direct"),
+    ("one_pass/direct_scores", "from_rl/direct"),
+  ],
+  "Without reasoning against with it": [(f"{variant}/direct", f"{variant}/policy") for variant in VARIANTS],
+  "One pass against decoded answers": [(f"{variant}/direct_scores", f"{variant}/direct") for variant in VARIANTS],
+}
 
 
 def get_config(arg=None):

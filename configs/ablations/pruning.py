@@ -6,20 +6,23 @@ Hardware: 2 CPU cores; a seed's stages up to RL are shared by all variants. `see
 tests.
 
 Layers go by block influence (ShortGPT, arXiv 2403.03853): those that turn the hidden state least, on prompts of training slates. The pruned
-policy then answers, and the full one scores its tokens: on-policy distillation without a reward. What is compared is the pruned policy,
-with the upstream order, with the full policy, and with the first variant, which keeps all layers.
+policy then answers, and the full one scores its tokens: on-policy distillation without a reward. The first variant
+keeps all layers.
 """
 
 from configs import quickstart
 from experiments.flags import parse_arg
 
-ORDER = "pruned"
 VARIANTS = {
   f"{layers}_layers_{recovery}": {"prune.layers": layers, "prune.steps": steps}
   for layers, recoveries in {4: {"cut": 0}, 3: {"cut": 0, "recovered": 60}, 2: {"cut": 0, "recovered": 60}, 1: {"recovered": 60}}.items()
   for recovery, steps in recoveries.items()
 }
 SEEDS = (0, 1, 2)
+COMPARISONS = {
+  "The pruned policy against the full one": [(f"{variant}/pruned", f"{variant}/policy") for variant in VARIANTS],
+  "What recovery regains": [(f"{layers}_layers_recovered/pruned", f"{layers}_layers_cut/pruned") for layers in (3, 2)],
+}
 
 
 def get_config(arg=None):

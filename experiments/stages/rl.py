@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.artifacts import (
   load_catalogue,
@@ -15,16 +16,17 @@ from experiments.artifacts import (
   stage_checkpoints,
   stage_key,
 )
-from experiments.slate_training import draw_slates, make_next_prompts
+from experiments.slate_training import draw_slates
 from experiments.train import begin, train
 from gr2_jax.evaluation.features import slate_labels
+from gr2_jax.language.prompts import present
 from gr2_jax.objectives.policy import PolicyLossConfig
 from gr2_jax.rewards.monitors import monitor_answers, monitor_errors
 from gr2_jax.rewards.overlong import soft_overlong_penalty
 from gr2_jax.rewards.verifiable import RewardConfig, compute_rewards
 from gr2_jax.rollout.generate import make_generate
 from gr2_jax.rollout.parse import parse_completions
-from gr2_jax.rollout.rerank import pad_shown
+from gr2_jax.rollout.rerank import pad_shown, render_prompts
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.steps.rl import Judgement, RlConfig, collect_groups, make_rl_update
 from gr2_jax.training.mesh import jit_update, to_global, to_local
@@ -51,11 +53,11 @@ def train_policy(run, stage, options, style, init, *, progress, stop):
   constraint = slate_constraint(run, context.vocabulary, style)
   update = jit_update(make_rl_update(decoder, optimizer, rl_config, constraint), mesh, shardings)
   position = draw_slates(run, slates, options.prompts)
-  get_batch = _make_get_batch(run, stage, options, slates, decoder, mesh, context, style, position, constraint, loss)
+  get_batch = make_get_batch(run, stage, options, slates, decoder, mesh, context, style, position, constraint, loss)
   train(run, stage, state, update, get_batch, position=position, options=options, progress=progress, stop=stop, headline=HEADLINE)
 
 
-def _make_get_batch(run, stage, options, slates, decoder, mesh, context, style, position, constraint, loss):
+def make_get_batch(run, stage, options, slates, decoder, mesh, context, style, position, constraint, loss):
   """Builds `get_batch(state)`: rounds of prompts, rollouts and rewards until the batch is full of groups that carry a signal."""
   vocabulary = context.vocabulary
   generate = make_generate(
@@ -70,7 +72,18 @@ def _make_get_batch(run, stage, options, slates, decoder, mesh, context, style, 
   judge = _make_judge(options)
   labels = slate_labels(slates)
   width = labels.shape[1]
-  next_prompts = make_next_prompts(run, options.presentation, slates, context, style, position)
+  # One length for all prompts: an order of candidates changes none, so nothing is compiled later.
+  in_order = [np.arange(len(slate.candidates)) for slate in slates]
+  length = render_prompts(slates, in_order, context, style).tokens.shape[1]
+
+  def next_prompts():
+    drawn = next(position)
+    chosen = [slates[i] for i in drawn["slate"]]
+    shown = [
+      present(len(s.candidates), options.presentation, (run.config.seed, int(i), int(d)))
+      for s, i, d in zip(chosen, drawn["slate"], drawn["draw"], strict=True)
+    ]
+    return drawn["slate"], chosen, shown, render_prompts(chosen, shown, context, style, length=length)
 
   def get_batch(state):
     step_key = jax.random.fold_in(stage_key(run, stage), int(state.step))

@@ -158,11 +158,11 @@ _SWEEP_PANELS = (
 
 
 def plot_sweep(variants: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure | None:
-  """Copying and R@1 over the RL steps by variant, the mean of its seeds smoothed, of those that logged them; None where none did.
+  """Copying and R@1 over the RL steps by variant, the mean of its seeds smoothed; None where nothing was logged.
 
   `variants`: name -> the metric lines of each seed. The first four have solid lines, the next four the same colours dashed, and so on.
   """
-  variants = {name: runs for name, runs in variants.items() if all(len(_mean_over_runs(runs, metric)[0]) for _, _, metric in _SWEEP_PANELS)}
+  variants = {name: runs for name, runs in variants.items() if any(runs)}
   if not variants:
     return None
   figure = Figure(figsize=(4.2 * len(_SWEEP_PANELS), 3.9), layout="constrained")

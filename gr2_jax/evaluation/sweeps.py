@@ -12,7 +12,7 @@ from rich.text import Text
 
 from gr2_jax.evaluation import plots
 from gr2_jax.evaluation.metrics import METRICS
-from gr2_jax.evaluation.names import TABLE_METRICS, order_title
+from gr2_jax.evaluation.names import TABLE_METRICS
 from gr2_jax.evaluation.paired import RESAMPLES
 from gr2_jax.evaluation.per_slate import PerSlate, load_per_slate
 from gr2_jax.evaluation.results import compare_orders, load_results
@@ -21,37 +21,35 @@ from gr2_jax.training.writers import read_metrics
 
 Runs = Mapping[str, Mapping[int, pathlib.Path]]  # variant -> seed -> directory of a finished run
 
-# What is compared, by what it is compared with and the stage that trained it.
-_BEFORE = {"policy": "sft", "direct": "policy", "pruned": "policy"}
-_STAGES = {"policy": "rl", "direct": "direct", "pruned": "prune"}
+_ORDERS = ("upstream", "sft", "policy")
+_BASES = {"upstream": "the upstream order", "sft": "the SFT policy", "reference": "the reference"}
 _COPYING = {"identity_rate": "copies", "near_identity_rate": "near copies"}
 _TAU = "kendall_tau_to_upstream"
 _PRESENTATIONS = {"upstream": "shown upstream", "shuffled_1": "shown shuffled"}
 _SHORT = ("recall@1", "ndcg@3")  # the metrics with intervals in the tables
 _COPYING_NOTE = (
   "Copies repeat the shown or the upstream order; near copies differ from one of them by at most one swap of two candidates. In training: "
-  "sampled answers in the variant's own presentation, from the first to the last tenth of the steps. At evaluation: greedy answers. "
+  "sampled answers in the variant's own presentation, from the first to the last tenth of the RL steps. At evaluation: greedy answers. "
   "τ is Kendall's, to the upstream order. Agreement is the mean Kendall τ between the answers to one slate in both presentations."
 )
 
 
-def build_sweep(runs: Runs, changes: Mapping[str, Mapping[str, Any]], order: str = "policy", resamples: int = RESAMPLES) -> dict[str, Any]:
-  """The content of sweep.json; `changes`: variant -> dotted config key -> value; `order`: policy, direct or pruned, which is compared.
+def build_sweep(runs: Runs, changes: Mapping[str, Mapping[str, Any]], resamples: int = RESAMPLES) -> dict[str, Any]:
+  """The content of sweep.json; `changes`: variant -> dotted config key -> value.
 
   The slates of all seeds are pooled, and the users of each seed are what is resampled. The first variant is the reference of
-  `ORDER_vs_reference`, which a variant that was tested on other slates lacks. Raises ResultsError for a run without results.
+  `policy_vs_reference`, which a variant that was tested on other slates lacks. Raises ResultsError for a run without results.
   """
   tested = {variant: {seed: load_per_slate(_evaluation(run, "per_slate.npz")) for seed, run in of.items()} for variant, of in runs.items()}
   reference, *_ = runs
   directories = [run for of in runs.values() for run in of.values()]
   return {
     "dataset": load_results(_evaluation(directories[0], "results.json"))["dataset"],
-    "order": order,
     "reference": reference,
     "variants": {
       variant: {"changes": dict(changes[variant]), "seeds": list(of)}
-      | _compare(tested[variant], None if variant == reference else tested[reference], order, resamples)
-      | _watch(of.values(), order)
+      | _compare(tested[variant], None if variant == reference else tested[reference], resamples)
+      | _watch(of.values())
       for variant, of in runs.items()
     },
     "bootstrap": {"resamples": resamples, "seed": 0},
@@ -65,45 +63,45 @@ def _evaluation(run: pathlib.Path, name: str) -> pathlib.Path:
   return run / "evaluation" / name
 
 
-def _compare(of: Mapping[int, PerSlate], reference: Mapping[int, PerSlate] | None, order: str, resamples: int) -> dict[str, Any]:
-  """Means of the orders over the slates of all seeds, and the paired differences of the compared one."""
+def _compare(of: Mapping[int, PerSlate], reference: Mapping[int, PerSlate] | None, resamples: int) -> dict[str, Any]:
+  """Means of the orders over the slates of all seeds, and the policy's paired differences."""
 
-  def pool(seeds: Mapping[int, PerSlate], name: str) -> dict[str, np.ndarray]:
-    return {metric: np.concatenate([seeds[seed].orders[name][metric] for seed in of]) for metric in METRICS}
+  def pool(seeds: Mapping[int, PerSlate], order: str) -> dict[str, np.ndarray]:
+    return {metric: np.concatenate([seeds[seed].orders[order][metric] for seed in of]) for metric in METRICS}
 
-  metrics = {name: pool(of, name) for name in ("upstream", _BEFORE[order], order)}
-  means = {name: {metric: float(values.mean()) for metric, values in columns.items()} for name, columns in metrics.items()}
-  pairs = [(order, "upstream"), (order, _BEFORE[order])]
+  metrics = {order: pool(of, order) for order in _ORDERS}
+  means = {order: {metric: float(values.mean()) for metric, values in columns.items()} for order, columns in metrics.items()}
+  pairs = [("policy", "upstream"), ("policy", "sft")]
   if reference is not None and all(np.array_equal(of[seed].users, reference[seed].users) for seed in of):
-    metrics["reference"] = pool(reference, order)
-    pairs.append((order, "reference"))
+    metrics["reference"] = pool(reference, "policy")
+    pairs.append(("policy", "reference"))
   clusters = np.array([f"{seed}/{user}" for seed, slates in of.items() for user in slates.users])
   return {"n": len(clusters), "orders": means, "paired": compare_orders(metrics, pairs, clusters, seed=0, resamples=resamples)}
 
 
-def _watch(runs: Iterable[pathlib.Path], order: str) -> dict[str, Any]:
-  """How much the compared policy copies over the steps of its stage and in the evaluation; means over the runs."""
+def _watch(runs: Iterable[pathlib.Path]) -> dict[str, Any]:
+  """How much the policy copies over the RL steps and in the evaluation; means over the runs."""
   runs = list(runs)
   results = [load_results(_evaluation(run, "results.json")) for run in runs]
   first, last = [], []
-  for lines in (_training_lines(run, order) for run in runs):
+  for lines in map(_rl_lines, runs):
     tenth = max(len(lines) // 10, 1)
     first += lines[:tenth]
     last += lines[-tenth:]
   return {
     "training": {name: {"first": _mean_of(first, name), "last": _mean_of(last, name)} for name in (*_COPYING, _TAU)},
     "evaluation": {
-      shown: {name: _mean_of([_as_shown(r, order, shown) for r in results], name) for name in ("valid_rate", *_COPYING, _TAU, *METRICS)}
+      shown: {name: _mean_of([_policy_as_shown(r, shown) for r in results], name) for name in ("valid_rate", *_COPYING, _TAU, *METRICS)}
       for shown in _PRESENTATIONS
     },
-    "permutation_consistency": _mean_of([r["diagnostics"][order] for r in results], "permutation_consistency"),
+    "permutation_consistency": _mean_of([r["diagnostics"]["policy"] for r in results], "permutation_consistency"),
   }
 
 
-def _as_shown(results: Mapping[str, Any], order: str, shown: str) -> dict[str, Any]:
-  """An order's monitors and metrics in one presentation; none where it was not measured in it."""
-  monitors = results["diagnostics"][order]
-  return {**(monitors if shown == "upstream" else monitors.get(shown, {})), **results["presentations"].get(order, {}).get(shown, {})}
+def _policy_as_shown(results: Mapping[str, Any], shown: str) -> dict[str, Any]:
+  """The policy's monitors and metrics in one presentation; none where it was not measured in it."""
+  monitors = results["diagnostics"]["policy"]
+  return {**(monitors if shown == "upstream" else monitors.get(shown, {})), **results["presentations"].get("policy", {}).get(shown, {})}
 
 
 def _mean_of(records: Sequence[Mapping[str, Any]], name: str) -> float | None:
@@ -111,8 +109,8 @@ def _mean_of(records: Sequence[Mapping[str, Any]], name: str) -> float | None:
   return float(np.mean(values)) if values else None
 
 
-def _training_lines(run: pathlib.Path, order: str) -> list[dict[str, float | None]]:
-  return read_metrics(run / "metrics" / f"{_STAGES[order]}.jsonl")
+def _rl_lines(run: pathlib.Path) -> list[dict[str, float | None]]:
+  return read_metrics(run / "metrics" / "rl.jsonl")
 
 
 def _seconds(runs: Sequence[pathlib.Path]) -> float:
@@ -142,9 +140,9 @@ def write_sweep(directory: str | pathlib.Path, runs: Runs, sweep: Mapping[str, A
   directory = pathlib.Path(directory)
   text = json.dumps(sweep, indent=2, ensure_ascii=False, allow_nan=False)
   (directory / "sweep.json").write_text(text + "\n", encoding="utf-8")
-  lines = {variant: [_training_lines(run, sweep["order"]) for run in of.values()] for variant, of in runs.items()}
+  lines = {variant: [_rl_lines(run) for run in of.values()] for variant, of in runs.items()}
   drawn = {
-    "copying.png": ("Copying over the steps, mean of the seeds", plots.plot_sweep(lines)),
+    "copying.png": ("Copying over the RL steps, mean of the seeds", plots.plot_sweep(lines)),
     "policies.png": ("Policies against the upstream order, slates of all seeds", plots.plot_orders(_as_orders(sweep))),
   }
   captions = {}
@@ -167,38 +165,37 @@ def write_sweep(directory: str | pathlib.Path, runs: Runs, sweep: Mapping[str, A
 
 def _as_orders(sweep: Mapping[str, Any]) -> dict[str, Any]:
   """The variants' policies as orders of one results.json, which is what the plot of orders reads."""
-  variants, order = sweep["variants"], sweep["order"]
-  paired = {f"{v}_vs_upstream": of["paired"][f"{order}_vs_upstream"] for v, of in variants.items() if of["paired"]}
+  variants = sweep["variants"]
+  paired = {f"{v}_vs_upstream": of["paired"]["policy_vs_upstream"] for v, of in variants.items() if of["paired"]}
   upstream = variants[sweep["reference"]]["orders"]["upstream"]
-  return {"orders": {"upstream": upstream} | {v: of["orders"][order] for v, of in variants.items()}, "paired": paired}
+  return {"orders": {"upstream": upstream} | {v: of["orders"]["policy"] for v, of in variants.items()}, "paired": paired}
 
 
 def _title(variant: str) -> str:
   return variant.replace("_", " ")
 
 
-def _paired(sweep: Mapping[str, Any], variant: str, base: str, metric: str) -> Mapping[str, Any] | None:
-  return sweep["variants"][variant]["paired"].get(f"{sweep['order']}_vs_{base}", {}).get(metric)
+def _paired(of: Mapping[str, Any], base: str, metric: str) -> Mapping[str, Any] | None:
+  return of["paired"].get(f"policy_vs_{base}", {}).get(metric)
 
 
 def _ranking_section(sweep: Mapping[str, Any]) -> str:
-  variants, order, reference = sweep["variants"], sweep["order"], sweep["reference"]
-  bases = {name: f"the {order_title(name)}" for name in ("upstream", _BEFORE[order])} | {"reference": "the reference"}
+  variants, reference = sweep["variants"], sweep["reference"]
   sizes = sorted({of["n"] for of in variants.values()})
   text = [
-    f"{order_title(order)} on {' or '.join(f'{n:,}' for n in sizes)} test slates of all seeds, shown in the upstream order. Relative "
+    f"Policies after RL on {' or '.join(f'{n:,}' for n in sizes)} test slates of all seeds, shown in the upstream order. Relative "
     f"differences with paired 95 % intervals ({sweep['bootstrap']['resamples']:,} resamples of the users of each seed). The reference is "
     f"{_title(reference)}."
   ]
   for metric in _SHORT:
     rows = [
-      [f"*{order_title(name)}*", format_number(variants[reference]["orders"][name][metric]), "", "", ""]
-      for name in ("upstream", _BEFORE[order])
+      [name, format_number(variants[reference]["orders"][order][metric]), "", "", ""]
+      for order, name in (("upstream", "*upstream order*"), ("sft", "*SFT policy*"))
     ]
     for variant, of in variants.items():
-      lifts = [format_lift(_paired(sweep, variant, base, metric)) for base in bases]
-      rows.append([_title(variant), format_number(of["orders"][order][metric]), *lifts])
-    text.append(markdown_table(["variant", TABLE_METRICS[metric], *(f"over {base}" for base in bases.values())], rows))
+      lifts = [format_lift(_paired(of, base, metric)) for base in _BASES]
+      rows.append([_title(variant), format_number(of["orders"]["policy"][metric]), *lifts])
+    text.append(markdown_table(["variant", TABLE_METRICS[metric], *(f"over {base}" for base in _BASES.values())], rows))
   return "\n\n".join(text)
 
 
@@ -238,14 +235,13 @@ def _provenance_section(sweep: Mapping[str, Any]) -> str:
 
 def render_sweep_table(sweep: Mapping[str, Any]) -> RenderableType:
   """Ranking with paired intervals, and copying, as Rich tables that fit into 80 columns."""
-  order, before = sweep["order"], _BEFORE[sweep["order"]]
-  ranking = Table(title=f"{sweep['dataset']}: {order_title(order)}, shown in the upstream order", **TABLE_STYLE)
+  ranking = Table(title=f"{sweep['dataset']}: policies after RL, shown in the upstream order", **TABLE_STYLE)
   ranking.caption = "relative differences with paired 95 % intervals, slates of all seeds"
   copying = Table(
     title="copying, % of the valid answers", caption="in training: from the first to the last tenth of the RL steps", **TABLE_STYLE
   )
   columns = {
-    ranking: [label for metric in _SHORT for label in (TABLE_METRICS[metric], "over upstream", f"over {order_title(before)}")],
+    ranking: [label for metric in _SHORT for label in (TABLE_METRICS[metric], "over upstream", "over SFT")],
     copying: [f"{label}, {where}" for where in ("in training", *_PRESENTATIONS.values()) for label in _COPYING.values()],
   }
   for table, labels in columns.items():
@@ -255,9 +251,9 @@ def render_sweep_table(sweep: Mapping[str, Any]) -> RenderableType:
   for variant, of in sweep["variants"].items():
     cells: list[str | Text] = []
     for metric in _SHORT:
-      cells.append(f"{of['orders'][order][metric]:.3f}")
-      for base in ("upstream", before):
-        paired = _paired(sweep, variant, base, metric)
+      cells.append(f"{of['orders']['policy'][metric]:.3f}")
+      for base in ("upstream", "sft"):
+        paired = _paired(of, base, metric)
         cells.append(Text(format_lift(paired, digits=0).replace(" [", "\n["), style=lift_style(paired)))
     ranking.add_row(_title(variant), *cells)
     trained = ("→".join(_percent(of["training"][name][place]) for place in ("first", "last")) for name in _COPYING)

@@ -76,22 +76,21 @@ def init_sharded(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh) -
   return state, shardings
 
 
-def jit_update(update: Callable, mesh: Mesh, shardings: Any, *others: Any) -> Callable:
-  """Compiles `update(state, batch) -> (state, metrics)`: state donated, batch cut along its first axis, metrics replicated.
-
-  `others`: shardings of further arguments, which are only read.
+def jit_update(update: Callable, mesh: Mesh, shardings: Any, frozen: tuple[Any, ...] = ()) -> Callable:
+  """Compiles `update(state, batch, *frozen) -> (state, metrics)` to a function of state and batch: state donated, batch cut along its
+  first axis, metrics replicated. `frozen`: pytrees of arrays that no step changes, such as a teacher's parameters, each left where it lies.
   """
   compiled = jax.jit(
     update,
-    in_shardings=(shardings, batch_sharding(mesh), *others),
+    in_shardings=(shardings, batch_sharding(mesh), *jax.tree.map(lambda x: x.sharding, frozen)),
     out_shardings=(shardings, replicated(mesh)),
     donate_argnums=0,
   )
 
   @functools.wraps(update)
-  def run(state, batch, *further):
+  def run(state, batch):
     with jax.set_mesh(mesh):
-      return compiled(state, to_global(batch, mesh), *further)
+      return compiled(state, to_global(batch, mesh), *frozen)
 
   return run
 

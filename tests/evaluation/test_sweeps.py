@@ -27,8 +27,7 @@ def make_run(folder, seed, skill, copying, users=None):
 
   shown = {"upstream": natural, "shuffled_1": rng.permuted(natural, axis=1)}
   orders = {"upstream": Order.of(natural), "sft": Order.of(guess(0.5))}
-  for name in ("policy", "direct"):
-    orders[name] = Order({where: Answers(guess(skill), order, [None] * N) for where, order in shown.items()})
+  orders["policy"] = Order({name: Answers(guess(skill), order, [None] * N) for name, order in shown.items()})
   users = [f"u{i}" for i in range(N)] if users is None else users
   write_results(
     folder / "evaluation" / "results.json",
@@ -43,7 +42,6 @@ def make_run(folder, seed, skill, copying, users=None):
   (folder / "metrics").mkdir()
   lines = [{"step": s, "identity_rate": copying * s / 20, "near_identity_rate": 0.5, "recall@1": 0.3} for s in range(1, 21)]
   (folder / "metrics" / "rl.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-  (folder / "metrics" / "direct.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")  # not of RL: it watches no copying
   return folder
 
 
@@ -109,20 +107,6 @@ def test_the_page_the_plots_and_the_console_table(runs, tmp_path):
   console.print(render_sweep_table(sweep))
   told = console.file.getvalue()
   assert "relative shuffled" in told and "6→78" in told and "…" not in told
-
-
-def test_direct_policies_are_compared_with_the_policy_that_reasons(runs, tmp_path):
-  sweep = build_sweep(runs, CHANGES, "direct", resamples=50)
-  first, second = sweep["variants"].values()
-  assert set(second["paired"]) == {"direct_vs_upstream", "direct_vs_policy", "direct_vs_reference"}
-  difference = second["paired"]["direct_vs_reference"]["mrr"]["delta"]
-  assert difference == pytest.approx(second["orders"]["direct"]["mrr"] - first["orders"]["direct"]["mrr"])
-  assert first["training"]["identity_rate"] == {"first": None, "last": None} and first["evaluation"]["upstream"]["valid_rate"] == 1
-  text = write_sweep(tmp_path, runs, sweep).read_text(encoding="utf-8")
-  assert "over the RL policy" in text and "direct policy on 80 test slates" in text and "copying.png" not in text
-  console = Console(file=io.StringIO(), width=80)
-  console.print(render_sweep_table(sweep))
-  assert "…" not in console.file.getvalue()
 
 
 def test_a_run_without_results_is_told(runs):
