@@ -118,8 +118,8 @@ def build_results(
   """The content of results.json for n test slates with labels `[n, K]` in the upstream order (-1 at padding).
 
   `orders`: NAME -> Order, among them `upstream`. `users [n]`: slates of one user are resampled together. `segments [n]`: tables
-  of their own for each name, as for `subsets`, NAME -> `[n]` bool, which may overlap. `train_labels [m, K]`: for the histogram of the
-  target's upstream rank. `notes`: sentences for the card, such as how features treat time. In `paired`, `ci95` is the interval of
+  of their own for each name, as for `subsets`, NAME -> `[n]` bool, which may overlap and are left out where empty.
+  `train_labels [m, K]`: for the histogram of the target's upstream rank. `notes`: sentences for the card, such as how features treat time. In `paired`, `ci95` is the interval of
   `relative` and `delta_ci95` that of `delta`; both null where the baseline's mean is 0. Raises ValueError for orders without `upstream`
   or of other slates.
   """
@@ -166,7 +166,7 @@ def build_results(
       if len(by_presentation) > 1
     },
     "segments": {str(s): table(segments == s) for s in sorted({s for s in segments if s is not None})},
-    "subsets": {name: table(np.asarray(where, bool)) for name, where in (subsets or {}).items()},
+    "subsets": {name: table(np.asarray(where, bool)) for name, where in (subsets or {}).items() if np.any(where)},
     "upstream_rank_histogram": {"test": rank_histogram(labels)} | ({} if train_labels is None else {"train": rank_histogram(train_labels)}),
     "slate_size": {"mean": float((labels >= 0).sum(axis=1).mean()), "max": labels.shape[1]},
     "gain": gain,
