@@ -119,9 +119,9 @@ def build_results(
 
   `orders`: NAME -> Order, among them `upstream`. `users [n]`: slates of one user are resampled together. `segments [n]`: tables
   of their own for each name, as for `subsets`, NAME -> `[n]` bool, which may overlap and are left out where empty.
-  `train_labels [m, K]`: for the histogram of the target's upstream rank. `notes`: sentences for the card, such as how features treat time. In `paired`, `ci95` is the interval of
-  `relative` and `delta_ci95` that of `delta`; both null where the baseline's mean is 0. Raises ValueError for orders without `upstream`
-  or of other slates.
+  `train_labels [m, K]`: for the histogram of the target's upstream rank. `notes`: sentences for the card, such as how features treat
+  time. In `paired`, `ci95` is the interval of `relative` and `delta_ci95` that of `delta`; both null where the baseline's mean is 0.
+  Raises ValueError for orders without `upstream` or of other slates.
   """
   labels = np.asarray(labels)
   if BASELINE not in orders:
