@@ -70,6 +70,15 @@ def test_the_card_tells_of_direct_answers_scores_and_pruning(tiny_run, run_here,
   assert "**reasoning hard**" in card and "direct policy, one pass" in card and "pruned policy" in card
 
 
+def test_a_whole_run_without_reasoning(tiny_run, run_here, tmp_path):
+  config = tiny_config(prompt__direct=True, sft__steps=1)
+  run = continue_from(tiny_run, tmp_path / "run", config, BEFORE[:4])
+  assert run_here(config, run, ["traces", "sft"]) == 0
+  assert read_json(run / "traces" / "acceptance.json")["accepted"] > 0
+  (line,) = metrics(run, "sft")
+  assert line["nll_answer"] > 0 and line.get("nll_reasoning") is None
+
+
 def test_a_teacher_reads_answers_after_what_it_said_before_its_own():
   vocabulary = SimpleNamespace(special={"answer": 9}.__getitem__, pad_id=0)
   prompts = SimpleNamespace(tokens=np.array([[1, 2, 0], [1, 2, 3], [1, 0, 0]]), mask=np.array([[1, 1, 0], [1, 1, 1], [1, 0, 0]]))
