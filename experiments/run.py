@@ -54,7 +54,7 @@ STAGES = (
     "experiments.stages.evaluation",
     reads=("seed", "model", "prompt", "decoding", "evaluation"),
     inputs=("data", "tokenize", "slates", "sft", "rl", "direct", "prune"),
-    format=2,  # per_slate.npz
+    format=3,  # per_slate.npz, subsets
   ),
 )
 

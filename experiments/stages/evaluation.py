@@ -164,7 +164,8 @@ def _pruned_order(run, decoder, test, context, progress, stop):
 def _find_hard_slates(run, order, labels):
   """Slates `[n]` whose target the SFT policy, answering without reasoning, does not put first: those on which reasoning has work to do.
 
-  Which slates they are stands in `hard_slates.json`. The orders compared on them are of other policies, so the choice favours none.
+  Which slates they are stands in `hard_slates.json`. The policy that chooses is none of those compared, but their ancestor: what they
+  have kept of it counts against them here.
   """
   first = order.answers["upstream"].rankings[:, 0]
   hard = (first < 0) | (np.take_along_axis(labels, np.maximum(first, 0)[:, None], axis=1)[:, 0] <= 0)
