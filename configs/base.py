@@ -96,6 +96,7 @@ def base() -> ConfigDict:
       "sft": {
         "reasoning_weight": 0.1,  # λ_r < λ_o, Eq 3
         "answer_weight": 1.0,
+        "without_reasoning": False,  # once more, on the answers alone: the policy whose failures are the reasoning-hard slates
         "presentation": "shuffled",
         "batch_size": 16,
         "row_length": 512,

@@ -44,6 +44,7 @@ def get_config(arg=None):
   args = parse_arg(arg, tiny=False, seed=0)
   config = quickstart.get_config(f"seed={args.seed},tiny={args.tiny}")
   config.name = "internalise"
+  config.sft.without_reasoning = True
   config.direct.steps = 1 if args.tiny else 60
   if not args.tiny:
     config.direct.update({"prompts": 32, "max_slates": 4000})

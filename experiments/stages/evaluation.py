@@ -20,6 +20,7 @@ from experiments.artifacts import (
   pruned_style,
   run_mesh,
   slate_constraint,
+  stage_checkpoints,
   stage_key,
 )
 from experiments.rundir import write_json
@@ -46,7 +47,7 @@ UNTIMED_NOTE = "The slates carry no timestamps: every event of the log counts, a
 def run(config, run, progress, stop):
   """Writes `results.json`, `per_slate.npz`, `card.md` with its plots, and `answers_ORDER.jsonl` (what the language models answered).
 
-  With a direct stage also `hard_slates.json`.
+  With an SFT policy that was taught without reasoning also `hard_slates.json`.
   """
   options = config.evaluation
   catalogue = load_catalogue(run)
@@ -63,9 +64,9 @@ def run(config, run, progress, stop):
   reason = _make_ranker(run, decoder, context, style, config.rl.max_new_tokens)
   for name, stage in (("sft", "sft"), ("policy", "rl")):
     orders[name] = _policy_order(run, name, load_policy(run, stage, decoder), reason, test, context, progress, stop)
+  orders |= _direct_orders(run, decoder, test, context, progress, stop)
   subsets = {}
-  if config.direct.steps:
-    orders |= _direct_orders(run, decoder, test, context, progress, stop)
+  if config.sft.without_reasoning:
     subsets["reasoning_hard"] = _find_hard_slates(run, orders["sft_direct"], labels)
   if config.prune.layers:
     orders["pruned"] = _pruned_order(run, decoder, test, context, progress, stop)
@@ -143,13 +144,17 @@ def _make_scorer(run, decoder, context, style):
 
 
 def _direct_orders(run, decoder, test, context, progress, stop):
-  """Answers without reasoning, of the SFT policy and of the direct one, and the latter's one-pass scores."""
+  """Answers without reasoning: of the SFT policy that never saw any, and of the direct policy, with the latter's one-pass scores."""
   style = direct_style(run)
   answer = _make_ranker(run, decoder, context, style, most_new_tokens(run, test, context.vocabulary, style))
-  sft, direct = (load_policy(run, stage, decoder) for stage in ("sft", "direct"))
-  rankers = {"sft_direct": (sft, answer), "direct": (direct, answer)}
-  if style.answer == "compact":
-    rankers["direct_scores"] = (direct, _make_scorer(run, decoder, context, style))
+  rankers = {}
+  if run.config.sft.without_reasoning:
+    rankers["sft_direct"] = (load_params(decoder, stage_checkpoints(run, "sft", "without_reasoning"), run_mesh(run)), answer)
+  if run.config.direct.steps:
+    direct = load_policy(run, "direct", decoder)
+    rankers["direct"] = (direct, answer)
+    if style.answer == "compact":
+      rankers["direct_scores"] = (direct, _make_scorer(run, decoder, context, style))
   return {name: _policy_order(run, name, *ranker, test, context, progress, stop) for name, ranker in rankers.items()}
 
 
@@ -162,16 +167,15 @@ def _pruned_order(run, decoder, test, context, progress, stop):
 
 
 def _find_hard_slates(run, order, labels):
-  """Slates `[n]` whose target the SFT policy, answering without reasoning, does not put first: those on which reasoning has work to do.
+  """Slates `[n]` whose target SFT without reasoning does not put first: those on which reasoning has work to do.
 
-  Which slates they are stands in `hard_slates.json`. The policy that chooses is none of those compared, but their ancestor: what they
-  have kept of it counts against them here.
+  Which slates they are stands in `hard_slates.json`. The policy that chooses them shares only mid-training with those compared.
   """
   first = order.answers["upstream"].rankings[:, 0]
   hard = (first < 0) | (np.take_along_axis(labels, np.maximum(first, 0)[:, None], axis=1)[:, 0] <= 0)
   report = {
-    "policy": "sft",
-    "answers": "greedy, without reasoning, candidates shown in the upstream order",
+    "policy": "SFT on the answers of the traces, without their reasoning (sft/without_reasoning)",
+    "answers": "greedy, candidates shown in the upstream order",
     "n": int(hard.sum()),
     "of": len(hard),
     "indices": np.flatnonzero(hard).tolist(),

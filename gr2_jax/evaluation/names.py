@@ -10,7 +10,7 @@ _ORDER_TITLES = {
   "lambdamart": "LambdaMART",
   "sft": "SFT policy",
   "policy": "RL policy",
-  "sft_direct": "SFT policy, no reasoning",
+  "sft_direct": "SFT without reasoning",
   "direct": "direct policy",
   "direct_scores": "direct policy, one pass",
   "pruned": "pruned policy",

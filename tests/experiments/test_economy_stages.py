@@ -43,9 +43,12 @@ def test_every_method_trains_a_direct_policy(method, tiny_run, run_here, tmp_pat
 
 
 def test_the_card_tells_of_direct_answers_scores_and_pruning(tiny_run, run_here, tmp_path):
-  config = tiny_config(direct__steps=1, direct__method="distil", prune__layers=1, prune__steps=1)
-  run = continue_from(tiny_run, tmp_path / "run", config, BEFORE)
-  assert run_here(config, run, ["direct", "prune", "evaluation"]) == 0
+  config = tiny_config(sft__without_reasoning=True, direct__steps=1, direct__method="distil", prune__layers=1, prune__steps=1)
+  run = continue_from(tiny_run, tmp_path / "run", config, BEFORE[:5])
+  assert run_here(config, run, ["sft", "rl", "direct", "prune", "evaluation"]) == 0
+
+  reasoned, answered = metrics(run, "sft"), metrics(run, "sft_without_reasoning")
+  assert all(line["nll_reasoning"] > 0 for line in reasoned) and not any("nll_reasoning" in line for line in answered)
 
   assert metrics(run, "direct")[0]["loss"] > 0  # a reasoning changes what its teacher says
   layers = read_json(run / "prune" / "layers.json")
@@ -76,7 +79,7 @@ def test_a_whole_run_without_reasoning(tiny_run, run_here, tmp_path):
   assert run_here(config, run, ["traces", "sft"]) == 0
   assert read_json(run / "traces" / "acceptance.json")["accepted"] > 0
   (line,) = metrics(run, "sft")
-  assert line["nll_answer"] > 0 and line.get("nll_reasoning") is None
+  assert line["nll_answer"] > 0 and "nll_reasoning" not in line
 
 
 def test_a_teacher_reads_answers_after_what_it_said_before_its_own():
