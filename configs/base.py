@@ -97,6 +97,7 @@ def base() -> ConfigDict:
       "sft": {
         "reasoning_weight": 0.1,  # λ_r < λ_o, Eq 3
         "answer_weight": 1.0,
+        "without_reasoning": False,  # once more, on the answers alone: the policy whose failures are the reasoning-hard slates
         "presentation": "shuffled",
         "batch_size": 16,
         "row_length": 512,
@@ -154,6 +155,31 @@ def base() -> ConfigDict:
         "save_every": 25,
         "log_every": 1,
         "max_skips": 10,  # also steps in a row in which no group carries a signal
+      },
+      # A second pass in which the policy learns to answer without reasoning; reward, loss and all else that is not named here as in rl.
+      "direct": {
+        "steps": 0,  # 0: left out
+        "init": "rl",  # or midtrain, sft
+        # rl; sft on the answers of init; distil: init, after its own reasoning, scores the answers; scores: listwise, for one-pass scoring
+        "method": "rl",
+        "prompts": 16,
+        "max_slates": 0,  # training slates that init answers for sft; 0: all
+        "optimizer": optimizer(1e-4, warmup_steps=5),
+        "save_every": 25,
+        "log_every": 1,
+        "max_skips": 10,
+      },
+      # Layers that change the hidden state least are dropped; the full model then teaches the pruned one on its own answers.
+      "prune": {
+        "layers": 0,  # how many are kept; 0: left out
+        "init": "rl",  # or direct: answers then come without reasoning
+        "slates": 64,  # training prompts on which the layers' influence is measured
+        "steps": 0,  # of recovery by distillation; 0: none
+        "prompts": 16,
+        "optimizer": optimizer(1e-3, warmup_steps=5),
+        "save_every": 25,
+        "log_every": 1,
+        "max_skips": 10,
       },
       "evaluation": {
         "batch_size": 64,

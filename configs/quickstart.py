@@ -64,4 +64,8 @@ def make_tiny(config):
   config.opd.optimizer.warmup_steps = 1
   config.rl.update({"steps": 2, "prompts": 2, "group": 2, "save_every": 1})
   config.rl.optimizer.warmup_steps = 1
+  config.direct.update({"prompts": 2, "save_every": 1})
+  config.direct.optimizer.warmup_steps = 1
+  config.prune.update({"slates": 4, "prompts": 2, "save_every": 1})
+  config.prune.optimizer.warmup_steps = 1
   config.evaluation.update({"batch_size": 8, "resamples": 200, "shuffles": 1})

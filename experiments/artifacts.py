@@ -1,5 +1,7 @@
 """Reading what earlier stages wrote: the one place that knows under which names artifacts lie."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ from gr2_jax.data.cooccurrence import TransitionCounts
 from gr2_jax.data.jsonl import read_interactions, read_items, read_slates
 from gr2_jax.data.schema import Catalogue, History, Slate
 from gr2_jax.data.splits import Split, leave_one_out
+from gr2_jax.language.answers import direct_answer_length
 from gr2_jax.language.prompts import PromptContext, PromptStyle, mine_priming
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
@@ -65,9 +68,28 @@ def prompt_style(run: Run) -> PromptStyle:
   return PromptStyle(**run.config.prompt)
 
 
-def slate_constraint(run: Run, vocabulary: Vocabulary) -> SlateConstraint | None:
-  """The decoding constraint of SFT, RL and evaluation, or None for free answers under the strict parser."""
-  return SlateConstraint(vocabulary, prompt_style(run)) if run.config.decoding.constraint == "slate" else None
+def direct_style(run: Run) -> PromptStyle:
+  """The same prompts, answered without reasoning."""
+  return dataclasses.replace(prompt_style(run), direct=True)
+
+
+def pruned_style(run: Run) -> PromptStyle:
+  """How the pruned policy answers: as the one that was pruned."""
+  return direct_style(run) if run.config.prune.init == "direct" else prompt_style(run)
+
+
+def most_new_tokens(run: Run, slates: Sequence[Slate], vocabulary: Vocabulary, style: PromptStyle) -> int:
+  """The limit of a completion: what the longest direct answer to these slates takes, or with reasoning that of `rl`."""
+  if not style.direct:
+    return run.config.rl.max_new_tokens
+  return direct_answer_length(max(len(slate.candidates) for slate in slates), vocabulary, style)
+
+
+def slate_constraint(run: Run, vocabulary: Vocabulary, style: PromptStyle | None = None) -> SlateConstraint | None:
+  """The decoding constraint of SFT, RL and evaluation (the run's prompt style if none is given), or None for free answers under the
+  strict parser.
+  """
+  return SlateConstraint(vocabulary, style or prompt_style(run)) if run.config.decoding.constraint == "slate" else None
 
 
 def make_decoder(run: Run, vocabulary: Vocabulary) -> Decoder:
@@ -85,6 +107,11 @@ def stage_key(run: Run, stage: str) -> jax.Array:
 
 def stage_checkpoints(run: Run, stage: str, name: str = "checkpoints") -> Checkpointer:
   return Checkpointer(run.path(stage, name))
+
+
+def pruned_checkpoints(run: Run) -> Checkpointer:
+  """The pruned policy after its recovery, or as it was cut where there was none."""
+  return stage_checkpoints(run, "prune", "checkpoints" if run.config.prune.steps else "pruned")
 
 
 def load_policy(run: Run, stage: str, decoder: Decoder) -> Any:

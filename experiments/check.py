@@ -22,6 +22,9 @@ _CHOICES = {
   "opd.presentation": _PRESENTATIONS,
   "rl.init": ("midtrain", "sft", "opd"),
   "rl.presentation": _PRESENTATIONS,
+  "direct.init": ("midtrain", "sft", "opd", "rl"),
+  "prune.init": ("rl", "direct"),
+  "direct.method": ("rl", "sft", "distil", "scores"),
   "evaluation.gain": ("exponential", "linear"),
 }
 # Sizes, wherever they stand in the config, that cannot be 0.
@@ -63,6 +66,8 @@ def _check_pairs(config: ConfigDict) -> None:
       f"make rl.prompts a multiple of {rl.minibatches * rl.microbatches}"
     )
   _check_opd(config)
+  _check_direct(config)
+  _check_prune(config)
   if not 0 < rl.min_filled <= 1:
     raise ConfigError(f"--config.rl.min_filled: {rl.min_filled} must be above 0 and at most 1")
   if rl.group < 2:
@@ -107,6 +112,28 @@ def _check_opd(config: ConfigDict) -> None:
     check_teacher_config(config)
 
 
+def _check_direct(config: ConfigDict) -> None:
+  direct, rl = config.direct, config.rl
+  if direct.method == "rl" and direct.prompts % (rl.minibatches * rl.microbatches):
+    raise ConfigError(
+      f"--config.direct.prompts: {direct.prompts} do not divide into rl's {rl.minibatches} minibatches of {rl.microbatches} microbatches"
+    )
+  if direct.method in ("sft", "distil") and direct.init == "midtrain":
+    raise ConfigError(f"--config.direct.init: {direct.method!r} learns from the answers or the reasoning of init; choose sft or rl")
+  if direct.method in ("distil", "scores") and config.prompt.answer != "compact":
+    raise ConfigError(f"--config.direct.method: {direct.method!r} is for compact answers, not for {config.prompt.answer}")
+
+
+def _check_prune(config: ConfigDict) -> None:
+  from gr2_jax.models.config import PRESETS, preset
+
+  prune = config.prune
+  if config.model.preset in PRESETS and not 0 <= prune.layers <= (depth := preset(config.model.preset, 128).num_layers):
+    raise ConfigError(f"--config.prune.layers: {prune.layers} of the {depth} layers of {config.model.preset} cannot be kept")
+  if prune.layers and prune.init == "direct" and not config.direct.steps:
+    raise ConfigError("--config.prune.init: there is no direct policy to prune; give --config.direct.steps, or prune rl")
+
+
 def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
   """Config key -> how the library reads what stands there; each record checks itself."""
   from experiments.teacher import opd_config
@@ -120,8 +147,9 @@ def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
   from gr2_jax.steps.tokenizer import TokenizerConfig
   from gr2_jax.training.state import OptimizerConfig, make_optimizer
 
-  rl, opd = config.rl, config.opd
-  trained = {"midtrain": config.midtrain, "midtrain.warmup_rows": config.midtrain.warmup_rows, "sft": config.sft, "opd": opd, "rl": rl}
+  rl, opd, direct = config.rl, config.opd, config.direct
+  trained = {"midtrain": config.midtrain, "midtrain.warmup_rows": config.midtrain.warmup_rows}
+  trained |= {"sft": config.sft, "opd": opd, "rl": rl, "direct": direct}
   optimizers = {
     f"{name}.optimizer": lambda options=options: make_optimizer(
       OptimizerConfig(**options.optimizer), options.steps * options.get("minibatches", 1)
@@ -167,6 +195,8 @@ def _check_devices(config: ConfigDict) -> None:
     "sft.batch_size": (config.sft.batch_size, 1),
     "rl.prompts": (rl.prompts, rl.minibatches * rl.microbatches),
     "rl.slots": (rl.slots, 1),
+    "direct.prompts": (config.direct.prompts, 1),
+    "prune.prompts": (config.prune.prompts, 1),
   }
   if config.rl.init == "opd":
     batches |= {"opd.prompts": (config.opd.prompts, config.opd.microbatches), "opd.slots": (config.opd.slots, 1)}

@@ -33,6 +33,7 @@ STAGES = (
     "experiments.stages.sft",
     reads=("seed", "model", "mesh", "prompt", "decoding", "sft"),
     inputs=("data", "tokenize", "midtrain", "slates", "traces"),
+    when="sft.without_reasoning",
   ),
   Stage(
     "opd",
@@ -50,12 +51,28 @@ STAGES = (
     init="rl.init",
   ),
   Stage(
+    "direct",
+    "experiments.stages.direct",
+    reads=("seed", "model", "mesh", "prompt", "decoding", "rl", "direct"),
+    inputs=("data", "tokenize", "slates"),
+    init="direct.init",
+    when="direct.steps",
+  ),
+  Stage(
+    "prune",
+    "experiments.stages.prune",
+    reads=("seed", "model", "mesh", "prompt", "decoding", "rl", "prune"),
+    inputs=("data", "tokenize", "slates"),
+    init="prune.init",
+    when="prune.layers",
+  ),
+  Stage(
     "evaluation",
     "experiments.stages.evaluation",
     reads=("seed", "model", "prompt", "decoding", "evaluation"),
     inputs=("data", "tokenize", "slates", "rl"),
-    uses=("sft", "opd"),
-    format=2,  # per_slate.npz
+    uses=("sft", "opd", "direct", "prune"),
+    format=3,  # per_slate.npz, subsets
   ),
 )
 

@@ -33,7 +33,8 @@ class Stage:
   `reads`: top-level config keys that decide its artifacts. `inputs`: stages whose artifacts it reads.
   `files`: dotted config keys that may hold the path of an external file or folder it reads.
   `init`: the dotted config key that names the stage from whose checkpoint it starts, one more input. `uses`: inputs only where the config
-  needs them for other stages (see `needed_stages`). `runs`: pairs of dotted config keys, the directory of another run and its stage read.
+  needs them for other stages (see `needed_stages`). `when`: the dotted config key of a stage that nothing else needs, not run where that is
+  0. `runs`: pairs of dotted config keys, the directory of another run and its stage read.
   `format`: raised when the code writes other artifacts for the same inputs.
   """
 
@@ -44,6 +45,7 @@ class Stage:
   files: tuple[str, ...] = ()
   init: str = ""
   uses: tuple[str, ...] = ()
+  when: str = ""
   runs: tuple[tuple[str, str], ...] = ()
   format: int = 1
 
@@ -164,7 +166,7 @@ class Run:
 
 
 def needed_stages(stages: Sequence[Stage], config: ConfigDict) -> list[Stage]:
-  """The stages that lead to the last one under this config, in order, each with all its inputs spelt out.
+  """The stages that lead to the last one or are asked for by this config, in order, each with all its inputs spelt out.
 
   Raises RunError for an `init` that is no stage, or that the config lacks.
   """
@@ -172,7 +174,8 @@ def needed_stages(stages: Sequence[Stage], config: ConfigDict) -> list[Stage]:
     inputs = {stage.name: stage.inputs + ((value_at(config, stage.init),) if stage.init else ()) for stage in stages}
   except KeyError as error:
     raise RunError(f"the config lacks a key that names the stage to start from: {error}; add it to the config file") from None
-  needed, ahead = set(), [stages[-1].name]
+  wanted = [stage.name for stage in stages if stage.when and value_at(config, stage.when)]
+  needed, ahead = set(), [stages[-1].name, *wanted]
   while ahead:
     name = ahead.pop()
     if name not in inputs:

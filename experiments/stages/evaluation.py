@@ -6,6 +6,7 @@ import time
 import numpy as np
 
 from experiments.artifacts import (
+  direct_style,
   load_catalogue,
   load_context,
   load_log,
@@ -13,10 +14,16 @@ from experiments.artifacts import (
   load_slates,
   load_utilities,
   make_decoder,
+  most_new_tokens,
   prompt_style,
+  pruned_checkpoints,
+  pruned_style,
+  run_mesh,
   slate_constraint,
+  stage_checkpoints,
   stage_key,
 )
+from experiments.rundir import write_json
 from gr2_jax.data.cooccurrence import ItemCounts, TransitionCounts
 from gr2_jax.evaluation import baselines
 from gr2_jax.evaluation.card import render_console_table, write_card
@@ -24,8 +31,11 @@ from gr2_jax.evaluation.features import LogCounts, slate_features, slate_labels
 from gr2_jax.evaluation.per_slate import write_per_slate
 from gr2_jax.evaluation.results import Answers, Order, build_results, measure_orders, write_results
 from gr2_jax.language.prompts import present
+from gr2_jax.models.pruning import prune_decoder
 from gr2_jax.rollout.generate import make_generate
 from gr2_jax.rollout.rerank import pad_shown, rank_slates
+from gr2_jax.rollout.scoring import make_score, rank_by_scores
+from gr2_jax.steps.start import load_params
 
 TIME_NOTE = (
   "Counts (popularity, transitions, co-occurrence; in features and in prompts) use only events before the request's timestamp; events of "
@@ -35,7 +45,10 @@ UNTIMED_NOTE = "The slates carry no timestamps: every event of the log counts, a
 
 
 def run(config, run, progress, stop):
-  """Writes `results.json`, `per_slate.npz`, `card.md` with its plots, and `answers_ORDER.jsonl` (what the language models answered)."""
+  """Writes `results.json`, `per_slate.npz`, `card.md` with its plots, and `answers_ORDER.jsonl` (what the language models answered).
+
+  With an SFT policy that was taught without reasoning also `hard_slates.json`.
+  """
   options = config.evaluation
   catalogue = load_catalogue(run)
   log = load_log(run, catalogue)
@@ -48,19 +61,17 @@ def run(config, run, progress, stop):
 
   context, style = load_context(run, catalogue, log), prompt_style(run)
   decoder = make_decoder(run, context.vocabulary)
-  generate = make_generate(  # compiled once for all
-    decoder,
-    group=1,
-    max_new_tokens=config.rl.max_new_tokens,
-    eos_id=context.vocabulary.eos_id,
-    pad_id=context.vocabulary.pad_id,
-    constraint=slate_constraint(run, context.vocabulary),
-  )
-  trained = {"sft": "sft", "opd": "opd", "policy": "rl"}
-  for name, stage in trained.items():
+  reason = _make_ranker(run, decoder, context, style, config.rl.max_new_tokens)
+  for name, stage in {"sft": "sft", "opd": "opd", "policy": "rl"}.items():
     if run.done(stage) is None:  # not needed by this config
       continue
-    orders[name] = _policy_order(run, name, load_policy(run, stage, decoder), generate, test, context, style, progress, stop)
+    orders[name] = _policy_order(run, name, load_policy(run, stage, decoder), reason, test, context, progress, stop)
+  orders |= _direct_orders(run, decoder, test, context, progress, stop)
+  subsets = {}
+  if config.sft.without_reasoning:
+    subsets["reasoning_hard"] = _find_hard_slates(run, orders["sft_direct"], labels)
+  if config.prune.layers:
+    orders["pruned"] = _pruned_order(run, decoder, test, context, progress, stop)
   metrics = measure_orders(orders, labels, options.gain)
   users = [slate.user for slate in test]
   timed = any(slate.timestamp is not None for slate in test)
@@ -71,6 +82,7 @@ def run(config, run, progress, stop):
     orders=orders,
     users=users,
     segments=[slate.segment for slate in test],
+    subsets=subsets,
     train_labels=slate_labels(slates["train"]),
     notes=[TIME_NOTE if timed else UNTIMED_NOTE],
     gain=options.gain,
@@ -106,8 +118,79 @@ def _classical_orders(run, catalogue, log, slates, labels):
   return {name: Order.of(ranking) for name, ranking in rankings.items()}
 
 
-def _policy_order(run, name, params, generate, slates, context, style, progress, stop):
-  """Greedy answers in the upstream presentation and in shuffled ones; the first presentation is timed after its compilation."""
+def _make_ranker(run, decoder, context, style, max_new_tokens):
+  """`rank(params, slates, shown, on_progress) -> RankedSlates` by greedy answers in one style, compiled once for all policies."""
+  generate = make_generate(
+    decoder,
+    group=1,
+    max_new_tokens=max_new_tokens,
+    eos_id=context.vocabulary.eos_id,
+    pad_id=context.vocabulary.pad_id,
+    constraint=slate_constraint(run, context.vocabulary, style),
+  )
+  batch_size, key = run.config.evaluation.batch_size, stage_key(run, "evaluation")
+
+  def rank(params, slates, shown, on_progress):
+    return rank_slates(generate, params, slates, shown, context, style, batch_size=batch_size, key=key, on_progress=on_progress)
+
+  return rank
+
+
+def _make_scorer(run, decoder, context, style):
+  """The same by one-pass scores."""
+  score = make_score(decoder, context.vocabulary, style, slate_constraint(run, context.vocabulary, style))
+
+  def rank(params, slates, shown, on_progress):
+    batch_size = run.config.evaluation.batch_size
+    return rank_by_scores(score, params, slates, shown, context, style, batch_size=batch_size, on_progress=on_progress)
+
+  return rank
+
+
+def _direct_orders(run, decoder, test, context, progress, stop):
+  """Answers without reasoning: of the SFT policy that never saw any, and of the direct policy, with the latter's one-pass scores."""
+  style = direct_style(run)
+  answer = _make_ranker(run, decoder, context, style, most_new_tokens(run, test, context.vocabulary, style))
+  rankers = {}
+  if run.config.sft.without_reasoning:
+    rankers["sft_direct"] = (load_params(decoder, stage_checkpoints(run, "sft", "without_reasoning"), run_mesh(run)), answer)
+  if run.config.direct.steps:
+    direct = load_policy(run, "direct", decoder)
+    rankers["direct"] = (direct, answer)
+    if style.answer == "compact":
+      rankers["direct_scores"] = (direct, _make_scorer(run, decoder, context, style))
+  return {name: _policy_order(run, name, *ranker, test, context, progress, stop) for name, ranker in rankers.items()}
+
+
+def _pruned_order(run, decoder, test, context, progress, stop):
+  """Answers of the pruned policy, in the way of the one that was pruned."""
+  style, decoder = pruned_style(run), prune_decoder(decoder, run.config.prune.layers)
+  answer = _make_ranker(run, decoder, context, style, most_new_tokens(run, test, context.vocabulary, style))
+  params = load_params(decoder, pruned_checkpoints(run), run_mesh(run))
+  return _policy_order(run, "pruned", params, answer, test, context, progress, stop)
+
+
+def _find_hard_slates(run, order, labels):
+  """Slates `[n]` whose target SFT without reasoning does not put first: those on which reasoning has work to do.
+
+  Which slates they are stands in `hard_slates.json`. The policy that chooses them shares only mid-training with those compared.
+  """
+  first = order.answers["upstream"].rankings[:, 0]
+  hard = (first < 0) | (np.take_along_axis(labels, np.maximum(first, 0)[:, None], axis=1)[:, 0] <= 0)
+  report = {
+    "policy": "SFT on the answers of the traces, without their reasoning (sft/without_reasoning)",
+    "answers": "greedy, candidates shown in the upstream order",
+    "n": int(hard.sum()),
+    "of": len(hard),
+    "indices": np.flatnonzero(hard).tolist(),
+  }
+  if run.main:
+    write_json(run.path("evaluation", "hard_slates.json"), report)
+  return hard
+
+
+def _policy_order(run, name, params, rank, slates, context, progress, stop):
+  """Answers in the upstream presentation and in shuffled ones; the first presentation is timed after its compilation."""
   options = run.config.evaluation
   presentations = {"upstream": ("upstream", 0)} | {f"shuffled_{i + 1}": ("shuffled", i) for i in range(options.shuffles)}
   width = max(len(slate.candidates) for slate in slates)
@@ -121,17 +204,7 @@ def _policy_order(run, name, params, generate, slates, context, style, progress,
         stop.check()
 
       began = time.perf_counter()
-      ranked = rank_slates(
-        generate,
-        params,
-        slates,
-        shown,
-        context,
-        style,
-        batch_size=options.batch_size,
-        key=stage_key(run, "evaluation"),
-        on_progress=on_progress,
-      )
+      ranked = rank(params, slates, shown, on_progress)
       seconds = time.perf_counter() - began
       answers[presentation] = Answers(ranked.rankings, pad_shown(shown, width), ranked.errors)
       if cost is None:

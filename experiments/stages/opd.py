@@ -13,7 +13,8 @@ from experiments.artifacts import (
   slate_constraint,
   stage_checkpoints,
 )
-from experiments.stages.rl import draw_slates, make_get_batch
+from experiments.slate_training import draw_slates
+from experiments.stages.rl import make_get_batch
 from experiments.teacher import load_teacher, opd_config
 from experiments.train import begin, train
 from gr2_jax.steps.opd import make_opd_update

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.artifacts import (
   load_catalogue,
@@ -18,17 +17,16 @@ from experiments.artifacts import (
   stage_checkpoints,
   stage_key,
 )
+from experiments.slate_training import draw_slates, make_next_prompts
 from experiments.train import begin, train
-from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.evaluation.features import slate_labels
-from gr2_jax.language.prompts import present
 from gr2_jax.objectives.policy import PolicyLossConfig
 from gr2_jax.rewards.monitors import monitor_answers, monitor_errors
 from gr2_jax.rewards.overlong import soft_overlong_penalty
 from gr2_jax.rewards.verifiable import RewardConfig, compute_rewards
 from gr2_jax.rollout.parse import parse_compact, parse_completions
 from gr2_jax.rollout.refill import make_generate_queue
-from gr2_jax.rollout.rerank import pad_shown, render_prompts
+from gr2_jax.rollout.rerank import pad_shown
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.steps.rl import Judgement, RlConfig, SilenceCounter, collect_groups, make_rl_update
 from gr2_jax.training.mesh import jit_update, to_global, to_local
@@ -40,32 +38,25 @@ HEADLINE = ("reward", "recall@1", "valid_rate", "near_identity_rate", "kept_frac
 
 def run(config, run, progress, stop):
   """Trains the policy of the stage `rl.init`; writes checkpoints."""
-  options = config.rl
+  init = stage_checkpoints(run, config.rl.init)
+  train_policy(run, "rl", config.rl, prompt_style(run), init, progress=progress, stop=stop)
+
+
+def train_policy(run, stage, options, style, init, *, progress, stop):
+  """Reinforcement learning with the settings `options` on prompts of `style`, from the parameters in `init`; checkpoints of `stage`."""
   catalogue = load_catalogue(run)
-  context, style = load_context(run, catalogue, load_log(run, catalogue)), prompt_style(run)
+  context = load_context(run, catalogue, load_log(run, catalogue))
   slates = load_slates(run, catalogue, "train")
   decoder, mesh = make_decoder(run, context.vocabulary), run_mesh(run)
-  optimizer, state, shardings = begin(decoder, options, mesh, None, stage_checkpoints(run, options.init))
+  optimizer, state, shardings = begin(decoder, options, mesh, None, init)
   loss = PolicyLossConfig(**options.loss)
   rl_config = RlConfig(loss, options.temperature, minibatches=options.minibatches, microbatches=options.microbatches)
-  constraint = slate_constraint(run, context.vocabulary)
+  constraint = slate_constraint(run, context.vocabulary, style)
   update = jit_update(make_rl_update(decoder, optimizer, rl_config, constraint), mesh, shardings)
   position = draw_slates(run, slates, options.prompts)
-  get_batch = make_get_batch(run, "rl", options, slates, decoder, mesh, context, style, position, constraint, loss)
+  get_batch = make_get_batch(run, stage, options, slates, decoder, mesh, context, style, position, constraint, loss)
   get_batch = stop_without_signal(get_batch, options.max_skips)
-  train(run, "rl", state, update, get_batch, position=position, options=options, progress=progress, stop=stop, headline=HEADLINE)
-
-
-def draw_slates(run, slates, number):
-  """Batches of `number` training slates: the index of each, and a number drawn for its presentation."""
-  return make_pipeline(
-    range(len(slates)),
-    seed=run.config.seed,
-    batch_size=number,
-    map_fn=lambda index, rng: {"slate": np.int32(index), "draw": rng.integers(2**31, dtype=np.int64)},
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
+  train(run, stage, state, update, get_batch, position=position, options=options, progress=progress, stop=stop, headline=HEADLINE)
 
 
 def make_get_batch(run, stage, options, slates, decoder, mesh, context, style, position, constraint, loss):
@@ -85,20 +76,12 @@ def make_get_batch(run, stage, options, slates, decoder, mesh, context, style, p
   judge = _make_judge(options, loss)
   labels = slate_labels(slates)
   width = labels.shape[1]
-  # One length for all prompts: an order of candidates changes none, so nothing is compiled later.
-  in_order = [np.arange(len(slate.candidates)) for slate in slates]
-  length = render_prompts(slates, in_order, context, style).tokens.shape[1]
+  next_prompts = make_next_prompts(run, options.presentation, slates, context, style, position)
 
   def play_round(params, key):
-    drawn = next(position)
-    chosen = [slates[i] for i in drawn["slate"]]
-    shown = [
-      present(len(s.candidates), options.presentation, (run.config.seed, int(i), int(d)))
-      for s, i, d in zip(chosen, drawn["slate"], drawn["draw"], strict=True)
-    ]
-    batch = render_prompts(chosen, shown, context, style, length=length)
+    indices, chosen, shown, batch = next_prompts()
     shown = pad_shown(shown, width)
-    on_host = (batch.tokens, batch.mask, batch.references, shown, labels[drawn["slate"]])
+    on_host = (batch.tokens, batch.mask, batch.references, shown, labels[indices])
     tokens, mask, references, presented, of_slates = to_global(on_host, mesh)
     # From here to the advantages nothing leaves the device but free text, which the host reads.
     with jax.set_mesh(mesh):

@@ -1,9 +1,12 @@
 """Stage `sft`: supervised fine-tuning on accepted traces, reasoning and answer weighed apart (Eq 3)."""
 
+import functools
+
 import jax
 import numpy as np
 
 from experiments.artifacts import (
+  direct_style,
   load_catalogue,
   load_context,
   load_log,
@@ -26,16 +29,19 @@ MOST_LEFT_OUT = 0.1  # share of traces too long for a row above which the row le
 
 
 def run(config, run, progress, stop):
-  """Trains the mid-trained model on prompt + trace, loss on the assistant's tokens only; writes checkpoints."""
+  """Trains the mid-trained model on prompt + trace, loss on the assistant's tokens only; writes checkpoints.
+
+  With `sft.without_reasoning` once more on the answers alone; that policy's checkpoints lie in `without_reasoning`.
+  """
   options = config.sft
   catalogue = load_catalogue(run)
-  context, style = load_context(run, catalogue, load_log(run, catalogue)), prompt_style(run)
+  context = load_context(run, catalogue, load_log(run, catalogue))
   slates = load_slates(run, catalogue, "train")
   traces = [trace for trace in read_traces(run.path("traces", "traces.jsonl")) if trace.accepted]
   vocabulary = context.vocabulary
   decoder, mesh = make_decoder(run, vocabulary), run_mesh(run)
 
-  def to_example(trace, rng):
+  def to_example(trace, rng, style):
     slate = slates[trace.slate_index]
     shown, reasoning = trace.shown, trace.reasoning
     if options.presentation == "shuffled":
@@ -45,31 +51,38 @@ def run(config, run, progress, stop):
     completion = render_answer(trace.ranking, shown, reasoning, vocabulary, style, codes)
     return {"tokens": prompt + completion.tokens, "parts": [0] * len(prompt) + completion.parts}
 
-  batches = make_pipeline(
-    _that_fit(traces, to_example, options.row_length, progress),
-    seed=config.seed,
-    batch_size=options.batch_size,
-    map_fn=to_example,
-    pack_length=options.row_length,
-    pad_id=vocabulary.pad_id,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
-  train_lm(
-    run,
-    "sft",
-    decoder,
-    batches,
-    options,
-    mesh,
-    key=stage_key(run, "sft"),
-    init=stage_checkpoints(run, "midtrain"),
-    part_names=("reasoning", "answer"),
-    part_weights=(options.reasoning_weight, options.answer_weight),
-    constraint=slate_constraint(run, vocabulary),
-    progress=progress,
-    stop=stop,
-  )
+  def teach(style, name):
+    map_fn = functools.partial(to_example, style=style)
+    batches = make_pipeline(
+      _that_fit(traces, map_fn, options.row_length, progress),
+      seed=config.seed,
+      batch_size=options.batch_size,
+      map_fn=map_fn,
+      pack_length=options.row_length,
+      pad_id=vocabulary.pad_id,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    train_lm(
+      run,
+      "sft",
+      decoder,
+      batches,
+      options,
+      mesh,
+      key=stage_key(run, "sft"),
+      init=stage_checkpoints(run, "midtrain"),
+      part_names=("reasoning", "answer"),
+      part_weights=(options.reasoning_weight, options.answer_weight),
+      constraint=slate_constraint(run, vocabulary, style),
+      name=name,
+      progress=progress,
+      stop=stop,
+    )
+
+  teach(prompt_style(run), "checkpoints")
+  if options.without_reasoning:
+    teach(direct_style(run), "without_reasoning")
 
 
 def _that_fit(traces, to_example, row_length, progress):

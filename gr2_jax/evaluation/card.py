@@ -15,7 +15,7 @@ from gr2_jax.evaluation.results import REQUIRED_ORDERS, load_results
 from gr2_jax.evaluation.tables import TABLE_STYLE, format_lift, format_number, lift_style, markdown_table
 from gr2_jax.training.writers import read_metrics
 
-_STAGE_FOLDERS = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "opd", "rl", "evaluation")
+_STAGE_FOLDERS = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "opd", "rl", "direct", "prune", "evaluation")
 _MONITORS = {
   "valid_rate": "valid",
   "identity_rate": "copies",
@@ -28,6 +28,10 @@ _MONITORS_NOTE = (
   "Copies repeat the shown or the upstream order; near copies differ from one of them by at most one swap of two candidates. "
   "τ is Kendall's, agreement the mean τ between the answers to one slate shown in two orders. All but `valid` are over valid answers; "
   "an invalid answer scores 0 in every metric."
+)
+
+_HARD_NOTE = (
+  "Reasoning-hard are slates whose target the SFT policy does not put first when it answers without reasoning (hard_slates.json)."
 )
 
 
@@ -125,12 +129,17 @@ def _presentations_section(results: Mapping[str, Any]) -> str:
 
 
 def _segments_section(results: Mapping[str, Any]) -> str:
-  segments = results["segments"]
-  if not segments:
+  segments, subsets = results["segments"], results["subsets"]
+  if not segments and not subsets:
     return "The slates carry no segments."
   metrics = {m: TABLE_METRICS[m] for m in ("recall@1", "recall@3", "ndcg@3")}
-  tables = {f"**{name.replace('_', ' ')}** ({table['n']:,} slates)": _orders_table(table, metrics) for name, table in segments.items()}
-  return "\n\n".join(f"{head}\n\n{table}" for head, table in tables.items())
+  tables = {
+    f"**{name.replace('_', ' ')}** ({table['n']:,} slates)": _orders_table(table, metrics) for name, table in (segments | subsets).items()
+  }
+  text = [f"{head}\n\n{table}" for head, table in tables.items()]
+  if "reasoning_hard" in subsets:
+    text.append(_HARD_NOTE)
+  return "\n\n".join(text)
 
 
 def _data_section(results: Mapping[str, Any], run: pathlib.Path) -> str:

@@ -11,6 +11,10 @@ _ORDER_TITLES = {
   "sft": "SFT policy",
   "opd": "OPD policy",
   "policy": "RL policy",
+  "sft_direct": "SFT without reasoning",
+  "direct": "direct policy",
+  "direct_scores": "direct policy, one pass",
+  "pruned": "pruned policy",
   "oracle": "oracle",
 }
 

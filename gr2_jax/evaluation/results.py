@@ -17,11 +17,18 @@ from gr2_jax.evaluation.paired import RESAMPLES, paired_bootstrap
 
 BASELINE = "upstream"
 REQUIRED_ORDERS = ("upstream", "random", "oracle", "popularity", "lambdamart", "policy")
-# The order to beat, and what the policy started from: compared beside the upstream order where both are there.
-_FURTHER_PAIRS = (("policy", "lambdamart"), ("policy", "sft"), ("policy", "opd"))
+# The order to beat, what the policy started from, what answers without reasoning give up: beside the upstream order, where both are there.
+_FURTHER_PAIRS = (
+  ("policy", "lambdamart"),
+  ("policy", "sft"),
+  ("policy", "opd"),
+  ("direct", "policy"),
+  ("direct_scores", "direct"),
+  ("pruned", "policy"),
+)
 _KEYS = {
   **{"dataset": str, "seeds": list, "n": int, "orders": dict, "paired": dict, "diagnostics": dict, "cost": dict},
-  **{"presentations": dict, "segments": dict, "upstream_rank_histogram": dict, "slate_size": dict},
+  **{"presentations": dict, "segments": dict, "subsets": dict, "upstream_rank_histogram": dict, "slate_size": dict},
   **{"gain": str, "bootstrap": dict, "notes": list},
 }
 
@@ -120,6 +127,7 @@ def build_results(
   orders: Mapping[str, Order],
   users: Sequence[str] | None = None,
   segments: Sequence[str | None] | None = None,
+  subsets: Mapping[str, np.ndarray] | None = None,
   train_labels: np.ndarray | None = None,
   notes: Sequence[str] = (),
   gain: Literal["exponential", "linear"] = "exponential",
@@ -130,10 +138,11 @@ def build_results(
   """The content of results.json for n test slates with labels `[n, K]` in the upstream order (-1 at padding).
 
   `orders`: NAME -> Order, among them `upstream`. `users [n]`: slates of one user are resampled together. `segments [n]`: tables
-  of their own for each name. `train_labels [m, K]`: for the histogram of the target's upstream rank. `notes`: sentences for the
-  card, such as how features treat time. `metrics`: what `measure_orders` made of the orders, where it is at hand. In `paired`, `ci95` is
-  the interval of `relative` and `delta_ci95` that of `delta`; both null where the baseline's mean is 0. Raises ValueError for orders
-  without `upstream` or of other slates.
+  of their own for each name, as for `subsets`, NAME -> `[n]` bool, which may overlap and are left out where empty.
+  `train_labels [m, K]`: for the histogram of the target's upstream rank. `notes`: sentences for the card, such as how features treat
+  time. `metrics`: what `measure_orders` made of the orders, where it is at hand. In `paired`, `ci95` is the interval of `relative` and
+  `delta_ci95` that of `delta`; both null where the baseline's mean is 0. Raises ValueError for orders without `upstream` or of other
+  slates.
   """
   labels = np.asarray(labels)
   if BASELINE not in orders:
@@ -175,6 +184,7 @@ def build_results(
       if len(by_presentation) > 1
     },
     "segments": {str(s): table(segments == s) for s in sorted({s for s in segments if s is not None})},
+    "subsets": {name: table(np.asarray(where, bool)) for name, where in (subsets or {}).items() if np.any(where)},
     "upstream_rank_histogram": {"test": rank_histogram(labels)} | ({} if train_labels is None else {"train": rank_histogram(train_labels)}),
     "slate_size": {"mean": float((labels >= 0).sum(axis=1).mean()), "max": labels.shape[1]},
     "gain": gain,

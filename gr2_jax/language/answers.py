@@ -3,7 +3,7 @@
 Compact: `[<think> reasoning </think>] <answer> reference ... </answer> <eos>`, a reference being a candidate's name or its SID.
 JSON: `[<think> ... </think>] {"explanation": "...", "recommendations": ["<A>", ...]} <eos>` as text, where a string holds the
 surface form of a candidate's name or of its SID; tokens and their spelled-out surface forms read the same.
-The think block may be empty (a direct answer) or left out.
+The think block may be empty or left out. In a direct style the completion is what follows `prompts.direct_opening`: the answer alone.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gr2_jax.language import templates
-from gr2_jax.language.prompts import PromptStyle
+from gr2_jax.language.prompts import PromptStyle, direct_opening
 from gr2_jax.language.vocabulary import Vocabulary
 
 REASONING, ANSWER = 1, 2
@@ -56,13 +56,16 @@ def render_answer(
   """The completion that answers with `ranking [K]` (candidate indices) for candidates shown as `shown [K]`.
 
   `reasoning`: text, candidate and SID tokens; becomes the think block (compact; None leaves the block out) or the explanation (JSON).
+  A direct style leaves it out.
   `codes [K, levels]` of the candidates by candidate index, needed when the style refers by SID.
   """
   references = reference_tokens(shown, vocabulary, style, codes)
   slots = {int(candidate): slot for slot, candidate in enumerate(shown)}
   ordered = [references[slots[int(candidate)]] for candidate in ranking]
   if style.answer == "json":
-    return _render_json(ordered, reasoning or (), vocabulary)
+    return _render_json(ordered, reasoning or (), vocabulary, style.direct)
+  if style.direct:
+    reasoning = None
   think = [] if reasoning is None else [vocabulary.special("think"), *map(int, reasoning), vocabulary.special("/think")]
   answer = [vocabulary.special("answer"), *(t for r in ordered for t in r), vocabulary.special("/answer"), vocabulary.eos_id]
   return Completion(think + answer, [REASONING] * len(think) + [ANSWER] * len(answer))
@@ -81,6 +84,8 @@ def parse_answer(
   if vocabulary.eos_id not in tokens:
     return Answer(None, "overlong", 0)
   tokens = tokens[: tokens.index(vocabulary.eos_id)]
+  if style.direct:
+    tokens = direct_opening(vocabulary, style) + tokens
   reasoning_length = 0
   try:
     thinking, body = _split_think(tokens, vocabulary)
@@ -110,7 +115,13 @@ def reference_tokens(shown: Sequence[int], vocabulary: Vocabulary, style: Prompt
   return [tuple(sid) for sid in sids]
 
 
-def _render_json(ordered: list[tuple[int, ...]], explanation: Sequence[int], vocabulary: Vocabulary) -> Completion:
+def direct_answer_length(num_candidates: int, vocabulary: Vocabulary, style: PromptStyle) -> int:
+  """Tokens of a direct answer about so many candidates, eos included."""
+  order, codes = range(num_candidates), np.zeros((num_candidates, vocabulary.num_levels), int)
+  return len(render_answer(order, order, None, vocabulary, dataclasses.replace(style, direct=True), codes).tokens)
+
+
+def _render_json(ordered: list[tuple[int, ...]], explanation: Sequence[int], vocabulary: Vocabulary, direct: bool) -> Completion:
   opening, closing = vocabulary.encode(templates.JSON_OPEN), vocabulary.encode(templates.JSON_CLOSE)
   reasoning = _escape(explanation, vocabulary)
   answer = vocabulary.encode(templates.JSON_MIDDLE)
@@ -118,6 +129,9 @@ def _render_json(ordered: list[tuple[int, ...]], explanation: Sequence[int], voc
   for place, reference in enumerate(ordered):
     answer += (between if place else []) + list(reference)
   answer += [*closing, vocabulary.eos_id]
+  if direct:
+    answer = answer[len(vocabulary.encode(templates.JSON_MIDDLE)) :]
+    return Completion(answer, [ANSWER] * len(answer))
   parts = [ANSWER] * len(opening) + [REASONING] * len(reasoning) + [ANSWER] * len(answer)
   return Completion(opening + reasoning + answer, parts)
 

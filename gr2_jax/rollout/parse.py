@@ -10,7 +10,7 @@ import numpy as np
 
 from gr2_jax.data.schema import Slate
 from gr2_jax.language.answers import VERDICTS, parse_answer
-from gr2_jax.language.prompts import PromptContext, PromptStyle
+from gr2_jax.language.prompts import PromptContext, PromptStyle, direct_opening
 from gr2_jax.language.vocabulary import Vocabulary
 
 
@@ -70,6 +70,8 @@ def parse_completions(
 
 def _parse(tokens: jax.Array, references: jax.Array, shown: jax.Array, *, vocabulary: Vocabulary, style: PromptStyle) -> ParsedAnswers:
   """One completion `[Lc]`."""
+  if style.direct:
+    tokens = jnp.concatenate([jnp.array(direct_opening(vocabulary, style), tokens.dtype), tokens])
   limit, place, special = tokens.size, jnp.arange(tokens.size), vocabulary.special
 
   def first(flags):  # the limit where there is none

@@ -1,9 +1,9 @@
 """The slate automaton: which tokens may follow, so that a compact answer always is a full permutation of the candidates.
 
 `[<think> reasoning </think>] <answer> each candidate's reference once </answer> <eos>`, a reference being a slot's token or a semantic ID.
-In the reasoning any text, candidate or SID may stand; it must end in time for the answer. Log-probabilities are normalised over the
-legal tokens, in sampling and in every loss alike, otherwise importance ratios would be wrong. The format reward is then earned by
-construction: a small model spends its capacity on the order.
+A direct answer begins with `<answer>`. In the reasoning any text, candidate or SID may stand; it must end in time for the answer.
+Log-probabilities are normalised over the legal tokens, in sampling and in every loss alike, otherwise importance ratios would be wrong.
+The format reward is then earned by construction: a small model spends its capacity on the order.
 """
 
 from typing import NamedTuple
@@ -42,7 +42,8 @@ class SlateConstraint:
     self.vocabulary_size = vocabulary.size
     legal = np.zeros((8, vocabulary.size), bool)
     legal[_FREE] = True
-    legal[_START, [vocabulary.special("think"), self.answer]] = True
+    legal[_START, self.answer] = True
+    legal[_START, vocabulary.special("think")] = not style.direct
     legal[_THINK, : vocabulary.used_size] = True
     legal[_THINK, list(vocabulary.forbidden_ids)] = False
     legal[_THINK, self.think_close] = True
@@ -90,6 +91,13 @@ class SlateConstraint:
       closed=seen(self.answer_close),
     )
     return TokenState(phase, jnp.where(remaining & agrees, following, self.vocabulary_size))
+
+  def first_reference(self, references: jax.Array) -> TokenState:
+    """States of all places of every candidate's reference `[P, K, L]`, each written as the first of its answer."""
+    same = references[:, :, None] == references[:, None]  # [P, of, beside, L]
+    agrees = jnp.cumprod(jnp.concatenate([jnp.ones_like(same[..., :1]), same[..., :-1]], axis=-1), axis=-1) > 0
+    following = jnp.where(agrees & (references[:, None] >= 0), references[:, None], self.vocabulary_size)
+    return TokenState(jnp.full(references.shape, _REFERENCE), following.swapaxes(-1, -2))
 
   def replay(self, tokens: jax.Array, completion: jax.Array, segment_ids: jax.Array, max_new_tokens: int | None = None) -> TokenState:
     """States of all places of rows `[B, T]` whose `completion [B, T]` places are finished answers; elsewhere every token is legal.

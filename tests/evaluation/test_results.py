@@ -84,6 +84,19 @@ def test_an_undefined_lift_is_null_and_a_tiny_segment_has_none(tmp_path):
   write_results(tmp_path / "results.json", results)
 
 
+def test_subsets_are_tables_of_their_own_and_may_overlap():
+  labels = make_labels()
+  hard, orders = labels[:, 0] == 0, make_orders(labels)
+  subsets = {"hard": hard, "all": np.ones(120, bool), "none": np.zeros(120, bool)}
+  results = build_results(dataset="toy", seeds=[0], labels=labels, orders=orders, subsets=subsets, resamples=300)
+  assert set(results["subsets"]) == {"hard", "all"}
+  assert results["subsets"]["all"]["paired"] == results["paired"]
+  of = results["subsets"]["hard"]
+  assert of["n"] == hard.sum() and of["orders"]["upstream"]["recall@1"] == 0 and of["orders"]["oracle"]["recall@1"] == 1
+  low, high = of["paired"]["policy_vs_upstream"]["mrr"]["delta_ci95"]
+  assert low < of["orders"]["policy"]["mrr"] - of["orders"]["upstream"]["mrr"] < high
+
+
 def test_padded_slates():
   labels = np.array([[1, 0, -1], [0, 0, 1], [0, 1, -1]])
   assert rank_histogram(labels) == [1, 1, 1]

@@ -16,7 +16,9 @@ from gr2_jax.objectives.policy import PolicyLossConfig
 CONFIGS = {
   "quickstart.py": ("", "seed=3", "tiny"),
   "amazon.py": ("beauty", "sports", "toys,small", "beauty,tiny"),
+  "ablations/internalise.py": ("", "seed=1", "tiny"),
   "ablations/prior.py": ("", "beauty", "beauty,tiny", "seed=1,tiny"),
+  "ablations/pruning.py": ("", "seed=1", "tiny"),
   "ablations/reward_hacking.py": ("", "seed=1", "tiny"),
 }
 
@@ -104,12 +106,26 @@ def test_the_tiny_variant_steps_through_every_stage(run, request):
     ("tokenize__last_level", "randm", "choose random or independent or nearest"),
     ("mesh__data", 3, r"--config\.mesh: .*does not fit 1 devices"),
     ("decoding__constraint", "slates", "choose none or slate"),
+    ("direct__method", "grpo", "choose rl or sft or distil or scores"),
+    ("direct__init", "opd", "choose midtrain or sft or rl"),
+    ("prune__layers", 3, r"--config\.prune\.layers: 3 of the 2 layers of test cannot be kept"),
     ("prompt__answer", "json", r"--config\.decoding\.constraint: 'slate' is for compact answers, not for json; set it to none"),
   ],
 )
 def test_a_value_that_no_stage_could_use_is_named(key, value, message):
   with pytest.raises(ConfigError, match=message):
     check_values(tiny_config(**{key: value}))
+
+
+def test_direct_policies_need_something_to_learn_from():
+  with pytest.raises(ConfigError, match=r"direct\.init: 'distil' learns from the answers or the reasoning of init; choose sft or rl"):
+    check_values(tiny_config(direct__method="distil", direct__init="midtrain"))
+  with pytest.raises(ConfigError, match=r"direct\.method: 'scores' is for compact answers, not for json"):
+    check_values(tiny_config(direct__method="scores", prompt__answer="json", decoding__constraint="none"))
+  with pytest.raises(ConfigError, match=r"direct\.prompts: 3 do not divide into rl's 2 minibatches"):
+    check_values(tiny_config(direct__prompts=3, rl__minibatches=2))
+  with pytest.raises(ConfigError, match=r"prune\.init: there is no direct policy to prune; give --config\.direct\.steps"):
+    check_values(tiny_config(prune__layers=1, prune__init="direct"))
 
 
 @pytest.mark.parametrize("name", RL_LOSSES)

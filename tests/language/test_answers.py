@@ -1,5 +1,6 @@
 """Answers are read strictly: round trips, each error kind, and a fuzz that never finds a crash or a repaired answer."""
 
+import dataclasses
 import itertools
 import json
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr2_jax.language import answers
-from gr2_jax.language.prompts import PromptStyle
+from gr2_jax.language.prompts import PromptStyle, direct_opening
 
 STYLES = [
   PromptStyle(answer=answer, reference=reference, sid_markers=markers)
@@ -65,6 +66,21 @@ def test_direct_answers_parse(vocab, style, block):
   completion = answers.render_answer([2, 0, 1, 3], [0, 1, 2, 3], None, vocab, style, CODES).tokens
   think = [vocab.special("think"), vocab.special("/think")] if block == "empty" else []
   assert parse(think + completion, vocab, style) == answers.Answer((2, 0, 1, 3), None, 0)
+
+
+@pytest.mark.parametrize("style", STYLES, ids=style_ids)
+def test_a_direct_completion_is_the_rest_of_an_answer_without_reasoning(vocab, style):
+  direct = dataclasses.replace(style, direct=True)
+  completion = answers.render_answer([2, 0, 1, 3], [0, 1, 2, 3], vocab.encode("best"), vocab, direct, CODES)
+  whole = answers.render_answer([2, 0, 1, 3], [0, 1, 2, 3], [], vocab, style, CODES).tokens
+  think = [] if style.answer == "compact" else [vocab.special("think"), vocab.special("/think")]
+  assert direct_opening(vocab, style) + completion.tokens == think + whole
+  assert set(completion.parts) == {answers.ANSWER}
+  assert len(completion.tokens) == answers.direct_answer_length(4, vocab, style)
+  assert parse(completion.tokens, vocab, direct) == answers.Answer((2, 0, 1, 3), None, 0)
+  for late_reasoning in ([], vocab.encode("best")):
+    thinks = [vocab.special("think"), *late_reasoning, vocab.special("/think")]
+    assert parse(thinks + completion.tokens, vocab, direct).error == "wrong_format"
 
 
 def test_each_error_kind_of_compact_answers(vocab):

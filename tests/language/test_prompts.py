@@ -51,6 +51,18 @@ def test_reference_by_sid_names_no_slot_and_markers_frame_every_item(slate, cont
   assert tokens.count(vocab.special("sid")) == tokens.count(vocab.special("/sid")) == 6  # 2 history items, 4 candidates
 
 
+@pytest.mark.parametrize(
+  ("answer", "opening"), [("compact", "<think> </think>"), ("json", '<think> </think> {"explanation": " ", "recommendations": ["')]
+)
+def test_a_direct_style_changes_the_assistants_beginning_alone(slate, context, vocab, answer, opening):
+  whole = prompts.render_prompt(slate, [2, 0, 1, 3], context, PromptStyle(answer=answer))
+  style = PromptStyle(answer=answer, max_prompt_tokens=len(whole.tokens) - 1)  # too short for the whole history
+  plain = prompts.render_prompt(slate, [2, 0, 1, 3], context, style)
+  direct = prompts.render_prompt(slate, [2, 0, 1, 3], context, dataclasses.replace(style, direct=True))
+  assert direct.tokens[: len(plain.tokens)] == plain.tokens and direct.dropped_history == plain.dropped_history == 1
+  assert vocab.decode(direct.tokens[len(plain.tokens) :]) == opening
+
+
 def test_the_full_prompt_holds_the_five_principles(slate, context, vocab):
   text = vocab.decode(prompts.render_prompt(slate, [0, 1, 2, 3], context, FULL).tokens)
   for part in ("recommendation expert", "compare all candidates", "Shampoo then Conditioner", "exactly once", "three steps", "JSON object"):

@@ -20,6 +20,7 @@ CASES = {
   "sid-2": (2, PromptStyle(reference="sid")),
   "sid-3": (3, PromptStyle(reference="sid")),
   "sid-1-markers": (1, PromptStyle(reference="sid", sid_markers=True)),
+  "slot-direct": (3, PromptStyle(direct=True)),
   "sid-3-markers": (3, PromptStyle(reference="sid", sid_markers=True)),
 }
 

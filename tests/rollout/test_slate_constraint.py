@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr2_jax.language.answers import parse_answer, reference_tokens, render_answer
+from gr2_jax.language.answers import direct_answer_length, parse_answer, reference_tokens, render_answer
 from gr2_jax.language.prompts import PromptStyle
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
@@ -32,12 +32,12 @@ def model():
   return vocabulary, decoder, jax.tree.map(lambda x: 3 * x, init_params(decoder, jax.random.key(0)))
 
 
-def sample(model, style, temperature):
+def sample(model, style, temperature, limit=LIMIT):
   vocabulary, decoder, params = model
   generate = make_generate(
     decoder,
     group=4,
-    max_new_tokens=LIMIT,
+    max_new_tokens=limit,
     eos_id=vocabulary.eos_id,
     pad_id=vocabulary.pad_id,
     constraint=SlateConstraint(vocabulary, style),
@@ -63,6 +63,16 @@ def test_every_answer_is_a_full_permutation(model, temperature, reference):
       rankings.add(answer.ranking)
   if temperature == 50.0:
     assert len(rankings) > 6  # the mask does not decide the order
+
+
+def test_direct_answers_fit_their_length_exactly(model):
+  style = PromptStyle(reference="sid", direct=True)
+  rollout = sample(model, style, 50.0, limit=direct_answer_length(max(SIZES), model[0], style))
+  assert np.asarray(rollout.finished).all()
+  for p, size in enumerate(SIZES):
+    for completion in np.asarray(rollout.completions[p]):
+      assert completion[0] == model[0].special("answer")
+      assert parse_answer(completion, range(size), model[0], style, CODES[:size]).error is None
 
 
 @pytest.mark.parametrize("reference", STYLES)

@@ -1,0 +1,33 @@
+"""Ranking quality against layers kept, as cut and after recovery by distillation from the full policy; three seeds.
+
+    python -m experiments.sweep --config=configs/ablations/pruning.py --workdir=runs/pruning
+
+Hardware: 2 CPU cores; a seed's stages up to RL are shared by all variants. `seed=N` is another market with other draws; `tiny` is for
+tests.
+
+Layers go by block influence (ShortGPT, arXiv 2403.03853): those that turn the hidden state least, on prompts of training slates. The pruned
+policy then answers, and the full one scores its tokens: on-policy distillation without a reward. The first variant
+keeps all layers.
+"""
+
+from configs import quickstart
+from experiments.flags import parse_arg
+
+VARIANTS = {
+  f"{layers}_layers_{recovery}": {"prune.layers": layers, "prune.steps": steps}
+  for layers, recoveries in {4: {"cut": 0}, 3: {"cut": 0, "recovered": 60}, 2: {"cut": 0, "recovered": 60}, 1: {"recovered": 60}}.items()
+  for recovery, steps in recoveries.items()
+}
+SEEDS = (0, 1, 2)
+COMPARISONS = {
+  "The pruned policy against the full one": [(f"{variant}/pruned", f"{variant}/policy") for variant in VARIANTS],
+  "What recovery regains": [(f"{layers}_layers_recovered/pruned", f"{layers}_layers_cut/pruned") for layers in (3, 2)],
+}
+
+
+def get_config(arg=None):
+  args = parse_arg(arg, tiny=False, seed=0)
+  config = quickstart.get_config(f"seed={args.seed},tiny={args.tiny}")
+  config.name = "pruning"
+  config.prune.update({"layers": 1, "steps": 1} if args.tiny else {"layers": 4, "slates": 256, "prompts": 32})
+  return config

@@ -1,0 +1,50 @@
+"""Depth pruning: which layers change the hidden state least, and the decoder without them (ShortGPT, arXiv 2403.03853)."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gr2_jax.models.transformer import Block, Decoder
+
+
+def block_influence(decoder: Decoder, params: Any, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Sum over real tokens of 1 - cosine between each layer's input and output `[layers]`, float32, and the number of tokens.
+
+  tokens, mask `[B, T]` left-aligned. Sum over count is the block influence; both add up over batches.
+  """
+  block, segments = Block(decoder.config), mask.astype(jnp.int32)
+  step = jnp.arange(tokens.shape[1])
+  seen = (step[:, None] >= step) & (segments[:, None, :] > 0)
+  shared = jnp.broadcast_to(step, tokens.shape), jnp.broadcast_to(seen, (*tokens.shape, tokens.shape[1])), None, None
+
+  def apply(x, layer):
+    y, _ = block.apply({"params": layer}, x, (None, None), shared)
+    wide_x, wide_y = x.astype(jnp.float32), y.astype(jnp.float32)
+    norms = jnp.linalg.norm(wide_x, axis=-1) * jnp.linalg.norm(wide_y, axis=-1)
+    cosine = jnp.sum(wide_x * wide_y, axis=-1) / jnp.maximum(norms, 1e-12)
+    return y, jnp.sum((1 - cosine) * segments)
+
+  embedded = jnp.take(params["embedding"], tokens, axis=0).astype(decoder.config.dtype)
+  _, changes = jax.lax.scan(apply, embedded, params["layers"])
+  return changes, segments.sum()
+
+
+def choose_layers(influence: np.ndarray, number: int) -> list[int]:
+  """The `number` layers of most influence `[layers]`, from the bottom up; of equal ones the lower. Raises ValueError out of range."""
+  if not 1 <= number <= len(influence):
+    raise ValueError(f"layers: {number} of {len(influence)} cannot be kept")
+  return sorted(np.argsort(-np.asarray(influence), kind="stable")[:number].tolist())
+
+
+def prune_decoder(decoder: Decoder, number: int) -> Decoder:
+  """The same decoder with `number` layers."""
+  return Decoder(dataclasses.replace(decoder.config, num_layers=number))
+
+
+def prune_params(params: Any, layers: Sequence[int]) -> Any:
+  """Parameters of the pruned decoder: those of `layers`, and all that is no layer."""
+  return {**params, "layers": jax.tree.map(lambda x: x[jnp.asarray(layers)], params["layers"])}

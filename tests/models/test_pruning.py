@@ -1,0 +1,65 @@
+"""Block influence against hidden states taken layer by layer, and pruned parameters against layers that do nothing."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gr2_jax.models.config import preset
+from gr2_jax.models.pruning import block_influence, choose_layers, prune_decoder, prune_params
+from gr2_jax.models.transformer import Decoder, init_params
+
+VOCAB = 24
+DECODER = Decoder(dataclasses.replace(preset("test", VOCAB), num_layers=4))
+
+
+@pytest.fixture(scope="module")
+def inputs():
+  random = np.random.default_rng(0)
+  mask = np.arange(7) < np.array([[7], [4], [2]])
+  return random.integers(0, VOCAB, (3, 7)), mask, jax.tree.map(lambda x: 2 * x, init_params(DECODER, jax.random.key(0)))
+
+
+def silence(params, layers):
+  """Layers whose two outputs are 0, so that they hand on what they are given."""
+  changed = {name: {"kernel": params["layers"][name]["kernel"].at[jnp.asarray(layers)].set(0.0)} for name in ("out", "down")}
+  return {**params, "layers": {**params["layers"], **changed}}
+
+
+def hidden_states(decoder, params, tokens, mask):
+  positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+  return jax.jit(lambda p: decoder.apply({"params": p}, tokens, positions, mask.astype(np.int32))[0])(params)
+
+
+def test_influence_is_the_mean_change_of_direction_at_real_tokens(inputs):
+  tokens, mask, params = inputs
+  # The final norm keeps directions when its scale is 1, so prefixes of the decoder show every layer's output.
+  flat = {**params, "final_norm": {"scale": jnp.ones_like(params["final_norm"]["scale"])}}
+  states = [np.asarray(params["embedding"])[tokens]]
+  states += [np.asarray(hidden_states(prune_decoder(DECODER, n), prune_params(flat, range(n)), tokens, mask)) for n in range(1, 5)]
+  unit = [(x / np.linalg.norm(x, axis=-1, keepdims=True))[mask] for x in states]
+  expected = [1 - np.sum(x * y, axis=-1).mean() for x, y in zip(unit, unit[1:], strict=False)]
+  changes, count = block_influence(DECODER, params, jnp.asarray(tokens), jnp.asarray(mask))
+  assert count == mask.sum()
+  np.testing.assert_allclose(changes / count, expected, rtol=1e-4)
+
+
+def test_layers_that_do_nothing_are_found_and_their_removal_changes_nothing(inputs):
+  tokens, mask, params = inputs
+  quiet = silence(params, [1, 2])
+  changes, _ = block_influence(DECODER, quiet, jnp.asarray(tokens), jnp.asarray(mask))
+  np.testing.assert_allclose(changes[np.array([1, 2])], 0.0, atol=1e-5)
+  kept = choose_layers(changes, 2)
+  assert kept == [0, 3]
+  whole = hidden_states(DECODER, quiet, tokens, mask)
+  pruned = hidden_states(prune_decoder(DECODER, 2), prune_params(quiet, kept), tokens, mask)
+  np.testing.assert_allclose(np.asarray(whole)[mask], np.asarray(pruned)[mask], atol=1e-5)
+
+
+def test_equal_layers_go_from_the_top_and_wrong_numbers_are_refused():
+  assert choose_layers(np.array([0.1, 0.3, 0.1, 0.2]), 3) == [0, 1, 3]
+  for number in (0, 5):
+    with pytest.raises(ValueError, match="of 4 cannot be kept"):
+      choose_layers(np.zeros(4), number)
