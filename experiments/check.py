@@ -93,11 +93,15 @@ def _check_rollout(name: str, options: ConfigDict) -> None:
     raise ConfigError(f"--config.{name}.overlong_zone: {zone} tokens do not fit into max_new_tokens {limit}")
 
 
+def _runs_opd(config: ConfigDict) -> bool:
+  return config.rl.init == "opd" or (config.direct.steps > 0 and config.direct.init == "opd")
+
+
 def _check_opd(config: ConfigDict) -> None:
   """The teacher must be named where it is needed, and only there, and read the same tokens."""
   from experiments.teacher import check_teacher_config
 
-  opd, used = config.opd, config.rl.init == "opd"
+  opd, used = config.opd, _runs_opd(config)
   if used and not opd.teacher_run:
     raise ConfigError("--config.opd.teacher_run is missing: name the directory of a finished run whose policy is the teacher")
   if opd.teacher_run and not used:
@@ -114,7 +118,7 @@ def _check_opd(config: ConfigDict) -> None:
 
 def _check_direct(config: ConfigDict) -> None:
   direct, rl = config.direct, config.rl
-  if direct.method == "rl" and direct.prompts % (rl.minibatches * rl.microbatches):
+  if direct.steps and direct.method == "rl" and direct.prompts % (rl.minibatches * rl.microbatches):
     raise ConfigError(
       f"--config.direct.prompts: {direct.prompts} do not divide into rl's {rl.minibatches} minibatches of {rl.microbatches} microbatches"
     )
@@ -195,11 +199,13 @@ def _check_devices(config: ConfigDict) -> None:
     "sft.batch_size": (config.sft.batch_size, 1),
     "rl.prompts": (rl.prompts, rl.minibatches * rl.microbatches),
     "rl.slots": (rl.slots, 1),
-    "direct.prompts": (config.direct.prompts, 1),
-    "prune.prompts": (config.prune.prompts, 1),
   }
-  if config.rl.init == "opd":
+  if _runs_opd(config):
     batches |= {"opd.prompts": (config.opd.prompts, config.opd.microbatches), "opd.slots": (config.opd.slots, 1)}
+  if config.direct.steps:
+    batches["direct.prompts"] = (config.direct.prompts, rl.minibatches * rl.microbatches if config.direct.method == "rl" else 1)
+  if config.prune.layers and config.prune.steps:
+    batches["prune.prompts"] = (config.prune.prompts, 1)
   for key, (rows, cuts) in batches.items():
     if rows % (cuts * parts):
       in_cuts = " in each of minibatches x microbatches" if cuts > 1 else ""

@@ -107,7 +107,7 @@ def test_the_tiny_variant_steps_through_every_stage(run, request):
     ("mesh__data", 3, r"--config\.mesh: .*does not fit 1 devices"),
     ("decoding__constraint", "slates", "choose none or slate"),
     ("direct__method", "grpo", "choose rl or sft or distil or scores"),
-    ("direct__init", "opd", "choose midtrain or sft or rl"),
+    ("direct__init", "traces", "choose midtrain or sft or opd or rl"),
     ("prune__layers", 3, r"--config\.prune\.layers: 3 of the 2 layers of test cannot be kept"),
     ("prompt__answer", "json", r"--config\.decoding\.constraint: 'slate' is for compact answers, not for json; set it to none"),
   ],

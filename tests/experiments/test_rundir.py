@@ -233,7 +233,7 @@ def test_the_pipeline_runs_what_the_prior_needs_and_reads_only_earlier_stages(pr
   left_out, rl_reads, evaluation_reads = PRIORS[prior]
   conf = tiny_config(rl__init=prior[0], opd__init=prior[1], opd__teacher_run="teacher")
   stages = {stage.name: stage for stage in choose_stages(None, STAGES, conf)}
-  assert set(stages) == {stage.name for stage in STAGES} - left_out
+  assert set(stages) == {stage.name for stage in STAGES} - left_out - {"direct", "prune"}
   common = {"data", "tokenize", "slates"}
   assert set(stages["rl"].inputs) == common | rl_reads and set(stages["evaluation"].inputs) == common | evaluation_reads
   run = Run(pathlib.Path("nowhere"), conf)
@@ -241,6 +241,17 @@ def test_the_pipeline_runs_what_the_prior_needs_and_reads_only_earlier_stages(pr
   if "opd" in stages:
     with pytest.raises(RunError, match=r"--config\.opd\.teacher_run: teacher has no finished stage 'rl'; run that first"):
       check_stages(run, list(stages.values()))
+
+
+def test_a_stage_that_nothing_else_needs_runs_where_the_config_asks_for_it():
+  def stages(**changes):
+    return {stage.name: set(stage.inputs) for stage in choose_stages(None, STAGES, tiny_config(**changes))}
+
+  direct = stages(direct__steps=1, direct__init="midtrain")
+  assert direct["direct"] == {"data", "tokenize", "slates", "midtrain"} and "direct" in direct["evaluation"] and "prune" not in direct
+  pruned = stages(prune__layers=1)
+  assert "rl" in pruned["prune"] and "prune" in pruned["evaluation"] and "direct" not in pruned
+  assert "sft" in stages(rl__init="midtrain", sft__without_reasoning=True)["evaluation"]
 
 
 def test_a_stage_that_starts_from_no_stage():
