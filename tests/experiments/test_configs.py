@@ -123,7 +123,7 @@ def test_direct_policies_need_something_to_learn_from():
   with pytest.raises(ConfigError, match=r"direct\.method: 'scores' is for compact answers, not for json"):
     check_values(tiny_config(direct__method="scores", prompt__answer="json", decoding__constraint="none"))
   with pytest.raises(ConfigError, match=r"direct\.prompts: 3 do not divide into rl's 2 minibatches"):
-    check_values(tiny_config(direct__prompts=3, rl__minibatches=2))
+    check_values(tiny_config(direct__steps=1, direct__prompts=3, rl__minibatches=2))
   with pytest.raises(ConfigError, match=r"prune\.init: there is no direct policy to prune; give --config\.direct\.steps"):
     check_values(tiny_config(prune__layers=1, prune__init="direct"))
 
@@ -162,7 +162,7 @@ UNEVEN = {
   "RL": ({"rl__prompts": 12}, r"rl\.prompts: 12 rows"),
   "minibatches": (
     {"rl__prompts": 24, "rl__minibatches": 2, "rl__microbatches": 3},
-    r"rl\.prompts: 4 rows at once in each of rl\.minibatches x rl\.microbatches .* make rl\.prompts a multiple of 48",
+    r"rl\.prompts: 4 rows at once in each of minibatches x microbatches .* make rl\.prompts a multiple of 48",
   ),
 }
 
