@@ -101,7 +101,7 @@ def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
     "prompt": lambda: PromptStyle(**config.prompt),
     "rl.reward": lambda: RewardConfig(**rl.reward).to_options(),
     "rl.loss": lambda: PolicyLossConfig(**rl.loss),
-    "rl": lambda: RlConfig(temperature=rl.temperature),
+    "rl": lambda: RlConfig(temperature=rl.temperature, packed_rows=rl.packed_rows),
   }
 
 

@@ -45,7 +45,7 @@ def run(config, run, progress, stop):
   decoder, mesh = make_decoder(run, context.vocabulary), run_mesh(run)
   optimizer, state, shardings = begin(decoder, options, mesh, None, stage_checkpoints(run, "sft"))
   loss = PolicyLossConfig(**options.loss)
-  rl_config = RlConfig(loss, options.temperature, minibatches=options.minibatches, microbatches=options.microbatches)
+  rl_config = RlConfig(loss, options.temperature, options.minibatches, options.microbatches, options.packed_rows)
   constraint = slate_constraint(run, context.vocabulary)
   update = jit_update(make_rl_update(decoder, optimizer, rl_config, constraint), mesh, shardings)
   position = make_pipeline(
