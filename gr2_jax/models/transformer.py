@@ -82,8 +82,8 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 def _scores(q, k, mask):
   """Masked scores `[S * KV, G * R * T, L]` of one source."""
-  # Tied to the layer's keys and added: XLA would lay out a mask, or a constant to select, for every head ahead of the loop over layers.
-  k, mask = jax.lax.optimization_barrier((k, mask))
+  # Tied to the layer's queries and added: XLA would lay out a mask, or a constant to select, for every head ahead of the loop over layers.
+  q, mask = jax.lax.optimization_barrier((q, mask))
   rows, keys = k.shape[:2]
   scores = jnp.einsum("nmd,nld->nml", _fold(q * q.shape[-1] ** -0.5, rows), _by_head(k), preferred_element_type=jnp.float32)
   shape = (rows, scores.shape[0] // rows, -1, q.shape[1], keys)
