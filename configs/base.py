@@ -147,6 +147,9 @@ def base() -> ConfigDict:
         "min_filled": 1.0,  # share of the batch at which no further round is begun; below 1 where a round mostly keeps its groups
         "minibatches": 1,  # gradient steps on a rollout batch, each on its share of the prompts
         "microbatches": 1,  # parts of a gradient step, to save memory
+        # Rows of max_new_tokens into which the update packs a group's completions, exactly; 0: one for each. A little above
+        # group x (completion_length / max_new_tokens) where lengths vary; `packed_fraction` says how often all of them fitted.
+        "packed_rows": 0,
         "temperature": 1.0,
         "loss": section(DAPO),  # rl_losses.py has the others by name
         "presentation": "shuffled",  # or upstream

@@ -171,7 +171,7 @@ def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
     "opd.reward": lambda: RewardConfig(**opd.reward).to_options(),
     "rl.reward": lambda: RewardConfig(**rl.reward).to_options(),
     "rl.loss": lambda: PolicyLossConfig(**rl.loss),
-    "rl": lambda: RlConfig(temperature=rl.temperature),
+    "rl": lambda: RlConfig(temperature=rl.temperature, packed_rows=rl.packed_rows),
   }
 
 

@@ -24,7 +24,7 @@ from gr2_jax.steps.rl import Judgement, RlBatch, RlConfig, collect_groups, compl
 from gr2_jax.training.mesh import jit_update, make_mesh, replicated
 from gr2_jax.training.state import OptimizerConfig, TrainState, init_state, make_optimizer
 
-_LEARNING_RATE = 1e-6
+LEARNING_RATE = 1e-6
 _ROUNDS = 5
 _LIMIT_S = 600.0
 
@@ -52,7 +52,7 @@ def compare(name: str, contract: Contract, rounds: int = _ROUNDS, limit_s: float
       reward,
       group=contract.group,
       max_new_tokens=contract.completion_length,
-      learning_rate=_LEARNING_RATE,
+      learning_rate=LEARNING_RATE,
     )
     check_parity(trainer, contract)
     times["trl"], times["gr2_jax"] = peers.time_grpo(trainer, step, rounds=rounds, limit_s=limit_s)
@@ -122,7 +122,7 @@ def _mesh():
 
 
 def _start(mesh, config: RlConfig) -> tuple[TrainState, Callable]:
-  optimizer = make_optimizer(OptimizerConfig(_LEARNING_RATE), total_steps=1_000)
+  optimizer = make_optimizer(OptimizerConfig(LEARNING_RATE), total_steps=1_000)
   state = jax.device_put(init_state(make_params(), optimizer), replicated(mesh))
   return state, jit_update(make_rl_update(DECODER, optimizer, config), mesh, replicated(mesh))
 

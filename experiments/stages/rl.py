@@ -50,7 +50,7 @@ def train_policy(run, stage, options, style, init, *, progress, stop):
   decoder, mesh = make_decoder(run, context.vocabulary), run_mesh(run)
   optimizer, state, shardings = begin(decoder, options, mesh, None, init)
   loss = PolicyLossConfig(**options.loss)
-  rl_config = RlConfig(loss, options.temperature, minibatches=options.minibatches, microbatches=options.microbatches)
+  rl_config = RlConfig(loss, options.temperature, options.minibatches, options.microbatches, options.packed_rows)
   constraint = slate_constraint(run, context.vocabulary, style)
   update = jit_update(make_rl_update(decoder, optimizer, rl_config, constraint), mesh, shardings)
   position = draw_slates(run, slates, options.prompts)

@@ -14,6 +14,7 @@ from gr2_jax.models.cache import Cache, Prefix
 from gr2_jax.models.config import ModelConfig
 from gr2_jax.training.mesh import constrain
 
+_QUERY_BLOCK = 256
 _MASKED = -1e30  # finite, so that a row with nothing to see stays free of NaN
 
 
@@ -27,39 +28,117 @@ def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
+@jax.custom_vjp
 def attend(q: jax.Array, sources: list[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
   """One softmax over several sources of keys and values, each attended on its own and merged by log-sum-exp.
 
   `q [B, T, KV, R, Dh]` (R query heads for each key head). A source is `k, v [S, L, KV, Dh]` with a mask that broadcasts to
   `[S, T, L]`: S may divide B, and then each B/S successive rows of `q` share one row of the source, which is read once.
+  The backward pass computes the weights again from each query's log-sum-exp, so that nothing of size T x L outlives a layer
+  (FlashAttention, arXiv 2205.14135, in whole matrices).
   """
-  batch, length, kv_heads, ratio, head_dim = q.shape
-  q = q * head_dim**-0.5
+  return _attend_forward(q, sources)[0]
+
+
+def _attend_forward(q, sources):
   parts = []
   for k, v, mask in sources:
-    rows, keys = k.shape[:2]
-    group = batch // rows
-    # Everything that shares a key is folded into one matrix, heads of a group too: one plain batched product on every backend.
-    folded = q.reshape(rows, group, length, kv_heads, ratio, head_dim).transpose(0, 3, 1, 4, 2, 5)
-    folded = folded.reshape(rows * kv_heads, -1, head_dim)
-    k, v = (x.transpose(0, 2, 1, 3).reshape(rows * kv_heads, keys, head_dim) for x in (k, v))
-    scores = jnp.einsum("ntd,nld->ntl", folded, k, preferred_element_type=jnp.float32)
-    shape = (rows, kv_heads, group, ratio, length, keys)
-    scores = jnp.where(mask[:, None, None, None], scores.reshape(shape), _MASKED)
-    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    scores = _scores(q, k, mask)
+    top = scores.max(axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
-    out = jnp.einsum("ntl,nld->ntd", weights.astype(v.dtype).reshape(rows * kv_heads, -1, keys), v, preferred_element_type=jnp.float32)
-    parts.append((out.reshape(*shape[:-1], head_dim), weights.sum(axis=-1, keepdims=True), top))
-
-  def unfold(x):  # [S, KV, G, R, T, .] -> [B, T, KV, R, .]
-    return x.transpose(0, 2, 4, 1, 3, 5).reshape(batch, length, kv_heads, ratio, -1)
-
-  parts = [tuple(map(unfold, part)) for part in parts]
+    out = jnp.einsum("nml,nld->nmd", weights.astype(v.dtype), _by_head(v), preferred_element_type=jnp.float32)
+    parts.append(tuple(_unfold(x, q.shape) for x in (out, weights.sum(axis=-1, keepdims=True), top)))
   top = functools.reduce(jnp.maximum, [part_top for _, _, part_top in parts])
   scales = [jnp.exp(part_top - top) for _, _, part_top in parts]
   total = sum(scale * mass for scale, (_, mass, _) in zip(scales, parts, strict=True))
   out = sum(scale * part_out for scale, (part_out, _, _) in zip(scales, parts, strict=True))
-  return (out / total).astype(q.dtype)
+  out = (out / total).astype(q.dtype)
+  log_total = top + jnp.log(total)
+  # Folded here: a transpose inside the backward pass's exp would be done for every key.
+  return out, (q, sources, out, [_fold(log_total, len(k)) for k, _, _ in sources])
+
+
+def _attend_backward(kept, d_out):
+  q, sources, out, log_totals = kept
+  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  delta = jnp.sum(d_out.astype(jnp.float32) * out, axis=-1, keepdims=True)
+  d_q, d_sources = 0.0, []
+  for (k, v, mask), log_total in zip(sources, log_totals, strict=True):
+    rows = len(k)
+    # The barrier takes it out of the layers' stack once, and not inside exp for every key.
+    weights = jnp.exp(_scores(q, k, mask) - jax.lax.optimization_barrier(log_total))
+    folded = _fold(d_out, rows)
+    d_weights = product("nmd,nld->nml", folded, _by_head(v))
+    d_scores = (weights * (d_weights - _fold(delta, rows))).astype(k.dtype)
+    d_v = product("nml,nmd->nld", weights.astype(v.dtype), folded)
+    d_k = product("nml,nmd->nld", d_scores, _fold(q, rows)) * q.shape[-1] ** -0.5
+    d_q += _unfold(product("nml,nld->nmd", d_scores, _by_head(k)) * q.shape[-1] ** -0.5, q.shape)
+    d_sources.append((_by_token(d_k, k), _by_token(d_v, v), None))
+  return d_q.astype(q.dtype), d_sources
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _scores(q, k, mask):
+  """Masked scores `[S * KV, G * R * T, L]` of one source."""
+  # Tied to the layer's queries and added: XLA would lay out a mask, or a constant to select, for every head ahead of the loop over layers.
+  q, mask = jax.lax.optimization_barrier((q, mask))
+  rows, keys = k.shape[:2]
+  scores = jnp.einsum("nmd,nld->nml", _fold(q * q.shape[-1] ** -0.5, rows), _by_head(k), preferred_element_type=jnp.float32)
+  shape = (rows, scores.shape[0] // rows, -1, q.shape[1], keys)
+  return (scores.reshape(shape) + jnp.where(mask, 0.0, _MASKED)[:, None, None]).reshape(scores.shape)
+
+
+def _fold(x, rows):
+  """`[B, T, KV, R, .]` -> `[S * KV, G * R * T, .]`: all that shares a key is one matrix, one plain batched product on every backend."""
+  batch, length, kv_heads, ratio, width = x.shape
+  x = x.reshape(rows, batch // rows, length, kv_heads, ratio, width).transpose(0, 3, 1, 4, 2, 5)
+  return x.reshape(rows * kv_heads, -1, width)
+
+
+def _unfold(x, shape):
+  """The inverse of `_fold`, to `[B, T, KV, R, .]`."""
+  batch, length, kv_heads, ratio, _ = shape
+  rows = len(x) // kv_heads
+  x = x.reshape(rows, kv_heads, batch // rows, ratio, length, -1).transpose(0, 2, 4, 1, 3, 5)
+  return x.reshape(batch, length, kv_heads, ratio, -1)
+
+
+def _by_head(x):
+  """`[S, L, KV, Dh]` -> `[S * KV, L, Dh]`."""
+  rows, keys, kv_heads, head_dim = x.shape
+  return x.transpose(0, 2, 1, 3).reshape(rows * kv_heads, keys, head_dim)
+
+
+def _by_token(x, like):
+  """The inverse of `_by_head`."""
+  rows, keys, kv_heads, head_dim = like.shape
+  return x.reshape(rows, kv_heads, keys, head_dim).transpose(0, 2, 1, 3).astype(like.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(x, kernel, dimension_numbers, precision=None):
+  """`lax.dot_general` of a dense layer, whose kernel's gradient is x^T d_out, in this order.
+
+  JAX's own is d_out^T x, transposed: a CPU then turns d_out, and recomputes what it came from (SwiGLU's derivative) column by column.
+  """
+  return jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision)
+
+
+def _product_forward(x, kernel, dimension_numbers, precision):
+  return _product(x, kernel, dimension_numbers, precision), (x, kernel)
+
+
+def _product_backward(dimension_numbers, precision, kept, d_out):
+  x, kernel = kept
+  inputs = len(dimension_numbers[0][0])
+  rows, outputs = [*range(x.ndim - inputs)], [*range(inputs, kernel.ndim)]
+  d_x = jnp.tensordot(d_out, kernel, ([*range(len(rows), d_out.ndim)], outputs), precision=precision)
+  return d_x, jnp.tensordot(x, d_out, (rows, rows), precision=precision)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def _dense(features, axes, name, config, axis=-1):
@@ -70,6 +149,7 @@ def _dense(features, axes, name, config, axis=-1):
     dtype=config.dtype,
     param_dtype=config.param_dtype,
     kernel_init=nn.with_logical_partitioning(nn.initializers.normal(0.02), axes),
+    dot_general=_product,
     name=name,
   )
 
@@ -109,11 +189,17 @@ class Block(nn.Module):
     if cache_kv is not None:
       k = jax.lax.dynamic_update_slice_in_dim(cache_kv[0], k, cache_length, axis=1)
       v = jax.lax.dynamic_update_slice_in_dim(cache_kv[1], v, cache_length, axis=1)
-    sources = [(k, v, own_mask)]
-    if prefix_kv is not None:
-      sources.insert(0, (*prefix_kv, prefix_mask[:, None, :]))
+    prompt = [] if prefix_kv is None else [(*prefix_kv, prefix_mask[:, None, :])]
     grouped = q.reshape(*q.shape[:2], c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_dim)
-    out = attend(grouped, sources).reshape(q.shape)
+    if cache_kv is None:
+      # Causal, hence no query of a block sees a key behind its end: half the work where the block is short.
+      ends = range(_QUERY_BLOCK, q.shape[1] + _QUERY_BLOCK, _QUERY_BLOCK)
+      blocks = [(slice(end - _QUERY_BLOCK, end), slice(end)) for end in ends]
+      parts = [attend(grouped[:, own], [*prompt, (k[:, seen], v[:, seen], own_mask[:, own, seen])]) for own, seen in blocks]
+      out = jnp.concatenate(parts, axis=1)
+    else:
+      out = attend(grouped, [*prompt, (k, v, own_mask)])
+    out = out.reshape(q.shape)
     x = x + _dense(c.width, ("heads", "head_dim", "embed"), "out", c, axis=(-2, -1))(out)
 
     y = RMSNorm(c, name="mlp_norm")(x)

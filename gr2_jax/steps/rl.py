@@ -18,6 +18,7 @@ from gr2_jax.objectives.policy import DAPO, PolicyLossConfig, loss_denominator, 
 from gr2_jax.objectives.token_loss import token_log_probs
 from gr2_jax.rollout.generate import Rollout, prefill
 from gr2_jax.rollout.slate_constraint import SlateConstraint
+from gr2_jax.steps.packing import Layout, pack, row_for_each
 from gr2_jax.training.guard import skip_if_not_finite
 from gr2_jax.training.metric import Metric, merge
 from gr2_jax.training.state import TrainState
@@ -27,12 +28,15 @@ from gr2_jax.training.state import TrainState
 class RlConfig:
   """`temperature` is that of the rollout (top-p cannot be told to the loss, and shows as a gap to the behaviour log-probabilities);
   `minibatches` cut the prompts of a rollout batch into gradient steps, `microbatches` cut a gradient step to save memory, exactly.
+  `packed_rows`: rows of a completion's greatest length into which a group's completions are packed, exactly, and in which a microbatch
+  is computed if all of its groups fit; otherwise, and at 0, every completion has a row of its own.
   """
 
   loss: PolicyLossConfig = DAPO
   temperature: float = 1.0
   minibatches: int = 1
   microbatches: int = 1
+  packed_rows: int = 0
 
   def __post_init__(self):
     if not 0 < self.temperature < math.inf:
@@ -41,6 +45,8 @@ class RlConfig:
       )
     if self.minibatches < 1 or self.microbatches < 1:
       raise ValueError(f"minibatches and microbatches must be at least 1, got {self.minibatches} and {self.microbatches}")
+    if self.packed_rows < 0:
+      raise ValueError(f"packed_rows must be 0 (a row for each completion) or more, got {self.packed_rows}")
 
 
 @struct.dataclass
@@ -57,25 +63,6 @@ class RlBatch:
   behaviour_logps: Any
   advantages: Any
   keep: Any
-
-
-def completion_hidden(decoder: Decoder, params, batch: RlBatch) -> jax.Array:
-  """Hidden states `[P, G, Lc, D]` that predict the completion tokens, each prompt computed once.
-
-  The G completions of a prompt attend to its keys and values, through which their gradients flow back, so that values and gradients
-  are those of G full sequences. The first token is predicted by the prompt's last hidden state, and the last token is not fed.
-  """
-  num_prompts, group, length = batch.completions.shape
-  rows = num_prompts * group
-  last_hidden, prefix, prompt_lengths = prefill(decoder, params, batch.prompts, batch.prompt_mask)
-  hidden = jnp.repeat(last_hidden, group, axis=0)[:, None]
-  if length > 1:
-    tokens = batch.completions.reshape(rows, length)[:, :-1]
-    positions = jnp.repeat(prompt_lengths, group)[:, None] + jnp.arange(length - 1)
-    segments = batch.completion_mask.reshape(rows, length)[:, :-1].astype(jnp.int32)
-    suffix, _ = decoder.apply({"params": params}, tokens, positions, segments, prefix=prefix)
-    hidden = jnp.concatenate([hidden, suffix], axis=1)
-  return hidden.reshape(*batch.completions.shape, -1)
 
 
 def legal_states(batch: RlBatch, constraint: SlateConstraint | None) -> tuple:
@@ -99,14 +86,48 @@ def make_to_logits(decoder: Decoder, params, constraint: SlateConstraint | None)
 
 
 def completion_log_probs(
-  decoder: Decoder, params, batch: RlBatch, temperature: float = 1.0, constraint: SlateConstraint | None = None
+  decoder: Decoder,
+  params,
+  batch: RlBatch,
+  temperature: float = 1.0,
+  constraint: SlateConstraint | None = None,
+  layout: Layout | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probability and entropy `[P, G, Lc]` (float32) of every completion token, each prompt computed once (see `completion_hidden`).
+  """Log-probability and entropy `[P, G, Lc]` (float32) of every completion token, each prompt computed once.
 
+  The G completions of a prompt attend to its keys and values, through which their gradients flow back, so that values and gradients
+  are those of G full sequences. The first token is predicted by the prompt's last hidden state, and the last token is not fed.
   With the `constraint` of the rollout, both are of the distribution over legal tokens.
+  `layout`: the rows that completions are computed in (default: one for each); it changes no value under `completion_mask`.
   """
-  hidden, to_logits = completion_hidden(decoder, params, batch), make_to_logits(decoder, params, constraint)
-  return token_log_probs(to_logits, hidden, batch.completions, *legal_states(batch, constraint), temperature=temperature)
+  layout = row_for_each(batch.completion_mask) if layout is None else layout
+  num_prompts, group, length = batch.completions.shape
+  source = layout.source.reshape(num_prompts, -1)
+  last_hidden, prefix, prompt_lengths = prefill(decoder, params, batch.prompts, batch.prompt_mask)
+
+  def fed(x, offset=0):  # [P, G, Lc, ...] -> [P, R * (Lc - 1), ...]: x at the places of the rows, or `offset` tokens further on
+    index = (jnp.maximum(source, 0) + offset).reshape(*source.shape, *[1] * (x.ndim - 3))
+    return jnp.take_along_axis(x.reshape(num_prompts, group * length, *x.shape[3:]), index, axis=1)
+
+  def predicted(x):  # the first of each completion, which the prompt predicts, then what the rows predict
+    return jnp.concatenate([x[:, :, 0], fed(x, 1)], axis=1)
+
+  hidden = jnp.repeat(last_hidden[:, None], group, axis=1)
+  if length > 1:
+    segments = jnp.where((source >= 0) & (fed(batch.completion_mask) > 0), 1 + source // length, 0)
+    positions = prompt_lengths[:, None] + source % length
+    rows = [x.reshape(-1, length - 1) for x in (fed(batch.completions), positions, segments)]
+    suffix, _ = decoder.apply({"params": params}, *rows, prefix=prefix)
+    hidden = jnp.concatenate([hidden, suffix.reshape(*source.shape, -1)], axis=1)
+
+  states = jax.tree.map(predicted, legal_states(batch, constraint))
+  to_logits = make_to_logits(decoder, params, constraint)
+  terms = token_log_probs(to_logits, hidden, predicted(batch.completions), *states, temperature=temperature)
+  # Behind a completion's end the place may be no place at all, hence the clip; nobody reads what stands there.
+  place = jnp.concatenate([jnp.broadcast_to(jnp.arange(group)[:, None], (num_prompts, group, 1)), group + layout.place], axis=-1)
+  place = place.reshape(num_prompts, -1).clip(0, hidden.shape[1] - 1)
+  log_probs, entropy = (jnp.take_along_axis(x, place, axis=1).reshape(batch.completions.shape) for x in terms)
+  return log_probs, entropy
 
 
 def make_rl_update(
@@ -121,17 +142,25 @@ def make_rl_update(
   importance weights it is the trainer's too, and the ratio is 1. P must divide into minibatches x microbatches.
 
   Metrics: the diagnostics of `policy_loss`, `loss`, `entropy`, `grad_norm`, `skipped`; `logp_gap`, the mean |log π_trainer - log π_sampler|
-  over tokens; with importance weights `importance_weight` and `importance_capped_fraction`.
+  over tokens; with importance weights `importance_weight` and `importance_capped_fraction`; with `packed_rows`, `packed_fraction` of
+  the microbatches, the others having had a group that did not fit.
   Compile it by `training.mesh.jit_update`, which donates the state and sets the shardings.
   """
   weighed = config.loss.importance_cap > 0
   one_step = config.minibatches == 1
 
-  def log_probs_of(params, batch: RlBatch):
-    return completion_log_probs(decoder, params, batch, config.temperature, constraint)
+  def log_probs_of(params, batch: RlBatch, layout: Layout | None):
+    return completion_log_probs(decoder, params, batch, config.temperature, constraint, layout)
 
-  def loss_terms(params, batch: RlBatch, trainer_logps, denominator):
-    log_probs, entropy = log_probs_of(params, batch)
+  def packed_where_it_fits(compute: Callable[[Layout | None], Any], batch: RlBatch) -> tuple[Any, dict[str, Metric]]:
+    if not 0 < config.packed_rows < batch.completions.shape[1] or batch.completions.shape[2] == 1:
+      return compute(None), {}
+    layout, fits = pack(batch.completion_mask, config.packed_rows)
+    result = jax.lax.cond(fits, lambda: compute(layout), lambda: compute(None))
+    return result, {"packed_fraction": Metric(fits.astype(jnp.float32), jnp.float32(1))}
+
+  def loss_terms(params, batch: RlBatch, trainer_logps, denominator, layout):
+    log_probs, entropy = log_probs_of(params, batch, layout)
     mask = loss_mask(batch)
     if one_step:
       trainer_logps = jax.lax.stop_gradient(log_probs)
@@ -155,8 +184,9 @@ def make_rl_update(
     denominator = loss_denominator(loss_mask(batch), config.loss.aggregation)
 
     def accumulate(grads, part):
-      part_grads, metrics = gradient(params, *part, denominator)
-      return jax.tree.map(jnp.add, grads, part_grads), metrics
+      # Gradients stand inside the choice: differentiating it would keep what both branches need.
+      (part_grads, metrics), packed = packed_where_it_fits(lambda layout: gradient(params, *part, denominator, layout), part[0])
+      return jax.tree.map(jnp.add, grads, part_grads), metrics | packed
 
     grads, metrics = over_parts(accumulate, jax.tree.map(jnp.zeros_like, params), data, config.microbatches)
     learns = denominator > 0
@@ -170,7 +200,11 @@ def make_rl_update(
     trainer_logps = None
     if not one_step:
       parts = config.minibatches * config.microbatches
-      trainer_logps = _join(jax.lax.map(lambda part: log_probs_of(state.params, part)[0], _split(batch, parts)))
+
+      def logps(part):
+        return packed_where_it_fits(lambda layout: log_probs_of(state.params, part, layout)[0], part)[0]
+
+      trainer_logps = _join(jax.lax.map(logps, _split(batch, parts)))
     carry, metrics = over_parts(gradient_step, (state.params, state.opt_state), (batch, trainer_logps), config.minibatches)
     return TrainState(step=state.step + 1, params=carry[0], opt_state=carry[1]), metrics
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gr2_jax.models import transformer
 from gr2_jax.models.cache import Prefix, empty_cache
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder, init_params
@@ -180,3 +181,65 @@ def test_remat_and_untied_output_run(model):
 
   grads = jax.grad(loss)(params)
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
+
+
+def _attend_plainly(q, sources):
+  """One softmax over the keys of all sources, each laid out for every row of `q`."""
+  k, v = (jnp.concatenate([jnp.repeat(s[i], len(q) // len(s[i]), axis=0) for s in sources], axis=1) for i in (0, 1))
+  masks = [jnp.broadcast_to(mask, (len(k), q.shape[1], k.shape[1])) for k, _, mask in sources]
+  mask = jnp.concatenate([jnp.repeat(m, len(q) // len(m), axis=0) for m in masks], axis=-1)
+  scores = jnp.einsum("btkrd,blkd->bkrtl", q, k) * q.shape[-1] ** -0.5
+  weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -jnp.inf), axis=-1)
+  return jnp.einsum("bkrtl,blkd->btkrd", weights, v)
+
+
+def test_attention_and_its_gradients_equal_one_plain_softmax():
+  random = np.random.default_rng(0)
+
+  def draw(*shape):
+    return jnp.asarray(2 * random.normal(size=shape), jnp.float32)
+
+  q, prompt, own = draw(6, 5, 2, 3, 4), (draw(2, 7, 2, 4), draw(2, 7, 2, 4)), (draw(6, 5, 2, 4), draw(6, 5, 2, 4))
+  prompt_mask = jnp.arange(7) < jnp.array([7, 3])[:, None, None]
+  causal = jnp.tril(jnp.ones((1, 5, 5), bool))
+  weights = draw(*q.shape)
+
+  def run(attention):
+    def value(q, prompt, own):
+      return jnp.sum(weights * attention(q, [(*prompt, prompt_mask), (*own, jnp.broadcast_to(causal, (6, 5, 5)))]))
+
+    return jax.value_and_grad(value, argnums=(0, 1, 2))(q, prompt, own)
+
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), run(transformer.attend), run(_attend_plainly))
+
+
+def test_blocks_of_queries_change_nothing(model, monkeypatch):
+  decoder, params = model
+  tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (2, 11))
+  segments = np.array([[1] * 6 + [2] * 5, [1] * 8 + [0] * 3])
+  positions = np.broadcast_to(np.arange(11), tokens.shape)
+
+  def run(params):
+    hidden, _ = decoder.apply({"params": params}, tokens, positions, segments)
+    return jnp.sum(jnp.sin(hidden) * (segments > 0)[..., None])
+
+  expected = jax.value_and_grad(run)(params)
+  monkeypatch.setattr(transformer, "_QUERY_BLOCK", 4)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), jax.value_and_grad(run)(params), expected)
+
+
+# Two axes in and one out, as after attention, and one in and two out, as its queries.
+@pytest.mark.parametrize("rows, inputs, outputs", [((2, 3), (4, 5), (6,)), ((2, 3), (4,), (5, 6))])
+def test_a_kernels_gradient_in_the_other_order_is_the_same(rows, inputs, outputs):
+  random = np.random.default_rng(0)
+  x, kernel = (jnp.asarray(random.normal(size=shape), jnp.float32) for shape in (rows + inputs, inputs + outputs))
+  numbers = ((tuple(range(2, 2 + len(inputs))), tuple(range(len(inputs)))), ((), ()))
+
+  def gradients(product):
+    return jax.grad(lambda x, kernel: jnp.sum(jnp.sin(product(x, kernel, numbers))), argnums=(0, 1))(x, kernel)
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    gradients(transformer._product),
+    gradients(jax.lax.dot_general),
+  )

@@ -13,6 +13,7 @@ from gr2_jax.models.transformer import Decoder, init_params
 from gr2_jax.rollout.generate import make_generate
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.rollout.slate_constraint import SlateConstraint
+from gr2_jax.steps.packing import pack
 from gr2_jax.steps.rl import completion_log_probs
 
 LIMIT = 16
@@ -42,12 +43,12 @@ def sample(model, style, temperature, limit=LIMIT):
     pad_id=vocabulary.pad_id,
     constraint=SlateConstraint(vocabulary, style),
   )
-  prompts = np.array([[vocabulary.bos_id, 3, 4], [vocabulary.bos_id, 5, 6], [vocabulary.bos_id, 3, 6]], np.int32)
+  prompts = np.array([[vocabulary.bos_id, 3, 4, 5], [vocabulary.bos_id, 5, 0, 0], [vocabulary.bos_id, 3, 6, 0]], np.int32)
   named = [reference_tokens(range(size), vocabulary, style, CODES) for size in SIZES]
   references = np.full((3, 5, len(named[0][0])), -1, np.int32)
   for row, tokens in enumerate(named):
     references[row, : len(tokens)] = tokens
-  return generate(params, prompts, np.ones_like(prompts), jax.random.key(1), Sampling.create(temperature), None, references)
+  return generate(params, prompts, prompts > 0, jax.random.key(1), Sampling.create(temperature), None, references)
 
 
 @pytest.mark.parametrize("reference", STYLES)
@@ -80,10 +81,13 @@ def test_losses_see_the_distribution_that_was_sampled(model, reference):
   vocabulary, decoder, params = model
   rollout = sample(model, STYLES[reference], 1.0)
   constraint = SlateConstraint(vocabulary, STYLES[reference])
-  log_probs, entropy = completion_log_probs(decoder, params, rollout, 1.0, constraint)
   real = np.asarray(rollout.completion_mask) > 0
-  np.testing.assert_allclose(np.asarray(log_probs)[real], np.asarray(rollout.behaviour_logps)[real], atol=1e-4)
-  np.testing.assert_allclose(np.asarray(entropy)[real], np.asarray(rollout.entropy)[real], atol=1e-4)
+  layout, fits = pack(rollout.completion_mask, 3)
+  assert fits and not real.all()
+  for rows in (None, layout):
+    log_probs, entropy = completion_log_probs(decoder, params, rollout, 1.0, constraint, rows)
+    np.testing.assert_allclose(np.asarray(log_probs)[real], np.asarray(rollout.behaviour_logps)[real], atol=1e-4)
+    np.testing.assert_allclose(np.asarray(entropy)[real], np.asarray(rollout.entropy)[real], atol=1e-4)
   free, _ = completion_log_probs(decoder, params, rollout)
   assert np.abs(np.asarray(free) - np.asarray(log_probs))[real].max() > 1  # without the mask they are others
 

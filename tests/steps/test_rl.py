@@ -99,11 +99,12 @@ def test_shared_prefix_equals_full_sequences_in_loss_and_gradient(params, shape)
 
 
 def test_trainer_log_probs_equal_the_behaviour_log_probs(params):
-  batch = _batch(0, num_prompts=4)
-  run = make_generate(DECODER, group=3, max_new_tokens=5, eos_id=EOS, pad_id=PAD)
+  batch = _batch(0, num_prompts=6, prompt_length=20)
+  run = make_generate(DECODER, group=4, max_new_tokens=12, eos_id=EOS, pad_id=PAD)
   again = jax.jit(lambda params, rollout, temperature: completion_log_probs(DECODER, params, rollout, temperature))
   for temperature in (1.0, 1.7):
     rollout = run(params, batch.prompts, batch.prompt_mask, jax.random.key(0), Sampling.create(temperature))
+    assert len(np.unique(rollout.completion_mask.sum(axis=-1))) > 3, "completions of many lengths"
     log_probs, entropy = again(params, rollout, temperature)
     np.testing.assert_allclose(jnp.where(rollout.completion_mask, log_probs - rollout.behaviour_logps, 0), 0, atol=1e-4)
     np.testing.assert_allclose(jnp.where(rollout.completion_mask, entropy - rollout.entropy, 0), 0, atol=1e-4)
