@@ -79,6 +79,8 @@ def _check_pairs(config: ConfigDict) -> None:
 
 def _check_direct(config: ConfigDict) -> None:
   direct, rl = config.direct, config.rl
+  if not direct.steps:
+    return
   if direct.method == "rl" and direct.prompts % (rl.minibatches * rl.microbatches):
     raise ConfigError(
       f"--config.direct.prompts: {direct.prompts} do not divide into rl's {rl.minibatches} minibatches of {rl.microbatches} microbatches"
@@ -151,9 +153,12 @@ def _check_devices(config: ConfigDict) -> None:
     "midtrain.batch_size": config.midtrain.batch_size,
     "sft.batch_size": config.sft.batch_size,
     "rl.prompts": config.rl.prompts // config.rl.minibatches // config.rl.microbatches,
-    "direct.prompts": config.direct.prompts,
-    "prune.prompts": config.prune.prompts,
   }
+  if config.direct.steps:
+    by_reward = config.direct.method == "rl"
+    batches["direct.prompts"] = config.direct.prompts // (config.rl.minibatches * config.rl.microbatches if by_reward else 1)
+  if config.prune.layers and config.prune.steps:
+    batches["prune.prompts"] = config.prune.prompts
   for key, rows in batches.items():
     if rows % parts:
       raise ConfigError(f"--config.{key}: {rows} rows at once do not divide over the {parts} parts of the mesh (data x fsdp)")

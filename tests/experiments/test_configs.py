@@ -103,11 +103,11 @@ def test_a_value_that_no_stage_could_use_is_named(key, value, message):
 
 def test_direct_policies_need_something_to_learn_from():
   with pytest.raises(ConfigError, match=r"direct\.init: 'distil' learns from the answers or the reasoning of init; choose sft or rl"):
-    check_values(tiny_config(direct__method="distil", direct__init="midtrain"))
+    check_values(tiny_config(direct__steps=2, direct__method="distil", direct__init="midtrain"))
   with pytest.raises(ConfigError, match=r"direct\.method: 'scores' is for compact answers, not for json"):
-    check_values(tiny_config(direct__method="scores", prompt__answer="json", decoding__constraint="none"))
+    check_values(tiny_config(direct__steps=2, direct__method="scores", prompt__answer="json", decoding__constraint="none"))
   with pytest.raises(ConfigError, match=r"direct\.prompts: 3 do not divide into rl's 2 minibatches"):
-    check_values(tiny_config(direct__prompts=3, rl__minibatches=2))
+    check_values(tiny_config(direct__steps=2, direct__prompts=3, rl__minibatches=2))
   with pytest.raises(ConfigError, match=r"prune\.init: there is no direct policy to prune; give --config\.direct\.steps"):
     check_values(tiny_config(prune__layers=1, prune__init="direct"))
 
@@ -131,7 +131,10 @@ def test_batches_must_divide_over_the_mesh(monkeypatch):
   monkeypatch.undo()  # all eight devices
   with pytest.raises(ConfigError, match=r"--config\.midtrain\.batch_size: 4 rows at once do not divide over the 8 parts"):
     check_values(tiny_config())
-  check_values(tiny_config(midtrain__batch_size=8, sft__batch_size=16, rl__prompts=8))
+  whole = {"midtrain__batch_size": 8, "sft__batch_size": 16, "rl__prompts": 8}
+  check_values(tiny_config(**whole))
+  with pytest.raises(ConfigError, match=r"--config\.direct\.prompts: 2 rows at once do not divide over the 8 parts"):
+    check_values(tiny_config(**whole, direct__steps=2))
 
 
 def test_a_value_that_is_set_is_set_for_its_key_and_config_alone():
