@@ -118,7 +118,9 @@ def _check_opd(config: ConfigDict) -> None:
 
 def _check_direct(config: ConfigDict) -> None:
   direct, rl = config.direct, config.rl
-  if direct.steps and direct.method == "rl" and direct.prompts % (rl.minibatches * rl.microbatches):
+  if not direct.steps:
+    return
+  if direct.method == "rl" and direct.prompts % (rl.minibatches * rl.microbatches):
     raise ConfigError(
       f"--config.direct.prompts: {direct.prompts} do not divide into rl's {rl.minibatches} minibatches of {rl.microbatches} microbatches"
     )

@@ -119,9 +119,9 @@ def test_a_value_that_no_stage_could_use_is_named(key, value, message):
 
 def test_direct_policies_need_something_to_learn_from():
   with pytest.raises(ConfigError, match=r"direct\.init: 'distil' learns from the answers or the reasoning of init; choose sft or rl"):
-    check_values(tiny_config(direct__method="distil", direct__init="midtrain"))
+    check_values(tiny_config(direct__steps=2, direct__method="distil", direct__init="midtrain"))
   with pytest.raises(ConfigError, match=r"direct\.method: 'scores' is for compact answers, not for json"):
-    check_values(tiny_config(direct__method="scores", prompt__answer="json", decoding__constraint="none"))
+    check_values(tiny_config(direct__steps=2, direct__method="scores", prompt__answer="json", decoding__constraint="none"))
   with pytest.raises(ConfigError, match=r"direct\.prompts: 3 do not divide into rl's 2 minibatches"):
     check_values(tiny_config(direct__steps=1, direct__prompts=3, rl__minibatches=2))
   with pytest.raises(ConfigError, match=r"prune\.init: there is no direct policy to prune; give --config\.direct\.steps"):
