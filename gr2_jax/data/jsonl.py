@@ -148,8 +148,12 @@ def parse_object(line: bytes) -> dict[str, Any]:
 
 
 def parse_item(line: bytes) -> Item:
-  """An items line: `item` (or `id`) and `title` (null when unknown); brand, categories, description, price when known."""
-  record = parse_object(line)
+  """An items line (see `to_item`)."""
+  return to_item(parse_object(line))
+
+
+def to_item(record: Mapping[str, Any]) -> Item:
+  """The item of a JSON object: `item` (or `id`) and `title` (null when unknown); brand, categories, description, price when known."""
   if "title" not in record:
     raise DataError("title: missing; give it, or null when it is unknown")
   item = Item(

@@ -44,18 +44,25 @@ class _Decoding(NamedTuple):
   entropy: jax.Array
 
 
-def prefill(decoder: Decoder, params, prompts: jax.Array, prompt_mask: jax.Array) -> tuple[jax.Array, Prefix, jax.Array]:
-  """One forward pass over left-aligned prompts `[P, Lp]`.
+def prefill(
+  decoder: Decoder, params, prompts: jax.Array, prompt_mask: jax.Array, prefix: Prefix | None = None
+) -> tuple[jax.Array, Prefix, jax.Array]:
+  """One forward pass over left-aligned prompts `[P, Lp]`; with a `prefix` of P rows, whose real tokens come first, over what follows it.
 
-  Returns the hidden state of each prompt's last token `[P, D]`, the keys and values for its group, and prompt lengths `[P]`. A row
-  without any token is allowed as filler: what follows it means nothing, and is finite.
+  Returns the hidden state of each prompt's last token `[P, D]`, the keys and values for its group, and prompt lengths `[P]`, both with
+  those of the prefix. A row without any token is allowed as filler: what follows it means nothing, and is finite.
   """
-  positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
-  hidden, (k, v) = decoder.apply({"params": params}, prompts, positions, prompt_mask.astype(jnp.int32))
+  before = jnp.zeros(len(prompts), jnp.int32) if prefix is None else prefix.mask.astype(jnp.int32).sum(axis=1)
+  positions = before[:, None] + jnp.arange(prompts.shape[1])
+  hidden, (k, v) = decoder.apply({"params": params}, prompts, positions, prompt_mask.astype(jnp.int32), prefix=prefix)
   lengths = prompt_mask.astype(jnp.int32).sum(axis=1)
   last = jnp.maximum(lengths - 1, 0)
   last_hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-  return last_hidden, Prefix(k=k, v=v, mask=prompt_mask > 0), lengths
+  mask = prompt_mask > 0
+  if prefix is not None:
+    k, v = jnp.concatenate([prefix.k, k], axis=2), jnp.concatenate([prefix.v, v], axis=2)
+    mask = jnp.concatenate([prefix.mask, mask], axis=1)
+  return last_hidden, Prefix(k=k, v=v, mask=mask), before + lengths
 
 
 def suffix_cache(decoder: Decoder, rows: int, capacity: int) -> Cache:
@@ -95,6 +102,7 @@ def generate(
   sampling: Sampling,
   row_ids: jax.Array | None = None,
   references: jax.Array | None = None,
+  prefix: Prefix | None = None,
   *,
   group: int,
   max_new_tokens: int,
@@ -109,12 +117,13 @@ def generate(
   steps and ends when all rows have drawn it. `row_ids [P]` name the prompts (default 0..P-1): completion g of prompt p draws with
   keys of (row_ids[p] * group + g, place in the completion), so it doesn't depend on how prompts are batched.
   With a `constraint` every answer is a full permutation of the candidates that `references [P, K, L]` name (see `SlateConstraint`).
+  With a `prefix` of P rows the prompts are what follows it (see `prefill`).
   """
   num_prompts = prompts.shape[0]
   rows = num_prompts * group
   row_ids = jnp.arange(num_prompts) if row_ids is None else row_ids
   uniforms = draw_uniforms(key, (row_ids[:, None] * group + jnp.arange(group)).reshape(rows), max_new_tokens)
-  last_hidden, prefix, prompt_lengths = prefill(decoder, params, prompts, prompt_mask)
+  last_hidden, prefix, prompt_lengths = prefill(decoder, params, prompts, prompt_mask, prefix)
   prompt_lengths = jnp.repeat(prompt_lengths, group)
 
   if constraint is not None:

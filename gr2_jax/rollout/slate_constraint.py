@@ -30,9 +30,9 @@ class TokenState(NamedTuple):
 
 
 class SlateConstraint:
-  """The automaton of a vocabulary and style. Raises ValueError for answers that are not compact."""
+  """The automaton of a vocabulary and style; `direct` answers begin with `<answer>`. Raises ValueError for answers that are not compact."""
 
-  def __init__(self, vocabulary: Vocabulary, style: PromptStyle):
+  def __init__(self, vocabulary: Vocabulary, style: PromptStyle, direct: bool = False):
     if style.answer != "compact":
       raise ValueError("constraint: the slate automaton reads compact answers alone; set prompt.answer='compact'")
     self.max_candidates = vocabulary.num_candidates
@@ -42,7 +42,8 @@ class SlateConstraint:
     self.vocabulary_size = vocabulary.size
     legal = np.zeros((8, vocabulary.size), bool)
     legal[_FREE] = True
-    legal[_START, [vocabulary.special("think"), self.answer]] = True
+    legal[_START, self.answer] = True
+    legal[_START, vocabulary.special("think")] = not direct
     legal[_THINK, : vocabulary.used_size] = True
     legal[_THINK, list(vocabulary.forbidden_ids)] = False
     legal[_THINK, self.think_close] = True
