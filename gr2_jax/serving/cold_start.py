@@ -13,6 +13,7 @@ from gr2_jax.semantic_ids.export import assign_codes
 from gr2_jax.semantic_ids.rqvae import RqVaeConfig, load_rqvae
 from gr2_jax.serving.load import RunFiles
 
+_ROWS = 32  # items that are encoded at once
 _SAME_SPACE = 0.99  # cosine of an item's vector, encoded again, with the one that the tokenizer was trained on
 
 
@@ -40,7 +41,9 @@ class ColdStart:
     empty = [item.id for item, vector in zip(items, vectors, strict=True) if not vector.any()]
     if empty:
       raise DataError(f"item {empty[0]!r}: no word of its text is known; give its title, brand or categories")
-    nearest, _ = assign_codes(rqvae, vectors, config)
+    padded = np.zeros((-(-len(items) // _ROWS) * _ROWS, vectors.shape[1]), np.float32)  # one shape, compiled once
+    padded[: len(items)] = vectors
+    nearest = assign_codes(rqvae, padded, config, _ROWS)[0][: len(items)]
     if self._run.config.tokenize.last_level == "nearest":
       return nearest
     taken: dict[tuple[int, ...], set[int]] = {}

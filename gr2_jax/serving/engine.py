@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from gr2_jax.data.schema import DataError
 from gr2_jax.language.answers import VERDICTS
 from gr2_jax.language.prompts import PromptStyle
 from gr2_jax.language.vocabulary import Vocabulary
@@ -64,7 +65,7 @@ class Engine:
     prefix_slots: int = 0,
   ):
     if prefix_slots and prefix_slots < batch_sizes[-1]:
-      raise ValueError(f"prefix_slots: {prefix_slots} must hold the slates of a batch, {batch_sizes[-1]}; raise it, or 0 for no reuse")
+      raise DataError(f"prefix_slots: {prefix_slots} must hold the slates of a batch, {batch_sizes[-1]}; raise it, or 0 for no reuse")
     self.batch_sizes, self.prompt_lengths, self.slots = tuple(batch_sizes), tuple(prompt_lengths), prefix_slots
     self.index = SlateIndex(prefix_slots)
     self._decoder, self._params, self._vocabulary, self._style = decoder, params, vocabulary, style

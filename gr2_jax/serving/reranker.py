@@ -47,7 +47,7 @@ class Options:
       )
     for name in ("batch_size", "presentations", "max_presentations"):
       if getattr(self, name) < 1:
-        raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
+        raise DataError(f"{name}: {getattr(self, name)} must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +76,13 @@ class Reranker:
     options: Options = Options(),
     cold_start: ColdStart | None = None,
   ):
-    """`max_new_tokens`: the limit of reasoned answers. Raises ValueError for a style without compact answers, and for reuse where the
+    """`max_new_tokens`: the limit of reasoned answers. Raises DataError for a style without compact answers, and for reuse where the
     history comes first.
     """
     if style.answer != "compact":
-      raise ValueError(f"prompt.answer: serving decodes compact answers, which are permutations by construction, not {style.answer}")
+      raise DataError(f"prompt.answer: serving decodes compact answers, which are permutations by construction, not {style.answer}")
     if options.prefix_slots and style.order != "candidates_first":
-      raise ValueError("prefix_slots: a slate can be reused only where it comes first; train with prompt.order='candidates_first'")
+      raise DataError("prefix_slots: a slate can be reused only where it comes first; train with prompt.order='candidates_first'")
     most = min(options.max_candidates or context.vocabulary.num_candidates, context.vocabulary.num_candidates)
     self.options = dataclasses.replace(options, max_candidates=most)
     self.context, self.style = context, style
