@@ -43,13 +43,13 @@ def run(batches: tuple[int, ...] = BATCHES, rounds: int = 5) -> Iterator[dict[st
       yield from _measure(rerankers, mode, batch, rounds)
 
 
-def make_reranker(batch: int, slots: int) -> Reranker:
-  """A re-ranker of the `tiny` preset over the default market's items, for batches of exactly 1, 4, 16, .. `batch`."""
+def make_reranker(batch: int, slots: int, size: str = "tiny", modes: tuple[str, ...] = MODES) -> Reranker:
+  """A re-ranker of a preset with fresh weights over the default market's items, for batches of exactly 1, 4, 16, .. `batch`."""
   catalogue = make_market(MarketConfig(train_slates=1, validation_slates=1, test_slates=1), seed=0).catalogue
   vocabulary = Vocabulary.train(corpus_texts(catalogue), text_pieces=512, num_levels=3, codebook_size=CODES, num_candidates=SLATE)
   codes = np.random.default_rng(0).integers(CODES, size=(len(catalogue), 3))
-  decoder = Decoder(preset("tiny", vocabulary.size))
-  options = Options(batch_size=batch, prefix_slots=slots)
+  decoder = Decoder(preset(size, vocabulary.size))
+  options = Options(mode=modes[0], modes=modes, batch_size=batch, prefix_slots=slots)
   context = PromptContext(catalogue, codes, vocabulary)
   return Reranker(decoder, init_params(decoder, jax.random.key(0)), context, STYLE, max_new_tokens=64, options=options)
 

@@ -36,6 +36,8 @@ class PromptStyle:
   `sid_markers` puts `<sid>` and `</sid>` around codes.
   `hints`: upstream_rank (1 is the top) and bought_after (how often a candidate followed the last item before the request).
   `max_history` items at most; above `max_prompt_tokens` the oldest go first. "bought_after" makes the candidate part depend on the user.
+  `direct`: answers come without reasoning. Nothing changes but the assistant's beginning, which is written for it (`direct_opening`) on
+  top of `max_prompt_tokens`, so that one policy can be asked in both ways about the same slates.
   """
 
   knowledge_priming: bool = False
@@ -49,6 +51,7 @@ class PromptStyle:
   hints: tuple[str, ...] = ()
   max_history: int = 8
   max_prompt_tokens: int = 192
+  direct: bool = False
 
   def __post_init__(self):
     for name, allowed in _CHOICES.items():
@@ -166,7 +169,7 @@ def present(num_candidates: int, mode: str, key: tuple[int, int, int]) -> np.nda
 
 
 def render_prompt(slate: schema.Slate, shown: Sequence[int], context: PromptContext, style: PromptStyle) -> Prompt:
-  """The prompt of a slate with candidate `shown[s]` at slot s, up to the token that opens the assistant's turn.
+  """The prompt of a slate with candidate `shown[s]` at slot s, up to the token that opens the assistant's turn, or the direct opening.
 
   Raises DataError for an unknown item, for more candidates than the vocabulary has names, and, naming max_prompt_tokens,
   when not even the candidates fit. A history of which nothing fits is dropped whole, and counted.
@@ -189,7 +192,15 @@ def render_prompt(slate: schema.Slate, shown: Sequence[int], context: PromptCont
     history.append(tokens)
   past = [special("history"), *(token for tokens in reversed(history) for token in tokens)]
   body = past + candidates if style.order == "history_first" else candidates + past
-  return Prompt([*head, *body, special("assistant")], len(slate.history) - len(history))
+  opening = direct_opening(context.vocabulary, style) if style.direct else []
+  return Prompt([*head, *body, special("assistant"), *opening], len(slate.history) - len(history))
+
+
+def direct_opening(vocabulary: Vocabulary, style: PromptStyle) -> list[int]:
+  """What a direct answer's turn begins with: an empty think block, as Qwen3 writes it. Raises DataError unless answers are compact."""
+  if style.answer != "compact":
+    raise schema.DataError("direct: only compact answers can come without reasoning; set prompt.answer='compact'")
+  return [vocabulary.special("think"), vocabulary.special("/think")]
 
 
 def _candidate_tokens(slate: schema.Slate, shown: Sequence[int], context: PromptContext, style: PromptStyle) -> list[int]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from gr2_jax.language.prompts import PromptStyle
+from gr2_jax.language.prompts import PromptStyle, direct_opening
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.cache import Prefix
 from gr2_jax.models.transformer import Decoder
@@ -17,7 +17,8 @@ def answer_opening(vocabulary: Vocabulary, style: PromptStyle) -> list[int]:
   """Tokens between a prompt and the first reference of a direct answer. Raises ValueError for answers that are not compact."""
   if style.answer != "compact":
     raise ValueError(f"answer: one-pass scores are read at the first reference of compact answers, not of {style.answer}")
-  return [vocabulary.special(name) for name in ("think", "/think", "answer")]
+  opening = [] if style.direct else direct_opening(vocabulary, style)
+  return [*opening, vocabulary.special("answer")]
 
 
 def append_tokens(prompts: jax.Array, prompt_mask: jax.Array, tokens: Sequence[int]) -> tuple[jax.Array, jax.Array]:

@@ -1,9 +1,9 @@
 """The slate automaton: which tokens may follow, so that a compact answer always is a full permutation of the candidates.
 
 `[<think> reasoning </think>] <answer> each candidate's reference once </answer> <eos>`, a reference being a slot's token or a semantic ID.
-In the reasoning any text, candidate or SID may stand; it must end in time for the answer. Log-probabilities are normalised over the
-legal tokens, in sampling and in every loss alike, otherwise importance ratios would be wrong. The format reward is then earned by
-construction: a small model spends its capacity on the order.
+A direct answer begins with `<answer>`. In the reasoning any text, candidate or SID may stand; it must end in time for the answer.
+Log-probabilities are normalised over the legal tokens, in sampling and in every loss alike, otherwise importance ratios would be wrong.
+The format reward is then earned by construction: a small model spends its capacity on the order.
 """
 
 from typing import NamedTuple
@@ -30,9 +30,9 @@ class TokenState(NamedTuple):
 
 
 class SlateConstraint:
-  """The automaton of a vocabulary and style; `direct` answers begin with `<answer>`. Raises ValueError for answers that are not compact."""
+  """The automaton of a vocabulary and style. Raises ValueError for answers that are not compact."""
 
-  def __init__(self, vocabulary: Vocabulary, style: PromptStyle, direct: bool = False):
+  def __init__(self, vocabulary: Vocabulary, style: PromptStyle):
     if style.answer != "compact":
       raise ValueError("constraint: the slate automaton reads compact answers alone; set prompt.answer='compact'")
     self.max_candidates = vocabulary.num_candidates
@@ -43,7 +43,7 @@ class SlateConstraint:
     legal = np.zeros((8, vocabulary.size), bool)
     legal[_FREE] = True
     legal[_START, self.answer] = True
-    legal[_START, vocabulary.special("think")] = not direct
+    legal[_START, vocabulary.special("think")] = not style.direct
     legal[_THINK, : vocabulary.used_size] = True
     legal[_THINK, list(vocabulary.forbidden_ids)] = False
     legal[_THINK, self.think_close] = True

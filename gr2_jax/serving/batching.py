@@ -20,7 +20,7 @@ class Stopped(Exception):
 class _Waiting(NamedTuple):
   question: object
   reply: asyncio.Future
-  since: float
+  since: float  # of time.perf_counter
 
 
 class Batcher(Generic[Question, Reply]):
@@ -35,6 +35,7 @@ class Batcher(Generic[Question, Reply]):
     self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(capacity)
     self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
     self._worker: asyncio.Task | None = None
+    self._batch: list[_Waiting] = []
 
   async def __aenter__(self) -> "Batcher":
     self._worker = asyncio.create_task(self._work())
@@ -45,7 +46,9 @@ class Batcher(Generic[Question, Reply]):
     await asyncio.gather(self._worker, return_exceptions=True)
     self._thread.shutdown(wait=True)
     while not self._queue.empty():
-      _set(self._queue.get_nowait().reply, error=Stopped())
+      self._batch.append(self._queue.get_nowait())
+    for one in self._batch:
+      _set(one.reply, error=Stopped())
 
   @property
   def waiting(self) -> int:
@@ -72,45 +75,28 @@ class Batcher(Generic[Question, Reply]):
     return await waiting.reply
 
   async def _work(self) -> None:
-    loop = asyncio.get_running_loop()
     while True:
-      batch = [waiting for waiting in await self._gather() if not waiting.reply.done()]
-      if not batch:
-        continue
-      began = time.perf_counter()
-      work = loop.run_in_executor(self._thread, self._answer, [waiting.question for waiting in batch])
-      try:
-        replies = await asyncio.shield(work)
-      except asyncio.CancelledError:  # closing: those whose batch is under way still get their replies
-        replies = await work
-        self._hand_out(batch, replies, began)
-        raise
-      except Exception as error:
-        for waiting in batch:
-          _set(waiting.reply, error=error)
-        continue
-      self._hand_out(batch, replies, began)
+      self._batch = [await self._queue.get()]
+      if self._queue.qsize() < self._batch_size - 1:
+        await asyncio.sleep(self._max_wait)
+      while len(self._batch) < self._batch_size and not self._queue.empty():
+        self._batch.append(self._queue.get_nowait())
+      waiting = [one for one in self._batch if not one.reply.done()]
+      if waiting:
+        await self._answer_batch(waiting)
 
-  async def _gather(self) -> list[_Waiting]:
-    batch = [await self._queue.get()]
-    closes = time.perf_counter() + self._max_wait
-    while len(batch) < self._batch_size:
-      if self._queue.empty():
-        left = closes - time.perf_counter()
-        if left <= 0:
-          break
-        try:
-          batch.append(await asyncio.wait_for(self._queue.get(), left))
-        except TimeoutError:
-          break
-      else:
-        batch.append(self._queue.get_nowait())
-    return batch
-
-  @staticmethod
-  def _hand_out(batch: Sequence[_Waiting], replies: Sequence, began: float) -> None:
-    for waiting, reply in zip(batch, replies, strict=True):
-      _set(waiting.reply, value=(reply, began - waiting.since))
+  async def _answer_batch(self, batch: Sequence[_Waiting]) -> None:
+    began = time.perf_counter()
+    work = asyncio.get_running_loop().run_in_executor(self._thread, self._answer, [one.question for one in batch])
+    try:
+      await asyncio.wait([work])
+    finally:  # also while closing: those whose batch is under way still get their replies
+      await asyncio.wait([work])
+      error, replies = work.exception(), None
+      if error is None and len(replies := work.result()) != len(batch):
+        error = RuntimeError(f"{len(replies)} replies to {len(batch)} questions")
+      for place, one in enumerate(batch):
+        _set(one.reply, value=None if error else (replies[place], began - one.since), error=error)
 
 
 def _set(reply: asyncio.Future, value: object = None, error: Exception | None = None) -> None:

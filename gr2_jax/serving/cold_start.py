@@ -1,5 +1,6 @@
 """Items that came after training: semantic IDs from their text, by the run's own text encoder and RQ-VAE."""
 
+import contextlib
 import functools
 import zlib
 from collections.abc import Sequence
@@ -22,6 +23,12 @@ class ColdStart:
 
   def __init__(self, run: RunFiles, context: PromptContext):
     self._run, self._context = run, context
+
+  def warm_up(self) -> None:
+    """Fits and compiles what the first new item would wait for; where text gives no codes, requests will be told."""
+    first = self._context.catalogue.items[0]
+    with contextlib.suppress(DataError):
+      self._assign([first])
 
   def extend(self, items: Sequence[Item]) -> PromptContext:
     """The context with the items behind those of its catalogue; raises DataError where text cannot give them codes.

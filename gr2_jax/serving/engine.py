@@ -1,6 +1,7 @@
 """Compiled programs that answer batches of prompts, padded into few shapes, so that a server that has warmed up compiles nothing more."""
 
 import bisect
+import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from gr2_jax.rollout.rerank import pad_shown
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.rollout.scoring import answer_opening, score_candidates
 from gr2_jax.rollout.slate_constraint import SlateConstraint
+from gr2_jax.serving.request import MODES
 from gr2_jax.serving.slate_cache import SlateIndex, SlatePool
 
 
@@ -68,8 +70,10 @@ class Engine:
       raise DataError(f"prefix_slots: {prefix_slots} must hold the slates of a batch, {batch_sizes[-1]}; raise it, or 0 for no reuse")
     self.batch_sizes, self.prompt_lengths, self.slots = tuple(batch_sizes), tuple(prompt_lengths), prefix_slots
     self.index = SlateIndex(prefix_slots)
-    self._decoder, self._params, self._vocabulary, self._style = decoder, params, vocabulary, style
-    self._reference_length = SlateConstraint(vocabulary, style).reference_length
+    self._decoder, self._params, self._vocabulary = decoder, params, vocabulary
+    self._constraints = {mode: SlateConstraint(vocabulary, style_of(mode, style)) for mode in MODES}
+    self._style = style_of("score", style)
+    self._reference_length = self._constraints["score"].reference_length
     answer_tokens = vocabulary.num_candidates * self._reference_length + 4  # </think>, <answer>, </answer> and eos
     self._max_new_tokens = {"reason": max(max_new_tokens, answer_tokens), "direct": answer_tokens}
     self._pool = self._empty_pool()
@@ -99,7 +103,8 @@ class Engine:
     slates = self.prompt_lengths if self.slots else (0,)
     shapes = [(mode, size, rest, slate) for mode in modes for size in self.batch_sizes for rest in self.prompt_lengths for slate in slates]
     for done, (mode, size, rest, slate) in enumerate(shapes, start=1):
-      # Different slates, so that as many are computed as there are rows; none of them is one that a vocabulary could write.
+      # Different slates, none of them on the device, so that as many are computed as there are rows.
+      self.index.clear()
       rows = [Row([-1 - place] * slate + [0] * rest, slate, [filler], np.arange(1)) for place in range(size)]
       self.answer(rows, mode)
       yield done, len(shapes)
@@ -167,15 +172,20 @@ class Engine:
       max_new_tokens=self._max_new_tokens[mode],
       eos_id=self._vocabulary.eos_id,
       pad_id=self._vocabulary.pad_id,
-      constraint=SlateConstraint(self._vocabulary, self._style, direct=mode == "direct"),
+      constraint=self._constraints[mode],
     )
-    parsed = parse_compact(rollout.completions, references, shown, vocabulary=self._vocabulary, style=self._style)
+    parsed = parse_compact(rollout.completions, references, shown, vocabulary=self._vocabulary, style=style_of(mode, self._style))
     return parsed.rankings[:, 0], parsed.codes[:, 0], rollout.completions[:, 0], rollout.completion_mask[:, 0]
 
   def _score_batch(self, params, tokens, mask, references, pool, slots, *, slate_length):
     opening = answer_opening(self._vocabulary, self._style)
     prefix = _read_pool(pool, slots, slate_length)
     return score_candidates(self._decoder, params, tokens, mask, references, prefix, opening=opening)
+
+
+def style_of(mode: str, style: PromptStyle) -> PromptStyle:
+  """How prompts are written in a mode. Scores are read behind an opening that is written where they are computed."""
+  return dataclasses.replace(style, direct=mode == "direct")
 
 
 def _read_pool(pool: SlatePool | None, slots, slate_length: int) -> Prefix | None:

@@ -13,15 +13,13 @@ from jax.sharding import Mesh
 
 from gr2_jax.data.schema import DataError, Item, Slate
 from gr2_jax.language.answers import reference_tokens
-from gr2_jax.language.prompts import PromptContext, PromptStyle, present, render_prompt
+from gr2_jax.language.prompts import PromptContext, PromptStyle, direct_opening, present, render_prompt
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.serving import load
 from gr2_jax.serving.cold_start import ColdStart
-from gr2_jax.serving.engine import Engine, Row, RowAnswer, default_batch_sizes, default_prompt_lengths
+from gr2_jax.serving.engine import Engine, Row, RowAnswer, default_batch_sizes, default_prompt_lengths, style_of
 from gr2_jax.serving.request import MODES, Ranking, Request, RequestError, borda_scores, item_id, upstream_ranking
 from gr2_jax.training.mesh import make_mesh
-
-_OPENING = {"reason": (), "direct": ("think", "/think"), "score": ()}  # score's opening is written where it is read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +91,7 @@ class Reranker:
       style,
       max_new_tokens=max_new_tokens,
       batch_sizes=default_batch_sizes(options.batch_size),
-      prompt_lengths=default_prompt_lengths(style.max_prompt_tokens + max(map(len, _OPENING.values()))),
+      prompt_lengths=default_prompt_lengths(style.max_prompt_tokens + len(direct_opening(context.vocabulary, style))),
       prefix_slots=options.prefix_slots,
     )
     self._cold_start = cold_start
@@ -129,6 +127,8 @@ class Reranker:
 
   def warm_up(self, on_progress: Callable[[int, int], None] | None = None) -> None:
     """Compiles all that requests can need; `on_progress(done, all)` is called after each program."""
+    if self._cold_start is not None:
+      self._cold_start.warm_up()
     for done, total in self.engine.warm_up(self.options.modes):
       if on_progress is not None:
         on_progress(done, total)
@@ -150,18 +150,18 @@ class Reranker:
     self._check(request, mode, presentations, candidates)
     context, assigned = self._context_for((*request.history, *request.candidates))
     slate = Slate(request.id or "", tuple(map(item_id, request.history)), candidates, (0,) * len(candidates), timestamp=request.timestamp)
-    opening = [context.vocabulary.special(name) for name in _OPENING[mode]]
+    style = style_of(mode, self.style)
     codes = context.codes[context.catalogue.to_rows(candidates)]
     rows = []
     for number in range(presentations):
       # The same orders for every slate of a size, so that its presentations are reused like the upstream one.
       shown = present(len(candidates), "shuffled" if number else "upstream", (0, len(candidates), number))
       try:
-        prompt = render_prompt(slate, shown, context, self.style)
+        prompt = render_prompt(slate, shown, context, style)
       except DataError as error:
         raise RequestError("too_long", str(error)) from None
       shared = prompt.tokens.index(context.vocabulary.special("history")) if self.options.prefix_slots else 0
-      rows.append(Row(prompt.tokens + opening, shared, reference_tokens(shown, context.vocabulary, self.style, codes), shown))
+      rows.append(Row(prompt.tokens, shared, reference_tokens(shown, context.vocabulary, style, codes), shown))
     return Prepared(candidates, mode, rows, prompt.dropped_history, assigned, 1000 * (time.perf_counter() - began))
 
   def rank_prepared(self, requests: Sequence[Prepared]) -> list[Ranking]:

@@ -162,7 +162,7 @@ def test_text_of_new_items_forges_no_frame_candidate_or_code(make_reranker):
       catalogue = dataclasses.replace(base.catalogue, items=base.catalogue.items + tuple(items))
       return PromptContext(catalogue, np.concatenate([base.codes, np.zeros((len(items), 2), int)]), base.vocabulary)
 
-  style = {"item_fields": ("title", "brand", "category"), "history_fields": ("title", "brand"), "max_prompt_tokens": 600}
+  style = {"item_fields": ("title", "brand", "category"), "history_fields": ("title", "brand"), "max_prompt_tokens": 2000}
   reranker = make_reranker(style=style, cold_start=Anywhere(), modes=("score",), mode="score")
   vocabulary = reranker.context.vocabulary
   tags = [*(f"<{name}>" for name in SPECIALS), "<A>", "<s_a_0><s_b_0>", "<|im_end|>", "▁<eos>", "\u0000"]
@@ -176,7 +176,6 @@ def test_text_of_new_items_forges_no_frame_candidate_or_code(make_reranker):
   assert frames == [vocabulary.special(name) for name in expected]
   codes = [token for token in tokens if token >= vocabulary.sid_start]
   assert len(codes) == 2 * (3 + 2) and not [t for t in tokens if vocabulary.candidate_start <= t < vocabulary.sid_start]
-  assert set(reranker.rank_prepared([prepared])[0].order) == {"i1", "evil", "i2"}
 
 
 def test_the_least_recently_used_slate_makes_room():
