@@ -21,14 +21,15 @@ from gr2_jax.serving.reranker import Options, Reranker
 
 BATCHES = (1, 4, 16, 64)
 SLATE, HISTORY, CODES = 10, 12, 64
+LENGTHS = (48, 208, 256)  # of histories, slates and whole prompts
 STYLE = PromptStyle(
   order="candidates_first",
   reference="sid",
-  item_fields=("title", "brand", "category"),
+  item_fields=("title",),
   history_fields=(),
   hints=("upstream_rank",),
   max_history=HISTORY,
-  max_prompt_tokens=256,
+  max_prompt_tokens=254,
 )
 
 
@@ -43,13 +44,15 @@ def run(batches: tuple[int, ...] = BATCHES, rounds: int = 5) -> Iterator[dict[st
       yield from _measure(rerankers, mode, batch, rounds)
 
 
-def make_reranker(batch: int, slots: int, size: str = "tiny", modes: tuple[str, ...] = MODES) -> Reranker:
-  """A re-ranker of a preset with fresh weights over the default market's items, for batches of exactly 1, 4, 16, .. `batch`."""
+def make_reranker(
+  batch: int, slots: int, size: str = "tiny", lengths: tuple[int, ...] = LENGTHS, modes: tuple[str, ...] = MODES
+) -> Reranker:
+  """A re-ranker of a preset with fresh weights over the default market's items, for batches of 1, 4, 16, .. `batch`."""
   catalogue = make_market(MarketConfig(train_slates=1, validation_slates=1, test_slates=1), seed=0).catalogue
   vocabulary = Vocabulary.train(corpus_texts(catalogue), text_pieces=512, num_levels=3, codebook_size=CODES, num_candidates=SLATE)
   codes = np.random.default_rng(0).integers(CODES, size=(len(catalogue), 3))
   decoder = Decoder(preset(size, vocabulary.size))
-  options = Options(mode=modes[0], modes=modes, batch_size=batch, prefix_slots=slots)
+  options = Options(mode=modes[0], modes=modes, batch_size=batch, prompt_lengths=lengths, prefix_slots=slots)
   context = PromptContext(catalogue, codes, vocabulary)
   return Reranker(decoder, init_params(decoder, jax.random.key(0)), context, STYLE, max_new_tokens=64, options=options)
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.benchmarks.serving import make_reranker
+from experiments.benchmarks.serving import LENGTHS, make_reranker
 from experiments.timing import describe_machine
 
 REQUESTS = 10_000
@@ -65,7 +65,7 @@ def serve(port: int, queue: int) -> None:
 
   from gr2_jax.serving.server import ServerOptions, make_app
 
-  reranker = make_reranker(64, 64, size="test", modes=("score",))
+  reranker = make_reranker(64, 0, size="test", lengths=LENGTHS[-1:], modes=("score",))
   reranker.warm_up()
   app = make_app(reranker, ServerOptions(queue=queue, timeout=_PATIENCE, body_timeout=_PATIENCE))
   uvicorn.run(app, host="127.0.0.1", port=port, backlog=16_384, log_level="warning", timeout_graceful_shutdown=5)

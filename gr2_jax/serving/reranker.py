@@ -24,14 +24,18 @@ from gr2_jax.training.mesh import make_mesh
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """`mode` and `presentations` of requests that name none; `modes` that are served; the largest batch; how many slates stay on the device
-  for reuse (0: none); and the most candidates (at most as many as the vocabulary has names), history items and presentations of a request.
+  """`mode` and `presentations` of requests that name none; `modes` that are served; `batch_size` rows at most are answered together.
+
+  `prompt_lengths`: to which prompts are padded (none given: half the longest prompt, and it whole). `prefix_slots`: slates that stay on
+  the device for reuse (0: none). The most candidates of a request (at most as many as the vocabulary has names), history items and
+  presentations.
   """
 
   mode: str = "reason"
   presentations: int = 1
   modes: tuple[str, ...] = MODES
   batch_size: int = 16
+  prompt_lengths: tuple[int, ...] = ()
   prefix_slots: int = 0
   max_candidates: int | None = None
   max_history: int = 1000
@@ -81,6 +85,10 @@ class Reranker:
       raise DataError(f"prompt.answer: serving decodes compact answers, which are permutations by construction, not {style.answer}")
     if options.prefix_slots and style.order != "candidates_first":
       raise DataError("prefix_slots: a slate can be reused only where it comes first; train with prompt.order='candidates_first'")
+    longest = style.max_prompt_tokens + len(direct_opening(context.vocabulary, style))
+    lengths = tuple(sorted(options.prompt_lengths)) or default_prompt_lengths(longest)
+    if lengths[-1] < longest:
+      raise DataError(f"prompt_lengths: the largest, {lengths[-1]}, must hold the longest prompt, which may have {longest} tokens")
     most = min(options.max_candidates or context.vocabulary.num_candidates, context.vocabulary.num_candidates)
     self.options = dataclasses.replace(options, max_candidates=most)
     self.context, self.style = context, style
@@ -91,7 +99,7 @@ class Reranker:
       style,
       max_new_tokens=max_new_tokens,
       batch_sizes=default_batch_sizes(options.batch_size),
-      prompt_lengths=default_prompt_lengths(style.max_prompt_tokens + len(direct_opening(context.vocabulary, style))),
+      prompt_lengths=lengths,
       prefix_slots=options.prefix_slots,
     )
     self._cold_start = cold_start

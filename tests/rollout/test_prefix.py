@@ -1,5 +1,7 @@
 """A prompt computed on top of its cached beginning is the whole prompt; one-pass scores against plain forwards, with and without it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,18 @@ def params():
   return jax.tree.map(lambda x: 3 * x, init_params(DECODER, jax.random.key(0)))
 
 
+run_prefill = jax.jit(functools.partial(prefill, DECODER))
+run_scores = jax.jit(functools.partial(score_candidates, DECODER, opening=OPENING))
+
+
+@jax.jit
+def log_probs_of(params, tokens):
+  """Of what follows each token of one padded row, by a plain causal forward: what comes later can't matter."""
+  positions = jnp.arange(tokens.shape[0])[None]
+  hidden, _ = DECODER.apply({"params": params}, tokens[None], positions, jnp.ones_like(positions))
+  return jax.nn.log_softmax(DECODER.apply({"params": params}, hidden, method="logits")[0])
+
+
 def pad(rows, length):
   tokens, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), np.int32)
   for place, row in enumerate(rows):
@@ -29,7 +43,7 @@ def pad(rows, length):
 
 
 def beginning(params, length=6):
-  return prefill(DECODER, params, *pad([prompt[:cut] for prompt, cut in zip(PROMPTS, CUT, strict=True)], length))[1]
+  return run_prefill(params, *pad([prompt[:cut] for prompt, cut in zip(PROMPTS, CUT, strict=True)], length))[1]
 
 
 def rest(length=4):
@@ -37,8 +51,8 @@ def rest(length=4):
 
 
 def test_what_follows_a_cached_beginning_is_computed_as_in_the_whole(params):
-  expected, whole, lengths = prefill(DECODER, params, *pad(PROMPTS, 7))
-  hidden, prefix, found = prefill(DECODER, params, *rest(), beginning(params))
+  expected, whole, lengths = run_prefill(params, *pad(PROMPTS, 7))
+  hidden, prefix, found = run_prefill(params, *rest(), beginning(params))
   np.testing.assert_array_equal(found, lengths)
   np.testing.assert_allclose(hidden[:2], expected[:2], atol=1e-5)  # without a token of its own a row has no last hidden state
   for row in range(3):
@@ -53,12 +67,12 @@ def test_scores_are_log_probabilities_of_whole_references(params, length, cached
   references[1, 2:] = -1
   prompts = rest() if cached else pad(PROMPTS, 7)
   prefix = beginning(params) if cached else None
-  scores = np.asarray(score_candidates(DECODER, params, *map(jnp.asarray, prompts), jnp.asarray(references), prefix, opening=OPENING))
+  scores = np.asarray(run_scores(params, *prompts, references, prefix))
   assert np.isneginf(scores[1, 2:]).all()
   for row, prompt in enumerate(PROMPTS):
     for slot in range(2 if row == 1 else 4):
-      sequence = np.array([[*prompt, *OPENING, *references[row, slot]]])
-      hidden, _ = DECODER.apply({"params": params}, sequence, np.arange(sequence.shape[1])[None], np.ones_like(sequence))
-      log_probs = jax.nn.log_softmax(DECODER.apply({"params": params}, hidden, method="logits")[0])
-      expected = log_probs[np.arange(-length - 1, -1), references[row, slot]].sum()
+      sequence = [*prompt, *OPENING, *references[row, slot]]
+      log_probs = log_probs_of(params, pad([sequence], 11)[0][0])
+      places = np.arange(len(sequence) - length - 1, len(sequence) - 1)
+      expected = log_probs[places, references[row, slot]].sum()
       np.testing.assert_allclose(scores[row, slot], expected, atol=1e-4)

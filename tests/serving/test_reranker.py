@@ -204,6 +204,8 @@ def test_settings_that_cannot_work_are_refused(make_reranker):
     make_reranker(prefix_slots=2)
   with pytest.raises(DataError, match="compact"):
     make_reranker(style={"answer": "json"})
+  with pytest.raises(DataError, match="must hold the longest prompt"):
+    make_reranker(prompt_lengths=(64,))
   with pytest.raises(ValueError, match="'guess' is not known"):
     Options(modes=("guess",))
   with pytest.raises(ValueError, match="'reason' is not known; choose from score"):
