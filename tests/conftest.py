@@ -41,7 +41,8 @@ def tiny_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_reranker():
-  """`make_reranker(style={}, **options)`: a re-ranker of 40 items with fresh weights, three times as large so that they prefer some."""
+  """`make_reranker(style={}, **options)`: a re-ranker of 40 items with fresh weights, three times as large so that they prefer some;
+  prompts are padded to one length."""
   from gr2_jax.data.schema import Catalogue, Item
   from gr2_jax.language.prompts import PromptContext, PromptStyle
   from gr2_jax.language.vocabulary import Vocabulary
@@ -61,7 +62,7 @@ def make_reranker():
 
   def make(style=None, cold_start=None, **options):
     style = PromptStyle(**{"reference": "sid", "order": "candidates_first", "history_fields": (), "max_prompt_tokens": 64} | (style or {}))
-    options = Options(**{"batch_size": 4} | options)
+    options = Options(**{"batch_size": 4, "prompt_lengths": (style.max_prompt_tokens + 2,)} | options)
     return Reranker(decoder, params, context, style, max_new_tokens=24, options=options, cold_start=cold_start)
 
   return make

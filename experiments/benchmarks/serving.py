@@ -21,15 +21,15 @@ from gr2_jax.serving.reranker import Options, Reranker
 
 BATCHES = (1, 4, 16, 64)
 SLATE, HISTORY, CODES = 10, 12, 64
-LENGTHS = (48, 208, 256)  # of histories, slates and whole prompts
+LENGTHS = (48, 96, 128)  # of histories, slates and whole prompts
 STYLE = PromptStyle(
   order="candidates_first",
   reference="sid",
-  item_fields=("title",),
+  item_fields=("category", "brand"),
   history_fields=(),
   hints=("upstream_rank",),
   max_history=HISTORY,
-  max_prompt_tokens=254,
+  max_prompt_tokens=126,
 )
 
 

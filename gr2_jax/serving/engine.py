@@ -113,10 +113,12 @@ class Engine:
 
   def _answer_batch(self, rows: Sequence[Row], mode: str) -> list[RowAnswer]:
     size = self.batch_sizes[bisect.bisect_left(self.batch_sizes, len(rows))]
-    filled = [*rows, *[rows[0]] * (size - len(rows))]
+    filler = [rows[0]] * (size - len(rows))
     slate_length, slots = 0, None
     if self.slots:
-      slate_length, slots = self._place_slates([row.tokens[: row.shared] for row in filled])
+      slate_length, slots = self._place_slates([row.tokens[: row.shared] for row in rows])
+      slots = np.concatenate([slots, [slots[0]] * len(filler)]).astype(np.int32)
+    filled = [*rows, *filler]
     tokens, mask = self._pad([row.tokens[row.shared if self.slots else 0 :] for row in filled], size)
     references = np.full((size, self._vocabulary.num_candidates, self._reference_length), -1, np.int32)
     for place, row in enumerate(filled):
@@ -138,7 +140,7 @@ class Engine:
       tokens[place, : len(prompt)], mask[place, : len(prompt)] = prompt, 1
     return tokens, mask
 
-  def _place_slates(self, slates: list[list[int]]) -> tuple[int, np.ndarray]:
+  def _place_slates(self, slates: list[list[int]]) -> tuple[int, list[int]]:
     """(padded length, slot of each slate), after those that are not on the device were computed."""
     keys = [np.asarray(slate, np.int32).tobytes() for slate in slates]
     slots, missing = self.index.find(keys)
@@ -149,7 +151,7 @@ class Engine:
       where[: len(missing)] = [slots[place] for place in missing]
       self._pool = self._fill(self._params, self._pool, tokens, mask, where)
     longest = max(map(len, slates))
-    return self.prompt_lengths[bisect.bisect_left(self.prompt_lengths, longest)], np.asarray(slots, np.int32)
+    return self.prompt_lengths[bisect.bisect_left(self.prompt_lengths, longest)], slots
 
   def _empty_pool(self) -> SlatePool | None:
     return SlatePool.empty(self._decoder.config, self.slots, self.prompt_lengths[-1]) if self.slots else None

@@ -42,11 +42,9 @@ class Options:
   max_presentations: int = 8
 
   def __post_init__(self):
-    unknown = [mode for mode in (self.mode, *self.modes) if mode not in MODES]
-    if unknown or self.mode not in self.modes:
-      raise ValueError(
-        f"mode: {(unknown or [self.mode])[0]!r} is not served; choose from {', '.join(self.modes if not unknown else MODES)}"
-      )
+    for mode, known in (*((mode, MODES) for mode in self.modes), (self.mode, self.modes)):
+      if mode not in known:
+        raise DataError(f"mode: {mode!r} is not known; choose from {', '.join(known)}")
     for name in ("batch_size", "presentations", "max_presentations"):
       if getattr(self, name) < 1:
         raise DataError(f"{name}: {getattr(self, name)} must be at least 1")

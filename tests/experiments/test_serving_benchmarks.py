@@ -36,7 +36,7 @@ def test_answers_are_judged():
 @pytest.mark.skipif(importlib.util.find_spec("uvicorn") is None, reason="uvicorn is not installed; pip install 'gr2_jax[serving]'")
 def test_under_load_nothing_is_lost_or_crossed():
   _, at_once, short_queue, killed = serving_load.run(1000)
-  for line in (at_once, short_queue):
-    assert line["answered"] == 1000 and line["lost"] == line["crossed"] == line["fallback"] == 0
+  for line, requests in ((at_once, 1000), (short_queue, 200)):
+    assert line["answered"] == requests and line["lost"] == line["crossed"] == line["fallback"] == 0
   assert killed["answered_before"] + killed["answered_after_restart"] == 200
   assert killed["crossed"] == killed["without_an_answer_at_last"] == 0 and killed["all_ended_s_after_the_kill"] < 30
