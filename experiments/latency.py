@@ -30,7 +30,7 @@ from gr2_jax.training.progress import Progress
 _RUN = flags.DEFINE_string("run", None, "run directory of a trained policy")
 _COMPARE = flags.DEFINE_list("compare", [], "further runs over the same test slates")
 _STAGE = flags.DEFINE_string("stage", "rl", "whose policies: rl or sft")
-_MODES = flags.DEFINE_list("modes", MODES, "modes to measure")
+_MODES = flags.DEFINE_list("modes", list(MODES), "modes to measure")
 _PRESENTATIONS = flags.DEFINE_list("presentations", ["1", "3"], "in how many orders a slate is shown")
 _REQUESTS = flags.DEFINE_integer("requests", 100, "requests that are timed one by one for a point", lower_bound=2)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "slates ranked together for R@1", lower_bound=1)

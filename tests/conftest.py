@@ -61,7 +61,7 @@ def make_reranker():
   context = PromptContext(Catalogue(items), codes, vocabulary)
 
   def make(style=None, cold_start=None, **options):
-    style = PromptStyle(**{"reference": "sid", "order": "candidates_first", "history_fields": (), "max_prompt_tokens": 64} | (style or {}))
+    style = PromptStyle(**{"reference": "sid", "order": "candidates_first", "history_fields": (), "max_prompt_tokens": 96} | (style or {}))
     options = Options(**{"batch_size": 4, "prompt_lengths": (style.max_prompt_tokens + 2,)} | options)
     return Reranker(decoder, params, context, style, max_new_tokens=24, options=options, cold_start=cold_start)
 

@@ -42,8 +42,8 @@ def run(requests: int = REQUESTS) -> Iterator[dict[str, Any]]:
   yield {"machine": describe_machine(("jax", "fastapi", "uvicorn"))}
   with serving(queue=2 * requests) as (port, _):
     yield {"case": "all at once", **_summary(*_timed(port, range(requests)))}
-  with serving(queue=256) as (port, _):
-    yield {"case": "a queue of 256, asked again until answered", **_until_answered(port, requests // 5)}
+  with serving(queue=64) as (port, _):
+    yield {"case": "a queue of 64, asked again until answered", **_until_answered(port, requests // 5)}
   yield {"case": "killed and started again under load", **_killed(requests // 5)}
 
 

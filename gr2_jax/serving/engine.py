@@ -182,7 +182,7 @@ class Engine:
   def _score_batch(self, params, tokens, mask, references, pool, slots, *, slate_length):
     opening = answer_opening(self._vocabulary, self._style)
     prefix = _read_pool(pool, slots, slate_length)
-    return score_candidates(self._decoder, params, tokens, mask, references, prefix, opening=opening)
+    return score_candidates(self._decoder, params, tokens, mask, references, prefix=prefix, opening=opening)
 
 
 def style_of(mode: str, style: PromptStyle) -> PromptStyle:

@@ -134,7 +134,7 @@ def test_a_long_history_is_cut_from_its_old_end_and_said_so(plain):
 
 @pytest.mark.parametrize("slots", [0, 4])
 def test_after_warming_up_nothing_is_compiled(make_reranker, compilations, slots):
-  reranker = make_reranker(prefix_slots=slots, batch_size=2, prompt_lengths=(48, 66), modes=("score",), mode="score")
+  reranker = make_reranker(prefix_slots=slots, batch_size=2, prompt_lengths=(48, 98), modes=("score",), mode="score")
   steps = []
   reranker.warm_up(lambda done, total: steps.append((done, total)))
   assert steps[-1] == (len(steps), len(steps)) and compilations
