@@ -8,22 +8,16 @@ A line holds `history` and `candidates` (ids of the catalogue, or objects with `
 `{"line", "id", "error": {"kind", "message"}}` for a line that cannot be ranked. `id` is the line's `id`, or else its `user`.
 """
 
-import dataclasses
-import itertools
 import json
-import os
 import pathlib
-from collections.abc import Iterable, Iterator
-from typing import Any
 
 from absl import app, flags
 
+from experiments.ranked_file import rerank_file
 from experiments.run import exit_code_of
-from experiments.rundir import RunError, hash_path, list_differences, write_json
-from gr2_jax.data.jsonl import numbered_lines, parse_object
-from gr2_jax.data.schema import DataError
-from gr2_jax.serving.request import MODES, Ranking, RequestError, parse_request
-from gr2_jax.serving.reranker import Options, Prepared, Reranker
+from experiments.rundir import RunError, hash_path
+from gr2_jax.serving.request import MODES
+from gr2_jax.serving.reranker import Options, Reranker
 from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.progress import Progress
 
@@ -34,85 +28,6 @@ _STAGE = flags.DEFINE_string("stage", "rl", "whose policy: rl or sft")
 _MODE = flags.DEFINE_enum("mode", "reason", MODES, "how lines are ranked that name no mode")
 _PRESENTATIONS = flags.DEFINE_integer("presentations", 1, "in how many orders a slate is shown", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "rows that the device works on at once", lower_bound=1)
-
-
-def rerank_file(
-  reranker: Reranker, source: pathlib.Path, target: pathlib.Path, settings: dict[str, Any], progress: Progress, stop: StopSignal
-) -> None:
-  """Writes a line of `target` for each line of `source`.
-
-  Until it is whole the result lies in `TARGET.part`, with the `settings` that made it beside it. Raises RunError where `target` exists
-  or the part was made with others.
-  """
-  if target.exists():
-    raise RunError(f"--output: {target} exists; remove it, or give another name")
-  part, made_with = (target.with_name(f"{target.name}{suffix}") for suffix in (".part", ".part.json"))
-  done = _resume(part, made_with, settings)
-  total = sum(1 for _ in numbered_lines(source))
-  with progress.task("rerank", total, "slates") as task, part.open("ab") as file:
-    task.start_from(done)
-    lines = itertools.islice(numbered_lines(source), done, None)
-    while chunk := list(itertools.islice(lines, reranker.options.batch_size)):
-      written = [json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in rank_lines(reranker, chunk)]
-      file.write("".join(written).encode("utf-8"))
-      file.flush()
-      done += len(chunk)
-      task.update(done)
-      stop.check()
-  os.replace(part, target)
-  made_with.unlink()
-
-
-def rank_lines(reranker: Reranker, lines: Iterable[tuple[int, bytes]]) -> Iterator[dict[str, Any]]:
-  """An output record for each (number, line), in their order; those that can be ranked are ranked together."""
-  prepared = [_prepare(reranker, *line) for line in lines]
-  rankings = iter(reranker.rank_prepared([request for _, request in prepared if isinstance(request, Prepared)]))
-  for head, request in prepared:
-    if isinstance(request, RequestError):
-      yield head | {"error": {"kind": request.kind, "message": str(request)}}
-    else:
-      yield head | _record(next(rankings))
-
-
-def _prepare(reranker: Reranker, number: int, line: bytes) -> tuple[dict[str, Any], Prepared | RequestError]:
-  head = {"line": number, "id": None}
-  try:
-    try:
-      record = parse_object(line)
-    except DataError as error:
-      raise RequestError("bad_request", str(error)) from None
-    head["id"] = next((record[name] for name in ("id", "user") if isinstance(record.get(name), str | int)), None)
-    return head, reranker.prepare(parse_request(record))
-  except RequestError as error:
-    return head, error
-
-
-def _record(ranking: Ranking) -> dict[str, Any]:
-  """Without timings, and scores rounded, so that a run that was stopped writes the bytes of one that was not."""
-  record = dataclasses.asdict(ranking)
-  del record["timings"]
-  return record | {"scores": [round(score, 4) for score in ranking.scores]}
-
-
-def _resume(part: pathlib.Path, made_with: pathlib.Path, settings: dict[str, Any]) -> int:
-  """Lines that are done; a line that was cut off in the middle is taken away."""
-  if not made_with.exists():
-    part.unlink(missing_ok=True)
-    write_json(made_with, settings)
-    return 0
-  differences = list_differences(json.loads(made_with.read_text(encoding="utf-8")), settings)
-  if differences:
-    changed = "\n  ".join(differences)
-    raise RunError(f"{part} was begun differently (old -> new):\n  {changed}\nUndo the change, or remove {part} and {made_with}")
-  lines = whole = 0
-  if part.exists():
-    with part.open("rb+") as file:
-      for line in file:
-        if not line.endswith(b"\n"):
-          break
-        lines, whole = lines + 1, whole + len(line)
-      file.truncate(whole)
-  return lines
 
 
 def main(argv):

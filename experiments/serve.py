@@ -30,14 +30,14 @@ _MAX_BODY = flags.DEFINE_integer("max_body", 256 * 1024, "bytes of a request", l
 
 def serve() -> None:
   """Loads, compiles, listens until a signal comes, and lets the requests under way end."""
+  if not _RUN.value:
+    raise RunError("--run is missing; for example --run=runs/quickstart")
   try:
     import uvicorn
 
     from gr2_jax.serving.server import ServerOptions, make_app
   except ImportError as error:
     raise RunError(f"{error.name} is not installed; pip install 'gr2_jax[serving]'") from None
-  if not _RUN.value:
-    raise RunError("--run is missing; for example --run=runs/quickstart")
   options = Options(
     mode=_MODE.value,
     modes=tuple(dict.fromkeys((_MODE.value, *_MODES.value))),

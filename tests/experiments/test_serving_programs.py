@@ -9,7 +9,7 @@ import sys
 import pytest
 from small_runs import ROOT
 
-from experiments import latency
+from experiments.latency_points import measure
 from experiments.rundir import RunError
 from gr2_jax.evaluation.card import write_card
 from gr2_jax.training.progress import Progress
@@ -34,12 +34,7 @@ def test_a_file_is_ranked_and_wrong_flags_are_told(tiny_run, program_environment
   records = [json.loads(line) for line in target.read_text().splitlines()]
   for line, record in zip(map(json.loads, lines), records, strict=True):
     assert record["id"] == line["user"] and sorted(record["order"]) == sorted(line["candidates"]) and not record["fallback"]
-  for name, wrong, told in (
-    ("rerank", flags, "exists; remove it"),
-    ("rerank", ["--run=nowhere", f"--input={source}", "--output=x"], "nowhere is no run"),
-    ("serve", [], "--run is missing"),
-    ("latency", [f"--run={tiny_run}", "--presentations=1,many"], "--presentations: 1,many"),
-  ):
+  for name, wrong, told in (("rerank", flags, "exists; remove it"), ("serve", [], "--run is missing")):
     code, _, err = program(program_environment, name, *wrong)
     assert code == 1 and err.count("ERROR: ") == 1 and told in err and "Traceback" not in err, err
 
@@ -49,7 +44,7 @@ def test_latency_stands_in_the_card(tiny_run, tmp_path):
   for folder in (run, other):
     shutil.copytree(tiny_run, folder)
   assert "experiments.latency" in write_card(run).read_text(encoding="utf-8")
-  path = latency.measure(str(run), [str(other)], **MEASURE)
+  path = measure(str(run), [str(other)], **MEASURE)
   points = json.loads(path.read_text())["points"]
   assert [(point["run"], point["presentations"]) for point in points] == [(str(r), n) for r in (run, other) for n in (1, 2)]
   for point in points:
@@ -68,4 +63,4 @@ def test_other_slates_are_not_compared(tiny_run, tmp_path):
   path = other / "slates" / "test.jsonl.gz"
   path.write_bytes(gzip.compress(b"".join(gzip.decompress(path.read_bytes()).splitlines(keepends=True)[1:])))
   with pytest.raises(RunError, match="other test slates"):
-    latency.measure(str(tiny_run), [str(other)], **MEASURE | {"presentations": [1]})
+    measure(str(tiny_run), [str(other)], **MEASURE | {"presentations": [1]})

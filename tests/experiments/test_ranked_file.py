@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.rerank import rank_lines, rerank_file
+from experiments.ranked_file import rank_lines, rerank_file
 from experiments.rundir import RunError
 from gr2_jax.training.interrupts import Interrupted, StopSignal
 from gr2_jax.training.progress import Progress
