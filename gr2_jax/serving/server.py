@@ -194,7 +194,7 @@ def make_app(reranker: Reranker, options: ServerOptions = ServerOptions()) -> Fa
       ranking = upstream_ranking(tuple(map(item_id, request.candidates)), "timeout")
     except Overloaded:
       raise HTTPException(429, "too many requests wait; ask again later") from None
-    except Stopped:
+    except (Stopped, asyncio.CancelledError):  # cancelled: what is under way when the time for an orderly stop is over
       raise HTTPException(503, "stopping; ask another server") from None
     if ranking.fallback:
       metrics.fallbacks.labels(ranking.reason).inc()

@@ -147,6 +147,22 @@ def test_a_full_queue_refuses_at_once_and_a_timeout_gives_the_upstream_order(rer
   assert f'gr2_fallbacks_total{{reason="timeout"}} {len(late)}.0' in text
 
 
+def test_what_is_cut_off_by_a_stop_is_refused(reranker):
+  slow = Slow(reranker, 30)
+
+  async def scenario(client):
+    asked = asyncio.create_task(client.post("/rank", json=slate(1, 2)))
+    while not slow.batches:
+      await asyncio.sleep(0.01)
+    asked.cancel()  # as uvicorn does when its grace is over
+    answer = await asked
+    slow.go.set()
+    return answer
+
+  answer = run_against(slow, ServerOptions(), scenario)
+  assert (answer.status_code, answer.json()["error"]["kind"]) == (503, "stopping")
+
+
 def test_after_closing_the_batch_under_way_is_answered_and_the_rest_refused():
   go, started = threading.Event(), threading.Event()
 
