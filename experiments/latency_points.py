@@ -36,7 +36,7 @@ def measure_run(
   slates = load.load_slates(saved, reranker.context.catalogue, "test")[: saved.config.evaluation.max_slates or None]
   labels = slate_labels(slates)
   settings = [(mode, count) for mode in modes for count in presentations]
-  points = []
+  points, timed = [], []
   with progress.task(f"latency: {directory.name}", len(settings) * len(slates), "slates") as task:
     for mode, count in settings:
       asked = [Request(s.history, s.candidates, timestamp=s.timestamp, mode=mode, presentations=count) for s in slates]
@@ -46,8 +46,9 @@ def measure_run(
           rankings[place, : len(ranking.order)] = [slates[place].candidates.index(id) for id in ranking.order]
         task.advance(len(asked[start : start + batch_size]))
       of = {"run": str(directory), "preset": saved.config.model.preset, "stage": stage, "mode": mode, "presentations": count}
-      points.append(of | _quality(rankings, labels) | _time_one_by_one(reranker, asked[:requests]))
-  return points, slates
+      points.append(of | _quality(rankings, labels))
+      timed.append(asked[:requests])
+  return [point | times for point, times in zip(points, _time_one_by_one(reranker, timed), strict=True)], slates
 
 
 def _quality(rankings: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -56,14 +57,17 @@ def _quality(rankings: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
   return {"recall@1": float(hits.mean()), "ci95": [float(interval.delta_low[0]), float(interval.delta_high[0])], "n": len(hits)}
 
 
-def _time_one_by_one(reranker: Reranker, requests: Sequence[Request]) -> dict[str, Any]:
-  reranker.rank_batch(requests[:1])  # compiles
-  times = []
-  for request in requests:
-    began = time.perf_counter()
-    reranker.rank_batch([request])
-    times.append(1000 * (time.perf_counter() - began))
-  return {"p50_ms": float(np.percentile(times, 50)), "p95_ms": float(np.percentile(times, 95)), "requests": len(times)}
+def _time_one_by_one(reranker: Reranker, settings: Sequence[Sequence[Request]]) -> list[dict[str, Any]]:
+  """Latencies of each setting's requests; settings take turns, so that a slow spell of the machine falls on all alike."""
+  for requests in settings:
+    reranker.rank_batch(requests[:1])  # compiles
+  times: list[list[float]] = [[] for _ in settings]
+  for turn in zip(*settings, strict=True):
+    for request, of_setting in zip(turn, times, strict=True):
+      began = time.perf_counter()
+      reranker.rank_batch([request])
+      of_setting.append(1000 * (time.perf_counter() - began))
+  return [{"p50_ms": float(np.percentile(ms, 50)), "p95_ms": float(np.percentile(ms, 95)), "requests": len(ms)} for ms in times]
 
 
 def measure(run: str, compare: Sequence[str], **settings: Any) -> pathlib.Path:
