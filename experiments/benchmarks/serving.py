@@ -1,6 +1,6 @@
 """What a ranking costs in each mode, by the number of requests at once, with the slate computed for each user or once for all of them.
 
-Fresh weights: a reasoning lasts until the constraint asks for the answer, so that `reason` stands for its longest. All requests of a call
+Fresh weights, of a seed with which `reason` begins to reason: that lasts until the constraint asks for the answer, the longest it may. All requests of a call
 show one slate to different users, as a carousel does.
 """
 
@@ -54,7 +54,7 @@ def make_reranker(
   decoder = Decoder(preset(size, vocabulary.size))
   options = Options(mode=modes[0], modes=modes, batch_size=batch, prompt_lengths=lengths, prefix_slots=slots)
   context = PromptContext(catalogue, codes, vocabulary)
-  return Reranker(decoder, init_params(decoder, jax.random.key(0)), context, STYLE, max_new_tokens=64, options=options)
+  return Reranker(decoder, init_params(decoder, jax.random.key(1)), context, STYLE, max_new_tokens=64, options=options)
 
 
 def make_requests(count: int, mode: str) -> list[Request]:
@@ -82,6 +82,7 @@ def _measure(rerankers, mode, batch, rounds):
   orders = {way: [ranking.order for ranking in result] for way, result in results.items()}
   assert orders["whole"] == orders["reused"] == orders["reused, first time"], f"{mode}: the orders differ"
   assert not any(ranking.fallback for result in results.values() for ranking in result)
+  assert all((ranking.reasoning is None) == (mode != "reason") for ranking in results["whole"]), f"{mode}: reasoned or not against its name"
   medians = time_interleaved(ways, rounds)
   for way, median in medians.items():
     yield {
