@@ -1,7 +1,7 @@
 """What a ranking costs in each mode, by the number of requests at once, with the slate computed for each user or once for all of them.
 
-Fresh weights, of a seed with which `reason` begins to reason: that lasts until the constraint asks for the answer, the longest it may. All requests of a call
-show one slate to different users, as a carousel does.
+Fresh weights, of a seed with which `reason` begins to reason: it then goes on until the constraint asks for the answer, as long as it may.
+All requests of a call show one slate to different users, as a carousel does.
 """
 
 from collections.abc import Iterator
