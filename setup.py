@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 JAX = "jax>=0.10,<0.13"
+SERVING = ["fastapi>=0.115", "uvicorn>=0.30", "prometheus_client>=0.20"]
 
 setup(
   name="gr2_jax",
@@ -47,7 +48,10 @@ setup(
       "nbformat>=5",
       "nbclient>=0.10",
       "ipykernel>=6",
+      "httpx>=0.27",
+      *SERVING,
     ],
+    "serving": SERVING,
     "aot": ["libtpu>=0.0.42"],  # compiles for TPUs on a machine without one
     # The peers of experiments/benchmarks; the fork of pytrec_eval has wheels.
     "benchmark": ["rax>=0.4", "ranx>=0.3.20", "pytrec-eval-terrier>=0.5.6"],

@@ -1,4 +1,4 @@
-"""Reading what earlier stages wrote: the one place that knows under which names artifacts lie."""
+"""What stages read and write of a run, beside the files that serving reads too (`gr2_jax.serving.load`)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,63 +9,40 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.rundir import Run
-from gr2_jax.data.cooccurrence import TransitionCounts
-from gr2_jax.data.jsonl import read_interactions, read_items, read_slates
-from gr2_jax.data.schema import Catalogue, History, Slate
-from gr2_jax.data.splits import Split, leave_one_out
+from gr2_jax.data.schema import Slate
 from gr2_jax.language.answers import direct_answer_length
-from gr2_jax.language.prompts import PromptContext, PromptStyle, mine_priming
+from gr2_jax.language.prompts import PromptStyle
 from gr2_jax.language.vocabulary import Vocabulary
-from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.slate_constraint import SlateConstraint
-from gr2_jax.semantic_ids.table import SemanticIDTable
-from gr2_jax.steps.start import load_params
+from gr2_jax.serving import load
+from gr2_jax.serving.load import load_catalogue, load_context, load_log, load_slates, load_split, make_decoder, prompt_style
 from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.mesh import make_mesh
 from gr2_jax.training.writers import MetricWriter
 
+__all__ = [
+  "SPLITS",
+  "direct_style",
+  "load_catalogue",
+  "load_context",
+  "load_log",
+  "load_policy",
+  "load_slates",
+  "load_split",
+  "load_utilities",
+  "make_decoder",
+  "metric_writer",
+  "most_new_tokens",
+  "prompt_style",
+  "pruned_checkpoints",
+  "pruned_style",
+  "run_mesh",
+  "slate_constraint",
+  "stage_checkpoints",
+  "stage_key",
+]
 SPLITS = ("train", "validation", "test")
-
-
-def load_catalogue(run: Run) -> Catalogue:
-  return read_items(run.path("data", "items.jsonl.gz"))
-
-
-def load_split(run: Run, catalogue: Catalogue) -> Split:
-  """Leave-one-out split of the whole log."""
-  return leave_one_out(read_interactions(run.path("data", "interactions.jsonl.gz"), catalogue), run.config.data.max_history)
-
-
-def load_log(run: Run, catalogue: Catalogue) -> tuple[History, ...]:
-  """The interactions that counts and classical rankers may learn from.
-
-  Logged slates come with histories that end before every request, so the whole log is past. Slates that are built here take the
-  last two items of each user as their targets, so only the training part is.
-  """
-  if run.config.slates.source == "log":
-    return read_interactions(run.path("data", "interactions.jsonl.gz"), catalogue)
-  return load_split(run, catalogue).train
-
-
-def load_slates(run: Run, catalogue: Catalogue, split: str) -> tuple[Slate, ...]:
-  return read_slates(run.path("slates", f"{split}.jsonl.gz"), catalogue)
-
-
-def load_context(run: Run, catalogue: Catalogue, log: tuple[History, ...]) -> PromptContext:
-  """All that prompts are made of."""
-  style = prompt_style(run)
-  return PromptContext(
-    catalogue,
-    SemanticIDTable.load(run.path("tokenize", "sids.npz")).codes,
-    Vocabulary.load(run.path("tokenize", "vocabulary")),
-    transitions=TransitionCounts.fit(log, catalogue) if "bought_after" in style.hints else None,
-    priming=mine_priming(log, catalogue) if style.knowledge_priming else "",
-  )
-
-
-def prompt_style(run: Run) -> PromptStyle:
-  return PromptStyle(**run.config.prompt)
 
 
 def direct_style(run: Run) -> PromptStyle:
@@ -92,10 +69,6 @@ def slate_constraint(run: Run, vocabulary: Vocabulary, style: PromptStyle | None
   return SlateConstraint(vocabulary, style or prompt_style(run)) if run.config.decoding.constraint == "slate" else None
 
 
-def make_decoder(run: Run, vocabulary: Vocabulary) -> Decoder:
-  return Decoder(preset(run.config.model.preset, vocabulary.size))
-
-
 def run_mesh(run: Run) -> Mesh:
   return make_mesh(**run.config.mesh)
 
@@ -115,8 +88,8 @@ def pruned_checkpoints(run: Run) -> Checkpointer:
 
 
 def load_policy(run: Run, stage: str, decoder: Decoder) -> Any:
-  """Parameters at the end of a stage."""
-  return load_params(decoder, stage_checkpoints(run, stage), run_mesh(run))
+  """Parameters at the end of a stage, on the run's mesh."""
+  return load.load_policy(run, stage, decoder, run_mesh(run))
 
 
 def metric_writer(run: Run, name: str) -> MetricWriter:

@@ -24,7 +24,14 @@ from gr2_jax.training.progress import Progress, format_seconds
 
 STAGES = (
   Stage("data", "experiments.stages.data", reads=("seed", "data"), files=("data.source",)),
-  Stage("tokenize", "experiments.stages.tokenize", reads=("seed", "tokenize"), inputs=("data",), files=("tokenize.vectors",)),
+  Stage(
+    "tokenize",
+    "experiments.stages.tokenize",
+    reads=("seed", "tokenize"),
+    inputs=("data",),
+    files=("tokenize.vectors",),
+    format=2,  # rqvae.msgpack
+  ),
   Stage("midtrain", "experiments.stages.midtrain", reads=("seed", "model", "mesh", "midtrain"), inputs=("data", "tokenize")),
   Stage("slates", "experiments.stages.slates", reads=("seed", "slates"), inputs=("data", "tokenize", "midtrain")),
   Stage("traces", "experiments.stages.traces", reads=("seed", "prompt", "traces"), inputs=("data", "tokenize", "slates")),

@@ -9,6 +9,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -36,3 +37,32 @@ def tiny_run(tmp_path_factory):
   done = subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, timeout=600)
   assert done.returncode == 0, done.stderr[-4000:]
   return directory
+
+
+@pytest.fixture(scope="session")
+def make_reranker():
+  """`make_reranker(style={}, **options)`: a re-ranker of 40 items with fresh weights, three times as large so that they prefer some;
+  prompts are padded to one length."""
+  from gr2_jax.data.schema import Catalogue, Item
+  from gr2_jax.language.prompts import PromptContext, PromptStyle
+  from gr2_jax.language.vocabulary import Vocabulary
+  from gr2_jax.models.config import preset
+  from gr2_jax.models.transformer import Decoder, init_params
+  from gr2_jax.serving.reranker import Options, Reranker
+
+  words = ("rose", "mint", "sage", "lily")
+  items = tuple(Item(f"i{n}", f"{words[n % 4]} toner {n}", "Velora", ("Care", words[n % 4])) for n in range(40))
+  texts = [item.title for item in items] + ["rank by next purchase", "Care Velora"] * 20
+  vocabulary = Vocabulary.train(texts, text_pieces=400, num_levels=2, codebook_size=8, num_candidates=6)
+  codes = np.random.default_rng(0).permutation(64)[:40]
+  codes = np.stack([codes // 8, codes % 8], axis=1)
+  decoder = Decoder(preset("test", vocabulary.size))
+  params = jax.tree.map(lambda x: 3 * x, init_params(decoder, jax.random.key(0)))
+  context = PromptContext(Catalogue(items), codes, vocabulary)
+
+  def make(style=None, cold_start=None, **options):
+    style = PromptStyle(**{"reference": "sid", "order": "candidates_first", "history_fields": (), "max_prompt_tokens": 96} | (style or {}))
+    options = Options(**{"batch_size": 4, "prompt_lengths": (style.max_prompt_tokens + 2,)} | options)
+    return Reranker(decoder, params, context, style, max_new_tokens=24, options=options, cold_start=cold_start)
+
+  return make

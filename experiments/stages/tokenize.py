@@ -9,14 +9,14 @@ from experiments.rundir import write_json
 from gr2_jax.language.vocabulary import Vocabulary, corpus_texts
 from gr2_jax.semantic_ids.embed import tfidf_svd, vectors_from_npy
 from gr2_jax.semantic_ids.export import export_table, prefix_purity
-from gr2_jax.semantic_ids.rqvae import RqVaeConfig
+from gr2_jax.semantic_ids.rqvae import RqVaeConfig, save_rqvae
 from gr2_jax.steps.tokenizer import TokenizerConfig, abstract_run, train_tokenizer
 
 SAVE_EVERY = 60  # seconds
 
 
 def run(config, run, progress, stop):
-  """Writes `vectors.npy`, `sids.npz`, `report.json` and `vocabulary/`."""
+  """Writes `vectors.npy`, `rqvae.msgpack`, `sids.npz`, `report.json` and `vocabulary/`."""
   options = config.tokenize
   catalogue = load_catalogue(run)
   embed = vectors_from_npy(options.vectors) if options.vectors else tfidf_svd(options.dim, config.seed)
@@ -24,6 +24,7 @@ def run(config, run, progress, stop):
   np.save(run.path("tokenize", "vectors.npy"), vectors)
   rqvae_config = RqVaeConfig(**options.rqvae)
   trained = _train(run, vectors, TokenizerConfig(rqvae=rqvae_config, **options.training), progress, stop)
+  save_rqvae(trained.best, run.path("tokenize", "rqvae.msgpack"))
   table, report = export_table(
     trained.best,
     vectors,

@@ -148,8 +148,12 @@ def parse_object(line: bytes) -> dict[str, Any]:
 
 
 def parse_item(line: bytes) -> Item:
-  """An items line: `item` (or `id`) and `title` (null when unknown); brand, categories, description, price when known."""
-  record = parse_object(line)
+  """An items line (see `to_item`)."""
+  return to_item(parse_object(line))
+
+
+def to_item(record: Mapping[str, Any]) -> Item:
+  """The item of a JSON object: `item` (or `id`) and `title` (null when unknown); brand, categories, description, price when known."""
   if "title" not in record:
     raise DataError("title: missing; give it, or null when it is unknown")
   item = Item(
@@ -197,15 +201,13 @@ def parse_slate(line: bytes) -> Slate:
 # Files.
 
 
-def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-  """(line number from 1, bytes) of the lines that are not blank; a byte-order mark at the start is dropped."""
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+  """(line number from 1, bytes) of a plain or gzip file; a byte-order mark at the start is dropped. Raises DataError."""
   number = 0
   try:
     with gzip.open(path, "rb") if os.fspath(path).endswith(".gz") else open(path, "rb") as file:
       for number, line in enumerate(file, start=1):
-        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        if line.strip():
-          yield number, line
+        yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
   except (EOFError, zlib.error, gzip.BadGzipFile) as error:
     raise DataError(f"{path}:{number + 1}: damaged gzip ({error}); make or fetch the file again") from None
   except OSError as error:
@@ -225,7 +227,9 @@ def read_lines(
     raise ValueError(f"on_error: {on_error!r}; use 'stop' or 'skip'")
   if on_error == "skip" and report is None:
     raise ValueError("report: give a BadLines to collect what on_error='skip' leaves out")
-  for number, line in _numbered_lines(path):
+  for number, line in numbered_lines(path):
+    if not line.strip():
+      continue
     try:
       record = parse(line)
     except DataError as error:

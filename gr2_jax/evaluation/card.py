@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gr2_jax.evaluation import plots
+from gr2_jax.evaluation.latency import latency_table, plot_latency
 from gr2_jax.evaluation.names import TABLE_METRICS, order_title, sort_orders
 from gr2_jax.evaluation.results import REQUIRED_ORDERS, load_results
 from gr2_jax.evaluation.tables import TABLE_STYLE, format_lift, format_number, lift_style, markdown_table
@@ -216,6 +217,11 @@ def _cost_section(results: Mapping[str, Any], run: pathlib.Path) -> str:
   return "\n\n".join(text) or "No cost was measured in this run."
 
 
+def _latency_section(run: pathlib.Path) -> str:
+  latency = _read(run, "evaluation", "latency.json")
+  return "Not measured in this run; `python -m experiments.latency --run=RUN` does." if latency is None else latency_table(latency)
+
+
 def _provenance_section(results: Mapping[str, Any], run: pathlib.Path) -> str:
   command = run / "command.txt"
   lines = command.read_text(encoding="utf-8").strip() if command.exists() else "(command.txt is missing)"
@@ -229,6 +235,7 @@ def _provenance_section(results: Mapping[str, Any], run: pathlib.Path) -> str:
 def _write_plots(results: Mapping[str, Any], run: pathlib.Path, folder: pathlib.Path) -> dict[str, str]:
   """Draws what there is data for; file name -> caption."""
   tokenizer, slates = _read(run, "tokenize", "report.json"), _read(run, "slates", "report.json") or {}
+  latency = _read(run, "evaluation", "latency.json")
   drawn = {
     "orders.png": (plots.plot_orders(results), "Orders against the upstream order"),
     "upstream_rank.png": (
@@ -238,6 +245,7 @@ def _write_plots(results: Mapping[str, Any], run: pathlib.Path, folder: pathlib.
     "opd.png": (plots.plot_rl(read_metrics(run / "metrics" / "opd.jsonl")), "On-policy distillation"),
     "rl.png": (plots.plot_rl(read_metrics(run / "metrics" / "rl.jsonl")), "Reinforcement learning"),
     "top1_share.png": (plots.plot_top1_share(results, "policy"), "Slots of the policy's first choices"),
+    "latency.png": (None if latency is None else plot_latency(latency), "Latency against quality"),
     "sid_usage.png": (None if tokenizer is None else plots.plot_sid_usage(tokenizer), "Use of the semantic-ID codebooks"),
   }
   captions = {}
@@ -268,6 +276,7 @@ def write_card(run_directory: str | pathlib.Path) -> pathlib.Path:
     "Full catalogue": _retrieval_section(run),
     "Traces": _traces_section(run),
     "Cost": _cost_section(results, run),
+    "Latency against quality": _latency_section(run),
     "Plots": "\n\n".join(f"**{caption}**\n\n![{caption}](plots/{name})" for name, caption in captions.items()),
     "How it was run": _provenance_section(results, run),
   }

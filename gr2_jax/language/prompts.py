@@ -131,10 +131,11 @@ class PromptContext:
     """How often each candidate `[K]` was bought right after the slate's last item, strictly before its timestamp; needs `transitions`."""
     if self.transitions is None:
       raise schema.DataError("hints: bought_after needs transitions; fit TransitionCounts on the training histories")
-    targets = np.asarray(self.catalogue.to_rows(slate.candidates))
     if not slate.history:
-      return np.zeros(len(targets), np.int64)
-    return self.transitions.count(self.catalogue.rows[slate.history[-1]], targets, slate.timestamp)
+      return np.zeros(len(slate.candidates), np.int64)
+    rows = np.asarray(self.catalogue.to_rows([slate.history[-1], *slate.candidates]))
+    rows = np.where(rows < self.transitions.num_items, rows, -1)  # an item that came after the counts never followed another
+    return self.transitions.count(rows[0], rows[1:], slate.timestamp)
 
 
 def _field_text(item: schema.Item, field: str) -> str:

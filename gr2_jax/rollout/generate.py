@@ -101,18 +101,25 @@ class Decoding(NamedTuple):
   steps: jax.Array
 
 
-def prefill(decoder: Decoder, params, prompts: jax.Array, prompt_mask: jax.Array) -> tuple[jax.Array, Prefix, jax.Array]:
-  """One forward pass over left-aligned prompts `[P, Lp]`.
+def prefill(
+  decoder: Decoder, params, prompts: jax.Array, prompt_mask: jax.Array, prefix: Prefix | None = None
+) -> tuple[jax.Array, Prefix, jax.Array]:
+  """One forward pass over left-aligned prompts `[P, Lp]`; with a `prefix` of P rows, whose real tokens come first, over what follows it.
 
-  Returns the hidden state of each prompt's last token `[P, D]`, the keys and values for its group, and prompt lengths `[P]`. A row
-  without any token is allowed as filler: what follows it means nothing, and is finite.
+  Returns the hidden state of each prompt's last token `[P, D]`, the keys and values for its group, and prompt lengths `[P]`, both with
+  those of the prefix. A row without any token is allowed as filler: what follows it means nothing, and is finite.
   """
-  positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
-  hidden, (k, v) = decoder.apply({"params": params}, prompts, positions, prompt_mask.astype(jnp.int32))
+  before = jnp.zeros(len(prompts), jnp.int32) if prefix is None else prefix.mask.astype(jnp.int32).sum(axis=1)
+  positions = before[:, None] + jnp.arange(prompts.shape[1])
+  hidden, (k, v) = decoder.apply({"params": params}, prompts, positions, prompt_mask.astype(jnp.int32), prefix=prefix)
   lengths = prompt_mask.astype(jnp.int32).sum(axis=1)
   last = jnp.maximum(lengths - 1, 0)
   last_hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-  return last_hidden, Prefix(k=k, v=v, mask=prompt_mask > 0), lengths
+  mask = prompt_mask > 0
+  if prefix is not None:
+    k, v = jnp.concatenate([prefix.k, k], axis=2), jnp.concatenate([prefix.v, v], axis=2)
+    mask = jnp.concatenate([prefix.mask, mask], axis=1)
+  return last_hidden, Prefix(k=k, v=v, mask=mask), before + lengths
 
 
 def suffix_cache(decoder: Decoder, rows: int, capacity: int) -> Cache:
@@ -150,12 +157,22 @@ def _draw(config: RolloutConfig, params, slots: Slots, hidden, member, place, al
   )
 
 
-def begin(config: RolloutConfig, params, prompts, prompt_mask, references, row_ids, key: jax.Array, sampling: Sampling) -> Slots:
+def begin(
+  config: RolloutConfig,
+  params,
+  prompts,
+  prompt_mask,
+  references,
+  row_ids,
+  key: jax.Array,
+  sampling: Sampling,
+  prefix: Prefix | None = None,
+) -> Slots:
   """Prefill prompts `[S, Lp]` into slots and draw the first token of all their completions, which costs no step of the decoder."""
   num_slots, group = len(prompts), config.group
   ids = (row_ids[:, None] * group + jnp.arange(group)).reshape(-1)
   uniforms = draw_uniforms(key, ids, config.max_new_tokens).reshape(num_slots, group, -1)
-  last_hidden, prefix, prompt_lengths = prefill(config.decoder, params, prompts, prompt_mask)
+  last_hidden, prefix, prompt_lengths = prefill(config.decoder, params, prompts, prompt_mask, prefix)
   per_row = jnp.zeros((num_slots, config.rows_per_slot), jnp.int32)
   slots = Slots(
     prefix=prefix,
@@ -250,15 +267,17 @@ def generate(
   sampling: Sampling,
   row_ids: jax.Array | None = None,
   references: jax.Array | None = None,
+  prefix: Prefix | None = None,
 ) -> Rollout:
   """Decode a group of completions for each prompt `[P, Lp]`, all prompts at once (`refill.generate_queue`: a few at a time).
 
   A prompt is prefilled once and shared by its group; completions have caches of their own. `row_ids [P]` name the prompts (default
   0..P-1): completion g of prompt p draws with keys of (row_ids[p] * group + g, place in the completion), so it depends neither on how
-  prompts are batched nor on the rows. `references [P, K, L]` are the constraint's (see `SlateConstraint`).
+  prompts are batched nor on the rows. `references [P, K, L]` are the constraint's (see `SlateConstraint`). With a `prefix` of P rows the
+  prompts are what follows it (see `prefill`).
   """
   row_ids = jnp.arange(len(prompts)) if row_ids is None else row_ids
-  slots = begin(config, params, prompts, prompt_mask, references, row_ids, key, sampling)
+  slots = begin(config, params, prompts, prompt_mask, references, row_ids, key, sampling, prefix)
   state = decode_while(lambda slots: slots.busy.any(), config, params, sampling, start_decoding(config, slots))
   slots, row_steps = state.slots, state.steps * slots.member.size
   return to_rollout(config, prompts, prompt_mask, slots.tokens, slots.log_probs, slots.entropy, row_steps)

@@ -12,6 +12,7 @@ import numpy as np
 from gr2_jax.data.schema import Slate
 from gr2_jax.language.prompts import PromptContext, PromptStyle, direct_opening
 from gr2_jax.language.vocabulary import Vocabulary
+from gr2_jax.models.cache import Prefix
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.token_loss import token_log_probs
 from gr2_jax.rollout.generate import prefill
@@ -19,15 +20,17 @@ from gr2_jax.rollout.rerank import RankedSlates, pad_shown, render_prompts
 from gr2_jax.rollout.slate_constraint import SlateConstraint
 
 
-def completion_hidden(decoder: Decoder, params, prompts, prompt_mask, completions, completion_mask) -> jax.Array:
+def completion_hidden(
+  decoder: Decoder, params, prompts, prompt_mask, completions, completion_mask, prefix: Prefix | None = None
+) -> jax.Array:
   """Hidden states `[P, G, Lc, D]` that predict the tokens of completions `[P, G, Lc]`, each prompt `[P, Lp]` computed once.
 
   The completions of a prompt attend to its keys and values. The first token is predicted by the prompt's last hidden state, and the
-  last token is not fed. Differentiable: gradients are those of P * G full sequences.
+  last token is not fed. Differentiable: gradients are those of P * G full sequences. `prefix` see `prefill`.
   """
   num_prompts, group, length = completions.shape
   rows = num_prompts * group
-  last_hidden, prefix, prompt_lengths = prefill(decoder, params, prompts, prompt_mask)
+  last_hidden, prefix, prompt_lengths = prefill(decoder, params, prompts, prompt_mask, prefix)
   hidden = jnp.repeat(last_hidden, group, axis=0)[:, None]
   if length > 1:
     positions = jnp.repeat(prompt_lengths, group)[:, None] + jnp.arange(length - 1)
@@ -62,6 +65,7 @@ def score_candidates(
   prompts: jax.Array,
   prompt_mask: jax.Array,
   references: jax.Array,
+  prefix: Prefix | None = None,
   *,
   opening: Sequence[int],
   constraint: SlateConstraint | None = None,
@@ -69,14 +73,14 @@ def score_candidates(
   """Log-probability `[P, K]` (nats, float32) that the answer's first reference is each candidate's; -inf where there is no candidate.
 
   prompts, prompt_mask `[P, Lp]` left-aligned; references `[P, K, L]` the tokens that name the candidate at each slot, -1 where a slate
-  has fewer than K; `opening` see `answer_opening`. A prompt is computed once, its K suffixes of L - 1 tokens attend to it. With a
-  `constraint` probabilities are over what the automaton lets follow, so that those of a slate's distinct references sum to 1.
+  has fewer than K; `opening` see `answer_opening`; `prefix` see `prefill`. A prompt is computed once, its K suffixes of L - 1 tokens attend
+  to it. With a `constraint` probabilities are over what the automaton lets follow, so that those of a slate's distinct references sum to 1.
   """
   prompts, prompt_mask = append_tokens(prompts, prompt_mask, opening)
   exists = references[..., 0] >= 0
   tokens = jnp.maximum(references, 0)
   mask = jnp.broadcast_to(exists[..., None], tokens.shape)
-  hidden = completion_hidden(decoder, params, prompts, prompt_mask, tokens, mask)
+  hidden = completion_hidden(decoder, params, prompts, prompt_mask, tokens, mask, prefix)
 
   def to_logits(x, *state):
     logits = decoder.apply({"params": params}, x, method="logits")

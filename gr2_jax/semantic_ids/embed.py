@@ -1,7 +1,8 @@
 """Item vectors, the input of the tokenizer: from the items' own text, or from a file of any encoder's vectors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.decomposition import TruncatedSVD
@@ -22,26 +23,40 @@ def item_text(item: Item) -> str:
   return " | ".join(part for part in parts if part)
 
 
-def tfidf_svd(dim: int = 256, seed: int = 0) -> EmbedFn:
-  """TF-IDF of words and word pairs, reduced by truncated SVD: needs no model and no network.
+class TextEncoder(NamedTuple):
+  """TF-IDF of words and word pairs, reduced by truncated SVD (None: not reduced), as fitted on a catalogue."""
+
+  vectorizer: TfidfVectorizer
+  svd: TruncatedSVD | None
+
+  def encode(self, items: Sequence[Item]) -> np.ndarray:
+    """float32 `[n, D]`, unit rows in the space of the catalogue; a zero row for an item without any word that the catalogue has."""
+    terms = self.vectorizer.transform([item_text(item) for item in items])
+    return _to_unit_rows(terms.toarray() if self.svd is None else self.svd.transform(terms))
+
+
+def fit_text_encoder(catalogue: Catalogue, dim: int = 256, seed: int = 0) -> tuple[TextEncoder, np.ndarray]:
+  """The encoder of a catalogue's text and the vectors `[N, D]` of its items: needs no model and no network.
 
   The width is `dim`, or less where the catalogue has fewer items or terms. An item without any word gets a zero row.
   """
+  texts = [item_text(item) for item in catalogue.items]
+  # The pattern keeps one-character words: sizes ("3 oz") tell variants of a product apart.
+  vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", dtype=np.float32)
+  try:
+    terms = vectorizer.fit_transform(texts)
+  except ValueError:
+    raise DataError("items: no title, brand, category or description holds a word; fill them in or bring your own vectors") from None
+  if terms.shape[1] <= dim:
+    return TextEncoder(vectorizer, None), _to_unit_rows(terms.toarray())
+  svd = TruncatedSVD(n_components=min(dim, terms.shape[0]), random_state=seed)
+  vectors = svd.fit_transform(terms)
+  return TextEncoder(vectorizer, svd), _to_unit_rows(vectors)
 
-  def embed(catalogue: Catalogue) -> np.ndarray:
-    texts = [item_text(item) for item in catalogue.items]
-    # The pattern keeps one-character words: sizes ("3 oz") tell variants of a product apart.
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", dtype=np.float32)
-    try:
-      terms = vectorizer.fit_transform(texts)
-    except ValueError:
-      raise DataError("items: no title, brand, category or description holds a word; fill them in or bring your own vectors") from None
-    if terms.shape[1] <= dim:
-      return _to_unit_rows(terms.toarray())
-    svd = TruncatedSVD(n_components=min(dim, terms.shape[0]), random_state=seed)
-    return _to_unit_rows(svd.fit_transform(terms))
 
-  return embed
+def tfidf_svd(dim: int = 256, seed: int = 0) -> EmbedFn:
+  """The vectors of `fit_text_encoder`."""
+  return lambda catalogue: fit_text_encoder(catalogue, dim, seed)[1]
 
 
 def vectors_from_npy(path: str | Path) -> EmbedFn:

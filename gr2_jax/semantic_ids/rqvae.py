@@ -6,9 +6,11 @@ r_1 = h, z_k = argmin_j ||r_k - e_j||, r_{k+1} = r_k - e_{z_k}, so that h = Σ_k
 
 import dataclasses
 import warnings
+from pathlib import Path
 from typing import Any
 
 import flax
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,8 @@ from flax import linen as nn
 from jax.lax import Precision
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
+
+from gr2_jax.data.schema import DataError
 
 LAPLACE_EPSILON = 1e-5
 
@@ -91,6 +95,20 @@ class RqVae:
 
   params: Any
   codebooks: Codebooks
+
+
+def save_rqvae(rqvae: RqVae, path: str | Path) -> None:
+  """Writes the tokenizer as one file, so that an item which comes later can be given codes."""
+  Path(path).write_bytes(flax.serialization.to_bytes(jax.device_get(rqvae)))
+
+
+def load_rqvae(path: str | Path) -> RqVae:
+  """Reads what `save_rqvae` wrote; raises DataError for any other file."""
+  try:
+    state = flax.serialization.msgpack_restore(Path(path).read_bytes())
+    return RqVae(params=state["params"], codebooks=Codebooks(**state["codebooks"]))
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise DataError(f"{path}: is no tokenizer ({error}); run the tokenize stage again") from None
 
 
 @flax.struct.dataclass

@@ -1,0 +1,56 @@
+"""Latency against quality: every mode of one or several runs on the test slates, as points of the card's plot.
+
+python -m experiments.latency --run=RUN [--compare=OTHER_RUN,THIRD_RUN]
+
+Writes `RUN/evaluation/latency.json` and makes the card again where there is one. `--compare`: runs over the same test slates, for example
+students of other sizes. A point's latency is that of requests sent one after the other; R@1 is over all test slates, in batches.
+"""
+
+from absl import app, flags
+
+from experiments.latency_points import measure
+from experiments.run import exit_code_of
+from experiments.rundir import RunError
+from gr2_jax.evaluation.card import write_card
+from gr2_jax.serving.request import MODES
+from gr2_jax.training.progress import Progress
+
+_RUN = flags.DEFINE_string("run", None, "run directory of a trained policy")
+_COMPARE = flags.DEFINE_list("compare", [], "further runs over the same test slates")
+_STAGE = flags.DEFINE_string("stage", "rl", "whose policies: rl or sft")
+_MODES = flags.DEFINE_list("modes", list(MODES), "modes to measure")
+_PRESENTATIONS = flags.DEFINE_list("presentations", ["1", "3"], "in how many orders a slate is shown")
+_REQUESTS = flags.DEFINE_integer("requests", 100, "requests that are timed one by one for a point", lower_bound=2)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "slates ranked together for R@1", lower_bound=1)
+
+
+def main(argv):
+  """Measures what the flags name."""
+
+  def program():
+    if len(argv) > 1:
+      raise RunError(f"{argv[1]!r} is no flag; write --run=RUN")
+    if not _RUN.value:
+      raise RunError("--run is missing; for example --run=runs/quickstart")
+    if not all(count.isdecimal() and int(count) for count in _PRESENTATIONS.value):
+      raise RunError(f"--presentations: {','.join(_PRESENTATIONS.value)}: write whole numbers from 1 on, as in 1,3")
+    progress = Progress()
+    path = measure(
+      _RUN.value,
+      _COMPARE.value,
+      stage=_STAGE.value,
+      modes=_MODES.value,
+      presentations=[int(count) for count in _PRESENTATIONS.value],
+      requests=_REQUESTS.value,
+      batch_size=_BATCH_SIZE.value,
+      progress=progress,
+    )
+    if (path.parent / "results.json").exists():
+      path = write_card(_RUN.value)
+    progress.note(str(path))
+
+  return exit_code_of(program)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,64 @@
+"""Re-ranks the slates of a JSONL file with a run's policy; killed and started again, it goes on where it stopped.
+
+    python -m experiments.rerank --run=RUN --input=slates.jsonl --output=ranked.jsonl
+
+A line holds `history` and `candidates` (ids of the catalogue, or objects with `item`, `title`, `brand`, `categories`), and `id`,
+`timestamp`, `mode`, `presentations` if wanted; a slates file will do. The output has one line for each input line, in its order:
+`{"line", "id", "order", "scores", "reasoning", "fallback", "reason", "dropped_history", "assigned"}`, or
+`{"line", "id", "error": {"kind", "message"}}` for a line that cannot be ranked. `id` is the line's `id`, or else its `user`.
+"""
+
+import json
+import pathlib
+
+from absl import app, flags
+
+from experiments.ranked_file import rerank_file
+from experiments.run import exit_code_of
+from experiments.rundir import RunError, hash_path
+from gr2_jax.serving.request import MODES
+from gr2_jax.serving.reranker import Options, Reranker
+from gr2_jax.training.interrupts import StopSignal
+from gr2_jax.training.progress import Progress
+
+_RUN = flags.DEFINE_string("run", None, "run directory of a trained policy")
+_INPUT = flags.DEFINE_string("input", None, "slates to rank, .jsonl or .jsonl.gz")
+_OUTPUT = flags.DEFINE_string("output", None, "where the ranked slates go, .jsonl")
+_STAGE = flags.DEFINE_string("stage", "rl", "whose policy: rl or sft")
+_MODE = flags.DEFINE_enum("mode", "reason", MODES, "how lines are ranked that name no mode")
+_PRESENTATIONS = flags.DEFINE_integer("presentations", 1, "in how many orders a slate is shown", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "rows that the device works on at once", lower_bound=1)
+
+
+def main(argv):
+  """Ranks the file that the flags name."""
+
+  def program():
+    if len(argv) > 1:
+      raise RunError(f"{argv[1]!r} is no flag; write --input=FILE")
+    for name, value in (("run", _RUN.value), ("input", _INPUT.value), ("output", _OUTPUT.value)):
+      if not value:
+        raise RunError(f"--{name} is missing; for example --run=runs/quickstart --input=slates.jsonl --output=ranked.jsonl")
+    if _OUTPUT.value.endswith(".gz"):
+      raise RunError("--output: written line by line, so not compressed; give a .jsonl name")
+    source, done_mark = pathlib.Path(_INPUT.value), pathlib.Path(_RUN.value) / _STAGE.value / "done.json"
+    if not source.is_file():
+      raise RunError(f"--input: no file {str(source)!r}; give a .jsonl or .jsonl.gz file of slates")
+    options = Options(mode=_MODE.value, presentations=_PRESENTATIONS.value, batch_size=_BATCH_SIZE.value, max_presentations=64)
+    reranker = Reranker.load(_RUN.value, stage=_STAGE.value, options=options)
+    settings = {
+      "policy": json.loads(done_mark.read_text(encoding="utf-8"))["fingerprint"],
+      "input": hash_path(source),
+      "mode": options.mode,
+      "presentations": options.presentations,
+    }
+    progress = Progress()
+    with StopSignal() as stop:
+      rerank_file(reranker, source, pathlib.Path(_OUTPUT.value), settings, progress, stop)
+    progress.note(_OUTPUT.value)
+
+  return exit_code_of(program)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,80 @@
+"""Serves a run's policy over HTTP on this machine; needs the extra `serving`.
+
+python -m experiments.serve --run=RUN --port=8000
+"""
+
+import sys
+
+from absl import app, flags
+
+from experiments.run import exit_code_of
+from experiments.rundir import RunError
+from gr2_jax.serving.request import MODES
+from gr2_jax.serving.reranker import Options, Reranker
+from gr2_jax.training.progress import Progress
+
+_RUN = flags.DEFINE_string("run", None, "run directory of a trained policy")
+_STAGE = flags.DEFINE_string("stage", "rl", "whose policy: rl or sft")
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen at; the default is reached from this machine alone")
+_PORT = flags.DEFINE_integer("port", 8000, "port to listen at; 0: any that is free", lower_bound=0, upper_bound=65535)
+_MODE = flags.DEFINE_enum("mode", "reason", MODES, "how requests are ranked that name no mode")
+_MODES = flags.DEFINE_list("modes", list(MODES), "modes that requests may name; each takes its time to compile")
+_PRESENTATIONS = flags.DEFINE_integer("presentations", 1, "in how many orders a slate is shown", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "rows that the device works on at once", lower_bound=1)
+_PREFIX_SLOTS = flags.DEFINE_integer("prefix_slots", 0, "slates that stay on the device for reuse; 0: none", lower_bound=0)
+_QUEUE = flags.DEFINE_integer("queue", 1024, "requests that may wait; more are refused with 429", lower_bound=1)
+_MAX_WAIT = flags.DEFINE_float("max_wait_ms", 5.0, "how long a batch waits for more requests", lower_bound=0)
+_TIMEOUT = flags.DEFINE_float("timeout_ms", 10_000.0, "after which a request gets the upstream order", lower_bound=1)
+_MAX_BODY = flags.DEFINE_integer("max_body", 256 * 1024, "bytes of a request", lower_bound=1)
+
+
+def serve() -> None:
+  """Loads, compiles, listens until a signal comes, and lets the requests under way end."""
+  if not _RUN.value:
+    raise RunError("--run is missing; for example --run=runs/quickstart")
+  try:
+    import uvicorn
+
+    from gr2_jax.serving.server import ServerOptions, make_app
+  except ImportError as error:
+    raise RunError(f"{error.name} is not installed; pip install 'gr2_jax[serving]'") from None
+  options = Options(
+    mode=_MODE.value,
+    modes=tuple(dict.fromkeys((_MODE.value, *_MODES.value))),
+    presentations=_PRESENTATIONS.value,
+    batch_size=_BATCH_SIZE.value,
+    prefix_slots=_PREFIX_SLOTS.value,
+  )
+  reranker = Reranker.load(_RUN.value, stage=_STAGE.value, options=options)
+  progress = Progress()
+  with progress.task("compile", 1, "programs") as task:
+
+    def on_progress(done: int, total: int) -> None:
+      task.total = total
+      task.update(done)
+
+    reranker.warm_up(on_progress)
+  limits = ServerOptions(queue=_QUEUE.value, max_wait=_MAX_WAIT.value / 1000, timeout=_TIMEOUT.value / 1000, max_body=_MAX_BODY.value)
+  grace = int(limits.timeout) + 1
+  config = uvicorn.Config(
+    make_app(reranker, limits),
+    _HOST.value,
+    _PORT.value,
+    log_level="info",
+    access_log=False,
+    timeout_graceful_shutdown=grace,
+    backlog=16_384,
+  )
+  uvicorn.Server(config).run()
+
+
+def main(argv):
+  """Serves what the flags name."""
+  if len(argv) > 1:
+    print(f"ERROR: {argv[1]!r} is no flag; write --run=RUN", file=sys.stderr)
+    return 1
+  return exit_code_of(serve)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,108 @@
+"""Single requests gathered into batches: a bounded queue before the one thread that keeps the device busy."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, NamedTuple, TypeVar
+
+Question, Reply = TypeVar("Question"), TypeVar("Reply")
+
+
+class Overloaded(Exception):
+  """The queue is full; ask again later."""
+
+
+class Stopped(Exception):
+  """The batcher was closed before the question's turn."""
+
+
+class _Waiting(NamedTuple):
+  question: object
+  reply: asyncio.Future
+  since: float  # of time.perf_counter
+
+
+class Batcher(Generic[Question, Reply]):
+  """Answers questions by `answer(batch) -> replies`, called in a thread of its own with whatever has come while it was busy.
+
+  At most `batch_size` questions go into a batch, which waits `max_wait` seconds for more after its first; at most `capacity` wait. Use it
+  as an asynchronous context; leaving it lets the batch under way end, and the rest raises Stopped.
+  """
+
+  def __init__(self, answer: Callable[[Sequence[Question]], Sequence[Reply]], *, batch_size: int, max_wait: float, capacity: int):
+    self._answer, self._batch_size, self._max_wait = answer, batch_size, max_wait
+    self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(capacity)
+    self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+    self._worker: asyncio.Task | None = None
+    self._batch: list[_Waiting] = []
+
+  async def __aenter__(self) -> "Batcher":
+    self._worker = asyncio.create_task(self._work())
+    return self
+
+  async def __aexit__(self, *_) -> None:
+    self._worker.cancel()
+    await asyncio.gather(self._worker, return_exceptions=True)
+    self._thread.shutdown(wait=True)
+    while not self._queue.empty():
+      self._batch.append(self._queue.get_nowait())
+    for one in self._batch:
+      _set(one.reply, error=Stopped())
+
+  @property
+  def waiting(self) -> int:
+    """Questions in the queue."""
+    return self._queue.qsize()
+
+  @property
+  def alive(self) -> bool:
+    """Whether questions are still answered."""
+    return self._worker is not None and not self._worker.done()
+
+  async def ask(self, question: Question) -> tuple[Reply, float]:
+    """(reply, seconds in the queue). Raises Overloaded at once when the queue is full, Stopped, and what `answer` raises.
+
+    A question whose asker has gone (cancelled, for example by a timeout) is not answered.
+    """
+    if not self.alive:
+      raise Stopped
+    waiting = _Waiting(question, asyncio.get_running_loop().create_future(), time.perf_counter())
+    try:
+      self._queue.put_nowait(waiting)
+    except asyncio.QueueFull:
+      raise Overloaded from None
+    return await waiting.reply
+
+  async def _work(self) -> None:
+    while True:
+      self._batch = [await self._queue.get()]
+      if self._queue.qsize() < self._batch_size - 1:
+        await asyncio.sleep(self._max_wait)
+      while len(self._batch) < self._batch_size and not self._queue.empty():
+        self._batch.append(self._queue.get_nowait())
+      waiting = [one for one in self._batch if not one.reply.done()]
+      if waiting:
+        await self._answer_batch(waiting)
+
+  async def _answer_batch(self, batch: Sequence[_Waiting]) -> None:
+    began = time.perf_counter()
+    work = asyncio.get_running_loop().run_in_executor(self._thread, self._answer, [one.question for one in batch])
+    try:
+      await asyncio.wait([work])
+    finally:  # also while closing: those whose batch is under way still get their replies
+      await asyncio.wait([work])
+      error, replies = work.exception(), None
+      if error is None and len(replies := work.result()) != len(batch):
+        error = RuntimeError(f"{len(replies)} replies to {len(batch)} questions")
+      for place, one in enumerate(batch):
+        _set(one.reply, value=None if error else (replies[place], began - one.since), error=error)
+
+
+def _set(reply: asyncio.Future, value: object = None, error: Exception | None = None) -> None:
+  if reply.done():  # its asker has gone
+    return
+  if error is None:
+    reply.set_result(value)
+  else:
+    reply.set_exception(error)

@@ -1,0 +1,248 @@
+"""The re-ranker that one calls: a trained run, and a full permutation of the candidates for every request."""
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from gr2_jax.data.schema import DataError, Item, Slate
+from gr2_jax.language.answers import reference_tokens
+from gr2_jax.language.prompts import PromptContext, PromptStyle, direct_opening, present, render_prompt
+from gr2_jax.models.transformer import Decoder
+from gr2_jax.serving import load
+from gr2_jax.serving.cold_start import ColdStart
+from gr2_jax.serving.engine import Engine, Row, RowAnswer, default_batch_sizes, default_prompt_lengths, style_of
+from gr2_jax.serving.request import MODES, Ranking, Request, RequestError, borda_scores, item_id, upstream_ranking
+from gr2_jax.training.mesh import make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """`mode` and `presentations` of requests that name none; `modes` that are served; `batch_size` rows at most are answered together.
+
+  `prompt_lengths`: to which prompts are padded (none given: half the longest prompt, and it whole). `prefix_slots`: slates that stay on
+  the device for reuse (0: none). The most candidates of a request (at most as many as the vocabulary has names), history items and
+  presentations.
+  """
+
+  mode: str = "reason"
+  presentations: int = 1
+  modes: tuple[str, ...] = MODES
+  batch_size: int = 16
+  prompt_lengths: tuple[int, ...] = ()
+  prefix_slots: int = 0
+  max_candidates: int | None = None
+  max_history: int = 1000
+  max_presentations: int = 8
+
+  def __post_init__(self):
+    for mode, known in (*((mode, MODES) for mode in self.modes), (self.mode, self.modes)):
+      if mode not in known:
+        raise DataError(f"mode: {mode!r} is not known; choose from {', '.join(known)}")
+    for name in ("batch_size", "presentations", "max_presentations"):
+      if getattr(self, name) < 1:
+        raise DataError(f"{name}: {getattr(self, name)} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """A request that passed all checks, rendered: one row for each presentation."""
+
+  candidates: tuple[str, ...]
+  mode: str
+  rows: list[Row]
+  dropped_history: int
+  assigned: tuple[str, ...]
+  prepare_ms: float
+
+
+class Reranker:
+  """Ranks slates with one policy. Safe to call from several threads; the device works for one of them at a time."""
+
+  def __init__(
+    self,
+    decoder: Decoder,
+    params: Any,
+    context: PromptContext,
+    style: PromptStyle,
+    *,
+    max_new_tokens: int,
+    options: Options = Options(),
+    cold_start: ColdStart | None = None,
+  ):
+    """`max_new_tokens`: the limit of reasoned answers. Raises DataError for a style without compact answers, and for reuse where the
+    history comes first.
+    """
+    if style.answer != "compact":
+      raise DataError(f"prompt.answer: serving decodes compact answers, which are permutations by construction, not {style.answer}")
+    if options.prefix_slots and style.order != "candidates_first":
+      raise DataError("prefix_slots: a slate can be reused only where it comes first; train with prompt.order='candidates_first'")
+    longest = style.max_prompt_tokens + len(direct_opening(context.vocabulary, style))
+    lengths = tuple(sorted(options.prompt_lengths)) or default_prompt_lengths(longest)
+    if lengths[-1] < longest:
+      raise DataError(f"prompt_lengths: the largest, {lengths[-1]}, must hold the longest prompt, which may have {longest} tokens")
+    most = min(options.max_candidates or context.vocabulary.num_candidates, context.vocabulary.num_candidates)
+    self.options = dataclasses.replace(options, max_candidates=most)
+    self.context, self.style = context, style
+    self.engine = Engine(
+      decoder,
+      params,
+      context.vocabulary,
+      style,
+      max_new_tokens=max_new_tokens,
+      batch_sizes=default_batch_sizes(options.batch_size),
+      prompt_lengths=lengths,
+      prefix_slots=options.prefix_slots,
+    )
+    self._cold_start = cold_start
+
+  @classmethod
+  def load(
+    cls,
+    run: str | os.PathLike,
+    *,
+    stage: str = "rl",
+    options: Options = Options(),
+    mesh: Mesh | None = None,
+  ) -> "Reranker":
+    """The policy at the end of `stage` (rl or sft) of the run directory `run`, on one device unless a `mesh` says otherwise.
+
+    Raises DataError where the run lacks what is needed, and what the constructor raises.
+    """
+    saved = load.SavedRun.open(run)
+    saved.check_done(("data", "tokenize", stage))
+    catalogue = load.load_catalogue(saved)
+    context = load.load_context(saved, catalogue, load.load_log(saved, catalogue))
+    decoder = load.make_decoder(saved, context.vocabulary)
+    params = load.load_policy(saved, stage, decoder, mesh or make_mesh(devices=jax.devices()[:1]))
+    return cls(
+      decoder,
+      params,
+      context,
+      load.prompt_style(saved),
+      max_new_tokens=saved.config.rl.max_new_tokens,
+      options=options,
+      cold_start=ColdStart(saved, context),
+    )
+
+  def warm_up(self, on_progress: Callable[[int, int], None] | None = None) -> None:
+    """Compiles all that requests can need; `on_progress(done, all)` is called after each program."""
+    if self._cold_start is not None:
+      self._cold_start.warm_up()
+    for done, total in self.engine.warm_up(self.options.modes):
+      if on_progress is not None:
+        on_progress(done, total)
+
+  def rank(self, history: Sequence[str | Item], candidates: Sequence[str | Item], **fields: Any) -> Ranking:
+    """The order of `candidates` for a user with this `history`; `fields` are the further ones of a `Request`. Raises RequestError."""
+    return self.rank_batch([Request(tuple(history), tuple(candidates), **fields)])[0]
+
+  def rank_batch(self, requests: Sequence[Request]) -> list[Ranking]:
+    """A ranking for each request. Raises the RequestError of the first that cannot be ranked."""
+    return self.rank_prepared([self.prepare(request) for request in requests])
+
+  def prepare(self, request: Request) -> Prepared:
+    """Checks and renders a request; raises RequestError."""
+    began = time.perf_counter()
+    mode = request.mode or self.options.mode
+    presentations = self.options.presentations if request.presentations is None else request.presentations
+    candidates = tuple(map(item_id, request.candidates))
+    self._check(request, mode, presentations, candidates)
+    context, assigned = self._context_for((*request.history, *request.candidates))
+    slate = Slate(request.id or "", tuple(map(item_id, request.history)), candidates, (0,) * len(candidates), timestamp=request.timestamp)
+    style = style_of(mode, self.style)
+    codes = context.codes[context.catalogue.to_rows(candidates)]
+    rows = []
+    for number in range(presentations):
+      # The same orders for every slate of a size, so that its presentations are reused like the upstream one.
+      shown = present(len(candidates), "shuffled" if number else "upstream", (0, len(candidates), number))
+      try:
+        prompt = render_prompt(slate, shown, context, style)
+      except DataError as error:
+        raise RequestError("too_long", str(error)) from None
+      shared = prompt.tokens.index(context.vocabulary.special("history")) if self.options.prefix_slots else 0
+      rows.append(Row(prompt.tokens, shared, reference_tokens(shown, context.vocabulary, style, codes), shown))
+    return Prepared(candidates, mode, rows, prompt.dropped_history, assigned, 1000 * (time.perf_counter() - began))
+
+  def rank_prepared(self, requests: Sequence[Prepared]) -> list[Ranking]:
+    """A ranking for each request, in batches of those with the same mode. Never raises: what fails gets the upstream order."""
+    rankings: list[Ranking | None] = [None] * len(requests)
+    for mode in {request.mode for request in requests}:
+      places = [place for place, request in enumerate(requests) if request.mode == mode]
+      began = time.perf_counter()
+      try:
+        answers = self.engine.answer([row for place in places for row in requests[place].rows], mode)
+        failure = None
+      except Exception as error:  # whatever the device or its compiler raises, the caller gets an order
+        logging.exception("ranking failed; the upstream order is given")
+        answers, failure = [], f"failed: {type(error).__name__}"
+      model_ms = 1000 * (time.perf_counter() - began)
+      for place in places:
+        own, answers = answers[: len(requests[place].rows)], answers[len(requests[place].rows) :]
+        rankings[place] = self._combine(requests[place], own, failure, model_ms)
+    return rankings
+
+  def _check(self, request: Request, mode: str, presentations: int, candidates: tuple[str, ...]) -> None:
+    options = self.options
+    if mode not in options.modes:
+      raise RequestError("unknown_mode", f"mode: {mode!r} is not served; choose from {', '.join(options.modes)}")
+    if not candidates:
+      raise RequestError("no_candidates", "candidates: none; give at least one")
+    if len(set(candidates)) != len(candidates):
+      twice = next(c for i, c in enumerate(candidates) if c in candidates[:i])
+      raise RequestError("repeated_candidate", f"candidates: {twice!r} is repeated; list each candidate once")
+    limits = (("candidates", len(candidates), options.max_candidates), ("history", len(request.history), options.max_history))
+    for name, size, most in (*limits, ("presentations", presentations, options.max_presentations)):
+      if size > most:
+        raise RequestError("too_many", f"{name}: {size} are more than {most}, the most that this server takes")
+    if presentations < 1:
+      raise RequestError("bad_request", f"presentations: {presentations} must be at least 1")
+
+  def _context_for(self, items: Sequence[str | Item]) -> tuple[PromptContext, tuple[str, ...]]:
+    """What prompts of these items are made of, and the ids that got a semantic ID by their text. Known items keep their own text."""
+    known = self.context.catalogue.rows
+    cold = {item.id: item for item in reversed(items) if isinstance(item, Item) and item.id not in known}
+    lost = next((item for item in items if not isinstance(item, Item) and item not in known and item not in cold), None)
+    if lost is not None:
+      raise RequestError("unknown_item", f"unknown item {lost!r}; give its title, brand or categories beside its id, or leave it out")
+    if not cold:
+      return self.context, ()
+    if self._cold_start is None:
+      raise RequestError("unknown_item", f"unknown item {next(iter(cold))!r}; this re-ranker was made without a tokenizer for new items")
+    try:
+      return self._cold_start.extend(list(cold.values())), tuple(cold)
+    except DataError as error:
+      raise RequestError("unknown_item", str(error)) from None
+
+  def _combine(self, request: Prepared, answers: Sequence[RowAnswer], failure: str | None, model_ms: float) -> Ranking:
+    fields = {
+      "timings": {"prepare_ms": round(request.prepare_ms, 3), "model_ms": round(model_ms, 3)},
+      "dropped_history": request.dropped_history,
+      "assigned": request.assigned,
+    }
+    valid = [answer for answer in answers if answer.order is not None]
+    if not valid:
+      return upstream_ranking(request.candidates, failure or f"invalid answer: {answers[0].error}", **fields)
+    size = len(request.candidates)
+    if len(request.rows) == 1:
+      order, scores = valid[0].order, valid[0].scores
+      scores = borda_scores(size) if scores is None else tuple(map(float, scores))
+    else:
+      points = np.zeros(size)
+      for answer in valid:
+        points[answer.order] += borda_scores(size)
+      order = np.argsort(-points, kind="stable")
+      scores = tuple((points[order] / len(valid)).tolist())
+    return Ranking(tuple(request.candidates[i] for i in order), scores, self._reasoning(answers[0].completion), **fields)
+
+  def _reasoning(self, completion: list[int]) -> str | None:
+    opening, closing = (self.context.vocabulary.special(name) for name in ("think", "/think"))
+    if not completion or completion[0] != opening or closing not in completion:
+      return None
+    return self.context.vocabulary.decode(completion[1 : completion.index(closing)])

@@ -1,0 +1,66 @@
+"""The programs on a finished run: a file re-ranked, and latency against quality in the card; wrong flags end in one line."""
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from small_runs import ROOT
+
+from experiments.latency_points import measure
+from experiments.rundir import RunError
+from gr2_jax.evaluation.card import write_card
+from gr2_jax.training.progress import Progress
+
+MEASURE = {"stage": "rl", "modes": ["score"], "presentations": [1, 2], "requests": 3, "batch_size": 4, "progress": Progress()}
+
+
+def program(environment, name, *flags):
+  command = [sys.executable, "-m", f"experiments.{name}", *flags]
+  done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+  return done.returncode, done.stdout, done.stderr
+
+
+def test_a_file_is_ranked_and_wrong_flags_are_told(tiny_run, program_environment, tmp_path):
+  with gzip.open(tiny_run / "slates" / "test.jsonl.gz") as file:
+    lines = file.readlines()[:5]
+  source, target = tmp_path / "slates.jsonl.gz", tmp_path / "ranked.jsonl"
+  source.write_bytes(gzip.compress(b"".join(lines)))
+  flags = [f"--run={tiny_run}", f"--input={source}", f"--output={target}", "--mode=score", "--batch_size=2"]
+  code, out, err = program(program_environment, "rerank", *flags)
+  assert code == 0 and "5/5 slates" in out, err
+  records = [json.loads(line) for line in target.read_text().splitlines()]
+  for line, record in zip(map(json.loads, lines), records, strict=True):
+    assert record["id"] == line["user"] and sorted(record["order"]) == sorted(line["candidates"]) and not record["fallback"]
+  for name, wrong, told in (("rerank", flags, "exists; remove it"), ("serve", [], "--run is missing")):
+    code, _, err = program(program_environment, name, *wrong)
+    assert code == 1 and err.count("ERROR: ") == 1 and told in err and "Traceback" not in err, err
+
+
+def test_latency_stands_in_the_card(tiny_run, tmp_path):
+  run, other = tmp_path / "run", tmp_path / "other"
+  for folder in (run, other):
+    shutil.copytree(tiny_run, folder)
+  assert "experiments.latency" in write_card(run).read_text(encoding="utf-8")
+  path = measure(str(run), [str(other)], **MEASURE)
+  points = json.loads(path.read_text())["points"]
+  assert [(point["run"], point["presentations"]) for point in points] == [(str(r), n) for r in (run, other) for n in (1, 2)]
+  for point in points:
+    assert 0 < point["p50_ms"] <= point["p95_ms"] and point["n"] == 24 and point["requests"] == 3
+    assert point["ci95"][0] <= point["recall@1"] <= point["ci95"][1]
+  assert points[0]["recall@1"] == points[2]["recall@1"]
+  results = json.loads((run / "evaluation" / "results.json").read_text())
+  assert json.loads(path.read_text())["upstream"]["recall@1"] == pytest.approx(results["orders"]["upstream"]["recall@1"])
+  card = write_card(run).read_text(encoding="utf-8")
+  assert "(plots/latency.png)" in card and "score, 2 presentations, test (other)" in card
+
+
+def test_other_slates_are_not_compared(tiny_run, tmp_path):
+  other = tmp_path / "other"
+  shutil.copytree(tiny_run, other)
+  path = other / "slates" / "test.jsonl.gz"
+  path.write_bytes(gzip.compress(b"".join(gzip.decompress(path.read_bytes()).splitlines(keepends=True)[1:])))
+  with pytest.raises(RunError, match="other test slates"):
+    measure(str(tiny_run), [str(other)], **MEASURE | {"presentations": [1]})
