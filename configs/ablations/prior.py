@@ -16,9 +16,9 @@ itself learnt from such traces. And OPD starts from a short SFT: a small model t
 teacher can make nothing either, and learns nothing from its scores (25 steps from the mid-trained model of the size `test`: reverse KL
 0.63 nats per token at both ends, with longer and longer reasoning).
 
-Seen so far, elsewhere: on the market of reward_hacking.py (one seed, 1,000 slates of 6, answers of 16 tokens) the SFT policy, R@1 .131, learnt
-from a policy after RL of its own size, .425, without a reward: reverse KL 1.91 to .09 nats per token in 60 steps, R@1 .416, which is 91 %
-[80, 102] of the teacher's gain over the upstream order's .327.
+Seen so far, elsewhere: on the market of reward_hacking.py (one seed, 1,000 slates of 6, answers of 16 tokens) the SFT policy, R@1 .131,
+learnt from a policy after RL of its own size, .425, without a reward: reverse KL 1.91 to .09 nats per token in 60 steps, R@1 .416, which is
+91 % [80, 102] of the teacher's gain over the upstream order's .327.
 """
 
 from configs import amazon, quickstart
