@@ -151,12 +151,14 @@ class Decoder(nn.Module):
     segment_ids: jax.Array,
     prefix: Prefix | None = None,
     cache: Cache | None = None,
+    memory: jax.Array | None = None,
   ):
     """Hidden states `[B, T, D]`, and what the tokens leave behind.
 
     `tokens`, `positions`, `segment_ids [B, T]`; a token sees earlier tokens of its own segment, 0 is padding and is seen by none.
     Without a cache the second result is `(k, v)`, each `[layers, B, T, KV, Dh]`; with one it is the cache with T more tokens,
     all of one segment. With a prefix every row also sees its prompt (see `Prefix`).
+    `memory [S, D]`: embeddings of what has no token; the id -1 - s stands for its row s.
     """
     length = tokens.shape[1]
     if cache is None:
@@ -172,7 +174,10 @@ class Decoder(nn.Module):
     prefix_kv = None if prefix is None else (prefix.k, prefix.v)
     prefix_mask = None if prefix is None else prefix.mask
 
-    x = constrain(jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype), "batch", "seq", None)
+    x = jnp.take(self.embedding, tokens if memory is None else jnp.maximum(tokens, 0), axis=0)
+    if memory is not None:
+      x = jnp.where((tokens < 0)[..., None], jnp.take(memory, jnp.maximum(-1 - tokens, 0), axis=0).astype(x.dtype), x)
+    x = constrain(x.astype(self.config.dtype), "batch", "seq", None)
     x, (k, v) = self.layers(x, (prefix_kv, cache_kv), (positions, own, prefix_mask, written))
     hidden = self.final_norm(x)
     if cache is None:

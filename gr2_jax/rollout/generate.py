@@ -44,14 +44,16 @@ class _Decoding(NamedTuple):
   entropy: jax.Array
 
 
-def prefill(decoder: Decoder, params, prompts: jax.Array, prompt_mask: jax.Array) -> tuple[jax.Array, Prefix, jax.Array]:
+def prefill(
+  decoder: Decoder, params, prompts: jax.Array, prompt_mask: jax.Array, memory: jax.Array | None = None
+) -> tuple[jax.Array, Prefix, jax.Array]:
   """One forward pass over left-aligned prompts `[P, Lp]`.
 
   Returns the hidden state of each prompt's last token `[P, D]`, the keys and values for its group, and prompt lengths `[P]`. A row
-  without any token is allowed as filler: what follows it means nothing, and is finite.
+  without any token is allowed as filler: what follows it means nothing, and is finite. `memory` is that of `Decoder`.
   """
   positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
-  hidden, (k, v) = decoder.apply({"params": params}, prompts, positions, prompt_mask.astype(jnp.int32))
+  hidden, (k, v) = decoder.apply({"params": params}, prompts, positions, prompt_mask.astype(jnp.int32), memory=memory)
   lengths = prompt_mask.astype(jnp.int32).sum(axis=1)
   last = jnp.maximum(lengths - 1, 0)
   last_hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
@@ -95,6 +97,7 @@ def generate(
   sampling: Sampling,
   row_ids: jax.Array | None = None,
   references: jax.Array | None = None,
+  memory: jax.Array | None = None,
   *,
   group: int,
   max_new_tokens: int,
@@ -114,7 +117,7 @@ def generate(
   rows = num_prompts * group
   row_ids = jnp.arange(num_prompts) if row_ids is None else row_ids
   uniforms = draw_uniforms(key, (row_ids[:, None] * group + jnp.arange(group)).reshape(rows), max_new_tokens)
-  last_hidden, prefix, prompt_lengths = prefill(decoder, params, prompts, prompt_mask)
+  last_hidden, prefix, prompt_lengths = prefill(decoder, params, prompts, prompt_mask, memory)
   prompt_lengths = jnp.repeat(prompt_lengths, group)
 
   if constraint is not None:
@@ -175,7 +178,8 @@ def make_generate(
   check_every: int = 4,
   constraint: SlateConstraint | None = None,
 ) -> Callable[..., Rollout]:
-  """Compile `generate` for fixed sizes: `(params, prompts, prompt_mask, key, sampling, row_ids=None, references=None) -> Rollout`.
+  """Compile `generate` for fixed sizes: `(params, prompts, prompt_mask, key, sampling, row_ids=None, references=None, memory=None)
+  -> Rollout`.
 
   Only a new prompt shape compiles again. Raises ValueError for sizes below 1.
   """
@@ -184,7 +188,7 @@ def make_generate(
       raise ValueError(f"{name} must be at least 1, got {value}")
 
   @jax.jit
-  def run(params, prompts, prompt_mask, key, sampling, row_ids=None, references=None) -> Rollout:
+  def run(params, prompts, prompt_mask, key, sampling, row_ids=None, references=None, memory=None) -> Rollout:
     return generate(
       decoder,
       params,
@@ -194,6 +198,7 @@ def make_generate(
       sampling,
       row_ids,
       references,
+      memory,
       group=group,
       max_new_tokens=max_new_tokens,
       eos_id=eos_id,
