@@ -125,6 +125,12 @@ def base() -> ConfigDict:
         "log_every": 1,
         "max_skips": 10,
       },
+      "compressor": {
+        "variants": (),  # of sids (semantic IDs alone), rules, rewriter, slots; the stage does nothing without
+        "budget": 48,  # tokens of a compressed history
+        "splits": ("test",),  # whose histories are compressed; the evaluation reads those of the test slates
+        "batch_size": 64,
+      },
       "evaluation": {
         "batch_size": 64,
         "max_slates": 0,  # 0: all test slates

@@ -38,10 +38,16 @@ STAGES = (
     "rl", "experiments.stages.rl", reads=("seed", "model", "mesh", "prompt", "decoding", "rl"), inputs=("data", "tokenize", "slates", "sft")
   ),
   Stage(
+    "compress",
+    "experiments.stages.compress",
+    reads=("seed", "model", "mesh", "prompt", "decoding", "rl", "compressor"),
+    inputs=("data", "tokenize", "midtrain", "slates", "rl"),
+  ),
+  Stage(
     "evaluation",
     "experiments.stages.evaluation",
     reads=("seed", "model", "prompt", "decoding", "evaluation"),
-    inputs=("data", "tokenize", "slates", "sft", "rl"),
+    inputs=("data", "tokenize", "slates", "sft", "rl", "compress"),
     format=2,  # per_slate.npz
   ),
 )

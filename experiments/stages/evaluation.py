@@ -1,5 +1,7 @@
 """Stage `evaluation`: every order of the test slates, measured side by side; `results.json`, `per_slate.npz` and `card.md`."""
 
+import dataclasses
+import functools
 import json
 import time
 
@@ -17,12 +19,13 @@ from experiments.artifacts import (
   slate_constraint,
   stage_key,
 )
+from experiments.compression import FULL_HISTORIES, load_compressed, time_prefill
 from gr2_jax.data.cooccurrence import ItemCounts, TransitionCounts
 from gr2_jax.evaluation import baselines
 from gr2_jax.evaluation.card import render_console_table, write_card
 from gr2_jax.evaluation.features import LogCounts, slate_features, slate_labels
 from gr2_jax.evaluation.per_slate import write_per_slate
-from gr2_jax.evaluation.results import Answers, Order, build_results, write_results
+from gr2_jax.evaluation.results import COMPRESSED, FULL, Answers, Order, build_results, write_results
 from gr2_jax.language.prompts import present
 from gr2_jax.rollout.generate import make_generate
 from gr2_jax.rollout.rerank import pad_shown, rank_slates
@@ -57,7 +60,16 @@ def run(config, run, progress, stop):
     constraint=slate_constraint(run, context.vocabulary),
   )
   for name, stage in (("sft", "sft"), ("policy", "rl")):
-    orders[name] = _policy_order(run, name, load_policy(run, stage, decoder), generate, test, context, style, progress, stop)
+    params = load_policy(run, stage, decoder)
+    orders[name] = _policy_order(run, name, params, generate, test, context, style, progress, stop)
+  compressed = load_compressed(run, test)
+  for variant, of in compressed.items():
+    name, with_memory = COMPRESSED + variant, functools.partial(generate, memory=of.memory)
+    orders[name] = _policy_order(run, name, params, with_memory, test, context, style, progress, stop, histories=of.histories)
+  if compressed:
+    everything = {FULL: FULL_HISTORIES} | {COMPRESSED + variant: of for variant, of in compressed.items()}
+    prefill_ms = time_prefill(decoder, params, test, context, style, everything, batch_size=options.batch_size)
+    orders |= {name: dataclasses.replace(orders[name], cost=orders[name].cost | {"prefill_ms": ms}) for name, ms in prefill_ms.items()}
   users = [slate.user for slate in test]
   timed = any(slate.timestamp is not None for slate in test)
   results = build_results(
@@ -101,7 +113,7 @@ def _classical_orders(run, catalogue, log, slates, labels):
   return {name: Order.of(ranking) for name, ranking in rankings.items()}
 
 
-def _policy_order(run, name, params, generate, slates, context, style, progress, stop):
+def _policy_order(run, name, params, generate, slates, context, style, progress, stop, histories=None):
   """Greedy answers in the upstream presentation and in shuffled ones; the first presentation is timed after its compilation."""
   options = run.config.evaluation
   presentations = {"upstream": ("upstream", 0)} | {f"shuffled_{i + 1}": ("shuffled", i) for i in range(options.shuffles)}
@@ -126,6 +138,7 @@ def _policy_order(run, name, params, generate, slates, context, style, progress,
         batch_size=options.batch_size,
         key=stage_key(run, "evaluation"),
         on_progress=on_progress,
+        histories=histories,
       )
       seconds = time.perf_counter() - began
       answers[presentation] = Answers(ranked.rankings, pad_shown(shown, width), ranked.errors)

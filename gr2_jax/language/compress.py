@@ -35,7 +35,9 @@ def prompt_rows(slate: schema.Slate, context: PromptContext, style: PromptStyle)
   return context.catalogue.to_rows(slate.history[-style.max_history :])
 
 
-def compress_by_rules(rows: Sequence[int], context: PromptContext, style: PromptStyle, *, budget: int, categories: bool = True) -> list[int]:
+def compress_by_rules(
+  rows: Sequence[int], context: PromptContext, style: PromptStyle, *, budget: int, categories: bool = True
+) -> list[int]:
   """The latest items of a history that fit into `budget` tokens, oldest first: each one's semantic ID and its leaf category.
 
   Repeats are merged: an item that was bought again stands at its last place alone, and a category that several items in a row share

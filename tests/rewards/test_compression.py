@@ -6,7 +6,9 @@ import pytest
 from gr2_jax.rewards.compression import alpha_at, compression_reward, compression_terms, ellipsis_factor, judge_reward
 
 
-@pytest.mark.parametrize(("compressed", "original", "expected"), [(20, 100, 0.8), (0, 100, 1.0), (100, 100, 0.0), (130, 100, 0.0), (0, 0, 0.0)])
+@pytest.mark.parametrize(
+  ("compressed", "original", "expected"), [(20, 100, 0.8), (0, 100, 1.0), (100, 100, 0.0), (130, 100, 0.0), (0, 0, 0.0)]
+)
 def test_length(compressed, original, expected):
   assert compression_reward(compressed, original) == pytest.approx(expected)
 
