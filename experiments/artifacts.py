@@ -87,9 +87,9 @@ def stage_checkpoints(run: Run, stage: str, name: str = "checkpoints") -> Checkp
   return Checkpointer(run.path(stage, name))
 
 
-def load_policy(run: Run, stage: str, decoder: Decoder) -> Any:
-  """Parameters at the end of a stage."""
-  return load_params(decoder, stage_checkpoints(run, stage), run_mesh(run))
+def load_policy(run: Run, stage: str, decoder: Decoder, name: str = "checkpoints") -> Any:
+  """Parameters at the end of a stage, or of the training `name` in it."""
+  return load_params(decoder, stage_checkpoints(run, stage, name), run_mesh(run))
 
 
 def metric_writer(run: Run, name: str) -> MetricWriter:

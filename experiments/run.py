@@ -133,10 +133,11 @@ def exit_code_of(program: Callable[[], None]) -> int:
 def _stage_errors() -> tuple[type[Exception], ...]:
   """What stages raise with a message that says all; imported here, since it brings JAX along."""
   from gr2_jax.evaluation.results import ResultsError
+  from gr2_jax.teachers.chat import ChatError
   from gr2_jax.training.checkpoints import CheckpointError
   from gr2_jax.training.guard import DivergedError
 
-  return CheckpointError, DivergedError, ResultsError
+  return ChatError, CheckpointError, DivergedError, ResultsError
 
 
 def _open_everywhere(workdir: str, config: ConfigDict, command: Sequence[str]) -> Run:

@@ -4,7 +4,9 @@ import functools
 
 from experiments.artifacts import load_catalogue, load_context, load_log, load_slates, prompt_style
 from experiments.compression import fill_cache
+from experiments.rewriter import make_rewriter
 from experiments.rundir import write_json
+from experiments.slots import make_slots
 from gr2_jax.language.compress import compress_by_rules, prompt_rows
 
 
@@ -44,4 +46,6 @@ def _make_rules(run, context, style, progress, stop, categories):
 _MAKERS = {
   "sids": functools.partial(_make_rules, categories=False),
   "rules": functools.partial(_make_rules, categories=True),
+  "rewriter": make_rewriter,
+  "slots": make_slots,
 }

@@ -61,9 +61,9 @@ def compress_by_rules(
 
 
 def check_budget(budget: int, item_tokens: int) -> None:
-  """Raises ValueError unless `budget` holds the `item_tokens` of one item."""
+  """Raises ValueError unless `budget` holds the `item_tokens` of one item at its shortest."""
   if budget < item_tokens:
-    raise ValueError(f"budget: {budget} tokens hold no item, whose semantic ID has {item_tokens}; raise it")
+    raise ValueError(f"budget: {budget} tokens hold no item, which takes {item_tokens}; raise it")
 
 
 def leaf_category(item: schema.Item) -> str:

@@ -46,7 +46,7 @@ def test_rules_drop_the_oldest_first_and_never_exceed_the_budget(context, catego
 def test_no_history_and_a_budget_of_nothing(context):
   assert compress.compress_by_rules([], context, STYLE, budget=10) == []
   for budget in (0, 2):
-    with pytest.raises(ValueError, match=f"budget: {budget} tokens hold no item, whose semantic ID has 3"):
+    with pytest.raises(ValueError, match=f"budget: {budget} tokens hold no item, which takes 3"):
       compress.compress_by_rules([SHAMPOO], context, STYLE, budget=budget)
 
 
