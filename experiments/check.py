@@ -17,13 +17,15 @@ _CHOICES = {
   "traces.presentation": _PRESENTATIONS,
   "sft.presentation": _PRESENTATIONS,
   "rl.presentation": _PRESENTATIONS,
+  "compressor.rewriter.judge": ("ranker", "chat"),
+  "compressor.rewriter.metric": ("auc", "ndcg"),
   "evaluation.gain": ("exponential", "linear"),
 }
 # Sizes, wherever they stand in the config, that cannot be 0.
 _SIZES = {
   *("attempts", "batch", "batch_size", "beams", "corpus_epochs", "epochs", "group", "log_every", "max_history", "max_new_tokens"),
-  *("max_rounds", "max_skips", "microbatches", "minibatches", "num_candidates", "prompts", "report_every", "resamples", "row_length"),
-  *("save_every", "text_pieces"),
+  *("max_rounds", "max_skips", "microbatches", "minibatches", "num_candidates", "per_item", "prompts", "report_every", "resamples"),
+  *("row_length", "save_every", "text_pieces"),
 }
 
 
@@ -42,6 +44,8 @@ def check_values(config: ConfigDict) -> None:
     except ValueError as error:
       raise ConfigError(f"--config.{key}: {error}") from None
   _check_pairs(config)
+  if config.compressor.variants:
+    _check_compressor(config)
   if not config.get("distributed"):  # else the devices are not there yet
     _check_devices(config)
 
@@ -72,6 +76,35 @@ def _check_pairs(config: ConfigDict) -> None:
     )
 
 
+def _check_compressor(config: ConfigDict) -> None:
+  """Variants that there are, a budget that holds an item, and a judge that can be asked."""
+  from experiments.compression import VARIANTS
+  from gr2_jax.language.compress import check_budget
+
+  options = config.compressor
+  unknown = [variant for variant in options.variants if variant not in VARIANTS]
+  if unknown:
+    raise ConfigError(f"--config.compressor.variants: {unknown[0]!r} is not known; choose from {', '.join(VARIANTS)}")
+  if "test" not in options.splits:
+    raise ConfigError("--config.compressor.splits: the evaluation needs 'test' among them")
+  codes = config.tokenize.rqvae.levels + 2 * config.prompt.sid_markers
+  try:
+    check_budget(options.budget, max(codes, options.slots.per_item) if "slots" in options.variants else codes)
+  except ValueError as error:
+    raise ConfigError(f"--config.compressor.{error}") from None
+  rewriter = options.rewriter
+  if not (len(rewriter.alpha) == 2 and all(0 <= alpha <= 1 for alpha in rewriter.alpha)):
+    raise ConfigError(f"--config.compressor.rewriter.alpha: {rewriter.alpha} must be two weights in 0..1, at the first and the last step")
+  if rewriter.group < 2:
+    raise ConfigError(
+      f"--config.compressor.rewriter.group: {rewriter.group} must be at least 2: a text is judged by the others of its group"
+    )
+  if rewriter.judge == "chat" and not (rewriter.chat.url and rewriter.chat.model):
+    raise ConfigError("--config.compressor.rewriter.chat: give the url and the model of the endpoint, or set judge=ranker")
+  if options.slots.optimizer.rule == "muon":
+    raise ConfigError("--config.compressor.slots.optimizer.rule: muon knows the matrices of the decoder alone; use adamw")
+
+
 def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
   """Config key -> how the library reads what stands there; each record checks itself."""
   from gr2_jax.language.midtrain_tasks import Mixture
@@ -82,10 +115,17 @@ def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
   from gr2_jax.semantic_ids.rqvae import RqVaeConfig
   from gr2_jax.steps.rl import RlConfig
   from gr2_jax.steps.tokenizer import TokenizerConfig
+  from gr2_jax.teachers.chat import ChatConfig
   from gr2_jax.training.state import OptimizerConfig, make_optimizer
 
-  rl = config.rl
+  rl, rewriter = config.rl, config.compressor.rewriter
   trained = {"midtrain": config.midtrain, "midtrain.warmup_rows": config.midtrain.warmup_rows, "sft": config.sft, "rl": rl}
+  compressors = {
+    "compressor.rewriter.warmup": rewriter.warmup,
+    "compressor.rewriter": rewriter,
+    "compressor.slots": config.compressor.slots,
+  }
+  trained |= compressors if config.compressor.variants else {}
   optimizers = {
     f"{name}.optimizer": lambda options=options: make_optimizer(
       OptimizerConfig(**options.optimizer), options.steps * options.get("minibatches", 1)
@@ -102,6 +142,9 @@ def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
     "rl.reward": lambda: RewardConfig(**rl.reward).to_options(),
     "rl.loss": lambda: PolicyLossConfig(**rl.loss),
     "rl": lambda: RlConfig(temperature=rl.temperature),
+    "compressor.rewriter": lambda: RlConfig(temperature=rewriter.temperature),
+    "compressor.rewriter.loss": lambda: PolicyLossConfig(**rewriter.loss),
+    "compressor.rewriter.chat": lambda: ChatConfig(**rewriter.chat),
   }
 
 
@@ -119,6 +162,13 @@ def _check_devices(config: ConfigDict) -> None:
     "sft.batch_size": config.sft.batch_size,
     "rl.prompts": config.rl.prompts // config.rl.minibatches // config.rl.microbatches,
   }
+  if config.compressor.variants:
+    rewriter, slots = config.compressor.rewriter, config.compressor.slots
+    batches |= {
+      "compressor.rewriter.warmup.batch_size": rewriter.warmup.batch_size,
+      "compressor.rewriter.prompts": rewriter.prompts,
+      "compressor.slots.batch_size": slots.batch_size,
+    }
   for key, rows in batches.items():
     if rows % parts:
       raise ConfigError(f"--config.{key}: {rows} rows at once do not divide over the {parts} parts of the mesh (data x fsdp)")

@@ -37,8 +37,9 @@ def make_rewriter(run, context, style, progress, stop) -> CompressFn:
   slates = load_slates(run, context.catalogue, "train")
   decoder, mesh = make_decoder(run, context.vocabulary), run_mesh(run)
   length = _padded(max(len(_prompt(slate, context, style)) for slate in slates))
+  judge = make_judge(run, decoder, slates, context, style)  # first, since it may lack something
   _warm_up(run, decoder, mesh, slates, context, style, progress, stop)
-  _reinforce(run, decoder, mesh, slates, context, style, length, progress, stop)
+  _reinforce(run, decoder, mesh, slates, context, style, judge, length, progress, stop)
   params = load_policy(run, "compress", decoder, "rewriter")
   return _make_compress(run, decoder, params, context, style, length)
 
@@ -108,7 +109,7 @@ def _warm_up(run, decoder, mesh, slates, context, style, progress, stop):
   )
 
 
-def _reinforce(run, decoder, mesh, slates, context, style, length, progress, stop):
+def _reinforce(run, decoder, mesh, slates, context, style, judge, length, progress, stop):
   """GRPO: all of a group are kept, and advantages are relative to it."""
   options = run.config.compressor.rewriter
   optimizer, state, shardings = begin(decoder, options, mesh, None, stage_checkpoints(run, "compress", "rewriter_warmup"))
@@ -123,7 +124,6 @@ def _reinforce(run, decoder, mesh, slates, context, style, length, progress, sto
     process_count=jax.process_count(),
   )
   generate = _make_generate(run, decoder, context, group=options.group)
-  judge = make_judge(run, decoder, slates, context, style)
   sampling = Sampling.create(options.temperature)
 
   def next_prompts():
@@ -186,9 +186,7 @@ def make_judge(run, decoder, slates, context, style) -> JudgeFn:
     config = ChatConfig(**options.chat)
     key = os.environ.get(config.api_key_variable) if config.api_key_variable else None
     if config.api_key_variable and not key:
-      raise DataError(
-        f"config.compressor.rewriter.chat.api_key_variable: {config.api_key_variable} is not set; export the key under this name"
-      )
+      raise DataError(f"config.compressor.rewriter.chat.api_key_variable: {config.api_key_variable} is not set; export the key under it")
     cache = DiskCache(run.path("compress", "chat.jsonl"), write=run.main)
     return make_chat_judge(ChatClient(config, cache, api_key=key), context, style)
   generate = make_generate(

@@ -14,8 +14,8 @@ from gr2_jax.evaluation.tables import format_lift, format_number, markdown_table
 _METRICS = ("recall@3", "ndcg@3")
 _NOTE = (
   "The same policy on prompts whose history was compressed; differences are relative to its answers to full prompts, with paired 95 % "
-  "intervals. Tokens are those of the whole prompt, candidates and instructions included. Prefill: the forward pass over a batch of prompts, "
-  "by slate."
+  "intervals. Tokens are those of the whole prompt, candidates and instructions included. Prefill: the forward pass over a batch of "
+  "prompts, by slate."
 )
 
 

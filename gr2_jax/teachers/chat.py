@@ -1,4 +1,4 @@
-"""Questions to a chat endpoint (the OpenAI-compatible `POST URL/chat/completions`): retried, rate-limited, and answered from disk if asked before."""
+"""Questions to a chat endpoint of the OpenAI-compatible form: retried, rate-limited, and answered from disk if asked before."""
 
 import dataclasses
 import http.client
