@@ -62,7 +62,7 @@ def run(config, run, progress, stop):
   for name, stage in (("sft", "sft"), ("policy", "rl")):
     params = load_policy(run, stage, decoder)
     orders[name] = _policy_order(run, name, params, generate, test, context, style, progress, stop)
-  compressed = load_compressed(run, test)
+  compressed = load_compressed(run, test)  # read by the policy, whose parameters were loaded last
   for variant, of in compressed.items():
     name, with_memory = COMPRESSED + variant, functools.partial(generate, memory=of.memory)
     orders[name] = _policy_order(run, name, params, with_memory, test, context, style, progress, stop, histories=of.histories)

@@ -118,3 +118,14 @@ def test_a_warmup_row_that_holds_no_example(compressed, run_here, tmp_path, caps
   run = continue_from(compressed, tmp_path / "run", config, BEFORE)
   assert run_here(config, run, ["compress"]) == 1
   assert "config.compressor.rewriter.warmup.row_length: 64 is too short for a history" in capsys.readouterr().err
+
+
+def test_slots_that_are_the_codes_of_a_history_of_codes_begin_without_a_loss(tiny_run, run_here, tmp_path):
+  # As many slots as codes start as the codes themselves, and the tiny run's histories are codes alone: both prompts read the same.
+  config = tiny_config(compressor__variants=("slots",), compressor__budget=36, compressor__slots__per_item=3, compressor__slots__steps=1)
+  run = continue_from(tiny_run, tmp_path / "run", config, BEFORE)
+  assert run_here(config, run, ["compress"]) == 0
+  step = json.loads((run / "metrics" / "compress_slots.jsonl").read_text())
+  assert step["loss"] == pytest.approx(0.0, abs=1e-5) and step["nll"] > 0
+  slates = read_slates(run / "slates" / "test.jsonl.gz", None)
+  assert [len(entry["tokens"]) for entry in entries(run, "slots")] == [3 * len(slate.history) for slate in slates]
