@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.rundir import Run
@@ -24,13 +25,15 @@ _TIMED_ROUNDS = 5
 
 
 class Histories(NamedTuple):
-  """What stands in the prompts of n slates: `histories [n]` lists of tokens (None: the slates' own), and the slots' `memory [S, D]`."""
+  """What stands in the prompts of n slates: `histories [n]` lists of tokens (None: the slates' own); `memory`, what a decoder's parameters
+  must hold besides to read them (nothing, or the slots).
+  """
 
   histories: list[list[int]] | None
-  memory: np.ndarray | None
+  memory: dict[str, jax.Array]
 
 
-FULL_HISTORIES = Histories(None, None)
+FULL_HISTORIES = Histories(None, {})
 
 # Slates -> for each the tokens of its compressed history, and the outcome (`language.compress.OUTCOMES`).
 CompressFn = Callable[[Sequence[Slate]], list[tuple[list[int], str]]]
@@ -80,7 +83,7 @@ def load_compressed(run: Run, slates: Sequence[Slate]) -> dict[str, Histories]:
     missing = next((slate for slate, key in zip(slates, keys, strict=True) if key not in cache), None)
     if missing is not None:
       raise DataError(f"{cache.path}: has no history of user {missing.user!r}; add the split to config.compressor.splits")
-    memory = np.load(memory_path(run)) if variant == "slots" else None
+    memory = {"memory": jnp.asarray(np.load(memory_path(run)))} if variant == "slots" else {}
     found[variant] = Histories([cache[key]["tokens"] for key in keys], memory)
   return found
 
@@ -103,11 +106,11 @@ def time_prefill(
   """Milliseconds a slate of the forward pass over a batch of prompts, by name: medians of rounds in which all take turns."""
   chosen = slates[:batch_size]
   shown = [present(len(slate.candidates), "upstream", (0, 0, 0)) for slate in chosen]
-  run = jax.jit(lambda params, tokens, mask, memory: prefill(decoder, params, tokens, mask, memory))
+  run = jax.jit(lambda params, tokens, mask: prefill(decoder, params, tokens, mask))
   calls = {}
   for name, of in histories.items():
     batch = render_prompts(chosen, shown, context, style, histories=None if of.histories is None else of.histories[: len(chosen)])
-    calls[name] = (params, *jax.device_put((batch.tokens, batch.mask, of.memory)))
+    calls[name] = (params | of.memory, *jax.device_put((batch.tokens, batch.mask)))
   seconds: dict[str, list[float]] = {name: [] for name in calls}
   for round_number in range(1 + _TIMED_ROUNDS):
     for name, arguments in calls.items():

@@ -1,7 +1,6 @@
 """Stage `evaluation`: every order of the test slates, measured side by side; `results.json`, `per_slate.npz` and `card.md`."""
 
 import dataclasses
-import functools
 import json
 import time
 
@@ -64,8 +63,8 @@ def run(config, run, progress, stop):
     orders[name] = _policy_order(run, name, params, generate, test, context, style, progress, stop)
   compressed = load_compressed(run, test)  # read by the policy, whose parameters were loaded last
   for variant, of in compressed.items():
-    name, with_memory = COMPRESSED + variant, functools.partial(generate, memory=of.memory)
-    orders[name] = _policy_order(run, name, params, with_memory, test, context, style, progress, stop, histories=of.histories)
+    name, reads = COMPRESSED + variant, params | of.memory
+    orders[name] = _policy_order(run, name, reads, generate, test, context, style, progress, stop, histories=of.histories)
   if compressed:
     everything = {FULL: FULL_HISTORIES} | {COMPRESSED + variant: of for variant, of in compressed.items()}
     prefill_ms = time_prefill(decoder, params, test, context, style, everything, batch_size=options.batch_size)

@@ -44,16 +44,14 @@ class _Decoding(NamedTuple):
   entropy: jax.Array
 
 
-def prefill(
-  decoder: Decoder, params, prompts: jax.Array, prompt_mask: jax.Array, memory: jax.Array | None = None
-) -> tuple[jax.Array, Prefix, jax.Array]:
+def prefill(decoder: Decoder, params, prompts: jax.Array, prompt_mask: jax.Array) -> tuple[jax.Array, Prefix, jax.Array]:
   """One forward pass over left-aligned prompts `[P, Lp]`.
 
   Returns the hidden state of each prompt's last token `[P, D]`, the keys and values for its group, and prompt lengths `[P]`. A row
-  without any token is allowed as filler: what follows it means nothing, and is finite. `memory` is that of `Decoder`.
+  without any token is allowed as filler: what follows it means nothing, and is finite.
   """
   positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
-  hidden, (k, v) = decoder.apply({"params": params}, prompts, positions, prompt_mask.astype(jnp.int32), memory=memory)
+  hidden, (k, v) = decoder.apply({"params": params}, prompts, positions, prompt_mask.astype(jnp.int32))
   lengths = prompt_mask.astype(jnp.int32).sum(axis=1)
   last = jnp.maximum(lengths - 1, 0)
   last_hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
@@ -97,7 +95,6 @@ def generate(
   sampling: Sampling,
   row_ids: jax.Array | None = None,
   references: jax.Array | None = None,
-  memory: jax.Array | None = None,
   *,
   group: int,
   max_new_tokens: int,
@@ -117,7 +114,7 @@ def generate(
   rows = num_prompts * group
   row_ids = jnp.arange(num_prompts) if row_ids is None else row_ids
   uniforms = draw_uniforms(key, (row_ids[:, None] * group + jnp.arange(group)).reshape(rows), max_new_tokens)
-  last_hidden, prefix, prompt_lengths = prefill(decoder, params, prompts, prompt_mask, memory)
+  last_hidden, prefix, prompt_lengths = prefill(decoder, params, prompts, prompt_mask)
   prompt_lengths = jnp.repeat(prompt_lengths, group)
 
   if constraint is not None:
@@ -178,8 +175,7 @@ def make_generate(
   check_every: int = 4,
   constraint: SlateConstraint | None = None,
 ) -> Callable[..., Rollout]:
-  """Compile `generate` for fixed sizes: `(params, prompts, prompt_mask, key, sampling, row_ids=None, references=None, memory=None)
-  -> Rollout`.
+  """Compile `generate` for fixed sizes: `(params, prompts, prompt_mask, key, sampling, row_ids=None, references=None) -> Rollout`.
 
   Only a new prompt shape compiles again. Raises ValueError for sizes below 1.
   """
@@ -188,7 +184,7 @@ def make_generate(
       raise ValueError(f"{name} must be at least 1, got {value}")
 
   @jax.jit
-  def run(params, prompts, prompt_mask, key, sampling, row_ids=None, references=None, memory=None) -> Rollout:
+  def run(params, prompts, prompt_mask, key, sampling, row_ids=None, references=None) -> Rollout:
     return generate(
       decoder,
       params,
@@ -198,7 +194,6 @@ def make_generate(
       sampling,
       row_ids,
       references,
-      memory,
       group=group,
       max_new_tokens=max_new_tokens,
       eos_id=eos_id,

@@ -55,7 +55,7 @@ def make_slot_update(
     items = [x.reshape(-1, x.shape[-1]) for x in (batch.item_tokens, batch.item_mask, batch.sid_tokens)]
     memory = encode_items(encoder, params, frozen["embedding"], *items)
     full = _continuation_hidden(decoder, frozen, batch.prompts, batch.prompt_mask, batch)
-    short = _continuation_hidden(decoder, frozen, batch.short, batch.short_mask, batch, memory)
+    short = _continuation_hidden(decoder, frozen | {"memory": memory}, batch.short, batch.short_mask, batch)
 
     def to_logits(x, *state):
       logits = decoder.apply({"params": frozen}, x, method="logits")
@@ -80,9 +80,9 @@ def make_slot_update(
   return update
 
 
-def _continuation_hidden(decoder: Decoder, params, prompts, prompt_mask, batch: SlotBatch, memory=None) -> jax.Array:
+def _continuation_hidden(decoder: Decoder, params, prompts, prompt_mask, batch: SlotBatch) -> jax.Array:
   """Hidden states `[P, Lc, D]` that predict the completions' tokens: the prompt's last one, then those of all tokens but the last."""
-  last_hidden, prefix, lengths = prefill(decoder, params, prompts, prompt_mask, memory)
+  last_hidden, prefix, lengths = prefill(decoder, params, prompts, prompt_mask)
   tokens, segments = batch.completions[:, :-1], batch.completion_mask[:, :-1].astype(jnp.int32)
   positions = lengths[:, None] + jnp.arange(tokens.shape[1])
   hidden, _ = decoder.apply({"params": params}, tokens, positions, segments, prefix=prefix)

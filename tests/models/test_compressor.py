@@ -61,10 +61,10 @@ def test_a_decoder_reads_slots_as_it_reads_the_tokens_they_are_copies_of(params)
   short[0, 1:4], short[1, 2:5] = slot_ids(np.array([0]), 3), slot_ids(np.array([1]), 3)
   options = {"group": 2, "max_new_tokens": 4, "eos_id": 0, "pad_id": 0}
   one = generate(DECODER, params, prompts, mask, jax.random.key(3), Sampling.create(), **options)
-  two = generate(DECODER, params, short, mask, jax.random.key(3), Sampling.create(), memory=memory, **options)
+  two = generate(DECODER, params | {"memory": memory}, short, mask, jax.random.key(3), Sampling.create(), **options)
   np.testing.assert_array_equal(one.completions, two.completions)
   np.testing.assert_allclose(one.behaviour_logps, two.behaviour_logps, atol=1e-5)
   positions = jnp.broadcast_to(jnp.arange(6), prompts.shape)
   plain, _ = DECODER.apply({"params": params}, prompts, positions, mask)
-  with_memory, _ = DECODER.apply({"params": params}, prompts, positions, mask, memory=memory * 5)  # that nobody names
+  with_memory, _ = DECODER.apply({"params": params | {"memory": memory * 5}}, prompts, positions, mask)  # that nobody names
   np.testing.assert_array_equal(plain, with_memory)

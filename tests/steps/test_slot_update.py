@@ -55,13 +55,13 @@ def test_the_loss_is_the_reverse_kl_of_the_masked_tokens(frozen):
   def next_token_log_probs(prompt, p, memory):
     count = int(batch.completion_mask[p].sum())
     tokens = np.concatenate([prompt, batch.completions[p, : count - 1]])[None]
-    hidden, _ = DECODER.apply({"params": frozen}, tokens, np.arange(tokens.shape[1])[None], np.ones_like(tokens), memory=memory)
+    hidden, _ = DECODER.apply({"params": frozen | memory}, tokens, np.arange(tokens.shape[1])[None], np.ones_like(tokens))
     return jax.nn.log_softmax(DECODER.apply({"params": frozen}, hidden, method="logits"))[0, -count:]
 
   memory = frozen["embedding"][batch.sid_tokens.reshape(-1, LEVELS)].mean(axis=1)  # where the encoder starts
   total = 0.0
   for p in range(2):
-    teacher, student = next_token_log_probs(batch.prompts[p], p, None), next_token_log_probs(batch.short[p], p, memory)
+    teacher, student = next_token_log_probs(batch.prompts[p], p, {}), next_token_log_probs(batch.short[p], p, {"memory": memory})
     total += float(jnp.sum(jnp.exp(student) * (student - teacher)))
   assert float(metrics["loss"].sum) == pytest.approx(total, rel=1e-4)
 
