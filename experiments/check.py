@@ -99,6 +99,9 @@ def _check_compressor(config: ConfigDict) -> None:
     raise ConfigError(
       f"--config.compressor.rewriter.group: {rewriter.group} must be at least 2: a text is judged by the others of its group"
     )
+  if "rewriter" in options.variants and config.get("distributed"):
+    # The ranker would judge other texts in every process, which one program over all of them cannot.
+    raise ConfigError("--config.compressor.variants: the rewriter is trained in one process; run the stage compress without distributed")
   if rewriter.judge == "chat" and not (rewriter.chat.url and rewriter.chat.model):
     raise ConfigError("--config.compressor.rewriter.chat: give the url and the model of the endpoint, or set judge=ranker")
   if options.slots.optimizer.rule == "muon":

@@ -131,6 +131,12 @@ def test_a_compressor_that_could_not_work_is_named(key, value, message):
   check_values(tiny_config(**on))
 
 
+def test_a_rewriter_is_trained_in_one_process():
+  with pytest.raises(ConfigError, match=r"--config\.compressor\.variants: the rewriter is trained in one process"):
+    check_values(tiny_config(compressor__variants=("rewriter",), distributed=True))
+  check_values(tiny_config(compressor__variants=("slots",), distributed=True))
+
+
 def test_values_that_do_not_go_together():
   with pytest.raises(ConfigError, match=r"slates\.size: 12, but only 10 candidates have names"):
     check_values(tiny_config(slates__source="ctr", slates__size=12))
