@@ -119,7 +119,7 @@ def test_every_named_loss_is_one_that_the_stage_can_use(name):
     ("rewriter__alpha", (0.3, 1.5), r"\.rewriter\.alpha: .* must be two weights in 0\.\.1"),
     ("rewriter__group", 1, r"\.rewriter\.group: 1 must be at least 2"),
     ("rewriter__temperature", 0.0, r"\.rewriter: temperature must be above 0"),
-    ("rewriter__chat__attempts", 0, r"\.rewriter\.chat: attempts, workers and max_tokens must be at least 1"),
+    ("rewriter__chat__workers", 0, r"\.rewriter\.chat: attempts, workers and max_tokens must be at least 1"),
     ("slots__optimizer__rule", "muon", r"\.slots\.optimizer\.rule: muon knows the matrices of the decoder alone"),
     ("slots__optimizer__warmup_steps", 9, r"\.slots\.optimizer: warmup_steps: 9 of 3 steps"),
   ],
