@@ -263,6 +263,7 @@ def _make_compress(run, decoder, params, context, style, length) -> CompressFn:
     found = []
     for slate, completion in zip(slates, completions, strict=True):
       text, outcome = read_rewrite(completion, prompt_rows(slate, context, style), context, style)
+      outcome = outcome if slate.history else "no_history"
       found.append((text if outcome == "ok" else _by_rules(run, slate, context, style), outcome))
     return found
 

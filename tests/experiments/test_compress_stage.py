@@ -8,6 +8,7 @@ import pytest
 from small_runs import continue_from, hash_files, tiny_config
 
 from gr2_jax.data.jsonl import read_slates
+from gr2_jax.language.compress import OUTCOMES
 
 VARIANTS = ("sids", "rules", "rewriter", "slots")
 BUDGET = 24
@@ -44,6 +45,7 @@ def test_every_test_history_is_compressed_once(compressed, variant):
   assert all(0 < len(entry["tokens"]) <= BUDGET < entry["original"] for entry in of)
   report = read_json(compressed / "compress" / "report.json")[variant]
   assert report["histories"] == len(of) == sum(report["outcomes"].values())
+  assert set(report["outcomes"]) <= set(OUTCOMES)
   np.testing.assert_allclose(report["history_kept"], sum(len(e["tokens"]) for e in of) / sum(e["original"] for e in of))
   if variant == "rewriter":  # so small a model writes little that can be used: the rules stand in, and it is counted
     rules = entries(compressed, "rules")
