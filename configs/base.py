@@ -9,11 +9,14 @@ from gr2_jax.language.midtrain_tasks import Mixture
 from gr2_jax.language.prompts import PromptStyle
 from gr2_jax.models.ctr import CtrConfig
 from gr2_jax.objectives.distillation import DistillationConfig
-from gr2_jax.objectives.policy import DAPO
+from gr2_jax.objectives.policy import DAPO, PolicyLossConfig
 from gr2_jax.rewards.verifiable import RewardConfig
 from gr2_jax.semantic_ids.rqvae import RqVaeConfig
+from gr2_jax.teachers.chat import ChatConfig
 from gr2_jax.teachers.scripted import TeacherWeights
 from gr2_jax.training.state import OptimizerConfig
+
+GRPO = PolicyLossConfig(aggregation="sequence_mean", clip_high=0.2)  # arXiv 2402.03300
 
 
 def section(record, **changes) -> ConfigDict:
@@ -183,6 +186,49 @@ def base() -> ConfigDict:
         "save_every": 25,
         "log_every": 1,
         "max_skips": 10,
+      },
+      "compressor": {
+        "variants": (),  # of sids (semantic IDs alone), rules, rewriter, slots; the stage does nothing without
+        "budget": 48,  # tokens of a compressed history
+        "splits": ("test",),  # whose histories are compressed; the evaluation reads those of the test slates
+        "batch_size": 64,
+        # From the mid-trained model: fine-tuned on what the rules write, then GRPO.
+        "rewriter": {
+          "warmup": {
+            "batch_size": 16,
+            "row_length": 512,
+            "steps": 300,
+            "optimizer": optimizer(1e-3, schedule="cosine", warmup_steps=20, weight_decay=0.01),
+            "save_every": 100,
+            "log_every": 10,
+            "max_skips": 10,
+          },
+          "steps": 60,
+          "prompts": 8,
+          "group": 8,
+          "temperature": 1.0,
+          "alpha": (0.3, 0.5),  # weight of length against quality (Eq 11), from the first to the last step
+          "judge": "ranker",  # the run's policy; or chat, an OpenAI-compatible endpoint
+          "metric": "auc",  # or ndcg: by which the ranker judges
+          "chat": section(ChatConfig()),
+          "loss": section(GRPO),
+          "optimizer": optimizer(5e-5, warmup_steps=5),
+          "save_every": 20,
+          "log_every": 1,
+          "max_skips": 10,
+        },
+        # Vectors of an item, which the frozen policy reads instead of its tokens.
+        "slots": {
+          "per_item": 1,
+          "width": 128,
+          "batch_size": 16,
+          "steps": 300,
+          "temperature": 1.0,  # of the policy's answers to full prompts, on which both are compared
+          "optimizer": optimizer(1e-3, schedule="cosine", warmup_steps=20),
+          "save_every": 100,
+          "log_every": 10,
+          "max_skips": 10,
+        },
       },
       "evaluation": {
         "batch_size": 64,

@@ -68,4 +68,11 @@ def make_tiny(config):
   config.direct.optimizer.warmup_steps = 1
   config.prune.update({"slates": 4, "prompts": 2, "save_every": 1})
   config.prune.optimizer.warmup_steps = 1
+  config.compressor.batch_size = 8
+  config.compressor.rewriter.warmup.update({"steps": 3, "batch_size": 2, "save_every": 2, "log_every": 1})
+  config.compressor.rewriter.warmup.optimizer.warmup_steps = 1
+  config.compressor.rewriter.update({"steps": 2, "prompts": 2, "group": 2, "save_every": 1})
+  config.compressor.rewriter.optimizer.warmup_steps = 1
+  config.compressor.slots.update({"steps": 3, "width": 16, "batch_size": 2, "save_every": 2, "log_every": 1})
+  config.compressor.slots.optimizer.warmup_steps = 1
   config.evaluation.update({"batch_size": 8, "resamples": 200, "shuffles": 1})

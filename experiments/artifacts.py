@@ -15,8 +15,8 @@ from gr2_jax.language.prompts import PromptStyle
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.slate_constraint import SlateConstraint
-from gr2_jax.serving import load
 from gr2_jax.serving.load import load_catalogue, load_context, load_log, load_slates, load_split, make_decoder, prompt_style
+from gr2_jax.steps.start import load_params
 from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.mesh import make_mesh
 from gr2_jax.training.writers import MetricWriter
@@ -87,9 +87,9 @@ def pruned_checkpoints(run: Run) -> Checkpointer:
   return stage_checkpoints(run, "prune", "checkpoints" if run.config.prune.steps else "pruned")
 
 
-def load_policy(run: Run, stage: str, decoder: Decoder) -> Any:
-  """Parameters at the end of a stage, on the run's mesh."""
-  return load.load_policy(run, stage, decoder, run_mesh(run))
+def load_policy(run: Run, stage: str, decoder: Decoder, name: str = "checkpoints") -> Any:
+  """Parameters at the end of a stage, or of the training `name` in it."""
+  return load_params(decoder, stage_checkpoints(run, stage, name), run_mesh(run))
 
 
 def metric_writer(run: Run, name: str) -> MetricWriter:

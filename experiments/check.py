@@ -25,13 +25,15 @@ _CHOICES = {
   "direct.init": ("midtrain", "sft", "opd", "rl"),
   "prune.init": ("rl", "direct"),
   "direct.method": ("rl", "sft", "distil", "scores"),
+  "compressor.rewriter.judge": ("ranker", "chat"),
+  "compressor.rewriter.metric": ("auc", "ndcg"),
   "evaluation.gain": ("exponential", "linear"),
 }
 # Sizes, wherever they stand in the config, that cannot be 0.
 _SIZES = {
   *("attempts", "batch", "batch_size", "beams", "corpus_epochs", "epochs", "group", "log_every", "max_history", "max_new_tokens"),
-  *("max_rounds", "max_skips", "microbatches", "minibatches", "num_candidates", "prompts", "report_every", "resamples", "row_length"),
-  *("save_every", "text_pieces"),
+  *("max_rounds", "max_skips", "microbatches", "minibatches", "num_candidates", "per_item", "prompts", "report_every", "resamples"),
+  *("row_length", "save_every", "text_pieces"),
 }
 
 
@@ -50,6 +52,8 @@ def check_values(config: ConfigDict) -> None:
     except ValueError as error:
       raise ConfigError(f"--config.{key}: {error}") from None
   _check_pairs(config)
+  if config.compressor.variants:
+    _check_compressor(config)
   _check_devices(config)
 
 
@@ -140,6 +144,38 @@ def _check_prune(config: ConfigDict) -> None:
     raise ConfigError("--config.prune.init: there is no direct policy to prune; give --config.direct.steps, or prune rl")
 
 
+def _check_compressor(config: ConfigDict) -> None:
+  """Variants that there are, a budget that holds an item, and a judge that can be asked."""
+  from experiments.compression import VARIANTS
+  from gr2_jax.language.compress import check_budget
+
+  options = config.compressor
+  unknown = [variant for variant in options.variants if variant not in VARIANTS]
+  if unknown:
+    raise ConfigError(f"--config.compressor.variants: {unknown[0]!r} is not known; choose from {', '.join(VARIANTS)}")
+  if "test" not in options.splits:
+    raise ConfigError("--config.compressor.splits: the evaluation needs 'test' among them")
+  codes = config.tokenize.rqvae.levels + 2 * config.prompt.sid_markers
+  try:
+    check_budget(options.budget, max(codes, options.slots.per_item) if "slots" in options.variants else codes)
+  except ValueError as error:
+    raise ConfigError(f"--config.compressor.{error}") from None
+  rewriter = options.rewriter
+  if not (len(rewriter.alpha) == 2 and all(0 <= alpha <= 1 for alpha in rewriter.alpha)):
+    raise ConfigError(f"--config.compressor.rewriter.alpha: {rewriter.alpha} must be two weights in 0..1, at the first and the last step")
+  if rewriter.group < 2:
+    raise ConfigError(
+      f"--config.compressor.rewriter.group: {rewriter.group} must be at least 2: a text is judged by the others of its group"
+    )
+  if "rewriter" in options.variants and config.get("distributed"):
+    # The ranker would judge other texts in every process, which one program over all of them cannot.
+    raise ConfigError("--config.compressor.variants: the rewriter is trained in one process; run the stage compress without distributed")
+  if rewriter.judge == "chat" and not (rewriter.chat.url and rewriter.chat.model):
+    raise ConfigError("--config.compressor.rewriter.chat: give the url and the model of the endpoint, or set judge=ranker")
+  if options.slots.optimizer.rule == "muon":
+    raise ConfigError("--config.compressor.slots.optimizer.rule: muon knows the matrices of the decoder alone; use adamw")
+
+
 def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
   """Config key -> how the library reads what stands there; each record checks itself."""
   from experiments.teacher import opd_config
@@ -151,11 +187,18 @@ def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
   from gr2_jax.semantic_ids.rqvae import RqVaeConfig
   from gr2_jax.steps.rl import RlConfig
   from gr2_jax.steps.tokenizer import TokenizerConfig
+  from gr2_jax.teachers.chat import ChatConfig
   from gr2_jax.training.state import OptimizerConfig, make_optimizer
 
-  rl, opd, direct = config.rl, config.opd, config.direct
+  rl, opd, direct, rewriter = config.rl, config.opd, config.direct, config.compressor.rewriter
   trained = {"midtrain": config.midtrain, "midtrain.warmup_rows": config.midtrain.warmup_rows}
   trained |= {"sft": config.sft, "opd": opd, "rl": rl, "direct": direct}
+  compressors = {
+    "compressor.rewriter.warmup": rewriter.warmup,
+    "compressor.rewriter": rewriter,
+    "compressor.slots": config.compressor.slots,
+  }
+  trained |= compressors if config.compressor.variants else {}
   optimizers = {
     f"{name}.optimizer": lambda options=options: make_optimizer(
       OptimizerConfig(**options.optimizer), options.steps * options.get("minibatches", 1)
@@ -174,6 +217,9 @@ def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
     "rl.reward": lambda: RewardConfig(**rl.reward).to_options(),
     "rl.loss": lambda: PolicyLossConfig(**rl.loss),
     "rl": lambda: RlConfig(temperature=rl.temperature, packed_rows=rl.packed_rows),
+    "compressor.rewriter": lambda: RlConfig(temperature=rewriter.temperature),
+    "compressor.rewriter.loss": lambda: PolicyLossConfig(**rewriter.loss),
+    "compressor.rewriter.chat": lambda: ChatConfig(**rewriter.chat),
   }
 
 
@@ -208,6 +254,13 @@ def _check_devices(config: ConfigDict) -> None:
     batches["direct.prompts"] = (config.direct.prompts, rl.minibatches * rl.microbatches if config.direct.method == "rl" else 1)
   if config.prune.layers and config.prune.steps:
     batches["prune.prompts"] = (config.prune.prompts, 1)
+  if config.compressor.variants:
+    rewriter, slots = config.compressor.rewriter, config.compressor.slots
+    batches |= {
+      "compressor.rewriter.warmup.batch_size": (rewriter.warmup.batch_size, 1),
+      "compressor.rewriter.prompts": (rewriter.prompts, 1),
+      "compressor.slots.batch_size": (slots.batch_size, 1),
+    }
   for key, (rows, cuts) in batches.items():
     if rows % (cuts * parts):
       in_cuts = " in each of minibatches x microbatches" if cuts > 1 else ""

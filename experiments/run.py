@@ -74,11 +74,18 @@ STAGES = (
     when="prune.layers",
   ),
   Stage(
+    "compress",
+    "experiments.stages.compress",
+    reads=("seed", "model", "mesh", "prompt", "decoding", "rl", "compressor"),
+    inputs=("data", "tokenize", "midtrain", "slates", "rl"),
+    when="compressor.variants",
+  ),
+  Stage(
     "evaluation",
     "experiments.stages.evaluation",
     reads=("seed", "model", "prompt", "decoding", "evaluation"),
     inputs=("data", "tokenize", "slates", "rl"),
-    uses=("sft", "opd", "direct", "prune"),
+    uses=("sft", "opd", "direct", "prune", "compress"),
     format=3,  # per_slate.npz, subsets
   ),
 )
@@ -169,10 +176,11 @@ def _stage_errors() -> tuple[type[Exception], ...]:
   """What stages raise with a message that says all; imported here, since it brings JAX along."""
   from gr2_jax.evaluation.results import ResultsError
   from gr2_jax.steps.rl import NoSignalError
+  from gr2_jax.teachers.chat import ChatError
   from gr2_jax.training.checkpoints import CheckpointError
   from gr2_jax.training.guard import DivergedError
 
-  return CheckpointError, DivergedError, NoSignalError, ResultsError
+  return ChatError, CheckpointError, DivergedError, NoSignalError, ResultsError
 
 
 def _open_everywhere(workdir: str, config: ConfigDict, command: Sequence[str]) -> Run:

@@ -1,5 +1,7 @@
 """Stage `evaluation`: every order of the test slates, measured side by side; `results.json`, `per_slate.npz` and `card.md`."""
 
+import dataclasses
+import functools
 import json
 import time
 
@@ -23,13 +25,14 @@ from experiments.artifacts import (
   stage_checkpoints,
   stage_key,
 )
+from experiments.compression import FULL_HISTORIES, load_compressed, time_prefill
 from experiments.rundir import write_json
 from gr2_jax.data.cooccurrence import ItemCounts, TransitionCounts
 from gr2_jax.evaluation import baselines
 from gr2_jax.evaluation.card import render_console_table, write_card
 from gr2_jax.evaluation.features import LogCounts, slate_features, slate_labels
 from gr2_jax.evaluation.per_slate import write_per_slate
-from gr2_jax.evaluation.results import Answers, Order, build_results, measure_orders, write_results
+from gr2_jax.evaluation.results import COMPRESSED, FULL, Answers, Order, build_results, measure_orders, write_results
 from gr2_jax.language.prompts import present
 from gr2_jax.models.pruning import prune_decoder
 from gr2_jax.rollout.generate import make_generate
@@ -72,6 +75,7 @@ def run(config, run, progress, stop):
     subsets["reasoning_hard"] = _find_hard_slates(run, orders["sft_direct"], labels)
   if config.prune.layers:
     orders["pruned"] = _pruned_order(run, decoder, test, context, progress, stop)
+  orders |= _compressed_orders(run, decoder, context, style, orders["policy"], reason, test, progress, stop)
   metrics = measure_orders(orders, labels, options.gain)
   users = [slate.user for slate in test]
   timed = any(slate.timestamp is not None for slate in test)
@@ -130,8 +134,10 @@ def _make_ranker(run, decoder, context, style, max_new_tokens):
   )
   batch_size, key = run.config.evaluation.batch_size, stage_key(run, "evaluation")
 
-  def rank(params, slates, shown, on_progress):
-    return rank_slates(generate, params, slates, shown, context, style, batch_size=batch_size, key=key, on_progress=on_progress)
+  def rank(params, slates, shown, on_progress, histories=None):
+    return rank_slates(
+      generate, params, slates, shown, context, style, batch_size=batch_size, key=key, on_progress=on_progress, histories=histories
+    )
 
   return rank
 
@@ -168,6 +174,20 @@ def _pruned_order(run, decoder, test, context, progress, stop):
   answer = _make_ranker(run, decoder, context, style, most_new_tokens(run, test, context.vocabulary, style))
   params = load_params(decoder, pruned_checkpoints(run), run_mesh(run))
   return _policy_order(run, "pruned", params, answer, test, context, progress, stop)
+
+
+def _compressed_orders(run, decoder, context, style, full, reason, test, progress, stop):
+  """The policy on compressed histories; with any, also its order on full ones, `full`, with the time that their prompts take."""
+  compressed = load_compressed(run, test)
+  if not compressed:
+    return {}
+  params, orders = load_policy(run, "rl", decoder), {FULL: full}
+  for variant, of in compressed.items():
+    name, rank = COMPRESSED + variant, functools.partial(reason, histories=of.histories)
+    orders[name] = _policy_order(run, name, params | of.memory, rank, test, context, progress, stop)
+  read = {FULL: FULL_HISTORIES} | {COMPRESSED + variant: of for variant, of in compressed.items()}
+  prefill_ms = time_prefill(decoder, params, test, context, style, read, batch_size=run.config.evaluation.batch_size)
+  return {name: dataclasses.replace(order, cost=order.cost | {"prefill_ms": prefill_ms[name]}) for name, order in orders.items()}
 
 
 def _find_hard_slates(run, order, labels):

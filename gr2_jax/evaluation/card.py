@@ -10,13 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from gr2_jax.evaluation import plots
+from gr2_jax.evaluation.compression import compression_table
 from gr2_jax.evaluation.latency import latency_table, plot_latency
 from gr2_jax.evaluation.names import TABLE_METRICS, order_title, sort_orders
-from gr2_jax.evaluation.results import REQUIRED_ORDERS, load_results
+from gr2_jax.evaluation.results import COMPRESSED, REQUIRED_ORDERS, load_results
 from gr2_jax.evaluation.tables import TABLE_STYLE, format_lift, format_number, lift_style, markdown_table
 from gr2_jax.training.writers import read_metrics
 
-_STAGE_FOLDERS = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "opd", "rl", "direct", "prune", "evaluation")
+_STAGE_FOLDERS = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "opd", "rl", "direct", "prune", "compress", "evaluation")
 _MONITORS = {
   "valid_rate": "valid",
   "identity_rate": "copies",
@@ -88,7 +89,7 @@ def _main_section(results: Mapping[str, Any]) -> str:
   ]
   if missing:
     text.append(f"Not measured in this run: {', '.join(order_title(name) for name in missing)}.")
-  others = [pair for pair in results["paired"] if not pair.endswith("_vs_upstream")]
+  others = [pair for pair in results["paired"] if not pair.endswith("_vs_upstream") and not pair.startswith(COMPRESSED)]
   if others:
     rows = []
     for pair in others:
@@ -271,6 +272,7 @@ def write_card(run_directory: str | pathlib.Path) -> pathlib.Path:
     "Hacking monitors": _monitors_section(results),
     "Presentations": _presentations_section(results),
     "Segments": _segments_section(results),
+    "Compression": compression_table(results["orders"], results["paired"], results["cost"]),
     "Data": _data_section(results, run),
     "Semantic IDs": _tokenizer_section(run),
     "Full catalogue": _retrieval_section(run),

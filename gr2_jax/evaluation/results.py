@@ -16,6 +16,7 @@ from gr2_jax.evaluation.metrics import METRICS, compute_metrics
 from gr2_jax.evaluation.paired import RESAMPLES, paired_bootstrap
 
 BASELINE = "upstream"
+FULL, COMPRESSED = "policy", "policy_compressed_"  # the policy on full histories, and the prefix of its orders on compressed ones
 REQUIRED_ORDERS = ("upstream", "random", "oracle", "popularity", "lambdamart", "policy")
 # The order to beat, what the policy started from, what answers without reasoning give up: beside the upstream order, where both are there.
 _FURTHER_PAIRS = (
@@ -157,6 +158,7 @@ def build_results(
   main = {name: next(iter(by_presentation.values())) for name, by_presentation in metrics.items()}
   pairs = [(name, BASELINE) for name in orders if name != BASELINE]
   pairs += [pair for pair in _FURTHER_PAIRS if pair[0] in orders and pair[1] in orders]
+  pairs += [(name, FULL) for name in orders if name.startswith(COMPRESSED)]
 
   def table(where):
     return {

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gr2_jax.evaluation import plots
 from gr2_jax.evaluation.comparisons import compare_variants, comparison_sections, compute_shares, count_acceptance
+from gr2_jax.evaluation.compression import compression_table, pool_compressed
 from gr2_jax.evaluation.metrics import METRICS
 from gr2_jax.evaluation.names import TABLE_METRICS, order_title
 from gr2_jax.evaluation.paired import RESAMPLES
@@ -58,6 +59,7 @@ def build_sweep(
       variant: {"changes": dict(changes[variant]), "seeds": list(of)}
       | _compare(tested[variant], None if variant == reference else tested[reference], resamples)
       | _watch(of.values())
+      | {"compressed": pool_compressed(tested[variant], [load_results(_evaluation(run, "results.json")) for run in of.values()], resamples)}
       for variant, of in runs.items()
     },
     "comparisons": compare_variants(tested, comparisons or {}, resamples),
@@ -166,6 +168,7 @@ def write_sweep(directory: str | pathlib.Path, runs: Runs, sweep: Mapping[str, A
     "Ranking": _ranking_section(sweep),
     **comparison_sections(sweep),
     "Copying": _copying_section(sweep),
+    **_compression_section(sweep),
     "Plots": "\n\n".join(f"**{caption}**\n\n![{caption}](plots/{name})" for name, caption in captions.items()),
     "What each variant changes": _changes_section(sweep),
     "How it was run": _provenance_section(sweep),
@@ -225,6 +228,13 @@ def _copying_section(sweep: Mapping[str, Any]) -> str:
     row += [_share(of["evaluation"][shown][name]) for shown in _PRESENTATIONS for name in (*watched, "recall@1")]
     rows.append([*row, _share(of["permutation_consistency"]), _share(of["evaluation"]["upstream"]["valid_rate"])])
   return markdown_table([*header, "agreement", "valid"], rows) + "\n\n" + _COPYING_NOTE
+
+
+def _compression_section(sweep: Mapping[str, Any]) -> dict[str, str]:
+  tables = [
+    f"**{_title(variant)}**\n\n{compression_table(**of['compressed'])}" for variant, of in sweep["variants"].items() if of["compressed"]
+  ]
+  return {"Compression": "\n\n".join(tables)} if tables else {}
 
 
 def _share(value: float | None) -> str:

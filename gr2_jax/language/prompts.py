@@ -168,11 +168,14 @@ def present(num_candidates: int, mode: str, key: tuple[int, int, int]) -> np.nda
   raise ValueError(f"presentation: {mode!r} is not known; choose upstream or shuffled")
 
 
-def render_prompt(slate: schema.Slate, shown: Sequence[int], context: PromptContext, style: PromptStyle) -> Prompt:
+def render_prompt(
+  slate: schema.Slate, shown: Sequence[int], context: PromptContext, style: PromptStyle, history: Sequence[int] | None = None
+) -> Prompt:
   """The prompt of a slate with candidate `shown[s]` at slot s, up to the token that opens the assistant's turn, or the direct opening.
 
+  `history`: tokens that stand there instead of the slate's own history, such as a compressed one.
   Raises DataError for an unknown item, for more candidates than the vocabulary has names, and, naming max_prompt_tokens,
-  when not even the candidates fit. A history of which nothing fits is dropped whole, and counted.
+  when not even the candidates fit, or the tokens given as `history` don't. A history of which nothing fits is dropped whole, and counted.
   """
   special = context.vocabulary.special
   candidates = [special("candidates"), *_candidate_tokens(slate, shown, context, style)]
@@ -183,17 +186,31 @@ def render_prompt(slate: schema.Slate, shown: Sequence[int], context: PromptCont
       f"max_prompt_tokens: {style.max_prompt_tokens} is too short for user {slate.user!r}: the instructions and "
       f"{len(slate.candidates)} candidates alone need {style.max_prompt_tokens - room}; raise it or show fewer item_fields"
     )
-  history: list[list[int]] = []
-  for row in reversed(context.catalogue.to_rows(slate.history[-style.max_history :])):
+  dropped = 0
+  if history is None:
+    items = history_items(context.catalogue.to_rows(slate.history), context, style, room)
+    history, dropped = [token for tokens in items for token in tokens], len(slate.history) - len(items)
+  elif len(history) > room:
+    raise schema.DataError(
+      f"max_prompt_tokens: {style.max_prompt_tokens} leave {room} for the history of user {slate.user!r}, but the one given "
+      f"has {len(history)}; raise it or compress to fewer tokens"
+    )
+  past = [special("history"), *history]
+  body = past + candidates if style.order == "history_first" else candidates + past
+  opening = direct_opening(context.vocabulary, style) if style.direct else []
+  return Prompt([*head, *body, special("assistant"), *opening], dropped)
+
+
+def history_items(rows: Sequence[int], context: PromptContext, style: PromptStyle, room: int) -> list[list[int]]:
+  """Tokens of each of the latest `max_history` items that fit into `room` tokens together, oldest first."""
+  items: list[list[int]] = []
+  for row in reversed(rows[-style.max_history :]):
     tokens = context.item_tokens(row, style.history_fields, style)
     room -= len(tokens)
     if room < 0:
       break
-    history.append(tokens)
-  past = [special("history"), *(token for tokens in reversed(history) for token in tokens)]
-  body = past + candidates if style.order == "history_first" else candidates + past
-  opening = direct_opening(context.vocabulary, style) if style.direct else []
-  return Prompt([*head, *body, special("assistant"), *opening], len(slate.history) - len(history))
+    items.append(tokens)
+  return items[::-1]
 
 
 def direct_opening(vocabulary: Vocabulary, style: PromptStyle) -> list[int]:

@@ -210,7 +210,10 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Causal language model over text and semantic-ID tokens."""
+  """Causal language model over text and semantic-ID tokens.
+
+  Parameters may hold, besides those of the model, `memory [S, D]`: embeddings of what has no token, such as the soft slots of items.
+  """
 
   config: ModelConfig
 
@@ -219,6 +222,7 @@ class Decoder(nn.Module):
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
     self.embedding = self.param("embedding", init, (c.vocab_size, c.width), c.param_dtype)
     self.output = self.embedding if c.tie_embedding else self.param("output", init, (c.vocab_size, c.width), c.param_dtype)
+    self.memory = self.get_variable("params", "memory") if self.has_variable("params", "memory") else None
     block = nn.remat(Block, prevent_cse=False) if c.remat else Block
     self.layers = nn.scan(
       block,
@@ -243,6 +247,7 @@ class Decoder(nn.Module):
     `tokens`, `positions`, `segment_ids [B, T]`; a token sees earlier tokens of its own segment, 0 is padding and is seen by none.
     Without a cache the second result is `(k, v)`, each `[layers, B, T, KV, Dh]`; with one it is the cache with T more tokens,
     all of one segment. With a prefix every row also sees its prompt (see `Prefix`).
+    Where the parameters hold a `memory` the id -1 - s stands for its row s.
     """
     length = tokens.shape[1]
     if cache is None:
@@ -260,12 +265,18 @@ class Decoder(nn.Module):
     prefix_kv = None if prefix is None else (prefix.k, prefix.v)
     prefix_mask = None if prefix is None else prefix.mask
 
-    x = constrain(jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype), "batch", "seq", None)
+    x = constrain(self._embed(tokens).astype(self.config.dtype), "batch", "seq", None)
     x, (k, v) = self.layers(x, (prefix_kv, cache_kv), (positions, own, prefix_mask, written))
     hidden = self.final_norm(x)
     if cache is None:
       return hidden, (k, v)
     return hidden, Cache(k=k, v=v, mask=mask, length=written + length)
+
+  def _embed(self, tokens):
+    if self.memory is None:
+      return jnp.take(self.embedding, tokens, axis=0)
+    x = jnp.take(self.embedding, jnp.maximum(tokens, 0), axis=0)
+    return jnp.where((tokens < 0)[..., None], jnp.take(self.memory, jnp.maximum(-1 - tokens, 0), axis=0).astype(x.dtype), x)
 
   def logits(self, hidden: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
     """Float32 logits `[..., V]` of hidden states `[..., D]`, or `[..., C]`, of tokens `[C]` alone."""

@@ -36,10 +36,20 @@ class RankedSlates:
 
 
 def render_prompts(
-  slates: Sequence[Slate], shown: Sequence[np.ndarray], context: PromptContext, style: PromptStyle, *, length: int | None = None
+  slates: Sequence[Slate],
+  shown: Sequence[np.ndarray],
+  context: PromptContext,
+  style: PromptStyle,
+  *,
+  length: int | None = None,
+  histories: Sequence[Sequence[int]] | None = None,
 ) -> PromptBatch:
-  """Prompts of slates, padded to `length` (default: the longest, rounded up to 16 so that few shapes are compiled)."""
-  prompts = [render_prompt(slate, order, context, style) for slate, order in zip(slates, shown, strict=True)]
+  """Prompts of slates, padded to `length` (default: the longest, rounded up to 16 so that few shapes are compiled).
+
+  `histories`: for each slate the tokens that stand there instead of its history.
+  """
+  histories = [None] * len(slates) if histories is None else histories
+  prompts = [render_prompt(*of, context, style, history) for *of, history in zip(slates, shown, histories, strict=True)]
   longest = max(len(prompt.tokens) for prompt in prompts)
   length = -(-longest // 16) * 16 if length is None else length
   tokens = np.full((len(prompts), length), context.vocabulary.pad_id, np.int32)
@@ -82,15 +92,18 @@ def rank_slates(
   key: jax.Array,
   sampling: Sampling | None = None,
   on_progress: Callable[[int], None] | None = None,
+  histories: Sequence[Sequence[int]] | None = None,
+  length: int | None = None,
 ) -> RankedSlates:
   """One answer for each slate by `generate` (made for a group of 1), greedy unless `sampling` says otherwise.
 
   Slates are given to `generate` in equal batches of at most `batch_size`; the last one is filled up with repeated slates, so that every
   batch has one shape. A batch is decoded while the answers of the one before are read. Through slots (`make_generate_queue`) batches may be
   large, and a slate that is answered makes room for the next.
+  `histories` and `length` are those of `render_prompts`.
   """
   sampling = Sampling.create(temperature=0.0) if sampling is None else sampling
-  prompts = render_prompts(slates, shown, context, style)
+  prompts = render_prompts(slates, shown, context, style, length=length, histories=histories)
   presented = pad_shown(shown, max(len(slate.candidates) for slate in slates))
   batch_size = -(-len(slates) // -(-len(slates) // batch_size))
   batches = [np.arange(start, start + batch_size) % len(slates) for start in range(0, len(slates), batch_size)]

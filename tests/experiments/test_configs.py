@@ -20,6 +20,7 @@ CONFIGS = {
   "ablations/prior.py": ("", "beauty", "beauty,tiny", "seed=1,tiny"),
   "ablations/pruning.py": ("", "seed=1", "tiny"),
   "ablations/reward_hacking.py": ("", "seed=1", "tiny"),
+  "ablations/compressor.py": ("", "seed=1", "tiny"),
 }
 
 
@@ -147,6 +148,37 @@ def test_a_teacher_of_another_tokenizer_is_refused_before_work_starts(tmp_path):
     check(tokenize__rqvae__codebook_size=64)
   with pytest.raises(ConfigError, match="seed: 5 -> 0"):
     check(seed=5)
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("variants", ("rulez",), r"\.variants: 'rulez' is not known; choose from sids, rules, rewriter, slots"),
+    ("budget", 0, r"\.budget: 0 tokens hold no item, which takes 3; raise it"),
+    ("slots__per_item", 9, r"\.budget: 8 tokens hold no item, which takes 9"),
+    ("splits", ("train",), r"\.splits: the evaluation needs 'test' among them"),
+    ("rewriter__judge", "oracle", r"\.rewriter\.judge: 'oracle' is not known; choose ranker or chat"),
+    ("rewriter__judge", "chat", r"\.rewriter\.chat: give the url and the model of the endpoint"),
+    ("rewriter__metric", "mrr", r"\.rewriter\.metric: 'mrr' is not known"),
+    ("rewriter__alpha", (0.3, 1.5), r"\.rewriter\.alpha: .* must be two weights in 0\.\.1"),
+    ("rewriter__group", 1, r"\.rewriter\.group: 1 must be at least 2"),
+    ("rewriter__temperature", 0.0, r"\.rewriter: temperature must be above 0"),
+    ("rewriter__chat__workers", 0, r"\.rewriter\.chat: attempts, workers and max_tokens must be at least 1"),
+    ("slots__optimizer__rule", "muon", r"\.slots\.optimizer\.rule: muon knows the matrices of the decoder alone"),
+    ("slots__optimizer__warmup_steps", 9, r"\.slots\.optimizer: warmup_steps: 9 of 3 steps"),
+  ],
+)
+def test_a_compressor_that_could_not_work_is_named(key, value, message):
+  on = {"compressor__variants": ("slots", "rewriter"), "compressor__budget": 8}
+  with pytest.raises(ConfigError, match=r"--config\.compressor" + message):
+    check_values(tiny_config(**on | {f"compressor__{key}": value}))
+  check_values(tiny_config(**on))
+
+
+def test_a_rewriter_is_trained_in_one_process():
+  with pytest.raises(ConfigError, match=r"--config\.compressor\.variants: the rewriter is trained in one process"):
+    check_values(tiny_config(compressor__variants=("rewriter",), distributed=True))
+  check_values(tiny_config(compressor__variants=("slots",), distributed=True))
 
 
 def test_values_that_do_not_go_together():

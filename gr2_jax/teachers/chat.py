@@ -1,0 +1,165 @@
+"""Questions to a chat endpoint of the OpenAI-compatible form: retried, rate-limited, and answered from disk if asked before."""
+
+import dataclasses
+import http.client
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from gr2_jax.data.disk_cache import DiskCache, content_key
+
+Answer = TypeVar("Answer")
+_RETRIED = (408, 409, 425, 429)  # and everything from 500 on; other refusals will not change
+_LONGEST_WAIT = 120.0  # seconds
+_EXCERPT = 200
+
+
+class ChatError(RuntimeError):
+  """An endpoint that gave no usable answer; the message names it, the last reason and what to do. Answers so far are kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatConfig:
+  """Where to ask and how patiently.
+
+  `url` ends before `/chat/completions`. `api_key_variable` names the environment variable that holds the key, if one is needed.
+  An attempt fails by a refused or broken connection, a status of 429 or from 500 on, `timeout` seconds without an answer, and an answer
+  that cannot be read; it is repeated up to `attempts` times in all, after `backoff` seconds, doubled each time, or as long as the
+  endpoint asks for. `requests_per_minute`: 0 for no limit. `workers` ask at the same time.
+  """
+
+  url: str = ""
+  model: str = ""
+  api_key_variable: str = ""
+  max_tokens: int = 256
+  attempts: int = 6
+  timeout: float = 60.0
+  backoff: float = 1.0
+  requests_per_minute: float = 60.0
+  workers: int = 4
+
+  def __post_init__(self):
+    if self.attempts < 1 or self.workers < 1 or self.max_tokens < 1:
+      raise ValueError(f"attempts, workers and max_tokens must be at least 1, got {self.attempts}, {self.workers} and {self.max_tokens}")
+    if self.timeout <= 0 or self.backoff < 0 or self.requests_per_minute < 0:
+      raise ValueError("timeout must be above 0, backoff and requests_per_minute at least 0")
+
+
+class _Transient(Exception):
+  """A failed attempt that another may mend, and for how many seconds the endpoint asks to wait (None: it does not say)."""
+
+  def __init__(self, reason: str, wait: float | None = None):
+    super().__init__(reason)
+    self.wait = wait
+
+
+class _Pace:
+  """Lets calls of all threads begin at most so often."""
+
+  def __init__(self, per_minute: float, sleep: Callable[[float], None]):
+    self._gap = 60.0 / per_minute if per_minute else 0.0
+    self._next = 0.0
+    self._lock = threading.Lock()
+    self._sleep = sleep
+
+  def wait(self) -> None:
+    with self._lock:
+      now = time.monotonic()
+      begin = max(self._next, now)
+      self._next = begin + self._gap
+    if begin > now:
+      self._sleep(begin - now)
+
+
+class ChatClient:
+  """Asks an endpoint; `sleep` is what waits, so that tests need not."""
+
+  def __init__(self, config: ChatConfig, cache: DiskCache, *, api_key: str | None = None, sleep: Callable[[float], None] = time.sleep):
+    for name in ("url", "model"):
+      if not getattr(config, name):
+        raise ValueError(f"{name} is empty; give the endpoint's, for example url=http://localhost:8000/v1")
+    self._config, self._cache, self._api_key, self._sleep = config, cache, api_key, sleep
+    self._pace = _Pace(config.requests_per_minute, sleep)
+
+  def ask(self, questions: Sequence[Sequence[dict[str, str]]], read: Callable[[str], Answer]) -> list[Answer]:
+    """The answer to each question (chat messages), read by `read`, which raises ValueError for a text that is none.
+
+    What was answered before, in this run or an earlier one, is not asked again: the key is the content of model and messages. Raises
+    ChatError when an answer cannot be had; those that came meanwhile are kept.
+    """
+    with ThreadPoolExecutor(self._config.workers) as pool:
+      futures = [pool.submit(self._answer, question, read) for question in questions]
+      try:
+        return [future.result() for future in futures]
+      except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+
+  def _answer(self, question: Sequence[dict[str, str]], read: Callable[[str], Answer]) -> Answer:
+    body = {"model": self._config.model, "messages": list(question), "temperature": 0, "max_tokens": self._config.max_tokens}
+    key = content_key(body)
+    if key in self._cache:
+      return read(self._cache[key])
+    for attempt in range(self._config.attempts):
+      self._pace.wait()
+      try:
+        text = self._post(body)
+        answer = _read(read, text)
+      except _Transient as error:
+        if attempt + 1 == self._config.attempts:
+          raise ChatError(
+            f"{self._config.url}: no usable answer in {attempt + 1} attempts ({error}); see that the endpoint is up and give the same "
+            "command again: what it answered is kept"
+          ) from None
+        wait = self._config.backoff * 2**attempt if error.wait is None else error.wait
+        self._sleep(min(wait, _LONGEST_WAIT))
+      else:
+        self._cache.put(key, text)
+        return answer
+    raise AssertionError("attempts is at least 1")
+
+  def _post(self, body: dict[str, Any]) -> str:
+    """The text of the first choice; raises _Transient for what another attempt may mend, ChatError for what it won't."""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._api_key}"} if self._api_key else {})
+    url = self._config.url.rstrip("/") + "/chat/completions"
+    try:
+      request = urllib.request.Request(url, json.dumps(body).encode(), headers, method="POST")
+      with urllib.request.urlopen(request, timeout=self._config.timeout) as response:
+        content = response.read()
+    except urllib.error.HTTPError as error:
+      with error:
+        reason = f"status {error.code}: {error.read(_EXCERPT).decode('utf-8', 'replace')}"
+      if error.code in _RETRIED or error.code >= 500:
+        raise _Transient(reason, _retry_after(error.headers.get("Retry-After"))) from None
+      raise ChatError(f"{url}: {reason}; check url, model and the key") from None
+    except (OSError, http.client.HTTPException) as error:  # refused, broken off, too late
+      raise _Transient(f"{type(error).__name__}: {error}") from None
+    except ValueError as error:
+      raise ChatError(f"{url}: {error}; give the url as http://HOST:PORT/v1") from None
+    try:
+      text = json.loads(content)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError):
+      raise _Transient(f"not a chat completion: {content[:_EXCERPT].decode('utf-8', 'replace')!r}") from None
+    if not isinstance(text, str):
+      raise _Transient(f"no text in the answer: {text!r}")
+    return text
+
+
+def _read(read: Callable[[str], Answer], text: str) -> Answer:
+  try:
+    return read(text)
+  except ValueError as error:
+    raise _Transient(f"{error}: {text[:_EXCERPT]!r}") from None
+
+
+def _retry_after(value: str | None) -> float | None:
+  """Seconds that the endpoint asks to wait; None where it gives a date or nothing."""
+  try:
+    return max(float(value), 0.0) if value is not None else None
+  except ValueError:
+    return None
