@@ -233,7 +233,7 @@ def test_the_pipeline_runs_what_the_prior_needs_and_reads_only_earlier_stages(pr
   left_out, rl_reads, evaluation_reads = PRIORS[prior]
   conf = tiny_config(rl__init=prior[0], opd__init=prior[1], opd__teacher_run="teacher")
   stages = {stage.name: stage for stage in choose_stages(None, STAGES, conf)}
-  assert set(stages) == {stage.name for stage in STAGES} - left_out - {"direct", "prune"}
+  assert set(stages) == {stage.name for stage in STAGES} - left_out - {"direct", "prune", "compress"}
   common = {"data", "tokenize", "slates"}
   assert set(stages["rl"].inputs) == common | rl_reads and set(stages["evaluation"].inputs) == common | evaluation_reads
   run = Run(pathlib.Path("nowhere"), conf)
@@ -252,6 +252,7 @@ def test_a_stage_that_nothing_else_needs_runs_where_the_config_asks_for_it():
   pruned = stages(prune__layers=1)
   assert "rl" in pruned["prune"] and "prune" in pruned["evaluation"] and "direct" not in pruned
   assert "sft" in stages(rl__init="midtrain", sft__without_reasoning=True)["evaluation"]
+  assert "compress" in stages(compressor__variants=("rules",))["evaluation"]
 
 
 def test_a_stage_that_starts_from_no_stage():
