@@ -165,7 +165,7 @@ def base() -> ConfigDict:
       # A second pass in which the policy learns to answer without reasoning; reward, loss and all else that is not named here as in rl.
       "direct": {
         "steps": 0,  # 0: left out
-        "init": "rl",  # or midtrain, sft
+        "init": "rl",  # or midtrain, sft, opd
         # rl; sft on the answers of init; distil: init, after its own reasoning, scores the answers; scores: listwise, for one-pass scoring
         "method": "rl",
         "prompts": 16,

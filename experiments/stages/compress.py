@@ -12,12 +12,10 @@ from gr2_jax.language.compress import compress_by_rules, prompt_rows
 
 def run(config, run, progress, stop):
   """Writes `VARIANT.jsonl` (every history's tokens and outcome), `report.json`, and what the trained variants need."""
-  options = config.compressor
-  report = {}
-  if options.variants:
-    catalogue = load_catalogue(run)
-    context, style = load_context(run, catalogue, load_log(run, catalogue)), prompt_style(run)
-    slates = [slate for split in options.splits for slate in load_slates(run, catalogue, split)]
+  options, report = config.compressor, {}
+  catalogue = load_catalogue(run)
+  context, style = load_context(run, catalogue, load_log(run, catalogue)), prompt_style(run)
+  slates = [slate for split in options.splits for slate in load_slates(run, catalogue, split)]
   for variant in options.variants:
     compress = _MAKERS[variant](run, context, style, progress, stop)
     with progress.task(f"compress: {variant}", len({slate.history for slate in slates}), "histories") as task:

@@ -33,10 +33,8 @@ from gr2_jax.steps.direct import make_answer_loss, make_distillation_loss, make_
 
 
 def run(config, run, progress, stop):
-  """Trains from the checkpoints of `direct.init` by `direct.method`; writes checkpoints. Nothing without steps."""
+  """Trains from the checkpoints of `direct.init` by `direct.method`; writes checkpoints."""
   options = config.direct
-  if not options.steps:
-    return
   catalogue = load_catalogue(run)
   context = load_context(run, catalogue, load_log(run, catalogue))
   slates = load_slates(run, catalogue, "train")

@@ -27,10 +27,8 @@ from gr2_jax.training.mesh import to_global
 
 
 def run(config, run, progress, stop):
-  """Writes `layers.json`, the parameters left in `pruned`, and with steps of recovery `checkpoints`. Nothing where all layers stay."""
+  """Writes `layers.json`, the parameters left in `pruned`, and with steps of recovery `checkpoints`."""
   options = config.prune
-  if not options.layers:
-    return
   catalogue = load_catalogue(run)
   context, style = load_context(run, catalogue, load_log(run, catalogue)), pruned_style(run)
   slates = load_slates(run, catalogue, "train")

@@ -96,11 +96,6 @@ def test_a_stage_that_was_stopped_asks_only_for_what_is_missing(compressed, run_
   assert read_json(run / "compress" / "report.json") == read_json(compressed / "compress" / "report.json")
 
 
-def test_a_run_without_compressors_does_nothing_there(tiny_run):
-  assert read_json(tiny_run / "compress" / "report.json") == {}
-  assert not [name for name in read_json(tiny_run / "evaluation" / "results.json")["orders"] if "compressed" in name]
-
-
 def test_a_chat_judge_whose_key_is_not_set(compressed, run_here, tmp_path, capsys):
   config = compress_config(
     compressor__variants=("rewriter",),
