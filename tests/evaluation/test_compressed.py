@@ -6,7 +6,7 @@ import pytest
 from gr2_jax.evaluation.compression import compressed_orders, compression_table, pool_compressed
 from gr2_jax.evaluation.metrics import METRICS
 from gr2_jax.evaluation.per_slate import load_per_slate, write_per_slate
-from gr2_jax.evaluation.results import Answers, Order, build_results
+from gr2_jax.evaluation.results import Answers, Order, build_results, measure_orders
 
 N, K = 60, 5
 
@@ -44,7 +44,7 @@ def test_slates_of_all_seeds_are_pooled(tmp_path):
     labels, orders = make(seed)
     users = [f"u{n}" for n in range(N)]
     results.append(build_results(dataset="toy", seeds=[seed], labels=labels, orders=orders, users=users, resamples=20))
-    write_per_slate(tmp_path / f"{seed}.npz", orders, labels, users)
+    write_per_slate(tmp_path / f"{seed}.npz", measure_orders(orders, labels), users)
     tested[seed] = load_per_slate(tmp_path / f"{seed}.npz")
   of = pool_compressed(tested, results, 200)
   for name in of["orders"]:
@@ -59,6 +59,6 @@ def test_slates_of_all_seeds_are_pooled(tmp_path):
 def test_nothing_where_nothing_was_compressed(tmp_path):
   labels, orders = make(0)
   orders = {name: order for name, order in orders.items() if "compressed" not in name}
-  write_per_slate(tmp_path / "0.npz", orders, labels, [f"u{n}" for n in range(N)])
+  write_per_slate(tmp_path / "0.npz", measure_orders(orders, labels), [f"u{n}" for n in range(N)])
   assert pool_compressed({0: load_per_slate(tmp_path / "0.npz")}, [{}], 20) == {}
   assert compression_table({"policy": {}}, {}, {}) == "No histories were compressed in this run."

@@ -8,7 +8,7 @@ import pytest
 from gr2_jax.models.compressor import SlotEncoder, code_slots, encode_items, init_encoder, slot_ids
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder, init_params
-from gr2_jax.rollout.generate import generate
+from gr2_jax.rollout.generate import RolloutConfig, generate
 from gr2_jax.rollout.sampling import Sampling
 
 VOCAB = 24
@@ -59,9 +59,9 @@ def test_a_decoder_reads_slots_as_it_reads_the_tokens_they_are_copies_of(params)
   memory = params["embedding"][SIDS.reshape(-1)]
   short = prompts.copy()
   short[0, 1:4], short[1, 2:5] = slot_ids(np.array([0]), 3), slot_ids(np.array([1]), 3)
-  options = {"group": 2, "max_new_tokens": 4, "eos_id": 0, "pad_id": 0}
-  one = generate(DECODER, params, prompts, mask, jax.random.key(3), Sampling.create(), **options)
-  two = generate(DECODER, params | {"memory": memory}, short, mask, jax.random.key(3), Sampling.create(), **options)
+  config = RolloutConfig(DECODER, group=2, max_new_tokens=4, eos_id=0, pad_id=0)
+  one = generate(config, params, prompts, mask, jax.random.key(3), Sampling.create())
+  two = generate(config, params | {"memory": memory}, short, mask, jax.random.key(3), Sampling.create())
   np.testing.assert_array_equal(one.completions, two.completions)
   np.testing.assert_allclose(one.behaviour_logps, two.behaviour_logps, atol=1e-5)
   positions = jnp.broadcast_to(jnp.arange(6), prompts.shape)
