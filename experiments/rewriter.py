@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments.artifacts import load_policy, load_slates, make_decoder, run_mesh, slate_constraint, stage_checkpoints, stage_key
 from experiments.compression import CompressFn
+from experiments.slate_training import draw_slates
 from experiments.train import begin, train, train_lm
 from gr2_jax.data.disk_cache import DiskCache
 from gr2_jax.data.pipelines import make_pipeline
@@ -116,14 +117,7 @@ def _reinforce(run, decoder, mesh, slates, context, style, judge, length, progre
   optimizer, state, shardings = begin(decoder, options, mesh, None, stage_checkpoints(run, "compress", "rewriter_warmup"))
   loss = PolicyLossConfig(**options.loss)
   update = jit_update(make_rl_update(decoder, optimizer, RlConfig(loss, options.temperature)), mesh, shardings)
-  position = make_pipeline(
-    range(len(slates)),
-    seed=run.config.seed,
-    batch_size=options.prompts,
-    map_fn=lambda index, rng: {"slate": np.int32(index)},
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
+  position = draw_slates(run, slates, options.prompts)
   generate = _make_generate(run, decoder, context, group=options.group)
   sampling = Sampling.create(options.temperature)
 

@@ -7,11 +7,10 @@ import numpy as np
 
 from experiments.artifacts import load_policy, load_slates, make_decoder, run_mesh, slate_constraint, stage_key
 from experiments.compression import CompressFn, memory_path
+from experiments.slate_training import draw_slates, make_next_prompts
 from experiments.train import train
-from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.data.schema import Slate
 from gr2_jax.language.compress import check_budget, prompt_rows
-from gr2_jax.language.prompts import present
 from gr2_jax.models.compressor import SlotEncoder, encode_items, init_encoder, slot_ids
 from gr2_jax.rollout.generate import make_generate
 from gr2_jax.rollout.rerank import render_prompts
@@ -92,14 +91,7 @@ def _train(run, encoder, policy, items, context, style, progress, stop):
     with jax.set_mesh(mesh):
       return compiled(state, to_global(batch, mesh), policy)
 
-  position = make_pipeline(
-    range(len(slates)),
-    seed=run.config.seed,
-    batch_size=options.batch_size,
-    map_fn=lambda index, rng: {"slate": np.int32(index), "draw": rng.integers(2**31, dtype=np.int64)},
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
+  position = draw_slates(run, slates, options.batch_size)
   get_batch = _make_get_batch(run, slates, decoder, policy, mesh, items, context, style, position, constraint)
   return train(
     run,
@@ -131,18 +123,12 @@ def _make_get_batch(run, slates, decoder, policy, mesh, items, context, style, p
   most_items = max(len(_latest(run, slate, context, style)) for slate in slates)
   local = options.batch_size // jax.process_count()
   in_order = [np.arange(len(slate.candidates)) for slate in slates]
-  length = render_prompts(slates, in_order, context, style).tokens.shape[1]
   bare = render_prompts(slates, in_order, context, style, histories=[[]] * len(slates)).tokens.shape[1]
   short_length = bare + most_items * options.per_item
+  next_prompts = make_next_prompts(run, "shuffled", slates, context, style, position)
 
   def get_batch(state):
-    drawn = next(position)
-    chosen = [slates[i] for i in drawn["slate"]]
-    shown = [
-      present(len(s.candidates), "shuffled", (run.config.seed, int(i), int(d)))
-      for s, i, d in zip(chosen, drawn["slate"], drawn["draw"], strict=True)
-    ]
-    full = render_prompts(chosen, shown, context, style, length=length)
+    _, chosen, shown, full = next_prompts()
     key = jax.random.fold_in(stage_key(run, "compress"), int(state.step))
     tokens, mask, references = to_global((full.tokens, full.mask, full.references), mesh)
     with jax.set_mesh(mesh):
