@@ -77,6 +77,7 @@ def test_the_policy_is_measured_on_each_of_them(compressed):
   assert "| full | " in card and "| rewriter | " in card
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_stopped_asks_only_for_what_is_missing(compressed, run_here, tmp_path, capsys):
   run = tmp_path / "run"
   shutil.copytree(compressed, run)

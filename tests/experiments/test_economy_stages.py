@@ -28,6 +28,7 @@ def metrics(run, stage):
   return [json.loads(line) for line in (run / "metrics" / f"{stage}.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_a_direct_policy(method, tiny_run, run_here, tmp_path):
   config = tiny_config(direct__steps=2, **METHODS[method])

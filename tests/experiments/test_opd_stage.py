@@ -60,6 +60,7 @@ def test_the_run_leaves_out_traces_and_sft_and_evaluates_the_distilled_policy(fi
   assert "not needed by this config, skipped: traces, sft" in told and "opd: done before in" in told
 
 
+@pytest.mark.slow
 def test_a_stopped_distillation_ends_as_if_it_had_never_stopped(finished, tiny_run, run_here, tmp_path, monkeypatch, capsys):
   config = opd_config(tiny_run)
   run = continue_from(tiny_run, tmp_path / "run", config, DONE)

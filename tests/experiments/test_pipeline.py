@@ -20,7 +20,7 @@ from gr2_jax.evaluation import baselines
 from gr2_jax.evaluation.features import LogCounts, slate_features, slate_labels
 from gr2_jax.evaluation.results import Order, build_results
 
-STAGES = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "rl", "compress", "evaluation")
+STAGES = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "rl", "evaluation")
 
 
 def read_json(path):
