@@ -40,6 +40,26 @@ def completion_hidden(
   return hidden.reshape(num_prompts, group, length, -1)
 
 
+def make_to_logits(decoder: Decoder, params, constraint: SlateConstraint | None) -> Callable[..., jax.Array]:
+  """`to_logits(hidden [n, D], *legal_states) -> [n, V]`, over the legal tokens where there is a constraint."""
+
+  def to_logits(hidden, *state):
+    logits = decoder.apply({"params": params}, hidden, method="logits")
+    return constraint.apply(logits, *state) if state else logits
+
+  return to_logits
+
+
+def legal_states(completions: jax.Array, completion_mask: jax.Array, constraint: SlateConstraint | None) -> tuple:
+  """What a logits function of `make_to_logits` reads beside hidden states: nothing, or the automaton's state at every completion token."""
+  if constraint is None:
+    return ()
+  shape = completions.shape
+  tokens, real = (x.reshape(-1, shape[-1]) for x in (completions, completion_mask > 0))
+  states = constraint.replay(tokens, real, jnp.ones_like(tokens), max_new_tokens=shape[-1])
+  return (jax.tree.map(lambda x: x.reshape(*shape, *x.shape[2:]), states),)
+
+
 def append_tokens(prompts: jax.Array, prompt_mask: jax.Array, tokens: Sequence[int]) -> tuple[jax.Array, jax.Array]:
   """Left-aligned prompts and mask `[P, Lp + n]` with the n `tokens` behind the last token of each row."""
   places = prompt_mask.astype(jnp.int32).sum(axis=1)[:, None] + jnp.arange(len(tokens))
@@ -82,12 +102,8 @@ def score_candidates(
   mask = jnp.broadcast_to(exists[..., None], tokens.shape)
   hidden = completion_hidden(decoder, params, prompts, prompt_mask, tokens, mask, prefix)
 
-  def to_logits(x, *state):
-    logits = decoder.apply({"params": params}, x, method="logits")
-    return constraint.apply(logits, *state) if state else logits
-
   extra = () if constraint is None else (constraint.first_reference(references),)
-  log_probs, _ = token_log_probs(to_logits, hidden, tokens, *extra)
+  log_probs, _ = token_log_probs(make_to_logits(decoder, params, constraint), hidden, tokens, *extra)
   return jnp.where(exists, log_probs.sum(axis=-1), -jnp.inf)
 
 

@@ -10,7 +10,7 @@ import optax
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.listwise import listwise_cross_entropy
 from gr2_jax.objectives.token_loss import distillation_terms, token_log_probs
-from gr2_jax.rollout.scoring import completion_hidden, score_candidates
+from gr2_jax.rollout.scoring import completion_hidden, legal_states, make_to_logits, score_candidates
 from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.training.guard import skip_if_not_finite
 from gr2_jax.training.metric import Metric
@@ -42,8 +42,9 @@ def make_answer_loss(decoder: Decoder, constraint: SlateConstraint | None) -> Lo
 
   def loss_fn(params, batch, _):
     hidden = completion_hidden(decoder, params, *_texts(batch))
-    to_logits, extra = _legal_logits(decoder, params, constraint, batch)
-    log_probs, entropy = token_log_probs(to_logits, hidden, batch["completions"], *extra)
+    states = legal_states(batch["completions"], batch["completion_mask"], constraint)
+    to_logits = make_to_logits(decoder, params, constraint)
+    log_probs, entropy = token_log_probs(to_logits, hidden, batch["completions"], *states)
     return _mean({"loss": -log_probs, "entropy": entropy}, batch["completion_mask"])
 
   return loss_fn
@@ -60,9 +61,9 @@ def make_distillation_loss(decoder: Decoder, teacher: Decoder, constraint: Slate
     hidden = completion_hidden(decoder, params, *_texts(batch))
     teacher_texts = batch["teacher_prompts"], batch["teacher_mask"], batch["completions"], batch["completion_mask"]
     teacher_hidden = completion_hidden(teacher, teacher_params, *teacher_texts)
-    to_logits, extra = _legal_logits(decoder, params, constraint, batch)
-    teacher_logits, _ = _legal_logits(teacher, teacher_params, constraint, batch)
-    log_probs, entropy, kl = distillation_terms(to_logits, teacher_logits, hidden, teacher_hidden, batch["completions"], *extra)
+    states = legal_states(batch["completions"], batch["completion_mask"], constraint)
+    to_logits, teacher_logits = make_to_logits(decoder, params, constraint), make_to_logits(teacher, teacher_params, constraint)
+    log_probs, entropy, kl = distillation_terms(to_logits, teacher_logits, hidden, teacher_hidden, batch["completions"], *states)
     return _mean({"loss": kl, "entropy": entropy, "nll": -log_probs}, batch["completion_mask"])
 
   return loss_fn
@@ -87,21 +88,6 @@ def make_listwise_loss(decoder: Decoder, opening: Sequence[int], constraint: Sla
 
 def _texts(batch):
   return batch["prompts"], batch["prompt_mask"], batch["completions"], batch["completion_mask"]
-
-
-def _legal_logits(decoder, params, constraint, batch):
-  """(`logits_fn`, its extra inputs) for the completions of a batch."""
-
-  def to_logits(x, *state):
-    logits = decoder.apply({"params": params}, x, method="logits")
-    return constraint.apply(logits, *state) if state else logits
-
-  if constraint is None:
-    return to_logits, ()
-  shape = batch["completions"].shape
-  tokens, mask = (batch[name].reshape(-1, shape[-1]) for name in ("completions", "completion_mask"))
-  states = constraint.replay(tokens, mask > 0, jnp.ones_like(tokens), max_new_tokens=shape[-1])
-  return to_logits, (jax.tree.map(lambda x: x.reshape(*shape, *x.shape[2:]), states),)
 
 
 def _mean(values, mask):

@@ -12,9 +12,9 @@ from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.distillation import DistillationConfig, beta_at, distilled_advantages, make_kl
 from gr2_jax.objectives.policy import PolicyLossConfig, loss_denominator, policy_loss
 from gr2_jax.objectives.token_loss import distillation_terms, token_log_probs
-from gr2_jax.rollout.scoring import completion_hidden
+from gr2_jax.rollout.scoring import completion_hidden, legal_states, make_to_logits
 from gr2_jax.rollout.slate_constraint import SlateConstraint
-from gr2_jax.steps.rl import RlBatch, legal_states, loss_mask, make_to_logits, over_parts
+from gr2_jax.steps.rl import RlBatch, loss_mask, over_parts
 from gr2_jax.training.guard import skip_if_not_finite
 from gr2_jax.training.metric import Metric
 from gr2_jax.training.state import TrainState
@@ -72,7 +72,7 @@ def make_opd_update(
 
   def compare(params, teacher_params, batch: RlBatch):
     """(log-probabilities, entropy, KL or its sampled log-ratio) of every completion token, each `[P, G, Lc]`."""
-    states, temperature = legal_states(batch, constraint), config.temperature
+    states, temperature = legal_states(batch.completions, batch.completion_mask, constraint), config.temperature
     texts = batch.prompts, batch.prompt_mask, batch.completions, batch.completion_mask
     models = (student, params), (teacher, teacher_params)
     hidden, teacher_hidden = (completion_hidden(decoder, of, *texts) for decoder, of in models)

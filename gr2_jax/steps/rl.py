@@ -17,6 +17,7 @@ from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.policy import DAPO, PolicyLossConfig, loss_denominator, policy_loss, truncated_importance_weights
 from gr2_jax.objectives.token_loss import token_log_probs
 from gr2_jax.rollout.generate import Rollout, prefill
+from gr2_jax.rollout.scoring import legal_states, make_to_logits
 from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.steps.packing import Layout, pack, row_for_each
 from gr2_jax.training.guard import skip_if_not_finite
@@ -65,26 +66,6 @@ class RlBatch:
   keep: Any
 
 
-def legal_states(batch: RlBatch, constraint: SlateConstraint | None) -> tuple:
-  """What a logits function of `make_to_logits` reads beside hidden states: nothing, or the automaton's state at every completion token."""
-  if constraint is None:
-    return ()
-  shape = batch.completions.shape
-  tokens, real = (x.reshape(-1, shape[-1]) for x in (batch.completions, batch.completion_mask > 0))
-  states = constraint.replay(tokens, real, jnp.ones_like(tokens), max_new_tokens=shape[-1])
-  return (jax.tree.map(lambda x: x.reshape(*shape, *x.shape[2:]), states),)
-
-
-def make_to_logits(decoder: Decoder, params, constraint: SlateConstraint | None) -> Callable[..., jax.Array]:
-  """`to_logits(hidden [n, D], *legal_states) -> [n, V]`, over the legal tokens where there is a constraint."""
-
-  def to_logits(hidden, *state):
-    logits = decoder.apply({"params": params}, hidden, method="logits")
-    return constraint.apply(logits, *state) if state else logits
-
-  return to_logits
-
-
 def completion_log_probs(
   decoder: Decoder,
   params,
@@ -120,7 +101,7 @@ def completion_log_probs(
     suffix, _ = decoder.apply({"params": params}, *rows, prefix=prefix)
     hidden = jnp.concatenate([hidden, suffix.reshape(*source.shape, -1)], axis=1)
 
-  states = jax.tree.map(predicted, legal_states(batch, constraint))
+  states = jax.tree.map(predicted, legal_states(batch.completions, batch.completion_mask, constraint))
   to_logits = make_to_logits(decoder, params, constraint)
   terms = token_log_probs(to_logits, hidden, predicted(batch.completions), *states, temperature=temperature)
   # Behind a completion's end the place may be no place at all, hence the clip; nobody reads what stands there.
