@@ -100,6 +100,7 @@ def base() -> ConfigDict:
       "sft": {
         "reasoning_weight": 0.1,  # λ_r < λ_o, Eq 3
         "answer_weight": 1.0,
+        "compressed_share": 0.0,  # of the examples, whose history the rules shorten to a random number of items: a policy that reads both
         "without_reasoning": False,  # once more, on the answers alone: the policy whose failures are the reasoning-hard slates
         "presentation": "shuffled",
         "batch_size": 16,

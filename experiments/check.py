@@ -60,6 +60,8 @@ def check_values(config: ConfigDict) -> None:
 def _check_pairs(config: ConfigDict) -> None:
   """Values that are right alone and wrong together."""
   sft, rl, slates = config.sft, config.rl, config.slates
+  if not 0 <= sft.compressed_share <= 1:
+    raise ConfigError(f"--config.sft.compressed_share: {sft.compressed_share} must be a share, 0 to 1")
   if not 0 <= sft.reasoning_weight < sft.answer_weight:
     raise ConfigError(
       f"--config.sft.reasoning_weight: {sft.reasoning_weight} must be below answer_weight {sft.answer_weight} (Eq 3: λ_r < λ_o)"

@@ -21,26 +21,29 @@ alone already) at a budget of 12, on 256 test slates, against full histories: si
 -5 % [-10, 0]; slots after 2 steps of training -19 % [-26, -10], -23 % [-31, -15], after 80 steps -8 % [-16, -1], -14 % [-21, -6].
 """
 
-from configs import quickstart
+from configs import small_market
 from experiments.flags import parse_arg
 
 BUDGETS = (12, 24, 48)
-VARIANTS = {f"budget_{budget}": {"compressor.budget": budget} for budget in BUDGETS}
+# What is left of the ranking when all but the last item is dropped: how much there is to lose.
+VARIANTS = {"last_item": {"compressor.budget": 3, "compressor.variants": ("sids",)}} | {
+  f"budget_{budget}": {"compressor.budget": budget} for budget in BUDGETS
+}
 SEEDS = (0, 1)
 
 
 def get_config(arg=None):
   args = parse_arg(arg, tiny=False, seed=0)
-  config = quickstart.get_config(f"seed={args.seed},tiny={args.tiny}")
+  config = small_market.get_config(f"seed={args.seed},tiny={args.tiny}")
   config.name = "compressor"
-  config.data.market.update({"min_history": 8, "max_history": 24})
-  config.midtrain.max_history = 24
-  config.prompt.update({"history_fields": ("title", "brand", "categories", "price"), "max_history": 24, "max_prompt_tokens": 896})
-  config.sft.row_length = 1024
+  config.data.market.update({"min_history": 8, "max_history": 12})
+  config.prompt.update({"history_fields": ("title", "brand", "categories", "price"), "max_history": 12, "max_prompt_tokens": 512})
+  config.sft.update({"row_length": 640, "compressed_share": 0.7})
   config.compressor.update({"variants": ("sids", "rules", "rewriter", "slots"), "budget": BUDGETS[0]})
-  config.compressor.rewriter.warmup.row_length = 1024
+  config.compressor.rewriter.warmup.row_length = 640
   if not args.tiny:
-    config.sft.update({"steps": 500, "batch_size": 12})  # a row holds one or two verbose examples
-    config.rl.prompts = 16
-    config.compressor.rewriter.warmup.batch_size = 8
+    config.sft.update({"steps": 800, "batch_size": 12})
+    # Copying is what the rewriter has to learn first.
+    config.compressor.rewriter.warmup.update({"steps": 400, "batch_size": 8})
+    config.compressor.rewriter.warmup.optimizer.update({"rule": "muon", "learning_rate": 3e-3})
   return config

@@ -19,7 +19,7 @@ them, .293 and .504. The SFT policy, asked for a direct answer that it was never
 without reasoning instead. What is left of the gap after more steps is not known.
 """
 
-from configs import quickstart
+from configs import small_market
 from experiments.flags import parse_arg
 
 ROUTES = {
@@ -32,7 +32,7 @@ ROUTES = {
   "one_pass": {"direct.init": "rl", "direct.method": "scores"},
 }
 # The larger model that OPD learns from; it answers with its reasoning.
-VARIANTS = {"teacher": {"model.preset": "small", "direct.steps": 0}} | ROUTES
+VARIANTS = {"teacher": {"model.preset": "tiny", "sft.steps": 400, "direct.steps": 0}} | ROUTES
 SEEDS = (0, 1, 2)
 COMPARISONS = {
   "A second pass from the RL policy against the same pass from where there is no reasoning": [
@@ -52,12 +52,12 @@ COMPARISONS = {
 
 def get_config(arg=None):
   args = parse_arg(arg, tiny=False, seed=0)
-  config = quickstart.get_config(f"seed={args.seed},tiny={args.tiny}")
+  config = small_market.get_config(f"seed={args.seed},tiny={args.tiny}")
   config.name = "internalise"
   config.sft.without_reasoning = True
   config.direct.steps = 1 if args.tiny else 60
   if not args.tiny:
-    config.direct.update({"prompts": 32, "max_slates": 4000})
-    # Ten times that of `rl`: an empty think block is new to the policy, and the mid-trained model has everything to learn.
-    config.direct.optimizer.learning_rate = 5e-4
+    config.direct.update({"prompts": 64, "max_slates": 4000})
+    # Three times that of `rl`: an empty think block is new to the policy, and the mid-trained model has everything to learn.
+    config.direct.optimizer.learning_rate = 1e-3
   return config

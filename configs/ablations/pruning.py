@@ -10,7 +10,7 @@ policy then answers, and the full one scores its tokens: on-policy distillation 
 keeps all layers.
 """
 
-from configs import quickstart
+from configs import small_market
 from experiments.flags import parse_arg
 
 VARIANTS = {
@@ -27,7 +27,12 @@ COMPARISONS = {
 
 def get_config(arg=None):
   args = parse_arg(arg, tiny=False, seed=0)
-  config = quickstart.get_config(f"seed={args.seed},tiny={args.tiny}")
+  config = small_market.get_config(f"seed={args.seed},tiny={args.tiny}")
   config.name = "pruning"
-  config.prune.update({"layers": 1, "steps": 1} if args.tiny else {"layers": 4, "slates": 256, "prompts": 32})
+  if args.tiny:
+    config.prune.update({"layers": 1, "steps": 1})
+  else:
+    config.model.preset = "tiny"  # four layers
+    config.sft.steps = 400
+    config.prune.update({"layers": 4, "slates": 256, "prompts": 64})
   return config

@@ -25,7 +25,7 @@ From a prior that had barely learnt to answer every reward but Eq 7 ended in cop
 can do nothing else.
 """
 
-from configs import quickstart
+from configs import small_market
 from experiments.flags import parse_arg
 
 # v1 ranks by the promotion of the target: its condition asks for R > 0, which Eq 5 gives to all but the worst order.
@@ -46,7 +46,7 @@ SEEDS = (1, 2, 3)
 
 def get_config(arg=None):
   args = parse_arg(arg, tiny=False, seed=0)
-  config = quickstart.get_config(f"seed={args.seed},tiny={args.tiny}")
+  config = small_market.get_config(f"seed={args.seed},tiny={args.tiny}")
   config.name = "reward_hacking"
   if not args.tiny:
     weaken(config)
@@ -54,18 +54,11 @@ def get_config(arg=None):
 
 
 def weaken(config):
-  """A short slate, a prior that has begun to read and not more, and room for RL to go where the reward leads."""
-  config.model.preset = "test"
-  config.data.market.update({"num_items": 240, "slate_size": 6, "validation_slates": 200})
-  config.tokenize.update({"num_candidates": 6})
-  config.tokenize.rqvae.codebook_size = 16
-  config.tokenize.training.epochs = 100
-  config.midtrain.update({"steps": 60, "eval_users": 100})
-  config.prompt.update({"reference": "slot", "item_fields": (), "max_history": 6, "max_prompt_tokens": 128})
+  """A prior that has begun to read and not more, and room for RL to go where the reward leads."""
   # The loss of the answers begins to fall after 300 steps; at 1,200 the policy reads so well that no reward leads it astray.
-  config.sft.update({"steps": 600, "batch_size": 16, "row_length": 224, "reasoning_weight": 0.1})
+  config.sft.steps = 600
   # The length of an answer is not what is studied: it is limited, and not punished.
   # A policy that only copies gives no signal, and that is a result here, no reason to stop.
-  config.rl.update({"steps": 150, "prompts": 64, "max_new_tokens": 16, "overlong_zone": 0, "max_skips": 150})
+  config.rl.update({"steps": 150, "max_new_tokens": 16, "overlong_zone": 0, "max_skips": 150})
   config.rl.reward.alpha = 0.2  # v1's for all, so that the conditions alone differ
   config.rl.optimizer.learning_rate = 2e-3

@@ -22,6 +22,7 @@ from experiments.train import train_lm
 from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.data.schema import DataError
 from gr2_jax.language.answers import render_answer
+from gr2_jax.language.compress import shorten_at_random
 from gr2_jax.language.prompts import present, render_prompt
 from gr2_jax.teachers.sampling import read_traces
 
@@ -41,20 +42,23 @@ def run(config, run, progress, stop):
   vocabulary = context.vocabulary
   decoder, mesh = make_decoder(run, vocabulary), run_mesh(run)
 
-  def to_example(trace, rng, style):
+  def to_example(trace, rng, style, compressed_share):
     slate = slates[trace.slate_index]
     shown, reasoning = trace.shown, trace.reasoning
     if options.presentation == "shuffled":
       shown, reasoning = _reshuffle(trace, slate, vocabulary, rng)
-    prompt = render_prompt(slate, shown, context, style).tokens
+    prompt = render_prompt(slate, shown, context, style)
+    if rng.random() < compressed_share:
+      prompt = render_prompt(slate, shown, context, style, shorten_at_random(slate, prompt.dropped_history, context, style, rng))
     codes = context.codes[catalogue.to_rows(slate.candidates)]
     completion = render_answer(trace.ranking, shown, reasoning, vocabulary, style, codes)
-    return {"tokens": prompt + completion.tokens, "parts": [0] * len(prompt) + completion.parts}
+    return {"tokens": prompt.tokens + completion.tokens, "parts": [0] * len(prompt.tokens) + completion.parts}
 
   def teach(style, name):
-    map_fn = functools.partial(to_example, style=style)
+    full = functools.partial(to_example, style=style, compressed_share=0.0)
+    map_fn = functools.partial(to_example, style=style, compressed_share=options.compressed_share)
     batches = make_pipeline(
-      _that_fit(traces, map_fn, options.row_length, progress),
+      _that_fit(traces, full, options.row_length, progress),
       seed=config.seed,
       batch_size=options.batch_size,
       map_fn=map_fn,

@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from gr2_jax.data import schema
 from gr2_jax.language.prompts import PromptContext, PromptStyle, history_items
 from gr2_jax.language.vocabulary import Vocabulary
@@ -58,6 +60,17 @@ def compress_by_rules(
       return sid + tokens
     tokens, said = sid + name + tokens, leaf
   return tokens
+
+
+def shorten_at_random(slate: schema.Slate, dropped: int, context: PromptContext, style: PromptStyle, rng: np.random.Generator) -> list[int]:
+  """A random number of the history's latest items, none and all included, as the rules write them, in no more tokens than the style's.
+
+  The oldest `dropped` items are no choice: the prompt has no room for them.
+  """
+  rows = context.catalogue.to_rows(slate.history[dropped:])
+  rows = rows[len(rows) - int(rng.integers(len(rows) + 1)) :]
+  budget = sum(len(context.item_tokens(row, style.history_fields, style)) for row in rows)
+  return compress_by_rules(rows, context, style, budget=budget) if rows else []
 
 
 def check_budget(budget: int, item_tokens: int) -> None:

@@ -35,6 +35,7 @@ class ModelConfig:
 # (layers, width, heads, kv heads, head dim, mlp width); Qwen3 sizes as in the published configurations.
 _SHAPES = {
   "test": (2, 32, 4, 2, 8, 64),
+  "micro": (3, 64, 4, 2, 16, 192),
   "tiny": (4, 128, 4, 2, 32, 384),
   "small": (6, 192, 6, 2, 32, 576),
   "qwen3_0_6b": (28, 1024, 16, 8, 128, 3072),

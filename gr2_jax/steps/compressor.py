@@ -11,7 +11,7 @@ from flax import struct
 from gr2_jax.models.compressor import SlotEncoder, encode_items
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.token_loss import distillation_terms
-from gr2_jax.rollout.generate import prefill
+from gr2_jax.rollout.scoring import completion_hidden, legal_states, make_to_logits
 from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.training.guard import skip_if_not_finite
 from gr2_jax.training.metric import Metric
@@ -54,20 +54,14 @@ def make_slot_update(
   def loss_fn(params, batch: SlotBatch, frozen):
     items = [x.reshape(-1, x.shape[-1]) for x in (batch.item_tokens, batch.item_mask, batch.sid_tokens)]
     memory = encode_items(encoder, params, frozen["embedding"], *items)
-    full = _continuation_hidden(decoder, frozen, batch.prompts, batch.prompt_mask, batch)
-    short = _continuation_hidden(decoder, frozen | {"memory": memory}, batch.short, batch.short_mask, batch)
-
-    def to_logits(x, *state):
-      logits = decoder.apply({"params": frozen}, x, method="logits")
-      return constraint.apply(logits, *state) if state else logits
-
-    extra = ()
-    if constraint is not None:
-      tokens = batch.completions
-      extra = (constraint.replay(tokens, batch.completion_mask > 0, jnp.ones_like(tokens), max_new_tokens=tokens.shape[1]),)
-    log_probs, _, kl = distillation_terms(to_logits, to_logits, short, jax.lax.stop_gradient(full), batch.completions, *extra)
-    loss = Metric.of(kl, batch.completion_mask)
-    return loss.mean(), {"loss": loss, "nll": Metric.of(-log_probs, batch.completion_mask)}
+    completions, mask = batch.completions[:, None], batch.completion_mask[:, None]
+    full = completion_hidden(decoder, frozen, batch.prompts, batch.prompt_mask, completions, mask)
+    short = completion_hidden(decoder, frozen | {"memory": memory}, batch.short, batch.short_mask, completions, mask)
+    to_logits = make_to_logits(decoder, frozen, constraint)
+    states = legal_states(completions, mask, constraint)
+    log_probs, _, kl = distillation_terms(to_logits, to_logits, short, jax.lax.stop_gradient(full), completions, *states)
+    loss = Metric.of(kl, mask)
+    return loss.mean(), {"loss": loss, "nll": Metric.of(-log_probs, mask)}
 
   def update(state: TrainState, batch: SlotBatch, frozen):
     grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch, frozen)
@@ -78,12 +72,3 @@ def make_slot_update(
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
   return update
-
-
-def _continuation_hidden(decoder: Decoder, params, prompts, prompt_mask, batch: SlotBatch) -> jax.Array:
-  """Hidden states `[P, Lc, D]` that predict the completions' tokens: the prompt's last one, then those of all tokens but the last."""
-  last_hidden, prefix, lengths = prefill(decoder, params, prompts, prompt_mask)
-  tokens, segments = batch.completions[:, :-1], batch.completion_mask[:, :-1].astype(jnp.int32)
-  positions = lengths[:, None] + jnp.arange(tokens.shape[1])
-  hidden, _ = decoder.apply({"params": params}, tokens, positions, segments, prefix=prefix)
-  return jnp.concatenate([last_hidden[:, None], hidden], axis=1)

@@ -8,6 +8,7 @@ import optax
 
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.token_loss import parts_cross_entropy, token_log_probs
+from gr2_jax.rollout.scoring import make_to_logits
 from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.training.guard import skip_if_not_finite
 from gr2_jax.training.metric import Metric
@@ -35,15 +36,11 @@ def make_lm_update(
     hidden, _ = decoder.apply({"params": params}, batch["tokens"], batch["positions"], batch["segment_ids"])
     same = batch["segment_ids"][:, 1:] == batch["segment_ids"][:, :-1]
     parts = jnp.where(same, batch["parts"][:, 1:], 0)
-
-    def to_logits(h, *state):
-      logits = decoder.apply({"params": params}, h, method="logits")
-      return constraint.apply(logits, *state) if state else logits
-
     extra = ()
     if constraint is not None:
       states = constraint.replay(batch["tokens"], batch["parts"] > 0, batch["segment_ids"])
       extra = (jax.tree.map(lambda x: x[:, 1:], states),)
+    to_logits = make_to_logits(decoder, params, constraint)
     log_probs, _ = token_log_probs(to_logits, hidden[:, :-1], batch["tokens"][:, 1:], *extra)
     return parts_cross_entropy(log_probs, parts, part_weights)
 

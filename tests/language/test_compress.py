@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from gr2_jax.data import schema
@@ -41,6 +42,21 @@ def test_rules_drop_the_oldest_first_and_never_exceed_the_budget(context, catego
     assert compress.read_rewrite([*short, context.vocabulary.eos_id], rows, context, STYLE) == (short, "ok")
   assert compress.compress_by_rules(rows, context, STYLE, budget=len(whole), categories=categories) == whole
   assert categories or whole == sids(context, *rows)
+
+
+@pytest.mark.parametrize("fields", [(), ("title", "category", "brand")])
+def test_shortened_at_random_a_history_is_any_number_of_its_latest_items_and_never_longer(context, slate, fields):
+  style = dataclasses.replace(STYLE, history_fields=fields)
+  slate = dataclasses.replace(slate, history=("i3", "i0", "i5", "i2"))
+  rng = np.random.default_rng(0)
+  seen = set()
+  for _ in range(100):
+    short = compress.shorten_at_random(slate, 1, context, style, rng)
+    quoted = [token for token in short if token >= context.vocabulary.sid_start]
+    assert quoted == sids(context, 0, 5, 2)[9 - len(quoted) :]
+    assert len(short) <= sum(len(context.item_tokens(row, fields, style)) for row in (0, 5, 2))
+    seen.add(len(quoted) // 3)
+  assert seen == {0, 1, 2, 3} if fields else seen > {0, 1}  # codes alone leave no room for categories
 
 
 def test_no_history_and_a_budget_of_nothing(context):
