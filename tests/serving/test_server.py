@@ -93,6 +93,7 @@ class Slow:
 
   def __init__(self, reranker, seconds=0.0):
     self.options, self.engine, self.prepare = reranker.options, reranker.engine, reranker.prepare
+    self.compressor = reranker.compressor
     self.seconds, self.batches, self._rank, self.go = seconds, [], reranker.rank_prepared, threading.Event()
 
   def rank_prepared(self, batch):
