@@ -110,9 +110,11 @@ def _scale(ax: Axes, points: Sequence[Mapping[str, Any]]) -> None:
   ax.set_xscale("log")
   ax.set_xlim(0.8 * min(point["p50_ms"] for point in points), 1.15 * max(point["p95_ms"] for point in points))
   ax.margins(y=0.08)
-  ticks = [base * 10**power for power in range(-2, 7) for base in (1, 2, 5)]
   low, high = ax.get_xlim()
-  shown = [tick for tick in ticks if low <= tick <= high]
+  for bases in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), np.arange(10, 100) / 10):  # finer ones where there are few
+    shown = [base * 10**power for power in range(-2, 7) for base in bases if low <= base * 10**power <= high]
+    if len(shown) > 2:
+      break
   ax.set_xticks(shown, [f"{tick:g}" for tick in shown])
   ax.set_xticks([], minor=True)
   ax.set_xlabel("ms a request, one after the other: median, whisker to the 95th percentile")
@@ -160,7 +162,7 @@ def latency_table(latency: Mapping[str, Any]) -> str:
   rows = []
   for place, point in enumerate(points):
     quality = f"{format_number(point['recall@1'])} [{format_number(point['ci95'][0])}, {format_number(point['ci95'][1])}]"
-    times = [format_number(point[name], ",.1f") for name in ("p50_ms", "p95_ms")]
+    times = [format_number(point[name], ",.2f") for name in ("p50_ms", "p95_ms")]
     what = [_policy_title(point), _mode_title(point), _compressor(point), format_number(point.get("history_tokens"), ",.1f")]
     rows.append([place + 1, *what, *times, quality, "yes" if place in front else ""])
   if len(runs) > 1:
