@@ -35,7 +35,6 @@ __all__ = [
   "metric_writer",
   "most_new_tokens",
   "prompt_style",
-  "pruned_checkpoints",
   "pruned_style",
   "run_mesh",
   "slate_constraint",
@@ -80,11 +79,6 @@ def stage_key(run: Run, stage: str) -> jax.Array:
 
 def stage_checkpoints(run: Run, stage: str, name: str = "checkpoints") -> Checkpointer:
   return Checkpointer(run.path(stage, name))
-
-
-def pruned_checkpoints(run: Run) -> Checkpointer:
-  """The pruned policy after its recovery, or as it was cut where there was none."""
-  return stage_checkpoints(run, "prune", "checkpoints" if run.config.prune.steps else "pruned")
 
 
 def load_policy(run: Run, stage: str, decoder: Decoder, name: str = "checkpoints") -> Any:

@@ -148,8 +148,7 @@ def _check_prune(config: ConfigDict) -> None:
 
 def _check_compressor(config: ConfigDict) -> None:
   """Variants that there are, a budget that holds an item, and a judge that can be asked."""
-  from experiments.compression import VARIANTS
-  from gr2_jax.language.compress import check_budget
+  from gr2_jax.language.compress import VARIANTS, check_budget
 
   options = config.compressor
   unknown = [variant for variant in options.variants if variant not in VARIANTS]

@@ -7,20 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from experiments.rundir import Run
-from gr2_jax.data.disk_cache import DiskCache, content_key
 from gr2_jax.data.schema import DataError, Slate
 from gr2_jax.language.compress import original_tokens
 from gr2_jax.language.prompts import PromptContext, PromptStyle, present
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.generate import prefill
 from gr2_jax.rollout.rerank import render_prompts
+from gr2_jax.serving.load import history_key, load_memory, open_histories
 from gr2_jax.training.progress import Task
 
-VARIANTS = ("sids", "rules", "rewriter", "slots")
 _TIMED_ROUNDS = 5
 
 
@@ -52,8 +49,8 @@ def fill_cache(
   stop,
 ) -> dict[str, Any]:
   """Compresses the histories that `RUN/compress/VARIANT.jsonl` lacks, each once, and returns the variant's part of the report."""
-  of_key = {_key(slate): slate for slate in slates}
-  with _open_cache(run, variant, write=run.main) as cache:
+  of_key = {history_key(slate.history): slate for slate in slates}
+  with open_histories(run, variant, write=run.main) as cache:
     missing = [key for key in of_key if key not in cache]
     for start in range(0, len(missing), batch_size):
       stop.check()
@@ -78,19 +75,13 @@ def load_compressed(run: Run, slates: Sequence[Slate]) -> dict[str, Histories]:
   """Variant -> the compressed histories of `slates`; none where the run compresses nothing. Raises DataError for one that is missing."""
   found = {}
   for variant in run.config.compressor.variants:
-    cache = _open_cache(run, variant, write=False)
-    keys = [_key(slate) for slate in slates]
+    cache = open_histories(run, variant)
+    keys = [history_key(slate.history) for slate in slates]
     missing = next((slate for slate, key in zip(slates, keys, strict=True) if key not in cache), None)
     if missing is not None:
       raise DataError(f"{cache.path}: has no history of user {missing.user!r}; add the split to config.compressor.splits")
-    memory = {"memory": jnp.asarray(np.load(memory_path(run)))} if variant == "slots" else {}
-    found[variant] = Histories([cache[key]["tokens"] for key in keys], memory)
+    found[variant] = Histories([cache[key]["tokens"] for key in keys], load_memory(run) if variant == "slots" else {})
   return found
-
-
-def memory_path(run: Run):
-  """Where the slots of all items lie, `[N * per_item, D]`."""
-  return run.path("compress", "memory.npy")
 
 
 def time_prefill(
@@ -119,11 +110,3 @@ def time_prefill(
       if round_number:  # the first one compiles
         seconds[name].append(time.perf_counter() - began)
   return {name: 1000 * statistics.median(of) / len(chosen) for name, of in seconds.items()}
-
-
-def _open_cache(run: Run, variant: str, *, write: bool) -> DiskCache:
-  return DiskCache(run.path("compress", f"{variant}.jsonl"), write=write)
-
-
-def _key(slate: Slate) -> str:
-  return content_key(slate.history)

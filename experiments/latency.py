@@ -1,25 +1,30 @@
-"""Latency against quality: every mode of one or several runs on the test slates, as points of the card's plot.
+"""Latency against quality: policies, modes and compressors of one or several runs on the test slates, as points of the card's plot.
 
 python -m experiments.latency --run=RUN [--compare=OTHER_RUN,THIRD_RUN]
 
 Writes `RUN/evaluation/latency.json` and makes the card again where there is one. `--compare`: runs over the same test slates, for example
-students of other sizes. A point's latency is that of requests sent one after the other; R@1 is over all test slates, in batches.
+students of other sizes; each is measured by what it has of what is named. A point's latency is that of requests sent one after the other,
+by users whose compressed history is remembered; R@1 is over all test slates, in batches.
 """
 
 from absl import app, flags
 
-from experiments.latency_points import measure
-from experiments.run import exit_code_of
+from experiments.exit_code import exit_code_of
+from experiments.latency_points import STAGES, measure
 from experiments.rundir import RunError
 from gr2_jax.evaluation.card import write_card
+from gr2_jax.evaluation.latency import FULL
 from gr2_jax.serving.request import MODES
 from gr2_jax.training.progress import Progress
 
 _RUN = flags.DEFINE_string("run", None, "run directory of a trained policy")
 _COMPARE = flags.DEFINE_list("compare", [], "further runs over the same test slates")
-_STAGE = flags.DEFINE_string("stage", "rl", "whose policies: rl or sft")
-_MODES = flags.DEFINE_list("modes", list(MODES), "modes to measure")
-_PRESENTATIONS = flags.DEFINE_list("presentations", ["1", "3"], "in how many orders a slate is shown")
+_STAGES = flags.DEFINE_list("stages", None, f"whose policies (those finished of {', '.join(STAGES)})")
+_COMPRESSORS = flags.DEFINE_list("compressors", None, f"how histories are shortened; {FULL}: not ({FULL} and all that the run has)")
+_MODES = flags.DEFINE_list("modes", list(MODES), "modes to measure, of those that a policy can answer in")
+_PRESENTATIONS = flags.DEFINE_list(
+  "presentations", ["1", "3"], "in how many orders a slate is shown; above 1 to the first policy alone, in its own mode, on full histories"
+)
 _REQUESTS = flags.DEFINE_integer("requests", 100, "requests that are timed one by one for a point", lower_bound=2)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "slates ranked together for R@1", lower_bound=1)
 
@@ -32,13 +37,17 @@ def main(argv):
       raise RunError(f"{argv[1]!r} is no flag; write --run=RUN")
     if not _RUN.value:
       raise RunError("--run is missing; for example --run=runs/quickstart")
-    if not all(count.isdecimal() and int(count) for count in _PRESENTATIONS.value):
+    if not _PRESENTATIONS.value or not all(count.isdecimal() and int(count) for count in _PRESENTATIONS.value):
       raise RunError(f"--presentations: {','.join(_PRESENTATIONS.value)}: write whole numbers from 1 on, as in 1,3")
+    wrong = next((mode for mode in _MODES.value if mode not in MODES), None)
+    if wrong is not None:
+      raise RunError(f"--modes: {wrong!r} is not known; choose from {', '.join(MODES)}")
     progress = Progress()
     path = measure(
       _RUN.value,
       _COMPARE.value,
-      stage=_STAGE.value,
+      stages=_STAGES.value,
+      compressors=_COMPRESSORS.value,
       modes=_MODES.value,
       presentations=[int(count) for count in _PRESENTATIONS.value],
       requests=_REQUESTS.value,

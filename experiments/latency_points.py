@@ -1,54 +1,159 @@
-"""The points of `latency.json`: what each mode of a run costs a request, and how good its orders are."""
+"""The points of `latency.json`: what each policy, mode and compressor of a run costs a request, and how good its orders are."""
 
+import functools
+import itertools
 import pathlib
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from experiments.rundir import RunError, write_json
 from experiments.timing import describe_machine
 from gr2_jax.data.schema import Slate
 from gr2_jax.evaluation.features import slate_labels
+from gr2_jax.evaluation.latency import FULL
 from gr2_jax.evaluation.metrics import compute_metrics
 from gr2_jax.evaluation.paired import paired_bootstrap
 from gr2_jax.serving import load
-from gr2_jax.serving.request import Request
+from gr2_jax.serving.request import MODES, Request
 from gr2_jax.serving.reranker import Options, Reranker
-from gr2_jax.training.progress import Progress
+from gr2_jax.training.mesh import make_mesh
+from gr2_jax.training.progress import Progress, Task
+
+STAGES = ("rl", "direct", "prune")  # whose policies are measured unless others are named
 
 
-def measure_run(
-  directory: pathlib.Path,
-  stage: str,
+class Setting(NamedTuple):
+  """What one point measures."""
+
+  stage: str
+  compressor: str
+  mode: str
+  presentations: int
+
+
+def choose_settings(
+  run: load.SavedRun, stages: Sequence[str], compressors: Sequence[str], modes: Sequence[str], presentations: Sequence[int]
+) -> list[Setting]:
+  """The points of a run, of all that could be combined the ones that say something.
+
+  Every policy on full histories in those of `modes` that it can answer in: a direct one never reasons. Compressed histories in the mode
+  that the policy was trained for, or the first where that is not measured. More than one presentation to the first policy in that mode,
+  on full histories.
+  """
+  settings = []
+  for stage in stages:
+    own = load.policy_mode(run, stage)
+    answered = [mode for mode in MODES if mode in modes and (mode != "reason" or own == "reason")]
+    main = own if own in answered else next(iter(answered), None)
+    for compressor, mode, count in itertools.product(compressors, answered, presentations):
+      if (mode == main or compressor == FULL) and (count == 1 or (mode == main and compressor == FULL and stage == stages[0])):
+        settings.append(Setting(stage, compressor, mode, count))
+  return settings
+
+
+def find_settings(
+  run: load.SavedRun, stages: Sequence[str] | None, compressors: Sequence[str] | None, *, strict: bool, **of: Sequence[Any]
+) -> list[Setting]:
+  """Settings of the named stages and compressors (None: those of STAGES that are finished; full histories and all the run's variants).
+
+  Raises DataError for a named one that the run lacks, or, where it need not have all (not `strict`), leaves it out; RunError without any.
+  """
+  has = (FULL, *run.compressors())
+  if strict:
+    for stage in stages or ():
+      run.check_policy(stage)
+    for variant in compressors or ():
+      if variant != FULL:
+        run.check_compressor(variant)
+  chosen = [stage for stage in stages or STAGES if run.is_done(stage)]
+  settings = choose_settings(run, chosen, [name for name in compressors or has if name in has], **of)
+  if not settings:
+    raise RunError(
+      f"{run.directory}: nothing to measure: of the stages {', '.join(stages or STAGES)} it has finished "
+      f"{', '.join(chosen) or 'none'}; name others by --stages, or modes that they answer in by --modes"
+    )
+  return settings
+
+
+def measure(
+  run: str,
+  compare: Sequence[str],
+  *,
+  stages: Sequence[str] | None,
+  compressors: Sequence[str] | None,
   modes: Sequence[str],
   presentations: Sequence[int],
-  *,
   requests: int,
   batch_size: int,
   progress: Progress,
-) -> tuple[list[dict[str, Any]], tuple[Slate, ...]]:
-  """(points of one run, its test slates)."""
-  saved = load.SavedRun.open(directory)
-  options = Options(batch_size=batch_size, mode=modes[0], modes=tuple(modes), max_presentations=max(presentations))
-  reranker = Reranker.load(directory, stage=stage, options=options)
-  slates = load.load_slates(saved, reranker.context.catalogue, "test")[: saved.config.evaluation.max_slates or None]
+) -> pathlib.Path:
+  """Writes `latency.json` of `run` with the points of all runs; raises RunError where their test slates differ, before any is measured."""
+  plans, slates = [], None
+  for directory in (run, *compare):
+    saved = load.SavedRun.open(directory)
+    settings = find_settings(saved, stages, compressors, strict=directory == run, modes=modes, presentations=presentations)
+    own = load.load_slates(saved, load.load_catalogue(saved), "test")[: saved.config.evaluation.max_slates or None]
+    slates = slates or own
+    if [s.candidates for s in own] != [s.candidates for s in slates]:
+      raise RunError(f"--compare: {directory} has other test slates than {run}; compare runs of the same data and slates")
+    plans.append((saved, settings))
+  points = [
+    point
+    for saved, settings in plans
+    for point in measure_run(saved, settings, slates, requests=requests, batch_size=batch_size, progress=progress)
+  ]
   labels = slate_labels(slates)
-  settings = [(mode, count) for mode in modes for count in presentations]
+  upstream = _quality(np.where(labels < 0, -1, np.arange(labels.shape[1])), labels)
+  path = pathlib.Path(run) / "evaluation" / "latency.json"
+  write_json(path, {"machine": describe_machine(("jax",)), "upstream": upstream, "points": points})
+  return path
+
+
+def measure_run(
+  run: load.SavedRun, settings: Sequence[Setting], slates: Sequence[Slate], *, requests: int, batch_size: int, progress: Progress
+) -> list[dict[str, Any]]:
+  """The points of one run."""
+  rerankers = _load_all(run, settings, batch_size)
   points, timed = [], []
-  with progress.task(f"latency: {directory.name}", len(settings) * len(slates), "slates") as task:
-    for mode, count in settings:
-      asked = [Request(s.history, s.candidates, timestamp=s.timestamp, mode=mode, presentations=count) for s in slates]
-      rankings = np.full(labels.shape, -1, np.int64)
-      for start in range(0, len(asked), batch_size):
-        for place, ranking in enumerate(reranker.rank_batch(asked[start : start + batch_size]), start):
-          rankings[place, : len(ranking.order)] = [slates[place].candidates.index(id) for id in ranking.order]
-        task.advance(len(asked[start : start + batch_size]))
-      of = {"run": str(directory), "preset": saved.config.model.preset, "stage": stage, "mode": mode, "presentations": count}
-      points.append(of | _quality(rankings, labels))
-      timed.append(asked[:requests])
-  return [point | times for point, times in zip(points, _time_one_by_one(reranker, timed), strict=True)], slates
+  with progress.task(f"latency: {run.directory.name}", len(settings) * len(slates), "slates") as task:
+    for setting in settings:
+      reranker = rerankers[setting[:2]]
+      asked = [
+        Request(s.history, s.candidates, timestamp=s.timestamp, mode=setting.mode, presentations=setting.presentations) for s in slates
+      ]
+      point = {"run": str(run.directory), "preset": run.config.model.preset, **setting._asdict()}
+      points.append(point | _rank_all(reranker, asked, slates, batch_size, task))
+      timed.append((reranker, asked[:requests]))
+  return [point | times for point, times in zip(points, _time_one_by_one(timed), strict=True)]
+
+
+def _load_all(run: load.SavedRun, settings: Iterable[Setting], batch_size: int) -> dict[tuple[str, str], Reranker]:
+  """A re-ranker for each (stage, compressor); those of a stage share its parameters."""
+  context, mesh = load.open_context(run), make_mesh(devices=jax.devices()[:1])
+  policy_of = functools.cache(lambda stage: load.load_policy(run, stage, context, mesh))
+  rerankers = {}
+  for stage, compressor in dict.fromkeys(setting[:2] for setting in settings):
+    own = [setting for setting in settings if setting[:2] == (stage, compressor)]
+    modes, most = tuple(dict.fromkeys(setting.mode for setting in own)), max(setting.presentations for setting in own)
+    options = Options(mode=modes[0], modes=modes, batch_size=batch_size, max_presentations=most)
+    variant = None if compressor == FULL else compressor
+    rerankers[stage, compressor] = Reranker.of_policy(policy_of(stage), compressor=variant, options=options)
+  return rerankers
+
+
+def _rank_all(reranker: Reranker, asked: Sequence[Request], slates: Sequence[Slate], batch_size: int, task: Task) -> dict[str, Any]:
+  labels = slate_labels(slates)
+  rankings, tokens = np.full(labels.shape, -1, np.int64), []
+  for start in range(0, len(asked), batch_size):
+    for place, ranking in enumerate(reranker.rank_batch(asked[start : start + batch_size]), start):
+      rankings[place, : len(ranking.order)] = [slates[place].candidates.index(id) for id in ranking.order]
+      tokens.append(ranking.history_tokens)
+    task.advance(len(asked[start : start + batch_size]))
+  return {"history_tokens": float(np.mean(tokens)), **_quality(rankings, labels)}
 
 
 def _quality(rankings: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -57,29 +162,15 @@ def _quality(rankings: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
   return {"recall@1": float(hits.mean()), "ci95": [float(interval.delta_low[0]), float(interval.delta_high[0])], "n": len(hits)}
 
 
-def _time_one_by_one(reranker: Reranker, settings: Sequence[Sequence[Request]]) -> list[dict[str, Any]]:
+def _time_one_by_one(settings: Sequence[tuple[Reranker, Sequence[Request]]]) -> list[dict[str, Any]]:
   """Latencies of each setting's requests; settings take turns, so that a slow spell of the machine falls on all alike."""
-  for requests in settings:
-    reranker.rank_batch(requests[:1])  # compiles
+  for reranker, requests in settings:
+    for request in requests:  # compiles what they need, whatever their lengths
+      reranker.rank_batch([request])
   times: list[list[float]] = [[] for _ in settings]
-  for turn in zip(*settings, strict=True):
-    for request, of_setting in zip(turn, times, strict=True):
+  for turn in zip(*(requests for _, requests in settings), strict=True):
+    for (reranker, _), request, of_setting in zip(settings, turn, times, strict=True):
       began = time.perf_counter()
       reranker.rank_batch([request])
       of_setting.append(1000 * (time.perf_counter() - began))
   return [{"p50_ms": float(np.percentile(ms, 50)), "p95_ms": float(np.percentile(ms, 95)), "requests": len(ms)} for ms in times]
-
-
-def measure(run: str, compare: Sequence[str], **settings: Any) -> pathlib.Path:
-  """Writes `latency.json` of `run` with the points of all runs; raises RunError where their test slates differ."""
-  points, slates = measure_run(pathlib.Path(run), **settings)
-  for other in compare:
-    more, others = measure_run(pathlib.Path(other), **settings)
-    if [s.candidates for s in others] != [s.candidates for s in slates]:
-      raise RunError(f"--compare: {other} has other test slates than {run}; compare runs of the same data and slates")
-    points += more
-  labels = slate_labels(slates)
-  upstream = _quality(np.where(labels < 0, -1, np.arange(labels.shape[1])), labels)
-  path = pathlib.Path(run) / "evaluation" / "latency.json"
-  write_json(path, {"machine": describe_machine(("jax",)), "upstream": upstream, "points": points})
-  return path

@@ -4,7 +4,7 @@
 
 A line holds `history` and `candidates` (ids of the catalogue, or objects with `item`, `title`, `brand`, `categories`), and `id`,
 `timestamp`, `mode`, `presentations` if wanted; a slates file will do. The output has one line for each input line, in its order:
-`{"line", "id", "order", "scores", "reasoning", "fallback", "reason", "dropped_history", "assigned"}`, or
+`{"line", "id", "order", "scores", "reasoning", "fallback", "reason", "history_tokens", "dropped_history", "compressor", "assigned"}`, or
 `{"line", "id", "error": {"kind", "message"}}` for a line that cannot be ranked. `id` is the line's `id`, or else its `user`.
 """
 
@@ -13,9 +13,11 @@ import pathlib
 
 from absl import app, flags
 
+from experiments.exit_code import exit_code_of
 from experiments.ranked_file import rerank_file
-from experiments.run import exit_code_of
 from experiments.rundir import RunError, hash_path
+from gr2_jax.language.compress import VARIANTS
+from gr2_jax.serving.load import POLICIES
 from gr2_jax.serving.request import MODES
 from gr2_jax.serving.reranker import Options, Reranker
 from gr2_jax.training.interrupts import StopSignal
@@ -24,8 +26,9 @@ from gr2_jax.training.progress import Progress
 _RUN = flags.DEFINE_string("run", None, "run directory of a trained policy")
 _INPUT = flags.DEFINE_string("input", None, "slates to rank, .jsonl or .jsonl.gz")
 _OUTPUT = flags.DEFINE_string("output", None, "where the ranked slates go, .jsonl")
-_STAGE = flags.DEFINE_string("stage", "rl", "whose policy: rl or sft")
-_MODE = flags.DEFINE_enum("mode", "reason", MODES, "how lines are ranked that name no mode")
+_STAGE = flags.DEFINE_enum("stage", "rl", POLICIES, "whose policy")
+_COMPRESSOR = flags.DEFINE_enum("compressor", None, VARIANTS, "by which histories are shortened; the run must have it (none)")
+_MODE = flags.DEFINE_enum("mode", None, MODES, "how lines are ranked that name no mode (as the policy was trained to answer)")
 _PRESENTATIONS = flags.DEFINE_integer("presentations", 1, "in how many orders a slate is shown", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "rows that the device works on at once", lower_bound=1)
 
@@ -41,16 +44,17 @@ def main(argv):
         raise RunError(f"--{name} is missing; for example --run=runs/quickstart --input=slates.jsonl --output=ranked.jsonl")
     if _OUTPUT.value.endswith(".gz"):
       raise RunError("--output: written line by line, so not compressed; give a .jsonl name")
-    source, done_mark = pathlib.Path(_INPUT.value), pathlib.Path(_RUN.value) / _STAGE.value / "done.json"
+    source = pathlib.Path(_INPUT.value)
     if not source.is_file():
       raise RunError(f"--input: no file {str(source)!r}; give a .jsonl or .jsonl.gz file of slates")
     options = Options(mode=_MODE.value, presentations=_PRESENTATIONS.value, batch_size=_BATCH_SIZE.value, max_presentations=64)
-    reranker = Reranker.load(_RUN.value, stage=_STAGE.value, options=options)
+    reranker = Reranker.load(_RUN.value, stage=_STAGE.value, compressor=_COMPRESSOR.value, options=options)
     settings = {
-      "policy": json.loads(done_mark.read_text(encoding="utf-8"))["fingerprint"],
+      "policy": _fingerprint(_STAGE.value),
       "input": hash_path(source),
-      "mode": options.mode,
+      "mode": reranker.options.mode,
       "presentations": options.presentations,
+      "compressor": _COMPRESSOR.value and f"{_COMPRESSOR.value} of {_fingerprint('compress')}",
     }
     progress = Progress()
     with StopSignal() as stop:
@@ -58,6 +62,12 @@ def main(argv):
     progress.note(_OUTPUT.value)
 
   return exit_code_of(program)
+
+
+def _fingerprint(stage: str) -> str:
+  """Of a finished stage of the run."""
+  done = pathlib.Path(_RUN.value) / stage / "done.json"
+  return json.loads(done.read_text(encoding="utf-8"))["fingerprint"]
 
 
 if __name__ == "__main__":

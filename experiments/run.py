@@ -12,14 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict
 
 from experiments.check import check_values
-from experiments.flags import ConfigError, define_config, parse_flags
+from experiments.exit_code import exit_code_of
+from experiments.flags import define_config, parse_flags
 from experiments.rundir import Run, RunError, Stage, check_stages, needed_stages, open_run
-from gr2_jax.data.schema import DataError
-from gr2_jax.training.interrupts import Interrupted, StopSignal
+from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.progress import Progress, format_seconds
 
 STAGES = (
@@ -156,31 +156,6 @@ def execute(
       progress.note(f"The table, with data, seeds and versions: {card}")
 
   return exit_code_of(program)
-
-
-def exit_code_of(program: Callable[[], None]) -> int:
-  """Runs a program over stages; returns its exit code and prints what went wrong in one line."""
-  logging.set_verbosity(logging.WARNING)  # Orbax tells every read and write at INFO
-  try:
-    program()
-  except Interrupted as error:
-    print(error, file=sys.stderr)
-    return error.exit_code
-  except (RunError, ConfigError, DataError, *_stage_errors()) as error:
-    print(f"ERROR: {error}", file=sys.stderr)
-    return 1
-  return 0
-
-
-def _stage_errors() -> tuple[type[Exception], ...]:
-  """What stages raise with a message that says all; imported here, since it brings JAX along."""
-  from gr2_jax.evaluation.results import ResultsError
-  from gr2_jax.steps.rl import NoSignalError
-  from gr2_jax.teachers.chat import ChatError
-  from gr2_jax.training.checkpoints import CheckpointError
-  from gr2_jax.training.guard import DivergedError
-
-  return ChatError, CheckpointError, DivergedError, NoSignalError, ResultsError
 
 
 def _open_everywhere(workdir: str, config: ConfigDict, command: Sequence[str]) -> Run:

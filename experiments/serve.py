@@ -7,17 +7,20 @@ import sys
 
 from absl import app, flags
 
-from experiments.run import exit_code_of
+from experiments.exit_code import exit_code_of
 from experiments.rundir import RunError
+from gr2_jax.language.compress import VARIANTS
+from gr2_jax.serving.load import POLICIES
 from gr2_jax.serving.request import MODES
 from gr2_jax.serving.reranker import Options, Reranker
 from gr2_jax.training.progress import Progress
 
 _RUN = flags.DEFINE_string("run", None, "run directory of a trained policy")
-_STAGE = flags.DEFINE_string("stage", "rl", "whose policy: rl or sft")
+_STAGE = flags.DEFINE_enum("stage", "rl", POLICIES, "whose policy")
+_COMPRESSOR = flags.DEFINE_enum("compressor", None, VARIANTS, "by which histories are shortened; the run must have it (none)")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen at; the default is reached from this machine alone")
 _PORT = flags.DEFINE_integer("port", 8000, "port to listen at; 0: any that is free", lower_bound=0, upper_bound=65535)
-_MODE = flags.DEFINE_enum("mode", "reason", MODES, "how requests are ranked that name no mode")
+_MODE = flags.DEFINE_enum("mode", None, MODES, "how requests are ranked that name no mode (as the policy was trained to answer)")
 _MODES = flags.DEFINE_list("modes", list(MODES), "modes that requests may name; each takes its time to compile")
 _PRESENTATIONS = flags.DEFINE_integer("presentations", 1, "in how many orders a slate is shown", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "rows that the device works on at once", lower_bound=1)
@@ -40,12 +43,12 @@ def serve() -> None:
     raise RunError(f"{error.name} is not installed; pip install 'gr2_jax[serving]'") from None
   options = Options(
     mode=_MODE.value,
-    modes=tuple(dict.fromkeys((_MODE.value, *_MODES.value))),
+    modes=tuple(dict.fromkeys([_MODE.value] * bool(_MODE.value) + _MODES.value)),
     presentations=_PRESENTATIONS.value,
     batch_size=_BATCH_SIZE.value,
     prefix_slots=_PREFIX_SLOTS.value,
   )
-  reranker = Reranker.load(_RUN.value, stage=_STAGE.value, options=options)
+  reranker = Reranker.load(_RUN.value, stage=_STAGE.value, compressor=_COMPRESSOR.value, options=options)
   progress = Progress()
   with progress.task("compile", 1, "programs") as task:
 

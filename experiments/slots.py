@@ -6,15 +6,16 @@ import jax
 import numpy as np
 
 from experiments.artifacts import load_policy, load_slates, make_decoder, run_mesh, slate_constraint, stage_key
-from experiments.compression import CompressFn, memory_path
+from experiments.compression import CompressFn
 from experiments.slate_training import draw_slates, make_next_prompts
 from experiments.train import train
 from gr2_jax.data.schema import Slate
-from gr2_jax.language.compress import check_budget, prompt_rows
+from gr2_jax.language.compress import check_budget, fit_slots, prompt_rows
 from gr2_jax.models.compressor import SlotEncoder, encode_items, init_encoder, slot_ids
 from gr2_jax.rollout.generate import make_generate
 from gr2_jax.rollout.rerank import render_prompts
 from gr2_jax.rollout.sampling import Sampling
+from gr2_jax.serving.load import memory_path
 from gr2_jax.steps.compressor import SlotBatch, make_slot_update
 from gr2_jax.training.mesh import batch_sharding, init_sharded, replicated, to_global, to_local
 from gr2_jax.training.state import OptimizerConfig, init_state, make_optimizer
@@ -42,7 +43,7 @@ def make_slots(run, context, style, progress, stop) -> CompressFn:
 
 def _latest(run, slate, context, style) -> list[int]:
   """Rows of the latest items whose slots fit into the budget."""
-  return prompt_rows(slate, context, style)[-(run.config.compressor.budget // run.config.compressor.slots.per_item) :]
+  return fit_slots(prompt_rows(slate, context, style), run.config.compressor.budget, run.config.compressor.slots.per_item)
 
 
 def _item_arrays(context, style) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -20,8 +20,9 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from experiments.check import check_values
+from experiments.exit_code import exit_code_of
 from experiments.flags import NAME, ConfigError, check_overrides, load_config, load_module, parse_flags
-from experiments.run import STAGES, choose_stages, exit_code_of, run_stages
+from experiments.run import STAGES, choose_stages, run_stages
 from experiments.rundir import Run, RunError, Stage, check_stages, open_run
 from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.progress import Progress, format_seconds

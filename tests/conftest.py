@@ -42,12 +42,15 @@ def tiny_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def make_reranker():
   """`make_reranker(style={}, **options)`: a re-ranker of 40 items with fresh weights, three times as large so that they prefer some;
-  prompts are padded to one length."""
+  prompts are padded to one length unless `prompt_lengths` is (). `compressor={"variant", "budget", ..}` shortens histories; its slots are
+  the embeddings of an item's codes."""
   from gr2_jax.data.schema import Catalogue, Item
   from gr2_jax.language.prompts import PromptContext, PromptStyle
   from gr2_jax.language.vocabulary import Vocabulary
+  from gr2_jax.models.compressor import code_slots
   from gr2_jax.models.config import preset
   from gr2_jax.models.transformer import Decoder, init_params
+  from gr2_jax.serving.compressed import HistoryCompressor
   from gr2_jax.serving.reranker import Options, Reranker
 
   words = ("rose", "mint", "sage", "lily")
@@ -60,9 +63,15 @@ def make_reranker():
   params = jax.tree.map(lambda x: 3 * x, init_params(decoder, jax.random.key(0)))
   context = PromptContext(Catalogue(items), codes, vocabulary)
 
-  def make(style=None, cold_start=None, **options):
+  def make(style=None, cold_start=None, compressor=None, **options):
     style = PromptStyle(**{"reference": "sid", "order": "candidates_first", "history_fields": (), "max_prompt_tokens": 96} | (style or {}))
     options = Options(**{"batch_size": 4, "prompt_lengths": (style.max_prompt_tokens + 2,)} | options)
-    return Reranker(decoder, params, context, style, max_new_tokens=24, options=options, cold_start=cold_start)
+    held = dict(params)
+    if compressor is not None:
+      compressor = HistoryCompressor(context=context, style=style, **compressor)
+      if compressor.variant == "slots":
+        sids = np.array([vocabulary.sid_tokens(of) for of in codes])
+        held["memory"] = code_slots(params["embedding"], sids, 2).reshape(-1, params["embedding"].shape[1])
+    return Reranker(decoder, held, context, style, max_new_tokens=24, options=options, cold_start=cold_start, compressor=compressor)
 
   return make

@@ -18,7 +18,6 @@ from experiments.artifacts import (
   make_decoder,
   most_new_tokens,
   prompt_style,
-  pruned_checkpoints,
   pruned_style,
   run_mesh,
   slate_constraint,
@@ -38,6 +37,7 @@ from gr2_jax.models.pruning import prune_decoder
 from gr2_jax.rollout.generate import make_generate
 from gr2_jax.rollout.rerank import pad_shown, rank_slates
 from gr2_jax.rollout.scoring import make_score, rank_by_scores
+from gr2_jax.serving.load import policy_checkpoints
 from gr2_jax.steps.start import load_params
 
 TIME_NOTE = (
@@ -172,7 +172,7 @@ def _pruned_order(run, decoder, test, context, progress, stop):
   """Answers of the pruned policy, in the way of the one that was pruned."""
   style, decoder = pruned_style(run), prune_decoder(decoder, run.config.prune.layers)
   answer = _make_ranker(run, decoder, context, style, most_new_tokens(run, test, context.vocabulary, style))
-  params = load_params(decoder, pruned_checkpoints(run), run_mesh(run))
+  params = load_params(decoder, policy_checkpoints(run, "prune"), run_mesh(run))
   return _policy_order(run, "pruned", params, answer, test, context, progress, stop)
 
 

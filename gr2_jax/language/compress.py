@@ -14,6 +14,8 @@ from gr2_jax.data import schema
 from gr2_jax.language.prompts import PromptContext, PromptStyle, history_items
 from gr2_jax.language.vocabulary import Vocabulary
 
+# How a history can be shortened: to semantic IDs alone, by fixed rules, by a trained language model, to vectors of its items.
+VARIANTS = ("sids", "rules", "rewriter", "slots")
 # What became of a history: it was compressed, there was none, or the rewriter's text cannot be used and why.
 OUTCOMES = ("ok", "no_history", "overlong", "empty", "wrong_format", "unknown_item")
 _ELLIPSIS = re.compile(r"\.{3,}|…")
@@ -71,6 +73,11 @@ def shorten_at_random(slate: schema.Slate, dropped: int, context: PromptContext,
   rows = rows[len(rows) - int(rng.integers(len(rows) + 1)) :]
   budget = sum(len(context.item_tokens(row, style.history_fields, style)) for row in rows)
   return compress_by_rules(rows, context, style, budget=budget) if rows else []
+
+
+def fit_slots(rows: Sequence[int], budget: int, per_item: int) -> list[int]:
+  """The latest `rows` whose slots, `per_item` each, fit into `budget` tokens, oldest first."""
+  return list(rows[max(len(rows) - budget // per_item, 0) :])
 
 
 def check_budget(budget: int, item_tokens: int) -> None:

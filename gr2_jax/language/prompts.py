@@ -69,9 +69,10 @@ class PromptStyle:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """Token ids of a prompt, and how many of the history's oldest items it leaves out."""
+  """Token ids of a prompt, how many of them are the history's, and how many of the history's oldest items it leaves out."""
 
   tokens: list[int]
+  history_tokens: int
   dropped_history: int
 
 
@@ -178,14 +179,7 @@ def render_prompt(
   when not even the candidates fit, or the tokens given as `history` don't. A history of which nothing fits is dropped whole, and counted.
   """
   special = context.vocabulary.special
-  candidates = [special("candidates"), *_candidate_tokens(slate, shown, context, style)]
-  head = [special("bos"), special("system"), *_instruction_tokens(context, style), special("user")]
-  room = style.max_prompt_tokens - len(head) - len(candidates) - 2  # <history> and <assistant>
-  if room < 0:
-    raise schema.DataError(
-      f"max_prompt_tokens: {style.max_prompt_tokens} is too short for user {slate.user!r}: the instructions and "
-      f"{len(slate.candidates)} candidates alone need {style.max_prompt_tokens - room}; raise it or show fewer item_fields"
-    )
+  head, candidates, room = _frame_history(slate, shown, context, style)
   dropped = 0
   if history is None:
     items = history_items(context.catalogue.to_rows(slate.history), context, style, room)
@@ -198,7 +192,26 @@ def render_prompt(
   past = [special("history"), *history]
   body = past + candidates if style.order == "history_first" else candidates + past
   opening = direct_opening(context.vocabulary, style) if style.direct else []
-  return Prompt([*head, *body, special("assistant"), *opening], dropped)
+  return Prompt([*head, *body, special("assistant"), *opening], len(history), dropped)
+
+
+def history_room(slate: schema.Slate, context: PromptContext, style: PromptStyle) -> int:
+  """Tokens that the slate's prompt has room for as its history, however its candidates are shown; raises what `render_prompt` raises."""
+  return _frame_history(slate, range(len(slate.candidates)), context, style)[2]
+
+
+def _frame_history(slate, shown, context, style) -> tuple[list[int], list[int], int]:
+  """(the prompt up to `<user>`, its candidate part, tokens left for the history)."""
+  special = context.vocabulary.special
+  candidates = [special("candidates"), *_candidate_tokens(slate, shown, context, style)]
+  head = [special("bos"), special("system"), *_instruction_tokens(context, style), special("user")]
+  room = style.max_prompt_tokens - len(head) - len(candidates) - 2  # <history> and <assistant>
+  if room < 0:
+    raise schema.DataError(
+      f"max_prompt_tokens: {style.max_prompt_tokens} is too short for user {slate.user!r}: the instructions and "
+      f"{len(slate.candidates)} candidates alone need {style.max_prompt_tokens - room}; raise it or show fewer item_fields"
+    )
+  return head, candidates, room
 
 
 def history_items(rows: Sequence[int], context: PromptContext, style: PromptStyle, room: int) -> list[list[int]]:

@@ -51,7 +51,7 @@ class Engine:
   """Answers rows in batches of at most `batch_sizes[-1]`, prompts padded to one of `prompt_lengths` (both ascending).
 
   With `prefix_slots` the keys and values of so many slates stay on the device, and a prompt whose slate is among them is computed from
-  there on. One thread at a time is served.
+  there on, padded to one of `rest_lengths` (none given: `prompt_lengths`). One thread at a time is served.
   """
 
   def __init__(
@@ -65,10 +65,12 @@ class Engine:
     batch_sizes: Sequence[int],
     prompt_lengths: Sequence[int],
     prefix_slots: int = 0,
+    rest_lengths: Sequence[int] = (),
   ):
     if prefix_slots and prefix_slots < batch_sizes[-1]:
       raise DataError(f"prefix_slots: {prefix_slots} must hold the slates of a batch, {batch_sizes[-1]}; raise it, or 0 for no reuse")
     self.batch_sizes, self.prompt_lengths, self.slots = tuple(batch_sizes), tuple(prompt_lengths), prefix_slots
+    self.rest_lengths = tuple(rest_lengths) or self.prompt_lengths
     self.index = SlateIndex(prefix_slots)
     self._decoder, self._params, self._vocabulary = decoder, params, vocabulary
     self._constraints = {mode: SlateConstraint(vocabulary, style_of(mode, style)) for mode in MODES}
@@ -101,7 +103,7 @@ class Engine:
     """Compiles every program of `modes`, shape by shape; yields (done, all) after each."""
     filler = (self._vocabulary.candidate_start,) * self._reference_length
     slates = self.prompt_lengths if self.slots else (0,)
-    shapes = [(mode, size, rest, slate) for mode in modes for size in self.batch_sizes for rest in self.prompt_lengths for slate in slates]
+    shapes = [(mode, size, rest, slate) for mode in modes for size in self.batch_sizes for rest in self.rest_lengths for slate in slates]
     for done, (mode, size, rest, slate) in enumerate(shapes, start=1):
       # Different slates, none of them on the device, so that as many are computed as there are rows.
       self.index.clear()
@@ -119,7 +121,7 @@ class Engine:
       slate_length, slots = self._place_slates([row.tokens[: row.shared] for row in rows])
       slots = np.concatenate([slots, [slots[0]] * len(filler)]).astype(np.int32)
     filled = [*rows, *filler]
-    tokens, mask = self._pad([row.tokens[row.shared if self.slots else 0 :] for row in filled], size)
+    tokens, mask = self._pad([row.tokens[row.shared if self.slots else 0 :] for row in filled], size, self.rest_lengths)
     references = np.full((size, self._vocabulary.num_candidates, self._reference_length), -1, np.int32)
     for place, row in enumerate(filled):
       references[place, : len(row.references)] = row.references
@@ -131,9 +133,9 @@ class Engine:
     found = jax.device_get(self._decode(*inputs, self._pool, slots, shown, mode=mode, slate_length=slate_length))
     return [_read(row, *of_row) for row, *of_row in zip(rows, *found, strict=False)]
 
-  def _pad(self, prompts: Sequence[list[int]], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts as tokens and mask `[size, L]`, L the smallest length that holds all; rows without a prompt are empty."""
-    length = self.prompt_lengths[bisect.bisect_left(self.prompt_lengths, max(map(len, prompts)))]
+  def _pad(self, prompts: Sequence[list[int]], size: int, lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts as tokens and mask `[size, L]`, L the smallest of `lengths` that holds all; rows without a prompt are empty."""
+    length = lengths[bisect.bisect_left(lengths, max(map(len, prompts)))]
     tokens = np.full((size, length), self._vocabulary.pad_id, np.int32)
     mask = np.zeros((size, length), np.int32)
     for place, prompt in enumerate(prompts):
@@ -146,7 +148,7 @@ class Engine:
     slots, missing = self.index.find(keys)
     if missing:
       size = self.batch_sizes[bisect.bisect_left(self.batch_sizes, len(missing))]
-      tokens, mask = self._pad([slates[place] for place in missing], size)
+      tokens, mask = self._pad([slates[place] for place in missing], size, self.prompt_lengths)
       where = np.full(size, self.slots, np.int32)  # past the last slot: dropped
       where[: len(missing)] = [slots[place] for place in missing]
       self._pool = self._fill(self._params, self._pool, tokens, mask, where)
@@ -210,7 +212,12 @@ def default_batch_sizes(largest: int) -> tuple[int, ...]:
   return (*sizes, largest) if largest > 1 else (1,)
 
 
-def default_prompt_lengths(longest: int) -> tuple[int, ...]:
-  """Half of `longest` and all of it, rounded up to multiples of 16."""
-  whole = -(-longest // 16) * 16
-  return tuple(sorted({-(-whole // 32) * 16, whole}))
+def default_prompt_lengths(longest: int, usual: int | None = None) -> tuple[int, ...]:
+  """`longest`, and `usual` (None: the same) with half of it, rounded up to multiples of 16."""
+  whole = round_length(longest if usual is None else usual)
+  return tuple(sorted({round_length(whole // 2), whole, round_length(longest)}))
+
+
+def round_length(tokens: int) -> int:
+  """The next multiple of 16, so that few shapes are compiled."""
+  return -(-tokens // 16) * 16

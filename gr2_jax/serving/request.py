@@ -51,7 +51,9 @@ class Ranking:
   `order`: candidate ids, best first, with their `scores`, which never increase: log-probabilities (nats) of being named first in mode
   score with one presentation, else Borda points as a share of the most possible. `reasoning`: the text of the first presentation, None
   where nothing was reasoned. `timings`: milliseconds of preparing, and of the device's work on its batch. `fallback`: the upstream
-  order was given for the `reason`. `dropped_history`: the oldest history items, left out because the prompt has no room.
+  order was given for the `reason`. `history_tokens`: the tokens of the history that the prompt held. `dropped_history`: history items
+  left out, because the prompt or the compressor's budget has no room for the oldest, or because they are new and have no slots.
+  `compressor`: what shortened the history, one of `language.compress.VARIANTS` ("rules" where the rewriter has no text of it), or None.
   `assigned`: items that are not in the catalogue, given a semantic ID by their text.
   """
 
@@ -61,7 +63,9 @@ class Ranking:
   timings: Mapping[str, float]
   fallback: bool = False
   reason: str | None = None
+  history_tokens: int = 0
   dropped_history: int = 0
+  compressor: str | None = None
   assigned: tuple[str, ...] = ()
 
 

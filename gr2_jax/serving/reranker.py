@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,11 +13,13 @@ from jax.sharding import Mesh
 
 from gr2_jax.data.schema import DataError, Item, Slate
 from gr2_jax.language.answers import reference_tokens
-from gr2_jax.language.prompts import PromptContext, PromptStyle, direct_opening, present, render_prompt
+from gr2_jax.language.prompts import PromptContext, PromptStyle, direct_opening, history_room, present, render_prompt
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.serving import load
 from gr2_jax.serving.cold_start import ColdStart
-from gr2_jax.serving.engine import Engine, Row, RowAnswer, default_batch_sizes, default_prompt_lengths, style_of
+from gr2_jax.serving.compressed import HistoryCompressor
+from gr2_jax.serving.engine import Engine, Row, RowAnswer, default_batch_sizes, default_prompt_lengths, round_length, style_of
+from gr2_jax.serving.load import Policy
 from gr2_jax.serving.request import MODES, Ranking, Request, RequestError, borda_scores, item_id, upstream_ranking
 from gr2_jax.training.mesh import make_mesh
 
@@ -26,12 +28,14 @@ from gr2_jax.training.mesh import make_mesh
 class Options:
   """`mode` and `presentations` of requests that name none; `modes` that are served; `batch_size` rows at most are answered together.
 
-  `prompt_lengths`: to which prompts are padded (none given: half the longest prompt, and it whole). `prefix_slots`: slates that stay on
-  the device for reuse (0: none). The most candidates of a request (at most as many as the vocabulary has names), history items and
-  presentations.
+  `mode` None: in which the policy was trained to answer, or the first of `modes` where that is not served.
+
+  `prompt_lengths`: to which prompts are padded (none given: half the longest prompt, and it whole; with compressed histories the usual
+  prompt's in place of half the longest). `prefix_slots`: slates that stay on the device for reuse (0: none). The most candidates of a
+  request (at most as many as the vocabulary has names), history items and presentations.
   """
 
-  mode: str = "reason"
+  mode: str | None = None
   presentations: int = 1
   modes: tuple[str, ...] = MODES
   batch_size: int = 16
@@ -42,12 +46,20 @@ class Options:
   max_presentations: int = 8
 
   def __post_init__(self):
-    for mode, known in (*((mode, MODES) for mode in self.modes), (self.mode, self.modes)):
+    if not self.modes:
+      raise DataError(f"modes: none; choose from {', '.join(MODES)}")
+    own = () if self.mode is None else ((self.mode, self.modes),)
+    for mode, known in (*((mode, MODES) for mode in self.modes), *own):
       if mode not in known:
         raise DataError(f"mode: {mode!r} is not known; choose from {', '.join(known)}")
     for name in ("batch_size", "presentations", "max_presentations"):
       if getattr(self, name) < 1:
         raise DataError(f"{name}: {getattr(self, name)} must be at least 1")
+
+  def with_mode(self, trained: str) -> "Options":
+    """With a mode in place of None, for a policy that was `trained` to answer in one."""
+    mode = self.mode or (trained if trained in self.modes else self.modes[0])
+    return dataclasses.replace(self, mode=mode)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +69,7 @@ class Prepared:
   candidates: tuple[str, ...]
   mode: str
   rows: list[Row]
-  dropped_history: int
-  assigned: tuple[str, ...]
+  fields: Mapping[str, Any]  # of the ranking, whatever it will be
   prepare_ms: float
 
 
@@ -75,21 +86,21 @@ class Reranker:
     max_new_tokens: int,
     options: Options = Options(),
     cold_start: ColdStart | None = None,
+    compressor: HistoryCompressor | None = None,
   ):
-    """`max_new_tokens`: the limit of reasoned answers. Raises DataError for a style without compact answers, and for reuse where the
-    history comes first.
+    """`max_new_tokens`: the limit of reasoned answers. `compressor`: what shortens histories; for slots the parameters have a `memory`.
+
+    Raises DataError for a style without compact answers, and for reuse where the history comes first.
     """
     if style.answer != "compact":
       raise DataError(f"prompt.answer: serving decodes compact answers, which are permutations by construction, not {style.answer}")
     if options.prefix_slots and style.order != "candidates_first":
       raise DataError("prefix_slots: a slate can be reused only where it comes first; train with prompt.order='candidates_first'")
-    longest = style.max_prompt_tokens + len(direct_opening(context.vocabulary, style))
-    lengths = tuple(sorted(options.prompt_lengths)) or default_prompt_lengths(longest)
-    if lengths[-1] < longest:
-      raise DataError(f"prompt_lengths: the largest, {lengths[-1]}, must hold the longest prompt, which may have {longest} tokens")
     most = min(options.max_candidates or context.vocabulary.num_candidates, context.vocabulary.num_candidates)
-    self.options = dataclasses.replace(options, max_candidates=most)
-    self.context, self.style = context, style
+    options = dataclasses.replace(options, max_candidates=most).with_mode("direct" if style.direct else "reason")
+    lengths, rest_lengths = _padded_lengths(options, style, len(direct_opening(context.vocabulary, style)), compressor)
+    self.options = options
+    self.context, self.style, self.compressor = context, style, compressor
     self.engine = Engine(
       decoder,
       params,
@@ -99,6 +110,7 @@ class Reranker:
       batch_sizes=default_batch_sizes(options.batch_size),
       prompt_lengths=lengths,
       prefix_slots=options.prefix_slots,
+      rest_lengths=rest_lengths,
     )
     self._cold_start = cold_start
 
@@ -108,27 +120,35 @@ class Reranker:
     run: str | os.PathLike,
     *,
     stage: str = "rl",
+    compressor: str | None = None,
     options: Options = Options(),
     mesh: Mesh | None = None,
   ) -> "Reranker":
-    """The policy at the end of `stage` (rl or sft) of the run directory `run`, on one device unless a `mesh` says otherwise.
+    """The policy at the end of `stage` (one of `load.POLICIES`) of the run directory `run`, on one device unless a `mesh` says otherwise.
 
-    Raises DataError where the run lacks what is needed, and what the constructor raises.
+    `compressor`: one of the run's variants, by which histories are shortened (None: they stand in full). Raises DataError where the run
+    lacks what is needed, and what the constructor raises.
     """
     saved = load.SavedRun.open(run)
-    saved.check_done(("data", "tokenize", stage))
-    catalogue = load.load_catalogue(saved)
-    context = load.load_context(saved, catalogue, load.load_log(saved, catalogue))
-    decoder = load.make_decoder(saved, context.vocabulary)
-    params = load.load_policy(saved, stage, decoder, mesh or make_mesh(devices=jax.devices()[:1]))
+    saved.check_policy(stage)
+    if compressor is not None:
+      saved.check_compressor(compressor)
+    policy = load.load_policy(saved, stage, load.open_context(saved), mesh or make_mesh(devices=jax.devices()[:1]))
+    return cls.of_policy(policy, compressor=compressor, options=options)
+
+  @classmethod
+  def of_policy(cls, policy: Policy, *, compressor: str | None = None, options: Options = Options()) -> "Reranker":
+    """The re-ranker of a policy that is loaded; several, for example with other compressors, share its parameters."""
+    saved, context = policy.run, policy.context
     return cls(
-      decoder,
-      params,
+      policy.decoder,
+      policy.params | (load.load_memory(saved) if compressor == "slots" else {}),
       context,
       load.prompt_style(saved),
       max_new_tokens=saved.config.rl.max_new_tokens,
-      options=options,
+      options=options.with_mode(load.policy_mode(saved, policy.stage)),
       cold_start=ColdStart(saved, context),
+      compressor=HistoryCompressor.load(saved, compressor, context) if compressor else None,
     )
 
   def warm_up(self, on_progress: Callable[[int, int], None] | None = None) -> None:
@@ -158,17 +178,25 @@ class Reranker:
     slate = Slate(request.id or "", tuple(map(item_id, request.history)), candidates, (0,) * len(candidates), timestamp=request.timestamp)
     style = style_of(mode, self.style)
     codes = context.codes[context.catalogue.to_rows(candidates)]
-    rows = []
+    rows, history = [], None
     for number in range(presentations):
       # The same orders for every slate of a size, so that its presentations are reused like the upstream one.
       shown = present(len(candidates), "shuffled" if number else "upstream", (0, len(candidates), number))
       try:
-        prompt = render_prompt(slate, shown, context, style)
+        if history is None and self.compressor is not None:
+          history = self.compressor(slate.history, context, history_room(slate, context, style))
+        prompt = render_prompt(slate, shown, context, style, None if history is None else history.tokens)
       except DataError as error:
         raise RequestError("too_long", str(error)) from None
       shared = prompt.tokens.index(context.vocabulary.special("history")) if self.options.prefix_slots else 0
       rows.append(Row(prompt.tokens, shared, reference_tokens(shown, context.vocabulary, style, codes), shown))
-    return Prepared(candidates, mode, rows, prompt.dropped_history, assigned, 1000 * (time.perf_counter() - began))
+    fields = {
+      "history_tokens": prompt.history_tokens,
+      "dropped_history": prompt.dropped_history if history is None else history.dropped,
+      "compressor": None if history is None else history.compressor,
+      "assigned": assigned,
+    }
+    return Prepared(candidates, mode, rows, fields, 1000 * (time.perf_counter() - began))
 
   def rank_prepared(self, requests: Sequence[Prepared]) -> list[Ranking]:
     """A ranking for each request, in batches of those with the same mode. Never raises: what fails gets the upstream order."""
@@ -221,11 +249,7 @@ class Reranker:
       raise RequestError("unknown_item", str(error)) from None
 
   def _combine(self, request: Prepared, answers: Sequence[RowAnswer], failure: str | None, model_ms: float) -> Ranking:
-    fields = {
-      "timings": {"prepare_ms": round(request.prepare_ms, 3), "model_ms": round(model_ms, 3)},
-      "dropped_history": request.dropped_history,
-      "assigned": request.assigned,
-    }
+    fields = {"timings": {"prepare_ms": round(request.prepare_ms, 3), "model_ms": round(model_ms, 3)}, **request.fields}
     valid = [answer for answer in answers if answer.order is not None]
     if not valid:
       return upstream_ranking(request.candidates, failure or f"invalid answer: {answers[0].error}", **fields)
@@ -246,3 +270,21 @@ class Reranker:
     if not completion or completion[0] != opening or closing not in completion:
       return None
     return self.context.vocabulary.decode(completion[1 : completion.index(closing)])
+
+
+def _padded_lengths(
+  options: Options, style: PromptStyle, opening: int, compressor: HistoryCompressor | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """To which lengths prompts are padded, and what follows a slate that is reused (none: the same); `opening`: tokens of a direct one's."""
+  longest, given = style.max_prompt_tokens + opening, tuple(sorted(options.prompt_lengths))
+  if given:
+    if given[-1] < longest:
+      raise DataError(f"prompt_lengths: the largest, {given[-1]}, must hold the longest prompt, which may have {longest} tokens")
+    return given, ()
+  if compressor is None:
+    return default_prompt_lengths(longest), ()
+  if options.prefix_slots:
+    rest = compressor.budget + 2 + opening  # <history>, its tokens, <assistant>
+    return default_prompt_lengths(longest), (round_length(rest),)
+  # Slates are no shorter for it: a prompt with the most candidates may still be as long as it may be.
+  return default_prompt_lengths(longest, longest - compressor.saving(options.max_candidates)), ()

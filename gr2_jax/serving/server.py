@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 
 from gr2_jax.data.jsonl import INTEGER_LIMIT
 from gr2_jax.data.schema import Item
+from gr2_jax.language.compress import VARIANTS
 from gr2_jax.serving.batching import Batcher, Overloaded, Stopped
 from gr2_jax.serving.request import KINDS, MODES, Ranking, Request, RequestError, item_id, upstream_ranking
 from gr2_jax.serving.reranker import Prepared, Reranker
@@ -86,7 +87,9 @@ class RankingBody(BaseModel):
   timings: dict[str, float] = Field(description="milliseconds")
   fallback: bool = Field(description="the upstream order was given")
   reason: str | None
+  history_tokens: int
   dropped_history: int
+  compressor: Literal[VARIANTS] | None
   assigned: list[str]
 
 
@@ -125,6 +128,9 @@ class _Metrics:
     Gauge("gr2_waiting", "Requests in the queue", **register).set_function(waiting)
     Gauge("gr2_slate_hits", "Slates found on the device", **register).set_function(lambda: reranker.engine.index.hits)
     Gauge("gr2_slate_misses", "Slates computed", **register).set_function(lambda: reranker.engine.index.misses)
+    if (compressor := reranker.compressor) is not None:
+      Gauge("gr2_history_hits", "Compressed histories remembered", **register).set_function(lambda: compressor.reuse[0])
+      Gauge("gr2_history_misses", "Histories of known items compressed", **register).set_function(lambda: compressor.reuse[1])
 
 
 class _LimitBody:

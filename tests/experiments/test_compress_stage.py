@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 from small_runs import continue_from, hash_files, tiny_config
 
+from experiments.latency_points import measure
 from gr2_jax.data.jsonl import read_slates
+from gr2_jax.data.schema import DataError
 from gr2_jax.language.compress import OUTCOMES
+from gr2_jax.serving import load
+from gr2_jax.serving.request import Request
+from gr2_jax.serving.reranker import Reranker
+from gr2_jax.training.progress import Progress
 
 VARIANTS = ("sids", "rules", "rewriter", "slots")
 BUDGET = 24
@@ -75,6 +81,46 @@ def test_the_policy_is_measured_on_each_of_them(compressed):
     np.testing.assert_allclose(of["delta"], results["orders"][name]["ndcg@3"] - results["orders"]["policy"]["ndcg@3"], atol=1e-12)
   card = (compressed / "evaluation" / "card.md").read_text(encoding="utf-8")
   assert "| full | " in card and "| rewriter | " in card
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_requests_get_the_histories_that_were_measured(compressed, variant):
+  reranker = Reranker.load(compressed, compressor=variant)
+  slates = read_slates(compressed / "slates" / "test.jsonl.gz", reranker.context.catalogue)
+  cached = load.open_histories(load.SavedRun.open(compressed), variant)
+  history, assistant = (reranker.context.vocabulary.special(name) for name in ("history", "assistant"))
+  for slate in slates:
+    entry = cached[load.history_key(slate.history)]
+    prepared = reranker.prepare(Request(slate.history, slate.candidates, timestamp=slate.timestamp))
+    tokens = prepared.rows[0].tokens
+    assert tokens[tokens.index(history) + 1 : tokens.index(assistant)] == entry["tokens"]
+    written = variant != "rewriter" or entry["outcome"] == "ok"
+    assert prepared.fields["compressor"] == (variant if written else "rules")
+    assert prepared.fields["history_tokens"] == len(entry["tokens"])
+  with pytest.raises(DataError, match="has no 'prose'; choose from sids, rules, rewriter, slots"):
+    Reranker.load(compressed, compressor="prose")
+
+
+@pytest.mark.slow
+def test_compressors_are_points_of_the_latency(compressed, tmp_path):
+  run = tmp_path / "run"
+  shutil.copytree(compressed, run)
+  path = measure(
+    str(run),
+    [],
+    stages=None,
+    compressors=["full", "slots", "sids"],
+    modes=["score"],
+    presentations=[1],
+    requests=3,
+    batch_size=8,
+    progress=Progress(),
+  )
+  points = {point["compressor"]: point for point in read_json(path)["points"]}
+  assert list(points) == ["full", "slots", "sids"] and {point["stage"] for point in points.values()} == {"rl"}
+  assert points["slots"]["history_tokens"] <= BUDGET < points["full"]["history_tokens"]
+  results = read_json(run / "evaluation" / "results.json")
+  assert all(point["n"] == results["n"] and point["p50_ms"] > 0 for point in points.values())
 
 
 @pytest.mark.slow

@@ -3,12 +3,17 @@
 import json
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from small_runs import continue_from, tiny_config
 
 from experiments.stages.direct import append_reasoning
 from gr2_jax.data.jsonl import read_slates
+from gr2_jax.serving import load
+from gr2_jax.serving.request import Request
+from gr2_jax.serving.reranker import Options, Reranker
+from gr2_jax.training.mesh import make_mesh
 
 BEFORE = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "rl")
 # The second pass by reinforcement learning and its controls; distillation is in the test of the card.
@@ -72,6 +77,24 @@ def test_the_card_tells_of_direct_answers_scores_and_pruning(tiny_run, run_here,
   assert "direct_vs_policy" in subset["paired"]
   card = (run / "evaluation" / "card.md").read_text(encoding="utf-8")
   assert "**reasoning hard**" in card and "direct policy, one pass" in card and "pruned policy" in card
+
+  check_served(run)
+
+
+def check_served(run):
+  """Served policies answer as the evaluation's do: scores in the default mode of none, the pruned one with the layers that are left."""
+  options = Options(mode="score", modes=("score",), batch_size=8)
+  reranker = Reranker.load(run, stage="direct", options=options)
+  lines = (run / "evaluation" / "answers_direct_scores.jsonl").read_text(encoding="utf-8").splitlines()
+  asked = [json.loads(line) for line in lines[:8]]
+  slates = read_slates(run / "slates" / "test.jsonl.gz", reranker.context.catalogue)[:8]
+  requests = [Request(slate.history, slate.candidates, timestamp=slate.timestamp) for slate in slates]
+  assert [list(ranking.order) for ranking in reranker.rank_batch(requests)] == [of["order"] for of in asked]
+  assert Reranker.load(run, stage="direct").options.mode == "direct"
+  saved = load.SavedRun.open(run)
+  pruned = load.load_policy(saved, "prune", reranker.context, make_mesh(devices=jax.devices()[:1]))
+  assert pruned.decoder.config.num_layers == 1 and len(jax.tree.leaves(pruned.params["layers"])[0]) == 1
+  assert Reranker.of_policy(pruned).options.mode == "reason"
 
 
 def test_a_whole_run_without_reasoning(tiny_run, run_here, tmp_path):

@@ -9,12 +9,16 @@ import sys
 import pytest
 from small_runs import ROOT
 
-from experiments.latency_points import measure
+from experiments.latency_points import choose_settings, find_settings, measure
 from experiments.rundir import RunError
+from gr2_jax.data.schema import DataError
 from gr2_jax.evaluation.card import write_card
+from gr2_jax.serving import load
+from gr2_jax.serving.reranker import Reranker
 from gr2_jax.training.progress import Progress
 
-MEASURE = {"stage": "rl", "modes": ["score"], "presentations": [1, 2], "requests": 3, "batch_size": 4, "progress": Progress()}
+MEASURE = {"stages": None, "compressors": None, "modes": ["score"], "presentations": [1, 2], "requests": 3, "batch_size": 4}
+MEASURE |= {"progress": Progress()}
 
 
 def program(environment, name, *flags):
@@ -34,7 +38,18 @@ def test_a_file_is_ranked_and_wrong_flags_are_told(tiny_run, program_environment
   records = [json.loads(line) for line in target.read_text().splitlines()]
   for line, record in zip(map(json.loads, lines), records, strict=True):
     assert record["id"] == line["user"] and sorted(record["order"]) == sorted(line["candidates"]) and not record["fallback"]
-  for name, wrong, told in (("rerank", flags, "exists; remove it"), ("serve", [], "--run is missing")):
+  lacking = [*flags[:2], f"--output={tmp_path / 'other.jsonl'}", "--compressor=rules"]
+  wrong_flags = (
+    ("rerank", flags, "exists; remove it"),
+    ("rerank", lacking, "has no 'rules'; it has none: run the stage compress"),
+    ("serve", [], "--run is missing"),
+    (
+      "latency",
+      [f"--run={tiny_run}", "--stages=direct"],
+      "not finished: direct; run these stages first, or name a stage that is trained: sft, rl",
+    ),
+  )
+  for name, wrong, told in wrong_flags:
     code, _, err = program(program_environment, name, *wrong)
     assert code == 1 and err.count("ERROR: ") == 1 and told in err and "Traceback" not in err, err
 
@@ -54,7 +69,32 @@ def test_latency_stands_in_the_card(tiny_run, tmp_path):
   results = json.loads((run / "evaluation" / "results.json").read_text())
   assert json.loads(path.read_text())["upstream"]["recall@1"] == pytest.approx(results["orders"]["upstream"]["recall@1"])
   card = write_card(run).read_text(encoding="utf-8")
-  assert "(plots/latency.png)" in card and "score, 2 presentations, test (other)" in card
+  assert "(plots/latency.png)" in card and "| test (other) | RL | score ×2 | full |" in card
+
+
+def test_points_are_those_that_say_something(monkeypatch):
+  own = {"rl": "reason", "direct": "score", "prune": "reason"}
+  monkeypatch.setattr(load, "policy_mode", lambda run, stage: own[stage])
+  choose = lambda modes, *presentations: choose_settings(None, list(own), ["full", "rules"], modes, presentations)
+  settings = choose(["reason", "direct", "score"], 1, 3)
+  assert len(set(settings)) == len(settings) == 3 + 2 + 3 + 3 + 1
+  assert not [s for s in settings if s.stage == "direct" and s.mode == "reason"]
+  assert {s[:3] for s in settings if s.compressor == "rules"} == {(stage, "rules", mode) for stage, mode in own.items()}
+  assert [s for s in settings if s.presentations == 3] == [("rl", "full", "reason", 3)]
+  assert {s.mode for s in choose(["score"], 1) if s.compressor == "rules"} == {"score"}
+  assert choose(["reason"], 3) == [("rl", "full", "reason", 3)]
+
+
+def test_a_run_without_a_policy_to_measure_is_told(tiny_run):
+  saved = load.SavedRun.open(tiny_run)
+  named = {"modes": ["score"], "presentations": [1]}
+  with pytest.raises(RunError, match="it has finished none; name others by --stages"):
+    find_settings(saved, ["direct"], None, strict=False, **named)
+  with pytest.raises(DataError, match="has no 'slots'; it has none"):
+    find_settings(saved, None, ["slots"], strict=True, **named)
+  assert find_settings(saved, ["rl", "direct"], ["full", "slots"], strict=False, **named) == [("rl", "full", "score", 1)]
+  with pytest.raises(DataError, match="'midtrain' leaves no policy; choose from sft, opd, rl, direct, prune"):
+    Reranker.load(tiny_run, stage="midtrain")
 
 
 def test_other_slates_are_not_compared(tiny_run, tmp_path):

@@ -75,5 +75,5 @@ def test_a_run_that_is_not_there_or_not_finished_is_named(tiny_run, tmp_path):
   with pytest.raises(DataError, match="is no run"):
     Reranker.load(tmp_path)
   (tmp_path / "config.json").write_text((tiny_run / "config.json").read_text())
-  with pytest.raises(DataError, match="not finished: data, tokenize, rl"):
+  with pytest.raises(DataError, match="not finished: data, tokenize, rl; run these stages first, or name another run"):
     Reranker.load(tmp_path)

@@ -10,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from gr2_jax.serving.batching import Batcher, Overloaded, Stopped
+from gr2_jax.serving.request import Request
 from gr2_jax.serving.server import ServerOptions, make_app
 
 
@@ -31,7 +32,8 @@ def slate(*numbers, **fields):
 def test_a_ranking_is_that_of_the_re_ranker_and_carries_the_id(client, reranker):
   answer = client.post("/rank", json=slate(3, 1, 2, id=12)).json()
   assert answer["order"] == list(reranker.rank(("i7", "i8"), ("i3", "i1", "i2")).order)
-  assert answer["id"] == "12" and answer["fallback"] is False and answer["reason"] is None and answer["dropped_history"] == 0
+  assert answer["id"] == "12" and answer["fallback"] is False and answer["reason"] is None
+  assert (answer["history_tokens"], answer["dropped_history"], answer["compressor"]) == (4, 0, None)
   assert set(answer["timings"]) == {"prepare_ms", "model_ms", "queue_ms", "total_ms"}
 
 
@@ -82,6 +84,15 @@ def test_health_and_metrics(client):
   assert 'gr2_requests_total{status="200"}' in text and "gr2_batch_size_bucket" in text and "gr2_waiting 0.0" in text
 
 
+def test_remembered_histories_are_counted(make_reranker):
+  reranker = make_reranker(modes=("score",), compressor={"variant": "rules", "budget": 12})
+  for candidates in (("i1", "i2"), ("i3", "i4")):
+    reranker.prepare(Request(("i7", "i8"), candidates))
+  with TestClient(make_app(reranker)) as client:
+    text = client.get("/metrics").text
+    assert "gr2_history_hits 1.0" in text and "gr2_history_misses 1.0" in text
+
+
 def test_the_schema_names_all_answers(client):
   paths = client.get("/openapi.json").json()["paths"]
   assert set(paths) == {"/rank", "/health", "/metrics"}
@@ -93,6 +104,7 @@ class Slow:
 
   def __init__(self, reranker, seconds=0.0):
     self.options, self.engine, self.prepare = reranker.options, reranker.engine, reranker.prepare
+    self.compressor = reranker.compressor
     self.seconds, self.batches, self._rank, self.go = seconds, [], reranker.rank_prepared, threading.Event()
 
   def rank_prepared(self, batch):
