@@ -70,7 +70,7 @@ def _batch(seed, group=5, prompt_length=6, length=8):
   "loss, cuts",
   [
     (DAPO, {"microbatches": 2}),
-    (PolicyLossConfig("sequence_mean", "sequence", importance_cap=1.5), {"minibatches": 2}),
+    pytest.param(PolicyLossConfig("sequence_mean", "sequence", importance_cap=1.5), {"minibatches": 2}, marks=pytest.mark.slow),
   ],
 )
 def test_packed_updates_equal_unpacked_ones(loss, cuts):

@@ -163,8 +163,8 @@ def _naive_steps(params, batch, config):
   "config",
   [
     RlConfig(PolicyLossConfig(aggregation="constant_length", importance_cap=1.5), minibatches=2, microbatches=2),
-    RlConfig(PolicyLossConfig(aggregation="sequence_mean", importance_cap=1.5), microbatches=2),
-    RlConfig(PolicyLossConfig(aggregation="sequence_mean", ratio="sequence"), minibatches=2),
+    pytest.param(RlConfig(PolicyLossConfig(aggregation="sequence_mean", importance_cap=1.5), microbatches=2), marks=pytest.mark.slow),
+    pytest.param(RlConfig(PolicyLossConfig(aggregation="sequence_mean", ratio="sequence"), minibatches=2), marks=pytest.mark.slow),
   ],
 )
 def test_minibatches_and_importance_weights_equal_a_plain_loop(params, config):
