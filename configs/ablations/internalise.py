@@ -25,14 +25,15 @@ from experiments.flags import parse_arg
 ROUTES = {
   "from_midtrain": {"direct.init": "midtrain"},
   "from_sft": {"direct.init": "sft"},
-  "from_opd": {"rl.init": "opd", "opd.init": "sft", "opd.teacher_run": "run:teacher", "direct.init": "opd"},
+  "from_opd": {"rl.init": "opd", "opd.teacher_run": "run:teacher", "direct.init": "opd"},
   "from_rl": {"direct.init": "rl"},
   "answers_of_rl": {"direct.init": "rl", "direct.method": "sft"},
   "own_reasoning": {"direct.init": "rl", "direct.method": "distil"},
   "one_pass": {"direct.init": "rl", "direct.method": "scores"},
 }
 # The larger model that OPD learns from; it answers with its reasoning.
-VARIANTS = {"teacher": {"model.preset": "tiny", "sft.steps": 400, "direct.steps": 0}} | ROUTES
+TEACHER = {"model.preset": "micro", "direct.steps": 0, "sft.without_reasoning": False}
+VARIANTS = {"teacher": TEACHER} | ROUTES
 SEEDS = (0, 1, 2)
 COMPARISONS = {
   "A second pass from the RL policy against the same pass from where there is no reasoning": [

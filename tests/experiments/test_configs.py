@@ -15,6 +15,7 @@ from gr2_jax.objectives.policy import PolicyLossConfig
 # The arguments by which each file is checked; the last one is its tiny variant.
 CONFIGS = {
   "quickstart.py": ("", "seed=3", "tiny"),
+  "small_market.py": ("", "seed=1", "tiny"),
   "amazon.py": ("beauty", "sports", "toys,small", "beauty,tiny"),
   "ablations/internalise.py": ("", "seed=1", "tiny"),
   "ablations/prior.py": ("", "beauty", "beauty,tiny", "seed=1,tiny"),
@@ -69,9 +70,10 @@ def test_the_tiny_variant_steps_through_every_stage(run, request):
     ("data__on_error", "ignore", r"--config\.data\.on_error: 'ignore' is not known; choose stop or skip"),
     ("slates__source", "logs", "choose log or ctr or beam"),
     ("sft__presentation", "shuffle", r"--config\.sft\.presentation: 'shuffle' is not known; choose upstream or shuffled"),
+    ("sft__compressed_share", 1.5, r"--config\.sft\.compressed_share: 1\.5 must be a share, 0 to 1"),
     ("prompt__answer", "jsn", "--config.prompt: answer: 'jsn' is not known; choose one of compact, json"),
     ("prompt__hints", ("rank",), "--config.prompt: hints: 'rank' is not known"),
-    ("model__preset", "huge", "--config.model.preset: model preset 'huge' is not known; choose one of test, tiny"),
+    ("model__preset", "huge", "--config.model.preset: model preset 'huge' is not known; choose one of test, micro, tiny"),
     ("rl__reward__rank", "mrr", r"--config\.rl\.reward: .*mrr"),
     ("rl__reward__condition", "v2", r"--config\.rl\.reward: .*v2"),
     ("rl__temperature", 0.0, r"--config\.rl: temperature must be above 0"),
