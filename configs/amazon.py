@@ -67,7 +67,8 @@ def make_small(config):
   config.slates.per_user = 8
   config.sft.update({"steps": 500, "batch_size": 16, "row_length": 352, "reasoning_weight": 0.3})  # two examples a row
   config.sft.optimizer = optimizer(3e-3, rule="muon", schedule="cosine", warmup_steps=20, weight_decay=0.01)
-  config.opd.update({"steps": 100, "prompts": 32})
+  config.opd.update({"steps": 800, "prompts": 16, "group": 4, "save_every": 200})  # many small steps, as in small_market.py
+  config.opd.optimizer.update({"rule": "muon", "learning_rate": 3e-3})
   config.rl.update({"steps": 60, "prompts": 32, "min_filled": 0.8})
   config.rl.optimizer.learning_rate = 5e-5
 
