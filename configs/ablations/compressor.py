@@ -24,10 +24,12 @@ alone already) at a budget of 12, on 256 test slates, against full histories: si
 from configs import small_market
 from experiments.flags import parse_arg
 
-BUDGETS = (12, 24, 48)
-# What is left of the ranking when all but the last item is dropped: how much there is to lose.
-VARIANTS = {"last_item": {"compressor.budget": 3, "compressor.variants": ("sids",)}} | {
-  f"budget_{budget}": {"compressor.budget": budget} for budget in BUDGETS
+BUDGETS = (12, 24)
+# The last item alone: how much there is to lose. 48 tokens hold all items by their rules, so nothing has to be chosen there.
+VARIANTS = {
+  "budget_3": {"compressor.budget": 3, "compressor.variants": ("sids",)},
+  **{f"budget_{budget}": {"compressor.budget": budget} for budget in BUDGETS},
+  "budget_48": {"compressor.budget": 48, "compressor.variants": ("sids", "rules")},
 }
 SEEDS = (0, 1)
 
@@ -36,14 +38,14 @@ def get_config(arg=None):
   args = parse_arg(arg, tiny=False, seed=0)
   config = small_market.get_config(f"seed={args.seed},tiny={args.tiny}")
   config.name = "compressor"
-  config.data.market.update({"min_history": 8, "max_history": 12})
-  config.prompt.update({"history_fields": ("title", "brand", "categories", "price"), "max_history": 12, "max_prompt_tokens": 512})
-  config.sft.update({"row_length": 640, "compressed_share": 0.7})
+  config.data.market.update({"min_history": 6, "max_history": 10})
+  config.prompt.update({"history_fields": ("title", "category"), "max_history": 10, "max_prompt_tokens": 416})
+  config.sft.update({"row_length": 448, "compressed_share": 0.7})
   config.compressor.update({"variants": ("sids", "rules", "rewriter", "slots"), "budget": BUDGETS[0]})
-  config.compressor.rewriter.warmup.row_length = 640
+  config.compressor.rewriter.warmup.row_length = 448
   if not args.tiny:
-    config.sft.update({"steps": 800, "batch_size": 12})
+    config.sft.steps = 900
     # Copying is what the rewriter has to learn first.
-    config.compressor.rewriter.warmup.update({"steps": 400, "batch_size": 8})
+    config.compressor.rewriter.warmup.steps = 600
     config.compressor.rewriter.warmup.optimizer.update({"rule": "muon", "learning_rate": 3e-3})
   return config
