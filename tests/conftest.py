@@ -75,3 +75,28 @@ def make_reranker():
     return Reranker(decoder, held, context, style, max_new_tokens=24, options=options, cold_start=cold_start, compressor=compressor)
 
   return make
+
+
+@pytest.fixture(scope="session")
+def run_notebook():
+  """`run_notebook(name, **environment)`: the cells' outputs as lists of `{mime type: content}`, by cell id; an exception in one is one
+  here."""
+  import nbformat
+  from jupyter_client import AsyncKernelManager
+  from jupyter_client.kernelspec import KernelSpecManager
+  from nbclient import NotebookClient
+
+  root = pathlib.Path(__file__).parents[1]
+
+  def run(name, **environment):
+    notebook = nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
+    # Without folders to look for kernels in, `python3` is the interpreter that runs the tests.
+    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
+    client = NotebookClient(notebook, km=manager, timeout=120, resources={"metadata": {"path": str(root / "notebooks")}})
+    with pytest.MonkeyPatch.context() as patch:
+      for key, value in (environment | {"PYTHONPATH": root}).items():
+        patch.setenv(key, str(value))
+      client.execute()
+    return {cell.id: [o.get("data", {}) for o in cell.outputs] for cell in notebook.cells if cell.cell_type == "code"}
+
+  return run

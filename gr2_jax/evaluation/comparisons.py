@@ -124,6 +124,13 @@ def comparison_sections(sweep: Mapping[str, Any]) -> dict[str, str]:
   return sections
 
 
+def comparison_differences(sweep: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """What `plots.plot_differences` draws of `sweep["comparisons"]`."""
+  return {
+    title: {f"{_title(of['order'])} – {_title(of['base'])}": of["paired"] for of in lines} for title, lines in sweep["comparisons"].items()
+  }
+
+
 def _title(name: str) -> str:
   variant, order = name.split("/")
   return f"{variant.replace('_', ' ')}: {order_title(order)}"

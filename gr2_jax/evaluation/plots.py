@@ -38,6 +38,36 @@ def _count_from_one(ax, size: int) -> None:
   ax.set_xticks(range(1, size + 1, step))
 
 
+def _draw_difference(ax, place: int, of: Mapping[str, Any]) -> None:
+  """A paired difference with its interval; grey where that holds 0."""
+  (low, high), delta = of["delta_ci95"], of["delta"]
+  colour = GREY if low <= 0 <= high else BLUE if delta > 0 else ORANGE
+  ax.plot([low, high], [place, place], color=colour, linewidth=2)
+  ax.plot(delta, place, marker="o" if low <= 0 <= high else "D", color=colour)
+
+
+def plot_differences(
+  groups: Mapping[str, Mapping[str, Mapping[str, Any]]], metrics: Sequence[str] = ("recall@1", "ndcg@3")
+) -> Figure | None:
+  """Paired differences with their intervals, `groups`: heading -> label -> metric -> paired difference; the labels stand under headings."""
+  rows = [row for heading, of in groups.items() for row in ((heading, None), *of.items())]
+  if not rows:
+    return None
+  figure = Figure(figsize=(4 * len(metrics) + 5, 1 + 0.27 * len(rows)), layout="constrained")
+  axes = _axes(figure, 1, len(metrics))[0]
+  for ax, metric in zip(axes, metrics, strict=True):
+    for place, (_, paired) in enumerate(rows):
+      if paired is not None and metric in paired:
+        _draw_difference(ax, place, paired[metric])
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_yticks(range(len(rows)), [label for label, _ in rows] if ax is axes[0] else [""] * len(rows), fontsize=8)
+    ax.set_xlabel(f"{metric}, difference with its 95 % interval")
+  for label, (_, paired) in zip(axes[0].get_yticklabels(), rows, strict=True):
+    label.set_fontweight("bold" if paired is None else "normal")
+  return figure
+
+
 def plot_orders(results: Mapping[str, Any], metrics: Sequence[str] = ("recall@1", "ndcg@3")) -> Figure | None:
   """Difference of each order to the upstream order with its paired 95 % interval; the oracle, far outside, is told in the title."""
   names = [n for n in sort_orders(results["orders"]) if n not in ("upstream", "oracle") and f"{n}_vs_upstream" in results["paired"]]
@@ -47,11 +77,7 @@ def plot_orders(results: Mapping[str, Any], metrics: Sequence[str] = ("recall@1"
   for ax, metric in zip(_axes(figure, 1, len(metrics))[0], metrics, strict=True):
     base = results["orders"]["upstream"][metric]
     for place, name in enumerate(names):
-      of = results["paired"][f"{name}_vs_upstream"][metric]
-      (low, high), delta = of["delta_ci95"], of["delta"]
-      colour = GREY if low <= 0 <= high else BLUE if delta > 0 else ORANGE
-      ax.plot([low, high], [place, place], color=colour, linewidth=2)
-      ax.plot(delta, place, marker="o" if low <= 0 <= high else "D", color=colour)
+      _draw_difference(ax, place, results["paired"][f"{name}_vs_upstream"][metric])
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_yticks(range(len(names)), [order_title(n) for n in names])
     ax.set_ylim(len(names) - 0.5, -0.5)

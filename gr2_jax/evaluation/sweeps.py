@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gr2_jax.evaluation import plots
-from gr2_jax.evaluation.comparisons import compare_variants, comparison_sections, compute_shares, count_acceptance
+from gr2_jax.evaluation.comparisons import compare_variants, comparison_differences, comparison_sections, compute_shares, count_acceptance
 from gr2_jax.evaluation.compression import compression_table, pool_compressed
 from gr2_jax.evaluation.metrics import METRICS
 from gr2_jax.evaluation.names import TABLE_METRICS, order_title
@@ -158,6 +158,7 @@ def write_sweep(directory: str | pathlib.Path, runs: Runs, sweep: Mapping[str, A
   drawn = {
     "copying.png": ("Copying over the RL steps, mean of the seeds", plots.plot_sweep(lines)),
     "policies.png": ("Policies against the upstream order, slates of all seeds", plots.plot_orders(_as_orders(sweep))),
+    "comparisons.png": ("What the ablation asks, in pairs", plots.plot_differences(comparison_differences(sweep))),
   }
   captions = {}
   for name, (caption, figure) in drawn.items():

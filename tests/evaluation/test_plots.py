@@ -1,6 +1,6 @@
 """Loss curves and curves of a sweep: a line for each kind of token or variant, nothing where nothing was logged."""
 
-from gr2_jax.evaluation.plots import plot_losses, plot_sweep
+from gr2_jax.evaluation.plots import GREY, plot_differences, plot_losses, plot_sweep
 
 
 def test_losses_have_a_panel_a_stage_and_a_line_a_kind_of_token():
@@ -33,3 +33,16 @@ def test_a_sweep_draws_the_mean_of_the_seeds_and_pairs_colours():
   assert first.get_color() == fifth.get_color() and first.get_linestyle() != fifth.get_linestyle()
   assert [text.get_text() for text in figure.legends[0].get_texts()] == ["v 0", "v 1", "v 2", "v 3", "v 4"]
   assert plot_sweep({"never_run": [[]]}) is None
+
+
+def test_differences_stand_under_their_headings_and_are_grey_where_the_interval_holds_nothing():
+  def pair(low, high):
+    return {name: {"delta": (low + high) / 2, "delta_ci95": [low, high]} for name in ("recall@1", "ndcg@3")}
+
+  figure = plot_differences({"first": {"a – b": pair(0.1, 0.3)}, "second": {"c – d": pair(-0.1, 0.1), "e – f": pair(-0.3, -0.1)}})
+  left, right = figure.axes
+  assert [label.get_text() for label in left.get_yticklabels()] == ["first", "a – b", "second", "c – d", "e – f"]
+  intervals = [line for line in left.lines if len(line.get_xdata()) == 2 and line.get_ydata()[0] == line.get_ydata()[1]]
+  assert [(list(line.get_xdata()), line.get_ydata()[0]) for line in intervals] == [([0.1, 0.3], 1), ([-0.1, 0.1], 3), ([-0.3, -0.1], 4)]
+  assert [line.get_color() == GREY for line in intervals] == [False, True, False]
+  assert plot_differences({}) is None and len(right.lines) == len(left.lines)

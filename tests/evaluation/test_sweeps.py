@@ -92,8 +92,19 @@ def test_copying_is_told_for_the_first_and_the_last_tenth_of_training_and_both_p
     assert at["valid_rate"] == 1
 
 
+ASKED = {"What the condition changes": [("relative_shuffled/policy", "naive_upstream/policy")]}
+
+
+def test_the_notebook_reads_a_sweep(runs, tmp_path, run_notebook):
+  write_sweep(tmp_path, runs, build_sweep(runs, CHANGES, resamples=50, comparisons=ASKED))
+  shown = run_notebook("ablations", GR2_SWEEP=tmp_path)
+  assert "relative shuffled" in "".join(o.get("text/html", "") for o in shown["table"])
+  assert any("What the condition changes" in o.get("text/markdown", "") for o in shown["numbers"])
+  assert all(any("image/png" in o for o in shown[cell]) for cell in ("differences", "copying"))
+
+
 def test_the_page_the_plots_and_the_console_table(runs, tmp_path):
-  sweep = build_sweep(runs, CHANGES, resamples=50)
+  sweep = build_sweep(runs, CHANGES, resamples=50, comparisons=ASKED)
   page = write_sweep(tmp_path, runs, sweep)
   assert json.loads((tmp_path / "sweep.json").read_text()) == sweep
   text = page.read_text(encoding="utf-8")
@@ -101,7 +112,7 @@ def test_the_page_the_plots_and_the_console_table(runs, tmp_path):
   assert "0.060 → 0.780" in text and "`rl.reward.condition = relative`" in text and "80 test slates" in text
   # Two SFT stages, each shared by two runs, and four RL stages, of a minute each.
   assert "6 minutes of stages" in text and text.count("python -m experiments.sweep") == 1
-  for name in ("copying.png", "policies.png"):
+  for name in ("copying.png", "policies.png", "comparisons.png"):
     assert f"](plots/{name})" in text and (tmp_path / "plots" / name).read_bytes().startswith(b"\x89PNG")
   console = Console(file=io.StringIO(), width=80)
   console.print(render_sweep_table(sweep))
