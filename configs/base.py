@@ -87,7 +87,8 @@ def base() -> ConfigDict:
         "validation_share": 0.15,
       },
       "prompt": section(PromptStyle()),
-      # slate: every answer is a full permutation by construction, with the same mask in every loss; none: free answers, strict parser.
+      # slate: every answer is a full permutation by construction, with the same mask in every loss, and a rewritten history names its items
+      # by whole semantic IDs; none: free answers, strict parser.
       "decoding": {"constraint": "none"},
       "traces": {
         "sampling": "rejection",  # or targeted

@@ -21,6 +21,7 @@ from gr2_jax.language.compress import compress_by_rules, count_ellipses, origina
 from gr2_jax.objectives.advantages import group_advantages
 from gr2_jax.objectives.policy import PolicyLossConfig
 from gr2_jax.rewards.compression import alpha_at, compression_terms
+from gr2_jax.rollout.copy_constraint import CopyConstraint
 from gr2_jax.rollout.generate import make_generate
 from gr2_jax.rollout.rerank import render_prompts
 from gr2_jax.rollout.sampling import Sampling
@@ -116,9 +117,10 @@ def _reinforce(run, decoder, mesh, slates, context, style, judge, length, progre
   options = run.config.compressor.rewriter
   optimizer, state, shardings = begin(decoder, options, mesh, None, stage_checkpoints(run, "compress", "rewriter_warmup"))
   loss = PolicyLossConfig(**options.loss)
-  update = jit_update(make_rl_update(decoder, optimizer, RlConfig(loss, options.temperature)), mesh, shardings)
+  constraint = _copy_constraint(run, context.vocabulary, style)
+  update = jit_update(make_rl_update(decoder, optimizer, RlConfig(loss, options.temperature), constraint), mesh, shardings)
   position = draw_slates(run, slates, options.prompts)
-  generate = _make_generate(run, decoder, context, group=options.group)
+  generate = _make_generate(run, decoder, context, style, group=options.group)
   sampling = Sampling.create(options.temperature)
 
   def get_batch(state):
@@ -131,7 +133,8 @@ def _reinforce(run, decoder, mesh, slates, context, style, judge, length, progre
       chosen = [slates[i] for i in next(position)["slate"]]
       tokens, mask = to_global(_prompt_rows(chosen, context, style, length), mesh)
       with jax.set_mesh(mesh):
-        rollout = to_local(generate(state.params, tokens, mask, key, sampling), mesh)
+        references = None if constraint is None else constraint.references(tokens)
+        rollout = to_local(generate(state.params, tokens, mask, key, sampling, None, references), mesh)
       judgement, metrics = judge_rewrites(chosen, np.asarray(rollout.completions), judge, context, style, alpha, loss.divide_by_std)
       found.append(metrics)
       return rollout, judgement
@@ -155,10 +158,22 @@ def _reinforce(run, decoder, mesh, slates, context, style, judge, length, progre
   )
 
 
-def _make_generate(run, decoder, context, *, group):
+def _copy_constraint(run, vocabulary, style) -> CopyConstraint | None:
+  """Semantic IDs are copied whole, where answers are constrained too. Codes within markers are left to the reader of the text."""
+  constrained = run.config.decoding.constraint == "slate" and not style.sid_markers
+  return CopyConstraint(vocabulary, style.max_history) if constrained else None
+
+
+def _make_generate(run, decoder, context, style, *, group):
   vocabulary = context.vocabulary
-  new = run.config.compressor.budget + 1  # eos
-  return make_generate(decoder, group=group, max_new_tokens=new, eos_id=vocabulary.eos_id, pad_id=vocabulary.pad_id)
+  return make_generate(
+    decoder,
+    group=group,
+    max_new_tokens=run.config.compressor.budget + 1,  # eos
+    eos_id=vocabulary.eos_id,
+    pad_id=vocabulary.pad_id,
+    constraint=_copy_constraint(run, vocabulary, style),
+  )
 
 
 def make_judge(run, decoder, slates, context, style) -> JudgeFn:
@@ -237,12 +252,14 @@ def judge_rewrites(
 
 def _make_compress(run, decoder, params, context, style, length) -> CompressFn:
   """Greedy rewrites, in batches of one shape."""
-  generate, greedy = _make_generate(run, decoder, context, group=1), Sampling.create(temperature=0.0)
-  batch_size = run.config.compressor.batch_size
+  generate, greedy = _make_generate(run, decoder, context, style, group=1), Sampling.create(temperature=0.0)
+  batch_size, constraint = run.config.compressor.batch_size, _copy_constraint(run, context.vocabulary, style)
 
   def compress(slates: Sequence[Slate]) -> list[tuple[list[int], str]]:
     tokens, mask = _prompt_rows([slates[i % len(slates)] for i in range(batch_size)], context, style, length)
-    completions = np.asarray(generate(params, tokens, mask, jax.random.key(0), greedy).completions)[: len(slates), 0]
+    references = None if constraint is None else constraint.references(tokens)
+    rollout = generate(params, tokens, mask, jax.random.key(0), greedy, None, references)
+    completions = np.asarray(rollout.completions)[: len(slates), 0]
     found = []
     for slate, completion in zip(slates, completions, strict=True):
       text, outcome = read_rewrite(completion, prompt_rows(slate, context, style), context, style)

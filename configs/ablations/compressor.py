@@ -48,4 +48,5 @@ def get_config(arg=None):
     # Copying is what the rewriter has to learn first.
     config.compressor.rewriter.warmup.steps = 600
     config.compressor.rewriter.warmup.optimizer.update({"rule": "muon", "learning_rate": 3e-3})
+    config.compressor.rewriter.optimizer.learning_rate = 3e-4
   return config

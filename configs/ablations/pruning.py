@@ -15,13 +15,13 @@ from experiments.flags import parse_arg
 
 VARIANTS = {
   f"{layers}_layers_{recovery}": {"prune.layers": layers, "prune.steps": steps}
-  for layers, recoveries in {4: {"cut": 0}, 3: {"cut": 0, "recovered": 60}, 2: {"cut": 0, "recovered": 60}, 1: {"recovered": 60}}.items()
+  for layers, recoveries in {3: {"cut": 0}, 2: {"cut": 0, "recovered": 200}, 1: {"cut": 0, "recovered": 200}}.items()
   for recovery, steps in recoveries.items()
 }
 SEEDS = (0, 1, 2)
 COMPARISONS = {
   "The pruned policy against the full one": [(f"{variant}/pruned", f"{variant}/policy") for variant in VARIANTS],
-  "What recovery regains": [(f"{layers}_layers_recovered/pruned", f"{layers}_layers_cut/pruned") for layers in (3, 2)],
+  "What recovery regains": [(f"{layers}_layers_recovered/pruned", f"{layers}_layers_cut/pruned") for layers in (2, 1)],
 }
 
 
@@ -32,7 +32,7 @@ def get_config(arg=None):
   if args.tiny:
     config.prune.update({"layers": 1, "steps": 1})
   else:
-    config.model.preset = "tiny"  # four layers
-    config.sft.steps = 400
-    config.prune.update({"layers": 4, "slates": 256, "prompts": 64})
+    config.model.preset = "micro"  # three layers
+    config.prune.update({"layers": 3, "slates": 256, "prompts": 8})
+    config.prune.optimizer.update({"rule": "muon", "learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 20})
   return config

@@ -16,9 +16,12 @@ from flax import struct
 
 from gr2_jax.models.cache import Cache, Prefix, empty_cache
 from gr2_jax.models.transformer import Decoder
+from gr2_jax.rollout.copy_constraint import CopyConstraint
 from gr2_jax.rollout.sampling import Sampling, draw_uniforms, sample_tokens
 from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.training.mesh import constrain
+
+Constraint = SlateConstraint | CopyConstraint  # which tokens may follow, in sampling and in the losses
 
 
 @struct.dataclass
@@ -43,8 +46,8 @@ class Rollout:
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
   """What a compiled rollout is fixed to: `group` completions a prompt of at most `max_new_tokens` tokens, decoded in `rows` rows a prompt
-  (0: one for each completion). EOS is looked for every `check_every` steps. With a `constraint` every answer is a full permutation of the
-  candidates that a prompt's references name.
+  (0: one for each completion). EOS is looked for every `check_every` steps. With a
+  `SlateConstraint` every answer is a full permutation of the candidates that a prompt's references name.
 
   Raises ValueError for sizes below 1 and for more rows than completions.
   """
@@ -56,7 +59,7 @@ class RolloutConfig:
   pad_id: int
   rows: int = 0
   check_every: int = 4
-  constraint: SlateConstraint | None = None
+  constraint: Constraint | None = None
 
   def __post_init__(self):
     for name in ("group", "max_new_tokens", "check_every"):
@@ -273,7 +276,7 @@ def generate(
 
   A prompt is prefilled once and shared by its group; completions have caches of their own. `row_ids [P]` name the prompts (default
   0..P-1): completion g of prompt p draws with keys of (row_ids[p] * group + g, place in the completion), so it depends neither on how
-  prompts are batched nor on the rows. `references [P, K, L]` are the constraint's (see `SlateConstraint`). With a `prefix` of P rows the
+  prompts are batched nor on the rows. `references [P, K, L]` are the constraint's. With a `prefix` of P rows the
   prompts are what follows it (see `prefill`).
   """
   row_ids = jnp.arange(len(prompts)) if row_ids is None else row_ids

@@ -15,7 +15,7 @@ from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.cache import Prefix
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.token_loss import token_log_probs
-from gr2_jax.rollout.generate import prefill
+from gr2_jax.rollout.generate import Constraint, prefill
 from gr2_jax.rollout.rerank import RankedSlates, pad_shown, render_prompts
 from gr2_jax.rollout.slate_constraint import SlateConstraint
 
@@ -40,7 +40,7 @@ def completion_hidden(
   return hidden.reshape(num_prompts, group, length, -1)
 
 
-def make_to_logits(decoder: Decoder, params, constraint: SlateConstraint | None) -> Callable[..., jax.Array]:
+def make_to_logits(decoder: Decoder, params, constraint: Constraint | None) -> Callable[..., jax.Array]:
   """`to_logits(hidden [n, D], *legal_states) -> [n, V]`, over the legal tokens where there is a constraint."""
 
   def to_logits(hidden, *state):
@@ -50,14 +50,9 @@ def make_to_logits(decoder: Decoder, params, constraint: SlateConstraint | None)
   return to_logits
 
 
-def legal_states(completions: jax.Array, completion_mask: jax.Array, constraint: SlateConstraint | None) -> tuple:
+def legal_states(prompts: jax.Array, completions: jax.Array, completion_mask: jax.Array, constraint: Constraint | None) -> tuple:
   """What a logits function of `make_to_logits` reads beside hidden states: nothing, or the automaton's state at every completion token."""
-  if constraint is None:
-    return ()
-  shape = completions.shape
-  tokens, real = (x.reshape(-1, shape[-1]) for x in (completions, completion_mask > 0))
-  states = constraint.replay(tokens, real, jnp.ones_like(tokens), max_new_tokens=shape[-1])
-  return (jax.tree.map(lambda x: x.reshape(*shape, *x.shape[2:]), states),)
+  return () if constraint is None else (constraint.states(prompts, completions, completion_mask),)
 
 
 def append_tokens(prompts: jax.Array, prompt_mask: jax.Array, tokens: Sequence[int]) -> tuple[jax.Array, jax.Array]:

@@ -147,6 +147,13 @@ class SlateConstraint:
     )
     return TokenState(jnp.where(completion, phase, _FREE), jnp.where(agrees, following, self.vocabulary_size))
 
+  def states(self, prompts: jax.Array, completions: jax.Array, completion_mask: jax.Array) -> TokenState:
+    """States of all places of completions `[P, G, Lc]` that were sampled under the limit Lc; the `prompts` decide nothing here."""
+    shape = completions.shape
+    tokens, real = (x.reshape(-1, shape[-1]) for x in (completions, completion_mask > 0))
+    replayed = self.replay(tokens, real, jnp.ones_like(tokens), max_new_tokens=shape[-1])
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[2:]), replayed)
+
   def _read_references(self, tokens: jax.Array, start: jax.Array) -> jax.Array:
     """The answer's tokens as references `[B, K, L]`, from place `start [B]` on; what is not written yet is -1 or meaningless."""
     places = start[:, None] + jnp.arange(self.max_candidates * self.reference_length)

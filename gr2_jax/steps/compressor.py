@@ -58,7 +58,7 @@ def make_slot_update(
     full = completion_hidden(decoder, frozen, batch.prompts, batch.prompt_mask, completions, mask)
     short = completion_hidden(decoder, frozen | {"memory": memory}, batch.short, batch.short_mask, completions, mask)
     to_logits = make_to_logits(decoder, frozen, constraint)
-    states = legal_states(completions, mask, constraint)
+    states = legal_states(batch.prompts, completions, mask, constraint)
     log_probs, _, kl = distillation_terms(to_logits, to_logits, short, jax.lax.stop_gradient(full), completions, *states)
     loss = Metric.of(kl, mask)
     return loss.mean(), {"loss": loss, "nll": Metric.of(-log_probs, mask)}

@@ -42,7 +42,7 @@ def make_answer_loss(decoder: Decoder, constraint: SlateConstraint | None) -> Lo
 
   def loss_fn(params, batch, _):
     hidden = completion_hidden(decoder, params, *_texts(batch))
-    states = legal_states(batch["completions"], batch["completion_mask"], constraint)
+    states = legal_states(batch["prompts"], batch["completions"], batch["completion_mask"], constraint)
     to_logits = make_to_logits(decoder, params, constraint)
     log_probs, entropy = token_log_probs(to_logits, hidden, batch["completions"], *states)
     return _mean({"loss": -log_probs, "entropy": entropy}, batch["completion_mask"])
@@ -61,7 +61,7 @@ def make_distillation_loss(decoder: Decoder, teacher: Decoder, constraint: Slate
     hidden = completion_hidden(decoder, params, *_texts(batch))
     teacher_texts = batch["teacher_prompts"], batch["teacher_mask"], batch["completions"], batch["completion_mask"]
     teacher_hidden = completion_hidden(teacher, teacher_params, *teacher_texts)
-    states = legal_states(batch["completions"], batch["completion_mask"], constraint)
+    states = legal_states(batch["prompts"], batch["completions"], batch["completion_mask"], constraint)
     to_logits, teacher_logits = make_to_logits(decoder, params, constraint), make_to_logits(teacher, teacher_params, constraint)
     log_probs, entropy, kl = distillation_terms(to_logits, teacher_logits, hidden, teacher_hidden, batch["completions"], *states)
     return _mean({"loss": kl, "entropy": entropy, "nll": -log_probs}, batch["completion_mask"])

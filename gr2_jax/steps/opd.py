@@ -72,7 +72,7 @@ def make_opd_update(
 
   def compare(params, teacher_params, batch: RlBatch):
     """(log-probabilities, entropy, KL or its sampled log-ratio) of every completion token, each `[P, G, Lc]`."""
-    states, temperature = legal_states(batch.completions, batch.completion_mask, constraint), config.temperature
+    states, temperature = legal_states(batch.prompts, batch.completions, batch.completion_mask, constraint), config.temperature
     texts = batch.prompts, batch.prompt_mask, batch.completions, batch.completion_mask
     models = (student, params), (teacher, teacher_params)
     hidden, teacher_hidden = (completion_hidden(decoder, of, *texts) for decoder, of in models)

@@ -16,9 +16,8 @@ from jax.experimental import multihost_utils
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.policy import DAPO, PolicyLossConfig, loss_denominator, policy_loss, truncated_importance_weights
 from gr2_jax.objectives.token_loss import token_log_probs
-from gr2_jax.rollout.generate import Rollout, prefill
+from gr2_jax.rollout.generate import Constraint, Rollout, prefill
 from gr2_jax.rollout.scoring import legal_states, make_to_logits
-from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.steps.packing import Layout, pack, row_for_each
 from gr2_jax.training.guard import skip_if_not_finite
 from gr2_jax.training.metric import Metric, merge
@@ -71,7 +70,7 @@ def completion_log_probs(
   params,
   batch: RlBatch,
   temperature: float = 1.0,
-  constraint: SlateConstraint | None = None,
+  constraint: Constraint | None = None,
   layout: Layout | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Log-probability and entropy `[P, G, Lc]` (float32) of every completion token, each prompt computed once.
@@ -101,7 +100,7 @@ def completion_log_probs(
     suffix, _ = decoder.apply({"params": params}, *rows, prefix=prefix)
     hidden = jnp.concatenate([hidden, suffix.reshape(*source.shape, -1)], axis=1)
 
-  states = jax.tree.map(predicted, legal_states(batch.completions, batch.completion_mask, constraint))
+  states = jax.tree.map(predicted, legal_states(batch.prompts, batch.completions, batch.completion_mask, constraint))
   to_logits = make_to_logits(decoder, params, constraint)
   terms = token_log_probs(to_logits, hidden, predicted(batch.completions), *states, temperature=temperature)
   # Behind a completion's end the place may be no place at all, hence the clip; nobody reads what stands there.
@@ -112,7 +111,7 @@ def completion_log_probs(
 
 
 def make_rl_update(
-  decoder: Decoder, optimizer: optax.GradientTransformation, config: RlConfig, constraint: SlateConstraint | None = None
+  decoder: Decoder, optimizer: optax.GradientTransformation, config: RlConfig, constraint: Constraint | None = None
 ) -> Callable:
   """Build `update(state, RlBatch) -> (state, metrics)`: a gradient step of the clipped loss for each minibatch of a rollout batch.
 

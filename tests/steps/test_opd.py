@@ -106,8 +106,8 @@ def test_a_teacher_equal_to_the_student_teaches_nothing(params):
 class _FirstTokens:
   """A constraint under which the first six tokens are legal, and nothing else."""
 
-  def replay(self, tokens, completion, segment_ids, max_new_tokens):
-    return jnp.broadcast_to(jnp.arange(VOCAB) < 6, (*tokens.shape, VOCAB))
+  def states(self, prompts, completions, completion_mask):
+    return jnp.broadcast_to(jnp.arange(VOCAB) < 6, (*completions.shape, VOCAB))
 
   def apply(self, logits, legal):
     return jnp.where(legal, logits, -1e30)
