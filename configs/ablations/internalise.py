@@ -2,21 +2,26 @@
 
     python -m experiments.sweep --config=configs/ablations/internalise.py --workdir=runs/internalise
 
-Hardware: 2 CPU cores; a seed's stages up to RL are shared by all variants. `seed=N` is another market with other draws; `tiny` is for
-tests.
+Hardware: 2 CPU cores, about an hour; a seed's stages up to RL are shared by all variants. `seed=N` is another market with other draws;
+`tiny` is for tests.
 
-GR2 gives its RL policy a second pass of RL in which it answers directly, and reports that on reasoning-hard slates it then ranks as well as
-with reasoning. From the RL policy against from the mid-trained model, at the same steps and the same reward, is the test that it is the
-reasoning which was internalised; the others ask whether a cheaper route gets as far: SFT on the RL policy's final answers, distillation of
-what the policy would answer after its own reasoning, and the one-pass scores trained listwise on labels.
+GR2 gives its RL policy a second pass of RL in which it answers directly, and reports that on reasoning-hard slates it then ranks a little
+better at the top than with reasoning (R@1 .301 against .297). From the RL policy against from the mid-trained model, at the same steps and
+the same reward, is the test that it is the reasoning which was internalised; the others ask whether a cheaper route gets as far: SFT on the
+RL policy's final answers, distillation of what the policy would answer after its own reasoning, and the one-pass scores trained listwise on
+labels. Reasoning-hard are slates whose target SFT on the answers alone does not put first.
 
-Each run's card has all orders, on all slates and on the reasoning-hard ones; COMPARISONS pairs them across variants.
-
-Measured, seed 0 alone, 40 steps, 1,000 test slates, R@1 and N@3 with paired differences: upstream order .266 and .471, RL policy with its
-reasoning .329 and .540. From the RL policy .292 and .474: above from the mid-trained model (.197, .366) by .095 [.062, .126] and .108
-[.078, .138], below its own reasoning by .037 [.005, .071] and .066 [.041, .091]. Sorted by its one-pass scores, .298 and .498; trained for
-them, .293 and .504. The SFT policy, asked for a direct answer that it was never taught, has .099 and .325: so hard slates are chosen by SFT
-without reasoning instead. What is left of the gap after more steps is not known.
+Measured on seeds 0 and 1, 2,000 test slates of six; relative differences in pairs, 95 %:
+  - From the RL policy R@1 .377, N@3 .599; from the mid-trained model, which these steps do not teach to read, .207 and .339; from SFT .386
+    and .608, the difference to RL within its interval (-2 % [-7, 3], -1 % [-4, 1]).
+  - Against its own reasoning (.352, .613): R@1 +7 % [1, 13], N@3 -2 % [-5, 1]. Sorted by the one-pass scores of the same policy N@3 is .607.
+  - Cheaper routes against it: SFT on the RL policy's answers R@1 +4 % [-1, 9], N@3 +4 % [2, 7]; its own reasoning distilled -10 % [-15, -5],
+    +1 % [-1, 4]; one-pass scores -3 % [-8, 2], +3 % [0, 5].
+  - On the 1,107 reasoning-hard slates the second pass is better at the top than the RL policy's reasoning, as reported: R@1 .257 against .181,
+    difference .077 [.053, .100], N@3 .013 [-.011, .036]; and than the same pass from SFT: .089 [.068, .111], .052 [.032, .071].
+  - SFT on the answers alone has R@1 .447 and N@3 .688 over all slates, above every policy that reasons: with a model this small reasoning
+    does not pay, so nothing here says what it is worth.
+  - OPD from the mid-trained model did not get over its plateau under this smaller teacher (R@1 .138 after 1,000 steps), nor what followed.
 """
 
 from configs import small_market
