@@ -95,6 +95,7 @@ def test_copying_is_told_for_the_first_and_the_last_tenth_of_training_and_both_p
 ASKED = {"What the condition changes": [("relative_shuffled/policy", "naive_upstream/policy")]}
 
 
+@pytest.mark.slow
 def test_the_notebook_reads_a_sweep(runs, tmp_path, run_notebook):
   write_sweep(tmp_path, runs, build_sweep(runs, CHANGES, resamples=50, comparisons=ASKED))
   shown = run_notebook("ablations", GR2_SWEEP=tmp_path)

@@ -164,6 +164,7 @@ def test_a_warmup_row_that_holds_no_example(compressed, run_here, tmp_path, caps
   assert "config.compressor.rewriter.warmup.row_length: 64 is too short for a history" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_slots_that_are_the_codes_of_a_history_of_codes_begin_without_a_loss(tiny_run, run_here, tmp_path):
   # As many slots as codes start as the codes themselves, and the tiny run's histories are codes alone: both prompts read the same.
   config = tiny_config(compressor__variants=("slots",), compressor__budget=36, compressor__slots__per_item=3, compressor__slots__steps=1)

@@ -48,7 +48,7 @@ def metrics(run, stage):
   return [json.loads(line) for line in (run / "metrics" / f"{stage}.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("run", ["tiny_run", "amazon_run"])
+@pytest.mark.parametrize("run", ["tiny_run", pytest.param("amazon_run", marks=pytest.mark.slow)])
 def test_the_tiny_variant_steps_through_every_stage(run, request):
   directory = request.getfixturevalue(run)
   config = json.loads((directory / "config.json").read_text())

@@ -48,6 +48,7 @@ def test_every_method_trains_a_direct_policy(method, tiny_run, run_here, tmp_pat
     assert all(line["completion_length"] == 8 * 3 + 3 and line["valid_rate"] == 1 for line in lines)
 
 
+@pytest.mark.slow
 def test_the_card_tells_of_direct_answers_scores_and_pruning(tiny_run, run_here, tmp_path):
   config = tiny_config(sft__without_reasoning=True, direct__steps=1, direct__method="distil", prune__layers=1, prune__steps=1)
   run = continue_from(tiny_run, tmp_path / "run", config, BEFORE[:5])

@@ -147,6 +147,7 @@ def test_a_wrong_flag_ends_before_the_run_directory_is_made(program_environment,
 # The other ways through the stages.
 
 
+@pytest.mark.slow
 def test_leave_one_out_with_slates_of_the_ctr_ranker(amazon_run):
   bad = [json.loads(line) for line in (amazon_run / "data" / "bad_lines.jsonl").read_text(encoding="utf-8").splitlines()]
   places = {(line["file"].rpartition("/")[2], line["line"]) for line in bad}

@@ -28,6 +28,7 @@ def test_without_peers_a_suite_measures_ours_alone(monkeypatch):
   assert calls == [SMALL] * 3  # the first call, apart, and two rounds
 
 
+@pytest.mark.slow
 def test_refill_is_compared_with_all_at_once():
   case = rollout.Refill(prompts=6, group=2, prompt_length=4, max_new_tokens=12, mean_length=4, settings=((0, 0), (2, 1)))
   at_once, refilled = rollout.compare_refill("small", case, rounds=1)
@@ -35,6 +36,7 @@ def test_refill_is_compared_with_all_at_once():
   assert 0 < at_once["occupancy"] < refilled["occupancy"] <= 1
 
 
+@pytest.mark.slow
 def test_a_step_trains_on_completions_of_full_length():
   step = rl_step.make_step(SMALL)
   first = np.array(step().params["embedding"])

@@ -54,6 +54,7 @@ def test_a_file_is_ranked_and_wrong_flags_are_told(tiny_run, program_environment
     assert code == 1 and err.count("ERROR: ") == 1 and told in err and "Traceback" not in err, err
 
 
+@pytest.mark.slow
 def test_latency_stands_in_the_card(tiny_run, tmp_path):
   run, other = tmp_path / "run", tmp_path / "other"
   for folder in (run, other):

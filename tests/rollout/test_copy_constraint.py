@@ -53,7 +53,7 @@ def test_references_are_the_semantic_ids_of_the_prompt(model, prompts):
     assert (references[row, len(history) :] == -1).all()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0, 50.0])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 50.0])
 def test_what_is_written_ends_in_time_and_copies_whole_semantic_ids(model, prompts, temperature):
   vocabulary = model[0]
   _, rollout = sample(model, prompts, temperature)

@@ -78,7 +78,7 @@ def test_completions_that_never_end_fill_the_limit(params):
   assert rollout.completion_mask.all() and not rollout.finished.any()
 
 
-@pytest.mark.parametrize("reference", ["slot", "sid"])
+@pytest.mark.parametrize("reference", [pytest.param("slot", marks=pytest.mark.slow), "sid"])
 def test_constrained_answers_too(reference):
   vocabulary = Vocabulary.train(["shampoo then conditioner best"] * 30, text_pieces=400, num_levels=2, codebook_size=4, num_candidates=4)
   decoder, style = Decoder(preset("test", vocabulary.size)), PromptStyle(reference=reference)

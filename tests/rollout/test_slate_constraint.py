@@ -76,7 +76,7 @@ def test_direct_answers_fit_their_length_exactly(model):
       assert parse_answer(completion, range(size), model[0], style, CODES[:size]).error is None
 
 
-@pytest.mark.parametrize("reference", STYLES)
+@pytest.mark.parametrize("reference", ["sid", pytest.param("slot", marks=pytest.mark.slow)])
 def test_losses_see_the_distribution_that_was_sampled(model, reference):
   vocabulary, decoder, params = model
   rollout = sample(model, STYLES[reference], 1.0)

@@ -44,7 +44,7 @@ def one_device():
   return make_mesh(1, 1, 1, devices=jax.devices()[:1])
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_sharded_update_equals_one_device(shape):
   results = []
   # Plain SGD: Adam's first step is the sign of the gradient, which would blow rounding up.

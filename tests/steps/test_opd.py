@@ -68,7 +68,7 @@ def _eq4(params, teacher_params, batch, beta, form):
   return jnp.sum(jnp.where(mask, -policy + beta * kl, 0.0)) / mask.sum()
 
 
-@pytest.mark.parametrize("form", ["exact", "top_k", "per_token"])
+@pytest.mark.parametrize("form", ["exact", pytest.param("top_k", marks=pytest.mark.slow), "per_token"])
 def test_a_step_is_the_gradient_of_eq_4_over_full_sequences(params, form):
   student, teacher = params
   batch, optimizer = _batch(0), optax.sgd(1.0)

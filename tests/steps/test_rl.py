@@ -83,7 +83,7 @@ def _loss(log_probs, batch):
   [
     {},
     {"num_prompts": 2, "group": 3, "prompt_length": 3, "completion_length": 7},
-    {"num_prompts": 4, "group": 1, "prompt_length": 5},
+    pytest.param({"num_prompts": 4, "group": 1, "prompt_length": 5}, marks=pytest.mark.slow),
     {"num_prompts": 2, "completion_length": 1},
   ],
 )
