@@ -19,6 +19,7 @@ def small(monkeypatch):
     monkeypatch.setattr(beam, name, value)
 
 
+@pytest.mark.slow
 def test_without_peers_it_measures_ours_and_says_so(small, monkeypatch):
   monkeypatch.setattr(beam, "_has_transformers", lambda: False)
   lines = list(beam.run())

@@ -18,6 +18,7 @@ def small(monkeypatch):
   return catalogue
 
 
+@pytest.mark.slow
 def test_without_faiss_it_measures_ours_and_says_so(small, monkeypatch):
   monkeypatch.setattr(semantic_ids, "_has_faiss", lambda: False)
   _, note, ours, trie = semantic_ids.run()

@@ -8,6 +8,7 @@ import pytest
 from experiments.benchmarks import serving, serving_load
 
 
+@pytest.mark.slow
 def test_whole_and_reused_slates_are_compared_and_timed():
   rerankers = {name: serving.make_reranker(2, slots, size="test", modes=("score",)) for name, slots in (("whole", 0), ("reused", 2))}
   lines = list(serving._measure(rerankers, "score", 2, 1))

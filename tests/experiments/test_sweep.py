@@ -178,6 +178,7 @@ def test_a_folder_of_another_run_stops_the_sweep_before_it_starts(toy, capsys):
 # The real stages.
 
 
+@pytest.mark.slow
 def test_the_tiny_ablation_ends_in_one_table(tiny_run, in_process, tmp_path, capsys):
   variants = ["naive_upstream", "relative_shuffled"]
   with in_process():

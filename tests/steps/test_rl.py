@@ -115,6 +115,7 @@ def _one_step(config, params, batch):
   return jax.jit(make_rl_update(DECODER, optimizer, config))(init_state(params, optimizer), batch)
 
 
+@pytest.mark.slow
 def test_microbatches_and_unkept_groups_change_nothing(params):
   batch = _batch(1, num_prompts=4)
   # SGD's step is the gradient itself.

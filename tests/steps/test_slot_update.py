@@ -40,6 +40,7 @@ def start(slots):
   return state, jax.jit(make_slot_update(DECODER, encoder, optimizer))
 
 
+@pytest.mark.slow
 def test_slots_that_are_the_codes_of_a_history_of_codes_lose_nothing(frozen):
   state, update = start(LEVELS)
   _, metrics = update(state, make_batch(LEVELS, words=0), frozen)
