@@ -1,8 +1,8 @@
-"""The main line where a small model learns to re-rank in minutes: slates of six, named by their slots. The ablations build on it.
+"""The main line where a small model learns to re-rank in two minutes: slates of six, named by their slots. The ablations build on it.
 
     python -m experiments.run --config=configs/small_market.py --workdir=runs/small_market
 
-Hardware: 2 CPU cores, three minutes. `seed=N` is another market with other draws; `tiny` is for tests.
+Hardware: 2 CPU cores, two minutes. `seed=N` is another market with other draws; `tiny` is for tests.
 """
 
 from configs import quickstart
