@@ -23,7 +23,7 @@ from gr2_jax.objectives.policy import PolicyLossConfig
 from gr2_jax.rewards.compression import alpha_at, compression_terms
 from gr2_jax.rollout.copy_constraint import CopyConstraint
 from gr2_jax.rollout.generate import make_generate
-from gr2_jax.rollout.rerank import render_prompts
+from gr2_jax.rollout.rerank import render_prompts, round_length
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.steps.rl import Judgement, RlConfig, collect_groups, make_rl_update
 from gr2_jax.teachers.chat import ChatClient, ChatConfig
@@ -39,7 +39,7 @@ def make_rewriter(run, context, style, progress, stop) -> CompressFn:
   """Trains the rewriter where it is not trained yet; a text that cannot be used is replaced by the rules, and counted by its outcome."""
   slates = load_slates(run, context.catalogue, "train")
   decoder, mesh = make_decoder(run, context.vocabulary), run_mesh(run)
-  length = _padded(max(len(_prompt(slate, context, style)) for slate in slates))
+  length = round_length(max(len(_prompt(slate, context, style)) for slate in slates))
   judge = make_judge(run, decoder, slates, context, style)  # first, since it may lack something
   _warm_up(run, decoder, mesh, slates, context, style, progress, stop)
   _reinforce(run, decoder, mesh, slates, context, style, judge, length, progress, stop)
@@ -49,10 +49,6 @@ def make_rewriter(run, context, style, progress, stop) -> CompressFn:
 
 def _prompt(slate, context, style):
   return rewriter_prompt(original_tokens(slate, context, style), context.vocabulary)
-
-
-def _padded(length: int) -> int:
-  return -(-length // 16) * 16
 
 
 def _prompt_rows(slates: Sequence[Slate], context, style, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +116,7 @@ def _reinforce(run, decoder, mesh, slates, context, style, judge, length, progre
   constraint = _copy_constraint(run, context.vocabulary, style)
   update = jit_update(make_rl_update(decoder, optimizer, RlConfig(loss, options.temperature), constraint), mesh, shardings)
   position = draw_slates(run, slates, options.prompts)
-  generate = _make_generate(run, decoder, context, style, group=options.group)
+  generate = _make_generate(run, decoder, context, constraint, group=options.group)
   sampling = Sampling.create(options.temperature)
 
   def get_batch(state):
@@ -133,8 +129,7 @@ def _reinforce(run, decoder, mesh, slates, context, style, judge, length, progre
       chosen = [slates[i] for i in next(position)["slate"]]
       tokens, mask = to_global(_prompt_rows(chosen, context, style, length), mesh)
       with jax.set_mesh(mesh):
-        references = None if constraint is None else constraint.references(tokens)
-        rollout = to_local(generate(state.params, tokens, mask, key, sampling, None, references), mesh)
+        rollout = to_local(generate(state.params, tokens, mask, key, sampling), mesh)
       judgement, metrics = judge_rewrites(chosen, np.asarray(rollout.completions), judge, context, style, alpha, loss.divide_by_std)
       found.append(metrics)
       return rollout, judgement
@@ -164,16 +159,22 @@ def _copy_constraint(run, vocabulary, style) -> CopyConstraint | None:
   return CopyConstraint(vocabulary, style.max_history) if constrained else None
 
 
-def _make_generate(run, decoder, context, style, *, group):
+def _make_generate(run, decoder, context, constraint, *, group):
   vocabulary = context.vocabulary
-  return make_generate(
+  generate = make_generate(
     decoder,
     group=group,
     max_new_tokens=run.config.compressor.budget + 1,  # eos
     eos_id=vocabulary.eos_id,
     pad_id=vocabulary.pad_id,
-    constraint=_copy_constraint(run, vocabulary, style),
+    constraint=constraint,
   )
+
+  def rewrite(params, tokens, mask, key, sampling):
+    references = None if constraint is None else constraint.references(tokens)
+    return generate(params, tokens, mask, key, sampling, None, references)
+
+  return rewrite
 
 
 def make_judge(run, decoder, slates, context, style) -> JudgeFn:
@@ -203,7 +204,7 @@ def make_judge(run, decoder, slates, context, style) -> JudgeFn:
     style,
     metric=options.metric,
     batch_size=options.prompts,
-    length=_padded(bare + run.config.compressor.budget),
+    length=round_length(bare + run.config.compressor.budget),
   )
 
 
@@ -252,14 +253,12 @@ def judge_rewrites(
 
 def _make_compress(run, decoder, params, context, style, length) -> CompressFn:
   """Greedy rewrites, in batches of one shape."""
-  generate, greedy = _make_generate(run, decoder, context, style, group=1), Sampling.create(temperature=0.0)
-  batch_size, constraint = run.config.compressor.batch_size, _copy_constraint(run, context.vocabulary, style)
+  generate = _make_generate(run, decoder, context, _copy_constraint(run, context.vocabulary, style), group=1)
+  batch_size, greedy = run.config.compressor.batch_size, Sampling.create(temperature=0.0)
 
   def compress(slates: Sequence[Slate]) -> list[tuple[list[int], str]]:
     tokens, mask = _prompt_rows([slates[i % len(slates)] for i in range(batch_size)], context, style, length)
-    references = None if constraint is None else constraint.references(tokens)
-    rollout = generate(params, tokens, mask, jax.random.key(0), greedy, None, references)
-    completions = np.asarray(rollout.completions)[: len(slates), 0]
+    completions = np.asarray(generate(params, tokens, mask, jax.random.key(0), greedy).completions)[: len(slates), 0]
     found = []
     for slate, completion in zip(slates, completions, strict=True):
       text, outcome = read_rewrite(completion, prompt_rows(slate, context, style), context, style)

@@ -47,12 +47,11 @@ def run(config, run, progress, stop):
     shown, reasoning = trace.shown, trace.reasoning
     if options.presentation == "shuffled":
       shown, reasoning = _reshuffle(trace, slate, vocabulary, rng)
-    prompt = render_prompt(slate, shown, context, style)
-    if rng.random() < compressed_share:
-      prompt = render_prompt(slate, shown, context, style, shorten_at_random(slate, prompt.dropped_history, context, style, rng))
+    history = shorten_at_random(slate, context, style, rng) if rng.random() < compressed_share else None
+    prompt = render_prompt(slate, shown, context, style, history).tokens
     codes = context.codes[catalogue.to_rows(slate.candidates)]
     completion = render_answer(trace.ranking, shown, reasoning, vocabulary, style, codes)
-    return {"tokens": prompt.tokens + completion.tokens, "parts": [0] * len(prompt.tokens) + completion.parts}
+    return {"tokens": prompt + completion.tokens, "parts": [0] * len(prompt) + completion.parts}
 
   def teach(style, name):
     full = functools.partial(to_example, style=style, compressed_share=0.0)

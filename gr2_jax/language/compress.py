@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gr2_jax.data import schema
-from gr2_jax.language.prompts import PromptContext, PromptStyle, history_items
+from gr2_jax.language.prompts import PromptContext, PromptStyle, history_items, history_room
 from gr2_jax.language.vocabulary import Vocabulary
 
 # How a history can be shortened: to semantic IDs alone, by fixed rules, by a trained language model, to vectors of its items.
@@ -64,15 +64,14 @@ def compress_by_rules(
   return tokens
 
 
-def shorten_at_random(slate: schema.Slate, dropped: int, context: PromptContext, style: PromptStyle, rng: np.random.Generator) -> list[int]:
-  """A random number of the history's latest items, none and all included, as the rules write them, in no more tokens than the style's.
-
-  The oldest `dropped` items are no choice: the prompt has no room for them.
-  """
-  rows = context.catalogue.to_rows(slate.history[dropped:])
-  rows = rows[len(rows) - int(rng.integers(len(rows) + 1)) :]
-  budget = sum(len(context.item_tokens(row, style.history_fields, style)) for row in rows)
-  return compress_by_rules(rows, context, style, budget=budget) if rows else []
+def shorten_at_random(slate: schema.Slate, context: PromptContext, style: PromptStyle, rng: np.random.Generator) -> list[int]:
+  """Any number of the latest items that the prompt shows, none and all included, at random, as the rules write them, in no more tokens."""
+  rows = context.catalogue.to_rows(slate.history)
+  items = history_items(rows, context, style, history_room(slate, context, style))
+  number = int(rng.integers(len(items) + 1))
+  if not number:
+    return []
+  return compress_by_rules(rows[-number:], context, style, budget=sum(map(len, items[-number:])))
 
 
 def fit_slots(rows: Sequence[int], budget: int, per_item: int) -> list[int]:

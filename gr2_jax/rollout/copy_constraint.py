@@ -5,25 +5,14 @@ never earn a reward to learn from. As with the slate automaton, log-probabilitie
 the loss alike.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gr2_jax.language.vocabulary import Vocabulary
+from gr2_jax.rollout.legal_tokens import TokenState, mask_illegal
 
-_ILLEGAL = -1e30  # finite, so that p log p stays 0
 _FREE, _FIRST, _TEXT, _CODES, _EOS = range(5)
-
-
-class CopyState(NamedTuple):
-  """What decides the legal tokens at a place: its `phase [...]`; `following [..., H]`, the token that each of the prompt's semantic IDs
-  would go on with, or the vocabulary's size where it does not agree with what is written or no longer fits.
-  """
-
-  phase: jax.Array
-  following: jax.Array
 
 
 class CopyConstraint:
@@ -49,31 +38,29 @@ class CopyConstraint:
     found = jnp.take_along_axis(prompts, places.reshape(len(prompts), -1), axis=1).reshape(places.shape)
     return jnp.where(jnp.take_along_axis(first, starts, axis=1)[:, :, None], found, -1)
 
-  def apply(self, logits: jax.Array, state: CopyState) -> jax.Array:
+  def apply(self, logits: jax.Array, state: TokenState) -> jax.Array:
     """Logits `[n, V]` with all tokens but the legal ones out of reach."""
-    legal = jnp.asarray(self.legal)[state.phase]
-    legal = legal.at[jnp.arange(len(legal))[:, None], state.following].set(True, mode="drop")
-    return jnp.where(legal, logits, _ILLEGAL)
+    return mask_illegal(logits, self.legal, state)
 
-  def next_state(self, completions: jax.Array, length: jax.Array, references: jax.Array) -> CopyState:
+  def next_state(self, completions: jax.Array, length: jax.Array, references: jax.Array) -> TokenState:
     """State of the token at place `length [B]` of completions `[B, Lc]`, of which only earlier places are read."""
     place = jnp.minimum(length, completions.shape[1] - 1)
     return jax.tree.map(lambda x: x[jnp.arange(len(x)), place], self._states(completions, references))
 
-  def states(self, prompts: jax.Array, completions: jax.Array, completion_mask: jax.Array) -> CopyState:
+  def states(self, prompts: jax.Array, completions: jax.Array, completion_mask: jax.Array) -> TokenState:
     """States of all places of completions `[P, G, Lc]` to prompts `[P, Lp]`; outside the mask every token is legal."""
     shape = completions.shape
     references = jnp.repeat(self.references(prompts), shape[1], axis=0)
     state = self._states(completions.reshape(-1, shape[-1]), references)
     phase, following = (x.reshape(*shape, *x.shape[2:]) for x in state)
-    return CopyState(jnp.where(completion_mask > 0, phase, _FREE), following)
+    return TokenState(jnp.where(completion_mask > 0, phase, _FREE), following)
 
   def _level(self, tokens: jax.Array) -> jax.Array:
     """The level of codes, -1 of all other tokens."""
     level = (tokens - self.sid_start) // self.codebook_size
     return jnp.where((level >= 0) & (level < self.levels), level, -1)
 
-  def _states(self, tokens: jax.Array, references: jax.Array) -> CopyState:
+  def _states(self, tokens: jax.Array, references: jax.Array) -> TokenState:
     """States of all places of rows `[B, T]` whose semantic IDs are among `references [B, H, levels]`."""
     before = jnp.pad(self._level(tokens), ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
     level = (before + 1) % self.levels
@@ -89,4 +76,4 @@ class CopyConstraint:
     fits = (level > 0) | (place + self.levels <= last)
     phase = jnp.where(place == 0, _FIRST, _TEXT)
     phase = jnp.where(level > 0, _CODES, jnp.where(place == last, _EOS, phase))
-    return CopyState(phase, jnp.where(agrees & fits[:, :, None], following, self.vocabulary_size))
+    return TokenState(phase, jnp.where(agrees & fits[:, :, None], following, self.vocabulary_size))

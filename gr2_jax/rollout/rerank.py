@@ -44,20 +44,25 @@ def render_prompts(
   length: int | None = None,
   histories: Sequence[Sequence[int]] | None = None,
 ) -> PromptBatch:
-  """Prompts of slates, padded to `length` (default: the longest, rounded up to 16 so that few shapes are compiled).
+  """Prompts of slates, padded to `length` (default: `round_length` of the longest).
 
   `histories`: for each slate the tokens that stand there instead of its history.
   """
   histories = [None] * len(slates) if histories is None else histories
   prompts = [render_prompt(*of, context, style, history) for *of, history in zip(slates, shown, histories, strict=True)]
   longest = max(len(prompt.tokens) for prompt in prompts)
-  length = -(-longest // 16) * 16 if length is None else length
+  length = round_length(longest) if length is None else length
   tokens = np.full((len(prompts), length), context.vocabulary.pad_id, np.int32)
   mask = np.zeros((len(prompts), length), np.int32)
   for row, prompt in enumerate(prompts):
     tokens[row, : len(prompt.tokens)] = prompt.tokens
     mask[row, : len(prompt.tokens)] = 1
   return PromptBatch(tokens, mask, _references(slates, shown, context, style))
+
+
+def round_length(tokens: int) -> int:
+  """The next multiple of 16, so that few shapes are compiled."""
+  return -(-tokens // 16) * 16
 
 
 def _references(slates, shown, context, style):

@@ -6,27 +6,16 @@ Log-probabilities are normalised over the legal tokens, in sampling and in every
 The format reward is then earned by construction: a small model spends its capacity on the order.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gr2_jax.language.prompts import PromptStyle
 from gr2_jax.language.vocabulary import Vocabulary
+from gr2_jax.rollout.legal_tokens import TokenState, mask_illegal
 
-_ILLEGAL = -1e30  # finite, so that p log p stays 0
 _FRAMES = 4  # </think>, <answer>, </answer>, eos: what an answer needs besides its references
 _FREE, _START, _THINK, _THINK_CLOSE, _ANSWER, _REFERENCE, _ANSWER_CLOSE, _EOS = range(8)
-
-
-class TokenState(NamedTuple):
-  """What decides the legal tokens at a place: the automaton's `phase [...]`; `following [..., K]` the token that continues each
-  candidate which is still to come and agrees with the reference begun, or the vocabulary's size for the others.
-  """
-
-  phase: jax.Array
-  following: jax.Array
 
 
 class SlateConstraint:
@@ -55,10 +44,8 @@ class SlateConstraint:
 
   def apply(self, logits: jax.Array, state: TokenState) -> jax.Array:
     """Logits `[n, V]` with all tokens but the legal ones out of reach."""
-    legal = jnp.asarray(self.legal)[state.phase]
     following = jnp.where(state.phase[:, None] == _REFERENCE, state.following, self.vocabulary_size)
-    legal = legal.at[jnp.arange(len(legal))[:, None], following].set(True, mode="drop")
-    return jnp.where(legal, logits, _ILLEGAL)
+    return mask_illegal(logits, self.legal, state._replace(following=following))
 
   def next_state(self, completions: jax.Array, length: jax.Array, references: jax.Array) -> TokenState:
     """State of the token at place `length [B]` of completions `[B, Lc]`, of which only earlier places are read.

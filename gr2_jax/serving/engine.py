@@ -17,7 +17,7 @@ from gr2_jax.models.cache import Prefix
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.generate import RolloutConfig, generate, prefill
 from gr2_jax.rollout.parse import parse_compact
-from gr2_jax.rollout.rerank import pad_shown
+from gr2_jax.rollout.rerank import pad_shown, round_length
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.rollout.scoring import answer_opening, score_candidates
 from gr2_jax.rollout.slate_constraint import SlateConstraint
@@ -216,8 +216,3 @@ def default_prompt_lengths(longest: int, usual: int | None = None) -> tuple[int,
   """`longest`, and `usual` (None: the same) with half of it, rounded up to multiples of 16."""
   whole = round_length(longest if usual is None else usual)
   return tuple(sorted({round_length(whole // 2), whole, round_length(longest)}))
-
-
-def round_length(tokens: int) -> int:
-  """The next multiple of 16, so that few shapes are compiled."""
-  return -(-tokens // 16) * 16

@@ -46,12 +46,12 @@ def test_rules_drop_the_oldest_first_and_never_exceed_the_budget(context, catego
 
 @pytest.mark.parametrize("fields", [(), ("title", "category", "brand")])
 def test_shortened_at_random_a_history_is_any_number_of_its_latest_items_and_never_longer(context, slate, fields):
-  style = dataclasses.replace(STYLE, history_fields=fields)
+  style = dataclasses.replace(STYLE, history_fields=fields, max_history=3)
   slate = dataclasses.replace(slate, history=("i3", "i0", "i5", "i2"))
   rng = np.random.default_rng(0)
   seen = set()
   for _ in range(100):
-    short = compress.shorten_at_random(slate, 1, context, style, rng)
+    short = compress.shorten_at_random(slate, context, style, rng)
     quoted = [token for token in short if token >= context.vocabulary.sid_start]
     assert quoted == sids(context, 0, 5, 2)[9 - len(quoted) :]
     assert len(short) <= sum(len(context.item_tokens(row, fields, style)) for row in (0, 5, 2))
