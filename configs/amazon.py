@@ -13,7 +13,8 @@ Reference points (GR2 v1, Beauty, its own slates): R@1 .2892 upstream, .2977 re-
 
 from configs.base import base, optimizer
 from configs.quickstart import make_tiny
-from experiments.flags import ConfigError, parse_arg
+from experiments.flags import parse_arg
+from gr2_jax.errors import ConfigError
 
 CATALOGUES = ("beauty", "sports", "toys")
 

@@ -8,8 +8,8 @@ import sys
 
 from absl import app, flags
 
-from gr2_jax.evaluation.card import write_card
 from gr2_jax.evaluation.results import ResultsError
+from gr2_jax.reports.card import write_card
 
 _RUN = flags.DEFINE_string("run", None, "run directory with evaluation/results.json")
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.flags import ConfigError
-from experiments.rundir import value_at
+from gr2_jax.errors import ConfigError
+from gr2_jax.runs.run import value_at
 
 _PRESENTATIONS = ("upstream", "shuffled")
 _CHOICES = {
@@ -105,7 +105,7 @@ def _runs_opd(config: ConfigDict) -> bool:
 
 def _check_opd(config: ConfigDict) -> None:
   """The teacher must be named where it is needed, and only there, and read the same tokens."""
-  from experiments.teacher import check_teacher_config
+  from gr2_jax.runs.teacher import check_teacher_config
 
   opd, used = config.opd, _runs_opd(config)
   if used and not opd.teacher_run:
@@ -148,7 +148,7 @@ def _check_prune(config: ConfigDict) -> None:
 
 def _check_compressor(config: ConfigDict) -> None:
   """Variants that there are, a budget that holds an item, and a judge that can be asked."""
-  from gr2_jax.language.compress import VARIANTS, check_budget
+  from gr2_jax.compression.rules import VARIANTS, check_budget
 
   options = config.compressor
   unknown = [variant for variant in options.variants if variant not in VARIANTS]
@@ -179,12 +179,12 @@ def _check_compressor(config: ConfigDict) -> None:
 
 def _records(config: ConfigDict) -> Mapping[str, Callable[[], Any]]:
   """Config key -> how the library reads what stands there; each record checks itself."""
-  from experiments.teacher import opd_config
   from gr2_jax.language.midtrain_tasks import Mixture
   from gr2_jax.language.prompts import PromptStyle
   from gr2_jax.models.config import preset
   from gr2_jax.objectives.policy import PolicyLossConfig
   from gr2_jax.rewards.verifiable import RewardConfig
+  from gr2_jax.runs.teacher import opd_config
   from gr2_jax.semantic_ids.rqvae import RqVaeConfig
   from gr2_jax.steps.rl import RlConfig
   from gr2_jax.steps.tokenizer import TokenizerConfig

@@ -13,16 +13,14 @@ from typing import Any
 from absl import flags
 from ml_collections import config_dict, config_flags
 
+from gr2_jax.errors import ConfigError
+
 NAME = "config"
 
 # So that --help of a program lists the flag that `define_config` defines for it.
 flags.disclaim_key_flags()
 
 _PARSERS = {int: flags.IntegerParser(), float: flags.FloatParser(), bool: flags.BooleanParser()}
-
-
-class ConfigError(Exception):
-  """A config or an override that cannot be used; the message names the key and what to do."""
 
 
 def define_config() -> flags.FlagHolder:

@@ -10,10 +10,10 @@ by users whose compressed history is remembered; R@1 is over all test slates, in
 from absl import app, flags
 
 from experiments.exit_code import exit_code_of
-from experiments.latency_points import STAGES, measure
-from experiments.rundir import RunError
-from gr2_jax.evaluation.card import write_card
-from gr2_jax.evaluation.latency import FULL
+from gr2_jax.reports.card import write_card
+from gr2_jax.reports.latency import FULL
+from gr2_jax.runs.run import RunError
+from gr2_jax.serving.measure import STAGES, measure
 from gr2_jax.serving.request import MODES
 from gr2_jax.training.progress import Progress
 

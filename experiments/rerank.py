@@ -14,10 +14,10 @@ import pathlib
 from absl import app, flags
 
 from experiments.exit_code import exit_code_of
-from experiments.ranked_file import rerank_file
-from experiments.rundir import RunError, hash_path
-from gr2_jax.language.compress import VARIANTS
-from gr2_jax.serving.load import POLICIES
+from gr2_jax.compression.rules import VARIANTS
+from gr2_jax.runs.load import POLICIES
+from gr2_jax.runs.run import RunError, hash_path
+from gr2_jax.serving.ranked_file import rerank_file
 from gr2_jax.serving.request import MODES
 from gr2_jax.serving.reranker import Options, Reranker
 from gr2_jax.training.interrupts import StopSignal

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from experiments.check import check_values
 from experiments.exit_code import exit_code_of
 from experiments.flags import define_config, parse_flags
-from experiments.rundir import Run, RunError, Stage, check_stages, needed_stages, open_run
+from gr2_jax.runs.run import Run, RunError, Stage, check_stages, needed_stages, open_run
 from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.progress import Progress, format_seconds
 

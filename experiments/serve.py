@@ -8,9 +8,9 @@ import sys
 from absl import app, flags
 
 from experiments.exit_code import exit_code_of
-from experiments.rundir import RunError
-from gr2_jax.language.compress import VARIANTS
-from gr2_jax.serving.load import POLICIES
+from gr2_jax.compression.rules import VARIANTS
+from gr2_jax.runs.load import POLICIES
+from gr2_jax.runs.run import RunError
 from gr2_jax.serving.request import MODES
 from gr2_jax.serving.reranker import Options, Reranker
 from gr2_jax.training.progress import Progress

@@ -6,7 +6,7 @@
 An ablation file has `get_config(arg)`, which takes `seed=N`; `VARIANTS`: name -> {dotted config key: value}; and `SEEDS`. The runs lie at
 DIR/VARIANT/seed_N; the value `run:VARIANT` names that of an earlier variant with the same seed. A stage that had the same inputs in another
 of them is linked from there instead of run again. Results: DIR/sweep.md, sweep.json, plots/; an ablation may have `COMPARISONS` and
-`SHARES` (see gr2_jax/evaluation/comparisons.py). Exit codes are those of experiments.run; after a stop the same command goes on.
+`SHARES` (see gr2_jax/reports/comparisons.py). Exit codes are those of experiments.run; after a stop the same command goes on.
 """
 
 import pathlib
@@ -21,9 +21,10 @@ from ml_collections import ConfigDict
 
 from experiments.check import check_values
 from experiments.exit_code import exit_code_of
-from experiments.flags import NAME, ConfigError, check_overrides, load_config, load_module, parse_flags
+from experiments.flags import NAME, check_overrides, load_config, load_module, parse_flags
 from experiments.run import STAGES, choose_stages, run_stages
-from experiments.rundir import Run, RunError, Stage, check_stages, open_run
+from gr2_jax.errors import ConfigError
+from gr2_jax.runs.run import Run, RunError, Stage, check_stages, open_run
 from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.progress import Progress, format_seconds
 
@@ -165,7 +166,7 @@ def _share_compiled(folder: pathlib.Path) -> None:
 def _write_results(
   workdir: pathlib.Path, runs: Mapping[str, Mapping[int, Run]], variants: Mapping[str, Any], ablation: ModuleType, progress: Progress
 ) -> None:
-  from gr2_jax.evaluation.sweeps import build_sweep, render_sweep_table, write_sweep
+  from gr2_jax.reports.sweeps import build_sweep, render_sweep_table, write_sweep
 
   directories = {variant: {seed: run.directory for seed, run in of.items()} for variant, of in runs.items()}
   asked = {name.lower(): getattr(ablation, name, {}) for name in ("COMPARISONS", "SHARES")}

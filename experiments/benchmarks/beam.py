@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.peers import to_hf_qwen3
-from experiments.timing import describe_machine, time_call, time_interleaved
+from experiments.benchmarks.timing import time_call, time_interleaved
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder, init_params
 from gr2_jax.rollout.beam import make_beam_search
+from gr2_jax.runs.versions import describe_machine
 from gr2_jax.semantic_ids.trie import SidTrie
 
 _ITEMS, _LEVELS, _CODES, _TEXT, _PROMPT = 12_101, 4, 256, 2_048, 128

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.timing import peak_gb
+from experiments.benchmarks.timing import peak_gb
 from gr2_jax.objectives.token_loss import distillation_terms, token_log_probs
 
 VOCABULARY, TOKENS, WIDTH = 152_960, 2_048, 128

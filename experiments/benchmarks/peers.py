@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments.timing import Timing, time_call
+from experiments.benchmarks.timing import Timing, time_call
 from gr2_jax.models.config import ModelConfig
 
 

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.timing import describe_machine, time_call, time_interleaved
+from experiments.benchmarks.timing import time_call, time_interleaved
 from gr2_jax.kernels.rank_reward import api, reference
 from gr2_jax.kernels.rank_reward.api import RankRewardOptions
+from gr2_jax.runs.versions import describe_machine
 
 _SIZES = ((20_000, 10), (2_000, 1_000))
 _OPTIONS = RankRewardOptions(cutoffs=(5,))

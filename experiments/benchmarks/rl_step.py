@@ -18,8 +18,9 @@ import numpy as np
 
 from experiments.benchmarks import peers
 from experiments.benchmarks.rollout import CONTRACTS, DECODER, Contract, make_params, make_prompts, make_sampler
-from experiments.timing import Timing, compare_lines, describe_machine, peak_gb, time_call
+from experiments.benchmarks.timing import Timing, compare_lines, peak_gb, time_call
 from gr2_jax.objectives.advantages import group_advantages
+from gr2_jax.runs.versions import describe_machine
 from gr2_jax.steps.rl import Judgement, RlBatch, RlConfig, collect_groups, completion_log_probs, make_rl_update
 from gr2_jax.training.mesh import jit_update, make_mesh, replicated
 from gr2_jax.training.state import OptimizerConfig, TrainState, init_state, make_optimizer

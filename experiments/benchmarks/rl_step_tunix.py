@@ -16,10 +16,11 @@ import optax
 
 from experiments.benchmarks.rl_step import LEARNING_RATE, make_step, reward
 from experiments.benchmarks.rollout import CONTRACTS, DECODER, Contract, make_params, make_prompts
-from experiments.timing import compare_lines, describe_machine, time_call, time_interleaved
+from experiments.benchmarks.timing import compare_lines, time_call, time_interleaved
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.advantages import group_advantages
 from gr2_jax.objectives.policy import DAPO, policy_loss
+from gr2_jax.runs.versions import describe_machine
 from gr2_jax.steps.rl import RlBatch, completion_log_probs
 from gr2_jax.training.state import OptimizerConfig, make_optimizer
 

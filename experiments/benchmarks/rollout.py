@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import peers
-from experiments.timing import compare_lines, describe_machine, time_call, time_interleaved
+from experiments.benchmarks.timing import compare_lines, time_call, time_interleaved
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder, init_params
 from gr2_jax.rollout.generate import make_generate
 from gr2_jax.rollout.refill import make_generate_queue
 from gr2_jax.rollout.sampling import Sampling
+from gr2_jax.runs.versions import describe_machine
 
 VOCABULARY = 2_048
 EOS = 1

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.timing import Timing, describe_machine, time_call
+from experiments.benchmarks.timing import Timing, time_call
+from gr2_jax.runs.versions import describe_machine
 from gr2_jax.semantic_ids.export import assign_codes, random_last_level
 from gr2_jax.semantic_ids.rqvae import RqVaeConfig
 from gr2_jax.semantic_ids.table import uniqueness

@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.timing import describe_machine, time_call, time_interleaved
+from experiments.benchmarks.timing import time_call, time_interleaved
 from gr2_jax.data.market import MarketConfig, make_market
 from gr2_jax.language.prompts import PromptContext, PromptStyle
 from gr2_jax.language.vocabulary import Vocabulary, corpus_texts
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder, init_params
+from gr2_jax.runs.versions import describe_machine
 from gr2_jax.serving.request import MODES, Request
 from gr2_jax.serving.reranker import Options, Reranker
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.benchmarks.serving import LENGTHS, make_reranker
-from experiments.timing import describe_machine
+from gr2_jax.runs.versions import describe_machine
 
 REQUESTS = 10_000
 _PATIENCE = 1800.0  # seconds after which a request that has no answer counts as lost

@@ -2,12 +2,12 @@
 
 import functools
 
-from experiments.artifacts import load_catalogue, load_context, load_log, load_slates, prompt_style
-from experiments.compression import fill_cache
-from experiments.rewriter import make_rewriter
-from experiments.rundir import write_json
-from experiments.slots import make_slots
-from gr2_jax.language.compress import compress_by_rules, prompt_rows
+from gr2_jax.compression.cache import fill_cache
+from gr2_jax.compression.rewriter import make_rewriter
+from gr2_jax.compression.rules import compress_by_rules, prompt_rows
+from gr2_jax.compression.soft_tokens import make_slots
+from gr2_jax.files import write_json
+from gr2_jax.runs.artifacts import load_catalogue, load_context, load_log, load_slates, prompt_style
 
 
 def run(config, run, progress, stop):

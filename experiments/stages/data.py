@@ -4,11 +4,10 @@ import pathlib
 
 import numpy as np
 
-from experiments.artifacts import SPLITS
-from experiments.rundir import write_json
 from gr2_jax.data.jsonl import BadLines, read_interactions, read_items, read_slates, write_interactions, write_items, write_slates
 from gr2_jax.data.market import MarketConfig, make_market
-from gr2_jax.data.schema import DataError
+from gr2_jax.data.schema import SPLITS, DataError
+from gr2_jax.files import write_json
 
 
 def run(config, run, progress, stop):

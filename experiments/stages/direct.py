@@ -1,12 +1,19 @@
 """Stage `direct`: the policy learns to answer without reasoning, by RL with the same reward or by one of its controls."""
 
-import os
-
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.artifacts import (
+from experiments.stages.rl import train_policy
+from gr2_jax.data.schema import DataError
+from gr2_jax.data.slates import slate_labels
+from gr2_jax.files import replacing
+from gr2_jax.language.answers import render_answer
+from gr2_jax.language.prompts import present
+from gr2_jax.rollout.generate import make_generate
+from gr2_jax.rollout.rerank import pad_shown, rank_slates, render_prompts
+from gr2_jax.rollout.scoring import answer_opening
+from gr2_jax.runs.artifacts import (
   direct_style,
   load_catalogue,
   load_context,
@@ -20,15 +27,7 @@ from experiments.artifacts import (
   stage_checkpoints,
   stage_key,
 )
-from experiments.slate_training import completion_batch, make_group_rollout, train_on_slates
-from experiments.stages.rl import train_policy
-from gr2_jax.data.schema import DataError
-from gr2_jax.evaluation.features import slate_labels
-from gr2_jax.language.answers import render_answer
-from gr2_jax.language.prompts import present
-from gr2_jax.rollout.generate import make_generate
-from gr2_jax.rollout.rerank import pad_shown, rank_slates, render_prompts
-from gr2_jax.rollout.scoring import answer_opening
+from gr2_jax.runs.slate_training import completion_batch, make_group_rollout, train_on_slates
 from gr2_jax.steps.direct import make_answer_loss, make_distillation_loss, make_listwise_loss
 
 
@@ -144,9 +143,8 @@ def _answers_after_reasoning(run, decoder, slates, context, progress, stop):
     batch_size = options.prompts * options.group
     found = rank_slates(generate, params, slates, shown, context, style, batch_size=batch_size, key=key, on_progress=on_progress)
   if run.main:
-    partial = path.with_name(".answers.partial.npz")
-    np.savez(partial, rankings=found.rankings)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+      np.savez(partial, rankings=found.rankings)
   return found.rankings
 
 

@@ -7,7 +7,22 @@ import time
 
 import numpy as np
 
-from experiments.artifacts import (
+from gr2_jax.compression.cache import FULL_HISTORIES, load_compressed, time_prefill
+from gr2_jax.data.schema import SPLITS
+from gr2_jax.data.slates import slate_labels
+from gr2_jax.evaluation import baselines
+from gr2_jax.evaluation.per_slate import write_per_slate
+from gr2_jax.evaluation.results import COMPRESSED, FULL, Answers, Order, build_results, measure_orders, write_results
+from gr2_jax.evidence.counts import ItemCounts, TransitionCounts
+from gr2_jax.evidence.table import LogCounts, slate_features
+from gr2_jax.files import write_json
+from gr2_jax.language.prompts import present
+from gr2_jax.models.pruning import prune_decoder
+from gr2_jax.reports.card import render_console_table, write_card
+from gr2_jax.rollout.generate import make_generate
+from gr2_jax.rollout.rerank import pad_shown, rank_slates
+from gr2_jax.rollout.scoring import make_score, rank_by_scores
+from gr2_jax.runs.artifacts import (
   direct_style,
   load_catalogue,
   load_context,
@@ -24,20 +39,7 @@ from experiments.artifacts import (
   stage_checkpoints,
   stage_key,
 )
-from experiments.compression import FULL_HISTORIES, load_compressed, time_prefill
-from experiments.rundir import write_json
-from gr2_jax.data.cooccurrence import ItemCounts, TransitionCounts
-from gr2_jax.evaluation import baselines
-from gr2_jax.evaluation.card import render_console_table, write_card
-from gr2_jax.evaluation.features import LogCounts, slate_features, slate_labels
-from gr2_jax.evaluation.per_slate import write_per_slate
-from gr2_jax.evaluation.results import COMPRESSED, FULL, Answers, Order, build_results, measure_orders, write_results
-from gr2_jax.language.prompts import present
-from gr2_jax.models.pruning import prune_decoder
-from gr2_jax.rollout.generate import make_generate
-from gr2_jax.rollout.rerank import pad_shown, rank_slates
-from gr2_jax.rollout.scoring import make_score, rank_by_scores
-from gr2_jax.serving.load import policy_checkpoints
+from gr2_jax.runs.load import policy_checkpoints
 from gr2_jax.steps.start import load_params
 
 TIME_NOTE = (
@@ -55,7 +57,7 @@ def run(config, run, progress, stop):
   options = config.evaluation
   catalogue = load_catalogue(run)
   log = load_log(run, catalogue)
-  slates = {split: load_slates(run, catalogue, split) for split in ("train", "validation", "test")}
+  slates = {split: load_slates(run, catalogue, split) for split in SPLITS}
   slates["test"] = slates["test"][: options.max_slates or None]
   test = slates["test"]
   labels = slate_labels(test)

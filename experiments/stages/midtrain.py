@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 
-from experiments.artifacts import load_catalogue, load_context, load_log, load_split, make_decoder, run_mesh, stage_checkpoints, stage_key
-from experiments.rundir import write_json
-from experiments.train import train_lm
 from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.evaluation.retrieval import retrieval_metrics, retrieval_ranks
+from gr2_jax.files import write_json
 from gr2_jax.language.midtrain_tasks import MidtrainCorpus, Mixture
 from gr2_jax.rollout.catalogue_scores import make_beam_scores
+from gr2_jax.runs.artifacts import load_catalogue, load_context, load_log, load_split, make_decoder, run_mesh, stage_checkpoints, stage_key
+from gr2_jax.runs.training import train_lm
 
 
 def run(config, run, progress, stop):

@@ -2,7 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from experiments.artifacts import (
+from experiments.stages.rl import make_get_batch
+from gr2_jax.runs.artifacts import (
   load_catalogue,
   load_context,
   load_log,
@@ -13,10 +14,9 @@ from experiments.artifacts import (
   slate_constraint,
   stage_checkpoints,
 )
-from experiments.slate_training import draw_slates
-from experiments.stages.rl import make_get_batch
-from experiments.teacher import load_teacher, opd_config
-from experiments.train import begin, train
+from gr2_jax.runs.slate_training import draw_slates
+from gr2_jax.runs.teacher import load_teacher, opd_config
+from gr2_jax.runs.training import begin, train
 from gr2_jax.steps.opd import make_opd_update
 from gr2_jax.training.mesh import jit_update
 

@@ -3,7 +3,11 @@
 import jax
 import numpy as np
 
-from experiments.artifacts import (
+from gr2_jax.files import write_json
+from gr2_jax.language.prompts import present
+from gr2_jax.models.pruning import block_influence, choose_layers, prune_decoder, prune_params
+from gr2_jax.rollout.rerank import render_prompts
+from gr2_jax.runs.artifacts import (
   load_catalogue,
   load_context,
   load_log,
@@ -17,11 +21,7 @@ from experiments.artifacts import (
   stage_checkpoints,
   stage_key,
 )
-from experiments.rundir import write_json
-from experiments.slate_training import completion_batch, make_group_rollout, train_on_slates
-from gr2_jax.language.prompts import present
-from gr2_jax.models.pruning import block_influence, choose_layers, prune_decoder, prune_params
-from gr2_jax.rollout.rerank import render_prompts
+from gr2_jax.runs.slate_training import completion_batch, make_group_rollout, train_on_slates
 from gr2_jax.steps.direct import make_distillation_loss
 from gr2_jax.training.mesh import to_global
 

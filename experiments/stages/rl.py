@@ -5,7 +5,16 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from experiments.artifacts import (
+from gr2_jax.data.slates import slate_labels
+from gr2_jax.objectives.policy import PolicyLossConfig
+from gr2_jax.rewards.monitors import monitor_answers, monitor_errors
+from gr2_jax.rewards.overlong import soft_overlong_penalty
+from gr2_jax.rewards.verifiable import RewardConfig, compute_rewards
+from gr2_jax.rollout.parse import parse_compact, parse_completions
+from gr2_jax.rollout.refill import make_generate_queue
+from gr2_jax.rollout.rerank import pad_shown
+from gr2_jax.rollout.sampling import Sampling
+from gr2_jax.runs.artifacts import (
   load_catalogue,
   load_context,
   load_log,
@@ -17,17 +26,8 @@ from experiments.artifacts import (
   stage_checkpoints,
   stage_key,
 )
-from experiments.slate_training import draw_slates, make_next_prompts
-from experiments.train import begin, train
-from gr2_jax.evaluation.features import slate_labels
-from gr2_jax.objectives.policy import PolicyLossConfig
-from gr2_jax.rewards.monitors import monitor_answers, monitor_errors
-from gr2_jax.rewards.overlong import soft_overlong_penalty
-from gr2_jax.rewards.verifiable import RewardConfig, compute_rewards
-from gr2_jax.rollout.parse import parse_compact, parse_completions
-from gr2_jax.rollout.refill import make_generate_queue
-from gr2_jax.rollout.rerank import pad_shown
-from gr2_jax.rollout.sampling import Sampling
+from gr2_jax.runs.slate_training import draw_slates, make_next_prompts
+from gr2_jax.runs.training import begin, train
 from gr2_jax.steps.rl import Judgement, RlConfig, SilenceCounter, collect_groups, make_rl_update
 from gr2_jax.training.mesh import jit_update, to_global, to_local
 from gr2_jax.training.metric import merge

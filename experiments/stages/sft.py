@@ -5,7 +5,12 @@ import functools
 import jax
 import numpy as np
 
-from experiments.artifacts import (
+from gr2_jax.compression.rules import shorten_at_random
+from gr2_jax.data.pipelines import make_pipeline
+from gr2_jax.data.schema import DataError
+from gr2_jax.language.answers import render_answer
+from gr2_jax.language.prompts import present, render_prompt
+from gr2_jax.runs.artifacts import (
   direct_style,
   load_catalogue,
   load_context,
@@ -18,12 +23,7 @@ from experiments.artifacts import (
   stage_checkpoints,
   stage_key,
 )
-from experiments.train import train_lm
-from gr2_jax.data.pipelines import make_pipeline
-from gr2_jax.data.schema import DataError
-from gr2_jax.language.answers import render_answer
-from gr2_jax.language.compress import shorten_at_random
-from gr2_jax.language.prompts import present, render_prompt
+from gr2_jax.runs.training import train_lm
 from gr2_jax.teachers.sampling import read_traces
 
 MOST_LEFT_OUT = 0.1  # share of traces too long for a row above which the row length is wrong

@@ -3,14 +3,14 @@
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.artifacts import SPLITS, load_catalogue, load_context, load_log, load_policy, load_split, make_decoder
-from experiments.rundir import write_json
 from gr2_jax.data.jsonl import read_slates, write_slates
-from gr2_jax.data.schema import DataError
+from gr2_jax.data.schema import SPLITS, DataError
 from gr2_jax.data.slates import cross_fit_examples, slates_from_scores
 from gr2_jax.evaluation.retrieval import retrieval_metrics, retrieval_ranks
+from gr2_jax.files import write_json
 from gr2_jax.models.ctr import CtrConfig, ctr_scores, fit_ctr, history_rows
 from gr2_jax.rollout.catalogue_scores import make_beam_scores
+from gr2_jax.runs.artifacts import load_catalogue, load_context, load_log, load_policy, load_split, make_decoder
 from gr2_jax.teachers.sampling import best_labelled
 
 

@@ -4,9 +4,9 @@ import time
 
 import numpy as np
 
-from experiments.artifacts import load_catalogue, metric_writer, stage_checkpoints
-from experiments.rundir import write_json
+from gr2_jax.files import write_json
 from gr2_jax.language.vocabulary import Vocabulary, corpus_texts
+from gr2_jax.runs.artifacts import load_catalogue, metric_writer, stage_checkpoints
 from gr2_jax.semantic_ids.embed import tfidf_svd, vectors_from_npy
 from gr2_jax.semantic_ids.export import export_table, prefix_purity
 from gr2_jax.semantic_ids.rqvae import RqVaeConfig, save_rqvae
@@ -33,7 +33,7 @@ def run(config, run, progress, stop):
     last_level=options.last_level,
     allow_collisions=options.allow_collisions,
   )
-  leaves = [item.categories[-1] if item.categories else "" for item in catalogue.items]
+  leaves = [item.leaf for item in catalogue.items]
   report["leaf_category_purity"] = prefix_purity(table.codes, np.unique(leaves, return_inverse=True)[1])
   report["best_epoch"] = int(trained.best_epoch)
   table.save(run.path("tokenize", "sids.npz"))

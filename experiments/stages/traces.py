@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from experiments.artifacts import load_catalogue, load_context, load_log, load_slates, prompt_style
-from experiments.rundir import write_json
 from gr2_jax.data.schema import DataError
+from gr2_jax.files import write_json
 from gr2_jax.language.prompts import present
+from gr2_jax.runs.artifacts import load_catalogue, load_context, load_log, load_slates, prompt_style
 from gr2_jax.teachers.sampling import acceptance_by_rank, rejection_traces, targeted_traces, write_traces
 from gr2_jax.teachers.scripted import TeacherWeights, fit_patterns, make_scripted_teacher
 

@@ -6,12 +6,12 @@ import gzip
 import json
 import math
 import os
-import pathlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 from gr2_jax.data.schema import Catalogue, DataError, History, Item, Slate, check_history, check_item, check_slate
+from gr2_jax.files import replacing
 
 Path = str | os.PathLike[str]
 OnError = Literal["stop", "skip"]
@@ -303,19 +303,12 @@ def read_slates(
 
 def _write_objects(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
   """Writes one JSON object a line beside `path` and moves the file there once it is whole."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f".{path.name}.{os.getpid()}.part")
-  try:
-    with contextlib.ExitStack() as stack:
-      file = stack.enter_context(open(part, "wb"))
-      if path.name.endswith(".gz"):  # no name, no time: equal records give equal bytes
-        file = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0))
-      for record in objects:
-        file.write(json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8") + b"\n")
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
+  with replacing(path) as part, contextlib.ExitStack() as stack:
+    file = stack.enter_context(open(part, "wb"))
+    if part.suffix == ".gz":  # no name, no time: equal records give equal bytes
+      file = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0))
+    for record in objects:
+      file.write(json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8") + b"\n")
 
 
 def _known_fields(record: Item | History | Slate) -> dict[str, Any]:

@@ -27,11 +27,10 @@ from typing import Literal
 
 import numpy as np
 
-from gr2_jax.data.schema import Catalogue, DataError, History, Item, Slate
+from gr2_jax.data.schema import SPLITS, Catalogue, DataError, History, Item, Slate
 
 DAY = 86_400
 START = 1_640_995_200  # 2022-01-01, Unix seconds
-SPLITS = ("train", "validation", "test")
 REQUEST_DAYS = {"train": (150, 560), "validation": (560, 630), "test": (630, 730)}
 
 # Broad category -> leaf categories; a leaf's complement is the next one in its row, the last leads back to the first.

@@ -4,8 +4,12 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+from gr2_jax.errors import UserError
 
-class DataError(ValueError):
+SPLITS = ("train", "validation", "test")
+
+
+class DataError(UserError, ValueError):
   """Input that cannot be used; the message names where it stands and what to do about it."""
 
 
@@ -19,6 +23,11 @@ class Item:
   categories: tuple[str, ...] = ()
   description: str | None = None
   price: float | None = None
+
+  @property
+  def leaf(self) -> str:
+    """The last name of the category path, or nothing."""
+    return self.categories[-1] if self.categories else ""
 
 
 @dataclasses.dataclass(frozen=True)

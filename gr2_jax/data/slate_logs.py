@@ -12,9 +12,7 @@ import tensorflow_datasets as tfds
 
 from gr2_jax.data import prepared
 from gr2_jax.data.jsonl import read_interactions, read_items, read_slates
-from gr2_jax.data.schema import DataError
-
-SLATE_SPLITS = ("train", "validation", "test")
+from gr2_jax.data.schema import SPLITS, DataError
 
 
 def find_log(folder: pathlib.Path, name: str) -> pathlib.Path | None:
@@ -93,7 +91,7 @@ class SlateLog(tfds.core.GeneratorBasedBuilder):
     folder = pathlib.Path(dl_manager.manual_dir)
     if self.builder_config.name == "items":
       return {"all_records": self._generate_examples(folder, None)}
-    files = {split: path for split in SLATE_SPLITS if (path := find_log(folder, f"slates_{split}"))}
+    files = {split: path for split in SPLITS if (path := find_log(folder, f"slates_{split}"))}
     if files and find_log(folder, "slates"):
       raise DataError(
         f"{folder / 'slates'}.jsonl[.gz]: lies beside {files[next(iter(files))].name}; keep the split files or the single one"

@@ -131,3 +131,17 @@ def _top(scores: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
   best = np.take_along_axis(scores, picked, axis=1)
   order = np.argsort(-best, axis=1, kind="stable")
   return np.take_along_axis(picked, order, axis=1), np.take_along_axis(best, order, axis=1)
+
+
+def slate_labels(slates: Sequence[Slate]) -> np.ndarray:
+  """Labels `[n, K]` int32 in the upstream order, -1 where a slate is shorter than the longest."""
+  return pad_rows([slate.labels for slate in slates]).astype(np.int32)
+
+
+def pad_rows(rows: Sequence[Sequence[float]], *, fill: float = -1, left: bool = False) -> np.ndarray:
+  """Ragged lists as `[n, longest]`, filled with `fill` behind them (or before them with `left`)."""
+  width = max((len(row) for row in rows), default=0)
+  out = np.full((len(rows), width), fill)
+  for i, row in enumerate(rows):
+    out[i, width - len(row) if left else 0 : width if left else len(row)] = row
+  return out

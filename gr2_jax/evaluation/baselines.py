@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import lightgbm
 import numpy as np
 
-from gr2_jax.data.cooccurrence import ItemCounts, TransitionCounts
 from gr2_jax.data.schema import Catalogue, Slate
-from gr2_jax.evaluation.features import FEATURE_NAMES, candidate_counts, last_item_rows, slate_labels
+from gr2_jax.data.slates import slate_labels
+from gr2_jax.evidence.counts import ItemCounts, TransitionCounts
+from gr2_jax.evidence.table import FEATURE_NAMES, candidate_counts, last_item_rows
 
 ROUNDS = 500  # at most; early stopping on the validation slates decides
 PATIENCE = 30

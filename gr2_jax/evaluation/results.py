@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gr2_jax.errors import UserError
 from gr2_jax.evaluation.diagnostics import compute_diagnostics, permutation_consistency
 from gr2_jax.evaluation.metrics import METRICS, compute_metrics
 from gr2_jax.evaluation.paired import RESAMPLES, paired_bootstrap
+from gr2_jax.files import write_json
 
 BASELINE = "upstream"
 FULL, COMPRESSED = "policy", "policy_compressed_"  # the policy on full histories, and the prefix of its orders on compressed ones
@@ -34,7 +36,7 @@ _KEYS = {
 }
 
 
-class ResultsError(ValueError):
+class ResultsError(UserError, ValueError):
   """A results file that cannot be read as one; the message names the file and the key."""
 
 
@@ -223,15 +225,10 @@ def check_results(results: Any, where: str) -> None:
 def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
   """Writes results.json, whole or not at all; raises ResultsError for a wrong format or a NaN."""
   check_results(results, "results")
-  path = pathlib.Path(path)
   try:
-    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
+    write_json(path, results)
   except ValueError as error:
     raise ResultsError(f"results: {error}; an undefined value must be null") from None
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f".{path.name}.partial")
-  partial.write_text(text + "\n", encoding="utf-8")
-  os.replace(partial, path)
 
 
 def load_results(path: str | os.PathLike) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def persona(rows: Sequence[int], context: PromptContext, max_history: int) -> Ex
 def taste_summary(rows: Sequence[int], context: PromptContext) -> list[int]:
   """One sentence: the most frequent categories, each with its items quoted, and the most frequent brands; ties by what was bought first."""
   items = context.catalogue.items
-  category_of = {row: items[row].categories[-1] if items[row].categories else templates.UNKNOWN_CATEGORY for row in rows}
+  category_of = {row: items[row].leaf or templates.UNKNOWN_CATEGORY for row in rows}
   top = [name for name, _ in Counter(category_of[row] for row in rows).most_common(_NAMES_IN_SUMMARY)]
   tokens = context.text(templates.TASTE)
   for place, name in enumerate(top):

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gr2_jax.data import cooccurrence, schema
+from gr2_jax.data import schema
+from gr2_jax.evidence import counts
 from gr2_jax.language import templates
 from gr2_jax.language.vocabulary import Vocabulary
 
@@ -87,7 +88,7 @@ class PromptContext:
     catalogue: schema.Catalogue,
     codes: np.ndarray,
     vocabulary: Vocabulary,
-    transitions: cooccurrence.TransitionCounts | None = None,
+    transitions: counts.TransitionCounts | None = None,
     priming: str = "",
   ):
     codes = np.asarray(codes)
@@ -142,7 +143,7 @@ class PromptContext:
 def _field_text(item: schema.Item, field: str) -> str:
   match field:
     case "category":
-      return item.categories[-1] if item.categories else ""
+      return item.leaf
     case "categories":
       return " > ".join(item.categories)
     case "price":

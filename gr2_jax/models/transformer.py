@@ -12,10 +12,10 @@ from flax import linen as nn
 
 from gr2_jax.models.cache import Cache, Prefix
 from gr2_jax.models.config import ModelConfig
+from gr2_jax.numerics import OUT_OF_REACH
 from gr2_jax.training.mesh import constrain
 
 _QUERY_BLOCK = 256
-_MASKED = -1e30  # finite, so that a row with nothing to see stays free of NaN
 
 
 def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
@@ -87,7 +87,7 @@ def _scores(q, k, mask):
   rows, keys = k.shape[:2]
   scores = jnp.einsum("nmd,nld->nml", _fold(q * q.shape[-1] ** -0.5, rows), _by_head(k), preferred_element_type=jnp.float32)
   shape = (rows, scores.shape[0] // rows, -1, q.shape[1], keys)
-  return (scores.reshape(shape) + jnp.where(mask, 0.0, _MASKED)[:, None, None]).reshape(scores.shape)
+  return (scores.reshape(shape) + jnp.where(mask, 0.0, OUT_OF_REACH)[:, None, None]).reshape(scores.shape)
 
 
 def _fold(x, rows):

@@ -8,13 +8,14 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from gr2_jax.numerics import OUT_OF_REACH
+
 KL_FORMS = ("exact", "top_k", "per_token")
 # Estimators whose value is right and whose gradient is not, with d = log π_T - log π of tokens that the student sampled.
 _WRONG_FORMS = {
   "k1": "-d, differentiated on the student's samples, has a gradient of 0 in expectation",
   "k3": "exp(d) - d - 1, differentiated on the student's samples, has in expectation the gradient of the forward KL(teacher || student)",
 }
-_NOWHERE = -1e30  # finite, so that p log p stays 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +80,8 @@ def merge_tail(log_p: jax.Array, teacher_log_p: jax.Array, k: int) -> tuple[jax.
     head = head.at[rows, jax.lax.top_k(jax.lax.stop_gradient(values), k)[1]].set(True)
 
   def merge(values):
-    tail = jax.nn.logsumexp(jnp.where(head, _NOWHERE, values), axis=-1, keepdims=True)
-    return jnp.concatenate([jnp.where(head, values, _NOWHERE), tail], axis=-1)
+    tail = jax.nn.logsumexp(jnp.where(head, OUT_OF_REACH, values), axis=-1, keepdims=True)
+    return jnp.concatenate([jnp.where(head, values, OUT_OF_REACH), tail], axis=-1)
 
   return merge(log_p), merge(teacher_log_p)
 

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from gr2_jax.models.transformer import Decoder
+from gr2_jax.numerics import OUT_OF_REACH
 from gr2_jax.rollout.generate import prefill, suffix_cache
 from gr2_jax.semantic_ids.trie import CompressedTrie, DenseTrie
 
 
 def _legal_log_probs(logits: jax.Array, legal: jax.Array) -> jax.Array:
   """Log-softmax over the legal codes, -inf at the others; a row without legal codes is -inf throughout, never NaN."""
-  finite = jnp.where(legal, logits, -1e30)
+  finite = jnp.where(legal, logits, OUT_OF_REACH)
   return jnp.where(legal, jax.nn.log_softmax(finite, axis=-1), -jnp.inf)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-_ILLEGAL = -1e30  # finite, so that p log p stays 0
+from gr2_jax.numerics import OUT_OF_REACH
 
 
 class TokenState(NamedTuple):
@@ -21,4 +21,4 @@ def mask_illegal(logits: jax.Array, legal: jax.Array, state: TokenState) -> jax.
   """Logits `[n, V]` with all tokens out of reach but those that are `legal [phases, V]` in the state's phase, and the following ones."""
   legal = jnp.asarray(legal)[state.phase]
   legal = legal.at[jnp.arange(len(legal))[:, None], state.following].set(True, mode="drop")
-  return jnp.where(legal, logits, _ILLEGAL)
+  return jnp.where(legal, logits, OUT_OF_REACH)

@@ -9,10 +9,10 @@ import numpy as np
 
 from gr2_jax.data.schema import Catalogue, DataError, Item
 from gr2_jax.language.prompts import PromptContext
+from gr2_jax.runs.load import RunFiles
 from gr2_jax.semantic_ids.embed import TextEncoder, fit_text_encoder
 from gr2_jax.semantic_ids.export import assign_codes
 from gr2_jax.semantic_ids.rqvae import RqVaeConfig, load_rqvae
-from gr2_jax.serving.load import RunFiles
 
 _ROWS = 32  # items that are encoded at once
 _SAME_SPACE = 0.99  # cosine of an item's vector, encoded again, with the one that the tokenizer was trained on

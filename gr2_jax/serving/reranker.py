@@ -11,16 +11,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from gr2_jax.compression.compressor import HistoryCompressor
 from gr2_jax.data.schema import DataError, Item, Slate
 from gr2_jax.language.answers import reference_tokens
 from gr2_jax.language.prompts import PromptContext, PromptStyle, direct_opening, history_room, present, render_prompt
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.rerank import round_length
-from gr2_jax.serving import load
+from gr2_jax.runs import load
+from gr2_jax.runs.load import Policy
 from gr2_jax.serving.cold_start import ColdStart
-from gr2_jax.serving.compressed import HistoryCompressor
 from gr2_jax.serving.engine import Engine, Row, RowAnswer, default_batch_sizes, default_prompt_lengths, style_of
-from gr2_jax.serving.load import Policy
 from gr2_jax.serving.request import MODES, Ranking, Request, RequestError, borda_scores, item_id, upstream_ranking
 from gr2_jax.training.mesh import make_mesh
 

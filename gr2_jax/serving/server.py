@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from gr2_jax.compression.rules import VARIANTS
 from gr2_jax.data.jsonl import INTEGER_LIMIT
 from gr2_jax.data.schema import Item
-from gr2_jax.language.compress import VARIANTS
 from gr2_jax.serving.batching import Batcher, Overloaded, Stopped
 from gr2_jax.serving.request import KINDS, MODES, Ranking, Request, RequestError, item_id, upstream_ranking
 from gr2_jax.serving.reranker import Prepared, Reranker

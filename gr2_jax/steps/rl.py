@@ -13,12 +13,13 @@ import optax
 from flax import struct
 from jax.experimental import multihost_utils
 
+from gr2_jax.errors import UserError
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.policy import DAPO, PolicyLossConfig, loss_denominator, policy_loss, truncated_importance_weights
 from gr2_jax.objectives.token_loss import token_log_probs
 from gr2_jax.rollout.generate import Constraint, Rollout, prefill
+from gr2_jax.rollout.layout import Layout, pack, row_for_each
 from gr2_jax.rollout.scoring import legal_states, make_to_logits
-from gr2_jax.steps.packing import Layout, pack, row_for_each
 from gr2_jax.training.guard import skip_if_not_finite
 from gr2_jax.training.metric import Metric, merge
 from gr2_jax.training.state import TrainState
@@ -325,7 +326,7 @@ def _form_groups(rollout: Rollout, judgement: Judgement, mask_truncated: bool) -
   }
 
 
-class NoSignalError(RuntimeError):
+class NoSignalError(UserError):
   """In too many steps in a row no group carried a signal; the message counts why, and says what helps."""
 
 

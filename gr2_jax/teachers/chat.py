@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from gr2_jax.data.disk_cache import DiskCache, content_key
+from gr2_jax.errors import UserError
 
 Answer = TypeVar("Answer")
 _RETRIED = (408, 409, 425, 429)  # and everything from 500 on; other refusals will not change
@@ -19,7 +20,7 @@ _LONGEST_WAIT = 120.0  # seconds
 _EXCERPT = 200
 
 
-class ChatError(RuntimeError):
+class ChatError(UserError):
   """An endpoint that gave no usable answer; the message names it, the last reason and what to do. Answers so far are kept."""
 
 

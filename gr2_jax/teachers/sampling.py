@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from gr2_jax.data import schema
+from gr2_jax.files import replacing
 from gr2_jax.language.prompts import PromptContext, PromptStyle
 
 
@@ -166,13 +167,9 @@ def acceptance_by_rank(slates: Sequence[schema.Slate], traces: Iterable[Trace]) 
 
 def write_traces(path: str | pathlib.Path, traces: Iterable[Trace]) -> None:
   """Writes one JSON object a line, verdicts included; the file appears only when it is complete."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(path.name + ".part")
-  with part.open("w", encoding="utf-8") as file:
+  with replacing(path) as part, part.open("w", encoding="utf-8") as file:
     for trace in traces:
       file.write(json.dumps(dataclasses.asdict(trace)) + "\n")
-  part.replace(path)
 
 
 def read_traces(path: str | pathlib.Path) -> list[Trace]:

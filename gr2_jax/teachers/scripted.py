@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gr2_jax.data import cooccurrence, schema
+from gr2_jax.data import schema
+from gr2_jax.evidence import counts
 from gr2_jax.language import templates
 from gr2_jax.language.prompts import PromptContext, PromptStyle
 from gr2_jax.teachers.sampling import Proposal, Request, TeacherFn
@@ -46,13 +47,13 @@ class Patterns:
   brands: tuple[str, ...]
   category_of: np.ndarray
   brand_of: np.ndarray
-  successions: cooccurrence.TransitionCounts
-  copurchases: cooccurrence.TransitionCounts
+  successions: counts.TransitionCounts
+  copurchases: counts.TransitionCounts
 
 
 def fit_patterns(histories: Sequence[schema.History], catalogue: schema.Catalogue) -> Patterns:
   """Mines leaf-category successions and item successions from training histories; raises DataError for an unknown item."""
-  leaves = [item.categories[-1] if item.categories else "" for item in catalogue.items]
+  leaves = [item.leaf for item in catalogue.items]
   brands = [item.brand or "" for item in catalogue.items]
   category_names, brand_names = ("", *sorted(set(leaves) - {""})), ("", *sorted(set(brands) - {""}))
   category_index = {name: index for index, name in enumerate(category_names)}
@@ -68,8 +69,8 @@ def fit_patterns(histories: Sequence[schema.History], catalogue: schema.Catalogu
     brand_names,
     category_of,
     np.array([brand_index[name] for name in brands], np.int64),
-    cooccurrence.TransitionCounts.fit(as_categories, category_items),
-    cooccurrence.TransitionCounts.fit(histories, catalogue),
+    counts.TransitionCounts.fit(as_categories, category_items),
+    counts.TransitionCounts.fit(histories, catalogue),
   )
 
 

@@ -12,10 +12,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from gr2_jax.errors import UserError
+
 FORMAT = "gr2_jax.train_state.1"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
   """Checkpoints that exist but cannot be used; the message names the folder and what to do."""
 
 

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr2_jax.errors import UserError
 from gr2_jax.training.metric import Metric
 
 # Other metrics may be infinite for good reasons.
 _WATCHED = ("loss", "grad_norm")
 
 
-class DivergedError(RuntimeError):
+class DivergedError(UserError):
   """Too many updates in a row had to be skipped; the message names the steps and the file with the last one's batch."""
 
 

@@ -7,6 +7,8 @@ import pathlib
 import time
 from collections.abc import Mapping
 
+from gr2_jax.files import replacing
+
 
 class MetricWriter:
   """One JSON object a line: `step`, `time` (seconds of work since the start, over interruptions) and the values.
@@ -34,9 +36,8 @@ class MetricWriter:
     lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
     kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= step]
     if len(kept) < len(lines):
-      partial = self._path.with_suffix(".partial")
-      partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-      os.replace(partial, self._path)
+      with replacing(self._path) as partial:
+        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     before = json.loads(kept[-1])["time"] if kept else 0.0
     self._began = time.monotonic() - before
     self._file = self._path.open("a", encoding="utf-8")

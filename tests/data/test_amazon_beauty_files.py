@@ -5,9 +5,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from gr2_jax.data.cooccurrence import ItemCounts, TransitionCounts
 from gr2_jax.data.jsonl import read_interactions, read_items
 from gr2_jax.data.splits import leave_one_out
+from gr2_jax.evidence.counts import ItemCounts, TransitionCounts
 
 FOLDER = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "amazon_beauty"
 pytestmark = pytest.mark.skipif(not (FOLDER / "items.jsonl.gz").exists(), reason="the Amazon Beauty files are not here")

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from gr2_jax.data.market import DAY, SPLITS, MarketConfig, _clicks_given_any, _draw_shelf, examination, make_market
-from gr2_jax.data.schema import DataError, check_history, check_item, check_slate
+from gr2_jax.data.market import DAY, MarketConfig, _clicks_given_any, _draw_shelf, examination, make_market
+from gr2_jax.data.schema import SPLITS, DataError, check_history, check_item, check_slate
 
 SMALL = MarketConfig(num_items=120, train_slates=60, validation_slates=20, test_slates=20)
 

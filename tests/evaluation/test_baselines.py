@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from gr2_jax.data.cooccurrence import ItemCounts, TransitionCounts
-from gr2_jax.data.market import SPLITS, MarketConfig, make_market
-from gr2_jax.data.schema import Catalogue, History, Item, Slate
+from gr2_jax.data.market import MarketConfig, make_market
+from gr2_jax.data.schema import SPLITS, Catalogue, History, Item, Slate
+from gr2_jax.data.slates import slate_labels
 from gr2_jax.evaluation import baselines
-from gr2_jax.evaluation.features import LogCounts, slate_features, slate_labels
+from gr2_jax.evidence.counts import ItemCounts, TransitionCounts
+from gr2_jax.evidence.table import LogCounts, slate_features
 
 
 def recall_at_1(order, labels):

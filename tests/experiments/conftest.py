@@ -8,10 +8,10 @@ import jax
 import pytest
 from small_runs import ROOT, UNUSUAL, edit_line, write_dataset
 
-from experiments import artifacts
 from experiments.flags import load_config
 from experiments.run import execute
 from gr2_jax.data.market import MarketConfig, make_market
+from gr2_jax.runs import artifacts
 from gr2_jax.training import mesh as training_mesh
 from gr2_jax.training.mesh import make_mesh
 

@@ -10,9 +10,9 @@ import pytest
 from small_runs import UNUSUAL, continue_from, edit_line, hash_files, tiny_config
 
 from experiments.run import execute
-from experiments.rundir import Stage
 from gr2_jax.data.jsonl import read_interactions, read_items, read_slates
 from gr2_jax.evaluation.results import ResultsError
+from gr2_jax.runs.run import Stage
 from gr2_jax.steps.rl import NoSignalError
 from gr2_jax.training.checkpoints import CheckpointError
 from gr2_jax.training.guard import DivergedError

@@ -4,7 +4,7 @@ import pytest
 
 from experiments import benchmark
 from experiments.benchmarks import ranking
-from experiments.timing import time_interleaved
+from experiments.benchmarks.timing import time_interleaved
 
 
 def test_an_unknown_suite_names_those_there_are(capsys):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from small_runs import continue_from, hash_files, tiny_config
 
-from experiments.latency_points import measure
+from gr2_jax.compression.rules import OUTCOMES
 from gr2_jax.data.jsonl import read_slates
 from gr2_jax.data.schema import DataError
-from gr2_jax.language.compress import OUTCOMES
-from gr2_jax.serving import load
+from gr2_jax.runs import load
+from gr2_jax.serving.measure import measure
 from gr2_jax.serving.request import Request
 from gr2_jax.serving.reranker import Reranker
 from gr2_jax.training.progress import Progress

@@ -9,7 +9,8 @@ from small_runs import ROOT, tiny_config
 
 from configs.rl_losses import RL_LOSSES
 from experiments.check import check_values
-from experiments.flags import ConfigError, check_overrides, load_config
+from experiments.flags import check_overrides, load_config
+from gr2_jax.errors import ConfigError
 from gr2_jax.objectives.policy import PolicyLossConfig
 
 # The arguments by which each file is checked; the last one is its tiny variant.

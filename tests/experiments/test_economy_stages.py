@@ -10,7 +10,7 @@ from small_runs import continue_from, tiny_config
 
 from experiments.stages.direct import append_reasoning
 from gr2_jax.data.jsonl import read_slates
-from gr2_jax.serving import load
+from gr2_jax.runs import load
 from gr2_jax.serving.request import Request
 from gr2_jax.serving.reranker import Options, Reranker
 from gr2_jax.training.mesh import make_mesh

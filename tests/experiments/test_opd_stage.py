@@ -13,10 +13,10 @@ from rich.console import Console
 from small_runs import continue_from, tiny_config
 from test_pipeline import final_state, lines_without_time, read_json
 
-from experiments.rundir import Run
 from experiments.stages import opd
-from experiments.teacher import load_teacher
 from gr2_jax.language.vocabulary import Vocabulary
+from gr2_jax.runs.run import Run
+from gr2_jax.runs.teacher import load_teacher
 from gr2_jax.semantic_ids.table import SemanticIDTable
 from gr2_jax.training.mesh import make_mesh
 from gr2_jax.training.progress import Progress

@@ -13,12 +13,14 @@ import orbax.checkpoint as ocp
 import pytest
 from small_runs import ROOT, continue_from, hash_files, tiny_config
 
-from experiments.rundir import read_config
 from gr2_jax.data.jsonl import read_slates
-from gr2_jax.data.market import SPLITS, MarketConfig, make_market
+from gr2_jax.data.market import MarketConfig, make_market
+from gr2_jax.data.schema import SPLITS
+from gr2_jax.data.slates import slate_labels
 from gr2_jax.evaluation import baselines
-from gr2_jax.evaluation.features import LogCounts, slate_features, slate_labels
 from gr2_jax.evaluation.results import Order, build_results
+from gr2_jax.evidence.table import LogCounts, slate_features
+from gr2_jax.runs.run import read_config
 
 STAGES = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "rl", "evaluation")
 

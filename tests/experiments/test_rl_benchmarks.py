@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import peers, rl_step, rollout
-from experiments.timing import Timing, compare_lines
+from experiments.benchmarks.timing import Timing, compare_lines
 from gr2_jax.models.transformer import init_params
 
 SMALL = rollout.Contract(prompts=2, group=4, prompt_length=6, completion_length=3)

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from experiments.flags import ConfigError, check_overrides, load_config, parse_arg
+from experiments.flags import check_overrides, load_config, parse_arg
+from gr2_jax.errors import ConfigError
 
 CONFIG = """
 from ml_collections import ConfigDict, config_dict

@@ -9,11 +9,11 @@ import sys
 import pytest
 from small_runs import ROOT
 
-from experiments.latency_points import choose_settings, find_settings, measure
-from experiments.rundir import RunError
 from gr2_jax.data.schema import DataError
-from gr2_jax.evaluation.card import write_card
-from gr2_jax.serving import load
+from gr2_jax.reports.card import write_card
+from gr2_jax.runs import load
+from gr2_jax.runs.run import RunError
+from gr2_jax.serving.measure import choose_settings, find_settings, measure
 from gr2_jax.serving.reranker import Reranker
 from gr2_jax.training.progress import Progress
 

@@ -11,9 +11,10 @@ import pytest
 from small_runs import ROOT, continue_from, hash_files
 
 from experiments import sweep
-from experiments.flags import ConfigError, load_module
+from experiments.flags import load_module
 from experiments.run import STAGES, choose_stages
-from experiments.rundir import Stage, read_config
+from gr2_jax.errors import ConfigError
+from gr2_jax.runs.run import Stage, read_config
 
 ABLATION = str(ROOT / "configs" / "ablations" / "reward_hacking.py")
 PRIOR = str(ROOT / "configs" / "ablations" / "prior.py")

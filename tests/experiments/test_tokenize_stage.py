@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.rundir import Run
 from experiments.stages.tokenize import _train
+from gr2_jax.runs.run import Run
 from gr2_jax.semantic_ids.rqvae import RqVaeConfig
 from gr2_jax.steps.tokenizer import TokenizerConfig
 from gr2_jax.training.interrupts import Interrupted, StopSignal

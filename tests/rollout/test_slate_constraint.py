@@ -11,9 +11,9 @@ from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder, init_params
 from gr2_jax.rollout.generate import make_generate
+from gr2_jax.rollout.layout import pack
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.rollout.slate_constraint import SlateConstraint
-from gr2_jax.steps.packing import pack
 from gr2_jax.steps.rl import completion_log_probs
 
 LIMIT = 16

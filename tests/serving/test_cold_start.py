@@ -7,10 +7,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from gr2_jax.data.schema import DataError, Item
+from gr2_jax.runs import load
 from gr2_jax.semantic_ids.embed import fit_text_encoder
 from gr2_jax.semantic_ids.export import assign_codes
 from gr2_jax.semantic_ids.rqvae import RqVaeConfig, load_rqvae
-from gr2_jax.serving import load
 from gr2_jax.serving.cold_start import ColdStart
 from gr2_jax.serving.request import RequestError
 from gr2_jax.serving.reranker import Options, Reranker

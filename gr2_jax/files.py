@@ -1,0 +1,31 @@
+"""Files that appear whole or not at all, whenever the process is killed."""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """Yields a hidden path beside `path` to write to; it takes the place of `path` when the body ends without an exception.
+
+  Missing folders are made. The suffix stays, since some writers choose their format by it.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+  try:
+    yield partial
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+  """Writes a JSON value, two spaces an indent; raises ValueError for a NaN or an infinity."""
+  text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+  with replacing(path) as partial:
+    partial.write_text(text + "\n", encoding="utf-8")

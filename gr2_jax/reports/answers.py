@@ -1,0 +1,102 @@
+"""What a model answered, slate by slate: reading `answers_ORDER.jsonl` of a run, and one slate before and after as a table."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gr2_jax.data.schema import Catalogue, Item
+from gr2_jax.evaluation.results import ResultsError
+
+_LATEST = 5  # items of the history that are shown
+_WIDTH = 60  # of an item's text
+
+
+@dataclasses.dataclass(frozen=True)
+class AnsweredSlate:
+  """A request in the upstream order, the order answered (item ids; None with the error's kind where invalid), and the answer's text."""
+
+  user: str
+  history: tuple[str, ...]
+  candidates: tuple[str, ...]
+  labels: tuple[int, ...]
+  order: tuple[str, ...] | None
+  error: str | None
+  completion: str
+
+
+def read_answers(path: str | os.PathLike) -> list[AnsweredSlate]:
+  """The answers of a file, in the order of the test slates; raises ResultsError naming the file and the line."""
+  path = pathlib.Path(path)
+  if not path.exists():
+    raise ResultsError(f"{path}: there is no such file; run the evaluation stage first")
+  answers = []
+  with path.open(encoding="utf-8") as file:
+    for number, line in enumerate(file, start=1):
+      try:
+        answers.append(_to_answer(json.loads(line)))
+      except (ValueError, KeyError, TypeError) as error:
+        raise ResultsError(f"{path}:{number}: is no answer ({error!r}); make it again with the evaluation stage") from None
+  return answers
+
+
+def _to_answer(record: Mapping[str, Any]) -> AnsweredSlate:
+  order = record["order"]
+  answer = AnsweredSlate(
+    user=record["user"],
+    history=tuple(record["history"]),
+    candidates=tuple(record["candidates"]),
+    labels=tuple(record["labels"]),
+    order=None if order is None else tuple(order),
+    error=record["error"],
+    completion=record["completion"],
+  )
+  if len(answer.labels) != len(answer.candidates):
+    raise ValueError(f"{len(answer.labels)} labels for {len(answer.candidates)} candidates")
+  if order is not None and sorted(order) != sorted(answer.candidates):
+    raise ValueError("the order is no permutation of the candidates")
+  return answer
+
+
+def render_answer(answer: AnsweredSlate, catalogue: Catalogue) -> RenderableType:
+  """One slate as a Rich table: each rank's item before (upstream order) and after, labelled items starred; around it history and text.
+
+  A star stands for a label of 1, two for 2. An invalid answer has its error's kind in place of the order.
+  Raises DataError for an item that the catalogue lacks.
+  """
+  stars = {item: "★" * label for item, label in zip(answer.candidates, answer.labels, strict=True)}
+
+  def cells(ids: Sequence[str]) -> list[Text]:
+    items = [catalogue.items[row] for row in catalogue.to_rows(ids)]
+    return [Text(f"{stars[item.id]} {_item_text(item)}".strip(), style="bold" if stars[item.id] else "") for item in items]
+
+  before = cells(answer.candidates)
+  after = [Text("")] * len(before) if answer.order is None else cells(answer.order)
+  table = Table(box=box.SIMPLE_HEAD, title=_history_text(answer, catalogue), title_justify="left", title_style="")
+  table.add_column("rank", justify="right")
+  table.add_column("before: upstream order")
+  table.add_column("after" if answer.order is not None else f"after: invalid answer ({answer.error})")
+  for rank, row in enumerate(zip(before, after, strict=True), start=1):
+    table.add_row(str(rank), *row)
+  return Group(table, Text(f"Answer: {answer.completion}"))
+
+
+def _history_text(answer: AnsweredSlate, catalogue: Catalogue) -> Text:
+  latest = [catalogue.items[row] for row in catalogue.to_rows(answer.history[-_LATEST:])]
+  head = f"User {answer.user}, the latest {len(latest)} of {len(answer.history)} items, newest last:"
+  return Text("\n".join([head, *(f"  {_item_text(item)}" for item in latest)]))
+
+
+def _item_text(item: Item) -> str:
+  """`title (leaf category, brand)`, as far as known."""
+  facts = ", ".join(fact for fact in (item.leaf, item.brand) if fact)
+  title = textwrap.shorten(item.title, _WIDTH, placeholder="…") or item.id
+  return f"{title} ({facts})" if facts else title

@@ -1,0 +1,311 @@
+"""`card.md`: what a run measured, on what, with which seeds, versions and command; and the table for the end of a run."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gr2_jax.evaluation.results import COMPRESSED, REQUIRED_ORDERS, load_results
+from gr2_jax.reports import plots
+from gr2_jax.reports.compression import compression_table
+from gr2_jax.reports.latency import latency_table, plot_latency
+from gr2_jax.reports.names import TABLE_METRICS, order_title, sort_orders
+from gr2_jax.reports.tables import TABLE_STYLE, format_lift, format_number, lift_style, markdown_table
+from gr2_jax.training.writers import read_metrics
+
+_STAGE_FOLDERS = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "opd", "rl", "direct", "prune", "compress", "evaluation")
+_MONITORS = {
+  "valid_rate": "valid",
+  "identity_rate": "copies",
+  "near_identity_rate": "near copies",
+  "kendall_tau_to_shown": "τ shown",
+  "kendall_tau_to_upstream": "τ upstream",
+  "permutation_consistency": "agreement",
+}
+_MONITORS_NOTE = (
+  "Copies repeat the shown or the upstream order; near copies differ from one of them by at most one swap of two candidates. "
+  "τ is Kendall's, agreement the mean τ between the answers to one slate shown in two orders. All but `valid` are over valid answers; "
+  "an invalid answer scores 0 in every metric."
+)
+
+_HARD_NOTE = (
+  "Reasoning-hard are slates whose target the SFT policy does not put first when it answers without reasoning (hard_slates.json)."
+)
+
+
+def _lift_over_upstream(table: Mapping[str, Any], name: str, metric: str) -> str:
+  return format_lift(table["paired"].get(f"{name}_vs_upstream", {}).get(metric))
+
+
+def _orders_table(table: Mapping[str, Any], metrics: Mapping[str, str]) -> str:
+  rows = []
+  for name in sort_orders(table["orders"]):
+    cells = []
+    for metric in metrics:
+      lift = _lift_over_upstream(table, name, metric)
+      cells.append(format_number(table["orders"][name][metric]) + (f"<br>{lift}" if lift else ""))
+    rows.append([order_title(name), *cells])
+  return markdown_table(["order", *metrics.values()], rows)
+
+
+# Each section takes the results and the run's directory and returns its text; what is missing is said in a sentence.
+
+
+def _read(run: pathlib.Path, *names: str) -> Any:
+  path = run.joinpath(*names)
+  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+  """`a.b: leaf` for each leaf of nested mappings."""
+  flat = []
+  for key, value in values.items():
+    if isinstance(value, Mapping):
+      flat += _flatten(value, f"{prefix}{key}.")
+    else:
+      flat.append((f"{prefix}{key}", value))
+  return flat
+
+
+def _write_number(value: Any) -> str:
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return "–" if value is None else str(value)
+  return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _main_section(results: Mapping[str, Any]) -> str:
+  missing = [name for name in REQUIRED_ORDERS if name not in results["orders"]]
+  of = results["bootstrap"]
+  clusters = of["clusters"]
+  text = [
+    f"{results['n']:,} test slates; NDCG with {results['gain']} gain. Below each value the relative difference to "
+    f"the upstream order with its paired 95 % interval ({of['resamples']:,} resamples of {clusters:,} "
+    f"{'slates' if clusters == results['n'] else 'users'}).",
+    _orders_table(results, TABLE_METRICS),
+  ]
+  if missing:
+    text.append(f"Not measured in this run: {', '.join(order_title(name) for name in missing)}.")
+  others = [pair for pair in results["paired"] if not pair.endswith("_vs_upstream") and not pair.startswith(COMPRESSED)]
+  if others:
+    rows = []
+    for pair in others:
+      name, base = pair.split("_vs_")
+      label = f"{order_title(name)} over {order_title(base)}"
+      rows.append(
+        [label, *(f"{format_lift(results['paired'][pair][m])}<br>p = {results['paired'][pair][m]['p']:.4f}" for m in TABLE_METRICS)]
+      )
+    text.append(markdown_table(["relative difference", *TABLE_METRICS.values()], rows))
+  return "\n\n".join(text)
+
+
+def _monitors_section(results: Mapping[str, Any]) -> str:
+  diagnostics = results["diagnostics"]
+  rows = []
+  for name in sort_orders(diagnostics):
+    rows.append([order_title(name), *(format_number(diagnostics[name].get(key), ".3f") for key in _MONITORS)])
+    for presentation in list(results["presentations"].get(name, {}))[1:]:
+      of = diagnostics[name].get(presentation, {})
+      rows.append([f"{order_title(name)}, {presentation.replace('_', ' ')}", *(format_number(of.get(key), ".3f") for key in _MONITORS)])
+  text = [markdown_table(["order", *_MONITORS.values()], rows), _MONITORS_NOTE]
+  failing = [(name, kind, share) for name, of in diagnostics.items() for kind, share in of.get("errors", {}).items() if share]
+  if failing:
+    text.append("Invalid answers: " + "; ".join(f"{order_title(n)} {k.replace('_', ' ')} {100 * s:.1f} %" for n, k, s in failing) + ".")
+  return "\n\n".join(text)
+
+
+def _presentations_section(results: Mapping[str, Any]) -> str:
+  presented = results["presentations"]
+  if not presented:
+    return "All orders were measured with the candidates shown in the upstream order only."
+  rows = [
+    [order_title(name), presentation.replace("_", " "), *(format_number(of[m]) for m in TABLE_METRICS)]
+    for name in sort_orders(presented)
+    for presentation, of in presented[name].items()
+  ]
+  note = "A model that re-ranks well only when it is shown the upstream order has learnt positions."
+  return markdown_table(["order", "shown", *TABLE_METRICS.values()], rows) + "\n\n" + note
+
+
+def _segments_section(results: Mapping[str, Any]) -> str:
+  segments, subsets = results["segments"], results["subsets"]
+  if not segments and not subsets:
+    return "The slates carry no segments."
+  metrics = {m: TABLE_METRICS[m] for m in ("recall@1", "recall@3", "ndcg@3")}
+  tables = {
+    f"**{name.replace('_', ' ')}** ({table['n']:,} slates)": _orders_table(table, metrics) for name, table in (segments | subsets).items()
+  }
+  text = [f"{head}\n\n{table}" for head, table in tables.items()]
+  if "reasoning_hard" in subsets:
+    text.append(_HARD_NOTE)
+  return "\n\n".join(text)
+
+
+def _data_section(results: Mapping[str, Any], run: pathlib.Path) -> str:
+  size = results["slate_size"]
+  rows = [("dataset", results["dataset"]), ("test slates", f"{results['n']:,}")]
+  rows += [("candidates per slate", f"{size['mean']:.1f} (at most {size['max']})")]
+  counts, slates = _read(run, "data", "counts.json") or {}, _read(run, "slates", "report.json") or {}
+  rows += [(key, _write_number(value)) for key, value in _flatten(counts) if not (key.startswith("slates.") and slates)]
+  rows += [(f"re-ranking slates, {split}", f"{count:,}") for split, count in slates.get("slates", {}).items()]
+  rows += [(f"targets retrieved into slates, {split}", f"{share:.4f}") for split, share in slates.get("recall", {}).items()]
+  bad = run / "data" / "bad_lines.jsonl"
+  if bad.exists():
+    rows.append(("bad lines left out", f"{len(bad.read_text(encoding='utf-8').splitlines()):,} (data/bad_lines.jsonl)"))
+  return markdown_table(["", ""], rows) + "".join(f"\n\n{note}" for note in results["notes"])
+
+
+def _tokenizer_section(run: pathlib.Path) -> str:
+  report = _read(run, "tokenize", "report.json")
+  if report is None:
+    return "No tokenizer report in this run."
+  rows = []
+  for when, title in (("before", "as trained"), ("after", "as exported")):
+    of = report[when]
+    levels = "; ".join(f"{level['used']} used, perplexity {level['perplexity']:.1f}" for level in of["levels"])
+    sizes = [int(s) for s in of["prefix_buckets"]]
+    rows.append([title, f"{of['distinct_share']:.4f}", f"{of['own_share']:.4f}", levels, max(sizes)])
+  table = markdown_table(["codes", "distinct IDs / items", "items alone on their ID", "levels", "largest prefix bucket"], rows)
+  head = (
+    f"{report['items']:,} items, codebook {report['codebook_size']}, last level {report['last_level']}, "
+    f"reconstruction R² {report['r2']:.3f}."
+  )
+  note = "A last level drawn without replacement makes IDs unique by construction; the first row is the tokenizer's own doing."
+  return f"{head}\n\n{table}\n\n{note}"
+
+
+def _retrieval_section(run: pathlib.Path) -> str:
+  midtrain = _read(run, "midtrain", "retrieval.json") or {}
+  upstream = (_read(run, "slates", "report.json") or {}).get("retrieval", {})
+  tables = {f"mid-trained model, {name}": of for name, of in midtrain.items() if isinstance(of, Mapping)}
+  tables |= {f"upstream ranker, {name}": of for name, of in upstream.items()}
+  if not tables:
+    return "No full-catalogue metrics in this run."
+  metrics = [m for m in next(iter(tables.values())) if m != "n"]
+  rows = [[name, f"{int(of['n']):,}", *(format_number(of.get(m)) for m in metrics)] for name, of in tables.items()]
+  note = "Open: any item can be recommended; masked: not those of the history. Items that share a semantic ID stand before the target."
+  return markdown_table(["ranker", "n", *metrics], rows) + "\n\n" + note
+
+
+def _traces_section(run: pathlib.Path) -> str:
+  report = _read(run, "traces", "acceptance.json")
+  if report is None:
+    return "No traces in this run."
+  pairs = zip(report["asked_by_upstream_rank"], report["accepted_by_upstream_rank"], strict=True)
+  rows = [(r, asked, took, f"{took / asked:.3f}" if asked else "–") for r, (asked, took) in enumerate(pairs, 1)]
+  reasons = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in report["reasons"].items())
+  head = (
+    f"{report['sampling'].capitalize()} sampling: {report['accepted']:,} of {report['slates']:,} slates with an accepted trace, "
+    f"{report['attempts']:,} attempts ({reasons})."
+  )
+  return head + "\n\n" + markdown_table(["target's upstream rank", "slates", "accepted", "share"], rows)
+
+
+def _cost_section(results: Mapping[str, Any], run: pathlib.Path) -> str:
+  text = []
+  if results["cost"]:
+    columns = list(dict.fromkeys(key for of in results["cost"].values() for key in of))
+    rows = [[order_title(name), *(format_number(of.get(c), ",.1f") for c in columns)] for name, of in results["cost"].items()]
+    text.append(markdown_table(["order", *(c.replace("_", " ") for c in columns)], rows))
+  done = {stage: _read(run, stage, "done.json") for stage in _STAGE_FOLDERS}
+  seconds = {stage: of["seconds"] for stage, of in done.items() if of is not None}
+  if seconds:
+    stages = ", ".join(f"{stage} {s:.0f}" for stage, s in seconds.items())
+    text.append(f"Seconds by stage: {stages}; together {sum(seconds.values()):.0f}.")
+  return "\n\n".join(text) or "No cost was measured in this run."
+
+
+def _latency_section(run: pathlib.Path) -> str:
+  latency = _read(run, "evaluation", "latency.json")
+  return "Not measured in this run; `python -m experiments.latency --run=RUN` does." if latency is None else latency_table(latency)
+
+
+def _provenance_section(results: Mapping[str, Any], run: pathlib.Path) -> str:
+  command = run / "command.txt"
+  lines = command.read_text(encoding="utf-8").strip() if command.exists() else "(command.txt is missing)"
+  versions = _flatten(_read(run, "versions.json") or {})
+  text = f"Seeds: {', '.join(map(str, results['seeds']))}. The resolved config is `config.json`.\n\n```\n{lines}\n```"
+  if versions:
+    text += "\n\nVersions: " + ", ".join(f"{name} {value}" for name, value in versions if value is not None) + "."
+  return text
+
+
+def _write_plots(results: Mapping[str, Any], run: pathlib.Path, folder: pathlib.Path) -> dict[str, str]:
+  """Draws what there is data for; file name -> caption."""
+  tokenizer, slates = _read(run, "tokenize", "report.json"), _read(run, "slates", "report.json") or {}
+  latency = _read(run, "evaluation", "latency.json")
+  drawn = {
+    "orders.png": (plots.plot_orders(results), "Orders against the upstream order"),
+    "upstream_rank.png": (
+      plots.plot_rank_histogram(slates.get("target_upstream_rank") or results["upstream_rank_histogram"]),
+      "The target's upstream rank in training and test slates",
+    ),
+    "opd.png": (plots.plot_rl(read_metrics(run / "metrics" / "opd.jsonl")), "On-policy distillation"),
+    "rl.png": (plots.plot_rl(read_metrics(run / "metrics" / "rl.jsonl")), "Reinforcement learning"),
+    "top1_share.png": (plots.plot_top1_share(results, "policy"), "Slots of the policy's first choices"),
+    "latency.png": (None if latency is None else plot_latency(latency), "Latency against quality"),
+    "sid_usage.png": (None if tokenizer is None else plots.plot_sid_usage(tokenizer), "Use of the semantic-ID codebooks"),
+  }
+  captions = {}
+  for name, (figure, caption) in drawn.items():
+    if figure is not None:
+      plots.save_figure(figure, folder / name)
+      captions[name] = caption
+  return captions
+
+
+def write_card(run_directory: str | pathlib.Path) -> pathlib.Path:
+  """Writes `evaluation/card.md` and `evaluation/plots/*.png` of a run from its artifacts; returns the card's path.
+
+  Needs `evaluation/results.json` (raises ResultsError without it); a section whose artifact is missing says so in a sentence.
+  """
+  run = pathlib.Path(run_directory)
+  folder = run / "evaluation"
+  results = load_results(folder / "results.json")
+  captions = _write_plots(results, run, folder / "plots")
+  config = _read(run, "config.json") or {}
+  sections = {
+    "Re-ranking": _main_section(results),
+    "Hacking monitors": _monitors_section(results),
+    "Presentations": _presentations_section(results),
+    "Segments": _segments_section(results),
+    "Compression": compression_table(results["orders"], results["paired"], results["cost"]),
+    "Data": _data_section(results, run),
+    "Semantic IDs": _tokenizer_section(run),
+    "Full catalogue": _retrieval_section(run),
+    "Traces": _traces_section(run),
+    "Cost": _cost_section(results, run),
+    "Latency against quality": _latency_section(run),
+    "Plots": "\n\n".join(f"**{caption}**\n\n![{caption}](plots/{name})" for name, caption in captions.items()),
+    "How it was run": _provenance_section(results, run),
+  }
+  title = f"# {config.get('name', run.resolve().name)} on {results['dataset']}"
+  card = folder / "card.md"
+  card.write_text("\n\n".join([title, *(f"## {name}\n\n{text}" for name, text in sections.items())]) + "\n", encoding="utf-8")
+  return card
+
+
+def render_console_table(results: Mapping[str, Any]) -> RenderableType:
+  """The orders with their paired intervals, and the monitors, as Rich tables that fit into 80 columns."""
+  title = f"{results['dataset']}: {results['n']:,} test slates"
+  orders = Table(title=title, caption="below: relative to the upstream order, with its paired 95 % interval", **TABLE_STYLE)
+  orders.add_column("order", no_wrap=True)
+  for label in TABLE_METRICS.values():
+    orders.add_column(label, justify="right", no_wrap=True)
+  for name in sort_orders(results["orders"]):
+    cells = []
+    for metric in TABLE_METRICS:
+      of = results["paired"].get(f"{name}_vs_upstream", {}).get(metric)
+      lines = [f"{results['orders'][name][metric]:.4f}", *format_lift(of, digits=0).replace(", ", ",").replace(" [", "\n[").splitlines()]
+      cells.append(Text(lines[0]).append("".join(f"\n{line}" for line in lines[1:]), style=lift_style(of)))
+    orders.add_row(order_title(name), *cells)
+  monitors = Table(title="hacking monitors", caption="all but the first over valid answers", **TABLE_STYLE)
+  monitors.add_column("order", no_wrap=True)
+  for label in _MONITORS.values():
+    monitors.add_column(label, justify="right")
+  for name in sort_orders(results["diagnostics"]):
+    monitors.add_row(order_title(name), *(format_number(results["diagnostics"][name].get(key), ".3f") for key in _MONITORS))
+  return Group(orders, monitors)

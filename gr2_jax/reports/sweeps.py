@@ -1,0 +1,289 @@
+"""A sweep's result: variants side by side, their slates pooled over the seeds; `sweep.json`, `sweep.md` and its plots."""
+
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gr2_jax.evaluation.metrics import METRICS
+from gr2_jax.evaluation.paired import RESAMPLES
+from gr2_jax.evaluation.per_slate import PerSlate, load_per_slate
+from gr2_jax.evaluation.results import compare_orders, load_results
+from gr2_jax.reports import plots
+from gr2_jax.reports.comparisons import compare_variants, comparison_differences, comparison_sections, compute_shares, count_acceptance
+from gr2_jax.reports.compression import compression_table, pool_compressed
+from gr2_jax.reports.names import TABLE_METRICS, order_title
+from gr2_jax.reports.tables import TABLE_STYLE, format_lift, format_number, lift_style, markdown_table
+from gr2_jax.training.writers import read_metrics
+
+Runs = Mapping[str, Mapping[int, pathlib.Path]]  # variant -> seed -> directory of a finished run
+
+_PRIORS = ("opd", "sft")  # what RL may have started from, the later stage first
+_BASES = {"upstream": "the upstream order", "prior": "its prior", "reference": "the reference"}
+_COPYING = {"identity_rate": "copies", "near_identity_rate": "near copies"}
+_TAU = "kendall_tau_to_upstream"
+_PRESENTATIONS = {"upstream": "shown upstream", "shuffled_1": "shown shuffled"}
+_SHORT = ("recall@1", "ndcg@3")  # the metrics with intervals in the tables
+_COPYING_NOTE = (
+  "Copies repeat the shown or the upstream order; near copies differ from one of them by at most one swap of two candidates. In training: "
+  "sampled answers in the variant's own presentation, from the first to the last tenth of the RL steps. At evaluation: greedy answers. "
+  "τ is Kendall's, to the upstream order. Agreement is the mean Kendall τ between the answers to one slate in both presentations."
+)
+
+
+def build_sweep(
+  runs: Runs,
+  changes: Mapping[str, Mapping[str, Any]],
+  resamples: int = RESAMPLES,
+  *,
+  comparisons: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+  shares: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
+  """The content of sweep.json; `changes`: variant -> dotted config key -> value. `comparisons`, `shares`: see `evaluation.comparisons`.
+
+  The slates of all seeds are pooled, and the users of each seed are what is resampled. The first variant is the reference of
+  `policy_vs_reference`, which a variant that was tested on other slates lacks. Raises ResultsError for a run without results.
+  """
+  tested = {variant: {seed: load_per_slate(_evaluation(run, "per_slate.npz")) for seed, run in of.items()} for variant, of in runs.items()}
+  reference, *_ = runs
+  directories = [run for of in runs.values() for run in of.values()]
+  return {
+    "dataset": load_results(_evaluation(directories[0], "results.json"))["dataset"],
+    "reference": reference,
+    "variants": {
+      variant: {"changes": dict(changes[variant]), "seeds": list(of)}
+      | _compare(tested[variant], None if variant == reference else tested[reference], resamples)
+      | _watch(of.values())
+      | {"compressed": pool_compressed(tested[variant], [load_results(_evaluation(run, "results.json")) for run in of.values()], resamples)}
+      for variant, of in runs.items()
+    },
+    "comparisons": compare_variants(tested, comparisons or {}, resamples),
+    "shares": compute_shares(tested, shares or {}, resamples),
+    "acceptance": count_acceptance(directories),
+    "bootstrap": {"resamples": resamples, "seed": 0},
+    "seconds": _seconds(directories),
+    "versions": _versions(directories),
+    "commands": _commands(directories),
+  }
+
+
+def _evaluation(run: pathlib.Path, name: str) -> pathlib.Path:
+  return run / "evaluation" / name
+
+
+def _compare(of: Mapping[int, PerSlate], reference: Mapping[int, PerSlate] | None, resamples: int) -> dict[str, Any]:
+  """Means of the orders over the slates of all seeds, and the policy's paired differences."""
+
+  def pool(seeds: Mapping[int, PerSlate], order: str) -> dict[str, np.ndarray]:
+    return {metric: np.concatenate([seeds[seed].orders[order][metric] for seed in of]) for metric in METRICS}
+
+  priors = [order for order in _PRIORS if all(order in slates.orders for slates in of.values())]
+  metrics = {order: pool(of, order) for order in ("upstream", *priors, "policy")}
+  means = {order: {metric: float(values.mean()) for metric, values in columns.items()} for order, columns in metrics.items()}
+  pairs = [("policy", "upstream"), *(("policy", prior) for prior in priors)]
+  if reference is not None and all(np.array_equal(of[seed].users, reference[seed].users) for seed in of):
+    metrics["reference"] = pool(reference, "policy")
+    pairs.append(("policy", "reference"))
+  clusters = np.array([f"{seed}/{user}" for seed, slates in of.items() for user in slates.users])
+  return {"n": len(clusters), "orders": means, "paired": compare_orders(metrics, pairs, clusters, seed=0, resamples=resamples)}
+
+
+def _watch(runs: Iterable[pathlib.Path]) -> dict[str, Any]:
+  """How much the policy copies over the RL steps and in the evaluation; means over the runs."""
+  runs = list(runs)
+  results = [load_results(_evaluation(run, "results.json")) for run in runs]
+  first, last = [], []
+  for lines in map(_rl_lines, runs):
+    tenth = max(len(lines) // 10, 1)
+    first += lines[:tenth]
+    last += lines[-tenth:]
+  return {
+    "training": {name: {"first": _mean_of(first, name), "last": _mean_of(last, name)} for name in (*_COPYING, _TAU)},
+    "evaluation": {
+      shown: {name: _mean_of([_policy_as_shown(r, shown) for r in results], name) for name in ("valid_rate", *_COPYING, _TAU, *METRICS)}
+      for shown in _PRESENTATIONS
+    },
+    "permutation_consistency": _mean_of([r["diagnostics"]["policy"] for r in results], "permutation_consistency"),
+  }
+
+
+def _policy_as_shown(results: Mapping[str, Any], shown: str) -> dict[str, Any]:
+  """The policy's monitors and metrics in one presentation; none where it was not measured in it."""
+  monitors = results["diagnostics"]["policy"]
+  return {**(monitors if shown == "upstream" else monitors.get(shown, {})), **results["presentations"].get("policy", {}).get(shown, {})}
+
+
+def _mean_of(records: Sequence[Mapping[str, Any]], name: str) -> float | None:
+  values = [record[name] for record in records if record.get(name) is not None]
+  return float(np.mean(values)) if values else None
+
+
+def _rl_lines(run: pathlib.Path) -> list[dict[str, float | None]]:
+  return read_metrics(run / "metrics" / "rl.jsonl")
+
+
+def _seconds(runs: Sequence[pathlib.Path]) -> float:
+  """Seconds of all stages; a stage that several runs share counts once."""
+  done = [json.loads(path.read_text(encoding="utf-8")) for run in runs for path in run.glob("*/done.json")]
+  return sum({of["fingerprint"]: of["seconds"] for of in done}.values())
+
+
+def _versions(runs: Sequence[pathlib.Path]) -> dict[str, list[str]]:
+  """All values that the runs recorded under each name."""
+  found: dict[str, list[str]] = {}
+  for run in runs:
+    for name, value in json.loads((run / "versions.json").read_text(encoding="utf-8")).items():
+      if value is not None and value not in found.setdefault(name, []):
+        found[name].append(value)
+  return found
+
+
+def _commands(runs: Sequence[pathlib.Path]) -> list[str]:
+  """The commands that made the runs, each once; command.txt has a time before each, and changed versions after `#`."""
+  lines = [line.partition(" ")[2] for run in runs for line in (run / "command.txt").read_text(encoding="utf-8").splitlines()]
+  return list(dict.fromkeys(line for line in lines if not line.startswith("#")))
+
+
+def write_sweep(directory: str | pathlib.Path, runs: Runs, sweep: Mapping[str, Any]) -> pathlib.Path:
+  """Writes `sweep.json`, `sweep.md` and `plots/*.png`; returns the path of sweep.md."""
+  directory = pathlib.Path(directory)
+  text = json.dumps(sweep, indent=2, ensure_ascii=False, allow_nan=False)
+  (directory / "sweep.json").write_text(text + "\n", encoding="utf-8")
+  lines = {variant: [_rl_lines(run) for run in of.values()] for variant, of in runs.items()}
+  drawn = {
+    "copying.png": ("Copying over the RL steps, mean of the seeds", plots.plot_sweep(lines)),
+    "policies.png": ("Policies against the upstream order, slates of all seeds", plots.plot_orders(_as_orders(sweep))),
+    "comparisons.png": ("What the ablation asks, in pairs", plots.plot_differences(comparison_differences(sweep))),
+  }
+  captions = {}
+  for name, (caption, figure) in drawn.items():
+    if figure is not None:
+      plots.save_figure(figure, directory / "plots" / name)
+      captions[name] = caption
+  sections = {
+    "Ranking": _ranking_section(sweep),
+    **comparison_sections(sweep),
+    "Copying": _copying_section(sweep),
+    **_compression_section(sweep),
+    "Plots": "\n\n".join(f"**{caption}**\n\n![{caption}](plots/{name})" for name, caption in captions.items()),
+    "What each variant changes": _changes_section(sweep),
+    "How it was run": _provenance_section(sweep),
+  }
+  page = directory / "sweep.md"
+  parts = [f"# Sweep: {sweep['dataset']}", *(f"## {title}\n\n{body}" for title, body in sections.items())]
+  page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+  return page
+
+
+def _as_orders(sweep: Mapping[str, Any]) -> dict[str, Any]:
+  """The variants' policies as orders of one results.json, which is what the plot of orders reads."""
+  variants = sweep["variants"]
+  paired = {f"{v}_vs_upstream": of["paired"]["policy_vs_upstream"] for v, of in variants.items() if of["paired"]}
+  upstream = variants[sweep["reference"]]["orders"]["upstream"]
+  return {"orders": {"upstream": upstream} | {v: of["orders"]["policy"] for v, of in variants.items()}, "paired": paired}
+
+
+def _title(variant: str) -> str:
+  return variant.replace("_", " ")
+
+
+def _paired(of: Mapping[str, Any], base: str, metric: str) -> Mapping[str, Any] | None:
+  if base == "prior":
+    base = next((prior for prior in _PRIORS if prior in of["orders"]), "")
+  return of["paired"].get(f"policy_vs_{base}", {}).get(metric)
+
+
+def _ranking_section(sweep: Mapping[str, Any]) -> str:
+  variants, reference = sweep["variants"], sweep["reference"]
+  sizes = sorted({of["n"] for of in variants.values()})
+  text = [
+    f"Policies after RL on {' or '.join(f'{n:,}' for n in sizes)} test slates of all seeds, shown in the upstream order. Relative "
+    f"differences with paired 95 % intervals ({sweep['bootstrap']['resamples']:,} resamples of the users of each seed). The reference is "
+    f"{_title(reference)}, whose upstream order and prior stand first; a prior is what RL started from: SFT, OPD, or neither."
+  ]
+  for metric in _SHORT:
+    rows = [
+      [f"*{order_title(order)}*", format_number(values[metric]), "", "", ""]
+      for order, values in variants[reference]["orders"].items()
+      if order != "policy"
+    ]
+    for variant, of in variants.items():
+      lifts = [format_lift(_paired(of, base, metric)) for base in _BASES]
+      rows.append([_title(variant), format_number(of["orders"]["policy"][metric]), *lifts])
+    text.append(markdown_table(["variant", TABLE_METRICS[metric], *(f"over {base}" for base in _BASES.values())], rows))
+  return "\n\n".join(text)
+
+
+def _copying_section(sweep: Mapping[str, Any]) -> str:
+  watched = {**_COPYING, _TAU: "τ"}
+  header = ["variant", *(f"{label}, training" for label in watched.values())]
+  header += [f"{label}, {shown}" for shown in _PRESENTATIONS.values() for label in (*watched.values(), "R@1")]
+  rows = []
+  for variant, of in sweep["variants"].items():
+    row = [_title(variant), *(f"{_share(of['training'][name]['first'])} → {_share(of['training'][name]['last'])}" for name in watched)]
+    row += [_share(of["evaluation"][shown][name]) for shown in _PRESENTATIONS for name in (*watched, "recall@1")]
+    rows.append([*row, _share(of["permutation_consistency"]), _share(of["evaluation"]["upstream"]["valid_rate"])])
+  return markdown_table([*header, "agreement", "valid"], rows) + "\n\n" + _COPYING_NOTE
+
+
+def _compression_section(sweep: Mapping[str, Any]) -> dict[str, str]:
+  tables = [
+    f"**{_title(variant)}**\n\n{compression_table(**of['compressed'])}" for variant, of in sweep["variants"].items() if of["compressed"]
+  ]
+  return {"Compression": "\n\n".join(tables)} if tables else {}
+
+
+def _share(value: float | None) -> str:
+  return format_number(value, ".3f")
+
+
+def _percent(value: float | None) -> str:
+  return "–" if value is None else f"{100 * value:.0f}"
+
+
+def _changes_section(sweep: Mapping[str, Any]) -> str:
+  rows = [
+    [_title(variant), "<br>".join(f"`{key} = {value}`" for key, value in of["changes"].items()), ", ".join(map(str, of["seeds"]))]
+    for variant, of in sweep["variants"].items()
+  ]
+  return markdown_table(["variant", "changes", "seeds"], rows)
+
+
+def _provenance_section(sweep: Mapping[str, Any]) -> str:
+  versions = ", ".join(f"{name} {' / '.join(values)}" for name, values in sweep["versions"].items())
+  commands = "\n".join(sweep["commands"])
+  return f"```\n{commands}\n```\n\n{sweep['seconds'] / 60:.0f} minutes of stages; shared ones count once.\n\nVersions: {versions}."
+
+
+def render_sweep_table(sweep: Mapping[str, Any]) -> RenderableType:
+  """Ranking with paired intervals, and copying, as Rich tables that fit into 80 columns."""
+  ranking = Table(title=f"{sweep['dataset']}: policies after RL, shown in the upstream order", **TABLE_STYLE)
+  ranking.caption = "relative differences with paired 95 % intervals, slates of all seeds"
+  copying = Table(
+    title="copying, % of the valid answers", caption="in training: from the first to the last tenth of the RL steps", **TABLE_STYLE
+  )
+  columns = {
+    ranking: [label for metric in _SHORT for label in (TABLE_METRICS[metric], "over upstream", "over prior")],
+    copying: [f"{label}, {where}" for where in ("in training", *_PRESENTATIONS.values()) for label in _COPYING.values()],
+  }
+  for table, labels in columns.items():
+    table.add_column("variant", no_wrap=True)
+    for label in labels:
+      table.add_column(label, justify="right")
+  for variant, of in sweep["variants"].items():
+    cells: list[str | Text] = []
+    for metric in _SHORT:
+      cells.append(f"{of['orders']['policy'][metric]:.3f}")
+      for base in ("upstream", "prior"):
+        paired = _paired(of, base, metric)
+        cells.append(Text(format_lift(paired, digits=0).replace(" [", "\n["), style=lift_style(paired)))
+    ranking.add_row(_title(variant), *cells)
+    trained = ("→".join(_percent(of["training"][name][place]) for place in ("first", "last")) for name in _COPYING)
+    evaluated = (_percent(of["evaluation"][shown][name]) for shown in _PRESENTATIONS for name in _COPYING)
+    copying.add_row(_title(variant), *trained, *evaluated)
+  return Group(ranking, copying)

@@ -1,0 +1,78 @@
+"""The teacher of on-policy distillation: the policy of another run, on the same vocabulary and semantic IDs."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from gr2_jax.runs.artifacts import make_decoder, stage_checkpoints
+from gr2_jax.errors import ConfigError
+from gr2_jax.runs.run import Run, config_to_json, hash_path, list_differences, read_config, value_at
+from gr2_jax.data.schema import DataError
+from gr2_jax.language.vocabulary import Vocabulary
+from gr2_jax.models.transformer import Decoder
+from gr2_jax.objectives.distillation import DistillationConfig
+from gr2_jax.semantic_ids.table import SemanticIDTable
+from gr2_jax.steps.opd import OpdConfig
+from gr2_jax.steps.start import load_params
+from gr2_jax.training.progress import Progress
+
+# What decides vocabulary and semantic IDs, but for the data's own files, which may lie elsewhere for the teacher.
+_SAME = ("seed", "tokenize", "data.market", "data.market_seed")
+
+
+def opd_config(options: ConfigDict) -> OpdConfig:
+  """The record of the config section `opd`; raises ValueError for values that cannot hold."""
+  return OpdConfig(
+    DistillationConfig(**options.distillation),
+    reward_weight=options.reward_weight,
+    clip_low=options.clip_low,
+    clip_high=options.clip_high,
+    temperature=options.temperature,
+    microbatches=options.microbatches,
+  )
+
+
+def check_teacher_config(config: ConfigDict) -> None:
+  """Raises ConfigError when the teacher's run, where it has begun, was given other semantic IDs or another vocabulary than this config."""
+  directory = pathlib.Path(config.opd.teacher_run)
+  if not (directory / "config.json").exists():
+    return
+  theirs, ours = (config_to_json(of) for of in (read_config(directory), config))
+  found = [line for key in _SAME for line in list_differences(value_at(theirs, key), value_at(ours, key), key)]
+  if found:
+    listed = "\n  ".join(found)
+    raise ConfigError(
+      f"--config.opd.teacher_run: {directory} has other semantic IDs or another vocabulary, so its policy cannot read this run's answers; "
+      f"name a run with the same. What differs (teacher -> student):\n  {listed}"
+    )
+
+
+def load_teacher(run: Run, vocabulary: Vocabulary, mesh: Mesh, progress: Progress) -> tuple[Decoder, Any]:
+  """(decoder, parameters on the mesh) of the policy that `config.opd` names; raises DataError for other semantic IDs or vocabulary."""
+  options = run.config.opd
+  teacher = Run(pathlib.Path(options.teacher_run), read_config(options.teacher_run), main=False)
+  check_same_tables(run, teacher)
+  theirs, ours = (config_to_json(of.config) for of in (teacher, run))
+  for section in ("prompt", "decoding"):
+    for line in list_differences(theirs[section], ours[section], section):
+      progress.note(f"opd: the teacher was trained otherwise, {line}")
+  decoder = make_decoder(teacher, vocabulary)
+  return decoder, load_params(decoder, stage_checkpoints(teacher, options.teacher_stage), mesh)
+
+
+def check_same_tables(run: Run, teacher: Run) -> None:
+  """Raises DataError unless both runs have the same semantic IDs for the same items, and the same vocabulary."""
+  ours, theirs = (SemanticIDTable.load(of.path("tokenize", "sids.npz")) for of in (run, teacher))
+  different = []
+  if ours.codebook_size != theirs.codebook_size or not np.array_equal(ours.codes, theirs.codes):
+    different.append("tokenize/sids.npz")
+  if hash_path(run.path("tokenize", "vocabulary")) != hash_path(teacher.path("tokenize", "vocabulary")):
+    different.append("tokenize/vocabulary")
+  if different:
+    raise DataError(
+      f"config.opd.teacher_run: {teacher.directory} differs from {run.directory} in {' and '.join(different)}, so that its policy reads "
+      "the same tokens as other items; train teacher and student on the same tokenizer (same data, seed and tokenize section)"
+    )

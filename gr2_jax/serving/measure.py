@@ -1,0 +1,177 @@
+"""The points of `latency.json`: what each policy, mode and compressor of a run costs a request, and how good its orders are."""
+
+import functools
+import itertools
+import pathlib
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gr2_jax.data.schema import Slate
+from gr2_jax.data.slates import slate_labels
+from gr2_jax.evaluation.metrics import compute_metrics
+from gr2_jax.evaluation.paired import paired_bootstrap
+from gr2_jax.files import write_json
+from gr2_jax.reports.latency import FULL
+from gr2_jax.runs import load
+from gr2_jax.runs.run import RunError
+from gr2_jax.runs.versions import describe_machine
+from gr2_jax.serving.request import MODES, Request
+from gr2_jax.serving.reranker import Options, Reranker
+from gr2_jax.training.mesh import make_mesh
+from gr2_jax.training.progress import Progress, Task
+
+STAGES = ("rl", "direct", "prune")  # whose policies are measured unless others are named
+
+
+class Setting(NamedTuple):
+  """What one point measures."""
+
+  stage: str
+  compressor: str
+  mode: str
+  presentations: int
+
+
+def choose_settings(
+  run: load.SavedRun, stages: Sequence[str], compressors: Sequence[str], modes: Sequence[str], presentations: Sequence[int]
+) -> list[Setting]:
+  """The points of a run, of all that could be combined the ones that say something.
+
+  Every policy on full histories in those of `modes` that it can answer in: a direct one never reasons. Compressed histories in the mode
+  that the policy was trained for, or the first where that is not measured. More than one presentation to the first policy in that mode,
+  on full histories.
+  """
+  settings = []
+  for stage in stages:
+    own = load.policy_mode(run, stage)
+    answered = [mode for mode in MODES if mode in modes and (mode != "reason" or own == "reason")]
+    main = own if own in answered else next(iter(answered), None)
+    for compressor, mode, count in itertools.product(compressors, answered, presentations):
+      if (mode == main or compressor == FULL) and (count == 1 or (mode == main and compressor == FULL and stage == stages[0])):
+        settings.append(Setting(stage, compressor, mode, count))
+  return settings
+
+
+def find_settings(
+  run: load.SavedRun, stages: Sequence[str] | None, compressors: Sequence[str] | None, *, strict: bool, **of: Sequence[Any]
+) -> list[Setting]:
+  """Settings of the named stages and compressors (None: those of STAGES that are finished; full histories and all the run's variants).
+
+  Raises DataError for a named one that the run lacks, or, where it need not have all (not `strict`), leaves it out; RunError without any.
+  """
+  has = (FULL, *run.compressors())
+  if strict:
+    for stage in stages or ():
+      run.check_policy(stage)
+    for variant in compressors or ():
+      if variant != FULL:
+        run.check_compressor(variant)
+  chosen = [stage for stage in stages or STAGES if run.is_done(stage)]
+  settings = choose_settings(run, chosen, [name for name in compressors or has if name in has], **of)
+  if not settings:
+    raise RunError(
+      f"{run.directory}: nothing to measure: of the stages {', '.join(stages or STAGES)} it has finished "
+      f"{', '.join(chosen) or 'none'}; name others by --stages, or modes that they answer in by --modes"
+    )
+  return settings
+
+
+def measure(
+  run: str,
+  compare: Sequence[str],
+  *,
+  stages: Sequence[str] | None,
+  compressors: Sequence[str] | None,
+  modes: Sequence[str],
+  presentations: Sequence[int],
+  requests: int,
+  batch_size: int,
+  progress: Progress,
+) -> pathlib.Path:
+  """Writes `latency.json` of `run` with the points of all runs; raises RunError where their test slates differ, before any is measured."""
+  plans, slates = [], None
+  for directory in (run, *compare):
+    saved = load.SavedRun.open(directory)
+    settings = find_settings(saved, stages, compressors, strict=directory == run, modes=modes, presentations=presentations)
+    own = load.load_slates(saved, load.load_catalogue(saved), "test")[: saved.config.evaluation.max_slates or None]
+    slates = slates or own
+    if [s.candidates for s in own] != [s.candidates for s in slates]:
+      raise RunError(f"--compare: {directory} has other test slates than {run}; compare runs of the same data and slates")
+    plans.append((saved, settings))
+  points = [
+    point
+    for saved, settings in plans
+    for point in measure_run(saved, settings, slates, requests=requests, batch_size=batch_size, progress=progress)
+  ]
+  labels = slate_labels(slates)
+  upstream = _quality(np.where(labels < 0, -1, np.arange(labels.shape[1])), labels)
+  path = pathlib.Path(run) / "evaluation" / "latency.json"
+  write_json(path, {"machine": describe_machine(("jax",)), "upstream": upstream, "points": points})
+  return path
+
+
+def measure_run(
+  run: load.SavedRun, settings: Sequence[Setting], slates: Sequence[Slate], *, requests: int, batch_size: int, progress: Progress
+) -> list[dict[str, Any]]:
+  """The points of one run."""
+  rerankers = _load_all(run, settings, batch_size)
+  points, timed = [], []
+  with progress.task(f"latency: {run.directory.name}", len(settings) * len(slates), "slates") as task:
+    for setting in settings:
+      reranker = rerankers[setting[:2]]
+      asked = [
+        Request(s.history, s.candidates, timestamp=s.timestamp, mode=setting.mode, presentations=setting.presentations) for s in slates
+      ]
+      point = {"run": str(run.directory), "preset": run.config.model.preset, **setting._asdict()}
+      points.append(point | _rank_all(reranker, asked, slates, batch_size, task))
+      timed.append((reranker, asked[:requests]))
+  return [point | times for point, times in zip(points, _time_one_by_one(timed), strict=True)]
+
+
+def _load_all(run: load.SavedRun, settings: Iterable[Setting], batch_size: int) -> dict[tuple[str, str], Reranker]:
+  """A re-ranker for each (stage, compressor); those of a stage share its parameters."""
+  context, mesh = load.open_context(run), make_mesh(devices=jax.devices()[:1])
+  policy_of = functools.cache(lambda stage: load.load_policy(run, stage, context, mesh))
+  rerankers = {}
+  for stage, compressor in dict.fromkeys(setting[:2] for setting in settings):
+    own = [setting for setting in settings if setting[:2] == (stage, compressor)]
+    modes, most = tuple(dict.fromkeys(setting.mode for setting in own)), max(setting.presentations for setting in own)
+    options = Options(mode=modes[0], modes=modes, batch_size=batch_size, max_presentations=most)
+    variant = None if compressor == FULL else compressor
+    rerankers[stage, compressor] = Reranker.of_policy(policy_of(stage), compressor=variant, options=options)
+  return rerankers
+
+
+def _rank_all(reranker: Reranker, asked: Sequence[Request], slates: Sequence[Slate], batch_size: int, task: Task) -> dict[str, Any]:
+  labels = slate_labels(slates)
+  rankings, tokens = np.full(labels.shape, -1, np.int64), []
+  for start in range(0, len(asked), batch_size):
+    for place, ranking in enumerate(reranker.rank_batch(asked[start : start + batch_size]), start):
+      rankings[place, : len(ranking.order)] = [slates[place].candidates.index(id) for id in ranking.order]
+      tokens.append(ranking.history_tokens)
+    task.advance(len(asked[start : start + batch_size]))
+  return {"history_tokens": float(np.mean(tokens)), **_quality(rankings, labels)}
+
+
+def _quality(rankings: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+  hits = compute_metrics(rankings, labels)["recall@1"]
+  interval = paired_bootstrap(hits, np.zeros_like(hits), seed=0)
+  return {"recall@1": float(hits.mean()), "ci95": [float(interval.delta_low[0]), float(interval.delta_high[0])], "n": len(hits)}
+
+
+def _time_one_by_one(settings: Sequence[tuple[Reranker, Sequence[Request]]]) -> list[dict[str, Any]]:
+  """Latencies of each setting's requests; settings take turns, so that a slow spell of the machine falls on all alike."""
+  for reranker, requests in settings:
+    for request in requests:  # compiles what they need, whatever their lengths
+      reranker.rank_batch([request])
+  times: list[list[float]] = [[] for _ in settings]
+  for turn in zip(*(requests for _, requests in settings), strict=True):
+    for (reranker, _), request, of_setting in zip(settings, turn, times, strict=True):
+      began = time.perf_counter()
+      reranker.rank_batch([request])
+      of_setting.append(1000 * (time.perf_counter() - began))
+  return [{"p50_ms": float(np.percentile(ms, 50)), "p95_ms": float(np.percentile(ms, 95)), "requests": len(ms)} for ms in times]

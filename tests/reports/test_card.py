@@ -1,0 +1,148 @@
+"""The card and the console table of a made-up run, with and without its artifacts."""
+
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments.card import rebuild
+from gr2_jax.evaluation.results import Answers, Order, ResultsError, build_results, load_results, write_results
+from gr2_jax.reports.card import render_console_table, write_card
+from gr2_jax.reports.names import sort_orders
+
+N, K = 60, 5
+PNG = b"\x89PNG"
+
+
+def make_results():
+  rng = np.random.default_rng(0)
+  natural = np.tile(np.arange(K), (N, 1))
+  labels = np.eye(K, dtype=int)[rng.integers(K, size=N)]
+  shuffled = rng.permuted(natural, axis=1)
+  oracle = np.argsort(-labels, axis=1, kind="stable")
+  first = np.where(np.arange(N)[:, None] < 3, -1, oracle)
+  answers = {"upstream": Answers(first, natural, ["missing"] * 3 + [None] * (N - 3)), "shuffled_1": Answers(oracle, shuffled, [None] * N)}
+  orders = {
+    "upstream": Order.of(natural),
+    "oracle": Order.of(oracle),
+    "my|order": Order.of(shuffled),
+    "policy": Order(answers, {"prompt_tokens": 90.0, "ms_per_slate": 2.5}),
+  }
+  segments = ["same_day", "different_day"] * (N // 2)
+  notes = ["Counts use only events before the request."]
+  return build_results(dataset="toy", seeds=[7], labels=labels, orders=orders, segments=segments, notes=notes, resamples=200)
+
+
+def write(path, value):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+
+
+@pytest.fixture
+def bare_run(tmp_path):
+  write_results(tmp_path / "evaluation" / "results.json", make_results())
+  return tmp_path
+
+
+@pytest.fixture
+def full_run(bare_run):
+  level = {"used": 8, "usage": 1.0, "perplexity": 7.5, "largest_share": 1.1}
+  codes = {"distinct_share": 0.9, "own_share": 0.8, "levels": [level] * 3, "prefix_buckets": {"1": 3, "12": 1}}
+  report = {"items": 20, "codebook_size": 8, "last_level": "random", "r2": 0.5, "before": codes, "after": codes}
+  write(bare_run / "tokenize" / "report.json", report)
+  write(bare_run / "data" / "counts.json", {"source": "toy.jsonl", "users": 12345})
+  write(bare_run / "data" / "bad_lines.jsonl", "{}\n{}\n")
+  write(bare_run / "midtrain" / "retrieval.json", {"beams": 5, "masked": {"n": 10, "recall@5": 0.25, "ndcg@5": 0.125}})
+  ranks = {"train": [3, 2, 1, 0, 0], "test": [1, 1, 1, 1, 1]}
+  write(bare_run / "slates" / "report.json", {"slates": {"train": 6, "test": 5}, "recall": {"test": 0.5}, "target_upstream_rank": ranks})
+  acceptance = {"sampling": "rejection", "slates": 6, "attempts": 9, "accepted": 4, "reasons": {"accepted": 4, "wrong_top": 5}}
+  write(bare_run / "traces" / "acceptance.json", acceptance | {"asked_by_upstream_rank": [4, 2, 0], "accepted_by_upstream_rank": [3, 1, 0]})
+  lines = [{"step": s, "reward": 0.1 * s, "entropy": None if s == 2 else 1.0, "valid_rate": 1.0} for s in range(1, 5)]
+  write(bare_run / "metrics" / "rl.jsonl", "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "rew')
+  write(bare_run / "config.json", {"name": "tiny", "seed": 7})
+  write(bare_run / "versions.json", {"python": "3.11", "jax": "0.10", "git_commit": None})
+  write(bare_run / "command.txt", "python -m experiments.run --workdir=RUN\n")
+  write(bare_run / "rl" / "done.json", {"seconds": 12.0})
+  return bare_run
+
+
+def test_card_of_a_full_run(full_run):
+  card = write_card(full_run).read_text(encoding="utf-8")
+  results = load_results(full_run / "evaluation" / "results.json")
+  assert card.startswith("# tiny on toy\n")
+  row = next(line for line in card.splitlines() if line.startswith("| RL policy |"))
+  lift = results["paired"]["policy_vs_upstream"]["recall@1"]
+  low, high = lift["ci95"]
+  assert f"{results['orders']['policy']['recall@1']:.4f}<br>{100 * lift['relative']:+.1f} % [{100 * low:.1f}, {100 * high:.1f}]" in row
+  for part in (
+    "60 test slates",
+    "Not measured in this run: random, popularity, LambdaMART.",
+    "RL policy missing 5.0 %",
+    "**same day** (30 slates)",
+    "Counts use only events before the request.",
+    "| users | 12,345 |",
+    "| bad lines left out | 2 ",
+    "0.9000 | 0.8000",
+    "| 0.2500 | 0.1250 |",
+    "4 of 6 slates with an accepted trace",
+    "| 1 | 4 | 3 | 0.750 |",
+    "| 3 | 0 | 0 | – |",
+    "| RL policy | 90.0 | 2.5 |",
+    "Seconds by stage: rl 12",
+    "Seeds: 7",
+    "--workdir=RUN",
+    "jax 0.10",
+    "my\\|order",
+  ):
+    assert part in card, part
+  assert "nan" not in card.lower() and "None" not in card
+  pictures = re.findall(r"\(plots/(\w+\.png)\)", card)
+  assert pictures == ["orders.png", "upstream_rank.png", "rl.png", "top1_share.png", "sid_usage.png"]
+  assert all((full_run / "evaluation" / "plots" / name).read_bytes().startswith(PNG) for name in pictures)
+
+
+def test_card_says_what_is_missing(bare_run):
+  card = write_card(bare_run).read_text(encoding="utf-8")
+  for sentence in ("No tokenizer report", "No full-catalogue metrics", "No traces", "command.txt is missing"):
+    assert sentence in card
+  assert re.findall(r"\(plots/(\w+\.png)\)", card) == ["orders.png", "upstream_rank.png", "top1_share.png"]
+
+
+def test_the_same_run_gives_the_same_card(full_run):
+  first = {p.name: p.read_bytes() for p in [write_card(full_run), *(full_run / "evaluation" / "plots").iterdir()]}
+  second = {p.name: p.read_bytes() for p in [write_card(full_run), *(full_run / "evaluation" / "plots").iterdir()]}
+  assert first == second
+
+
+def test_a_run_without_results_is_refused(tmp_path, capsys):
+  with pytest.raises(ResultsError, match=r"results\.json: there is no such file"):
+    write_card(tmp_path)
+  assert rebuild(str(tmp_path)) == 1 and "run the evaluation stage first" in capsys.readouterr().err
+  assert rebuild(str(tmp_path / "nowhere")) == 1 and "is no folder" in capsys.readouterr().err
+  assert rebuild(None) == 1 and "--run is missing" in capsys.readouterr().err
+
+
+def test_program_prints_where_the_card_lies(bare_run, capsys):
+  assert rebuild(str(bare_run)) == 0
+  assert capsys.readouterr().out.strip() == str(bare_run / "evaluation" / "card.md")
+
+
+def test_console_table_fits_into_80_columns():
+  results = make_results()
+  for part in ("orders", "diagnostics"):  # the longest name there is
+    results[part]["last_transition"] = results[part].pop("my|order")
+  results["paired"]["last_transition_vs_upstream"] = results["paired"]["policy_vs_upstream"]
+  console = Console(width=80, record=True, file=io.StringIO())
+  console.print(render_console_table(results))
+  text = console.export_text()
+  assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+  assert f"{results['orders']['policy']['mrr']:.4f}" in text
+  low, high = results["paired"]["policy_vs_upstream"]["mrr"]["ci95"]
+  assert f"[{100 * low:.0f},{100 * high:.0f}]" in text
+
+
+def test_orders_stand_from_upstream_to_oracle():
+  assert sort_orders(["oracle", "policy", "mine", "sft", "upstream"]) == ["upstream", "sft", "policy", "mine", "oracle"]

@@ -1,0 +1,74 @@
+"""The Pareto front against its definition, and a plot and a table that show every point."""
+
+import numpy as np
+
+from gr2_jax.reports.latency import latency_table, pareto_front, plot_latency
+
+
+def make_point(p50, recall, **fields):
+  of = {"run": "runs/a", "preset": "tiny", "stage": "rl", "compressor": "full", "mode": "score", "presentations": 1}
+  of |= {"history_tokens": 20.0, "p50_ms": p50, "p95_ms": 2 * p50}
+  return of | {"recall@1": recall, "ci95": [recall - 0.1, recall + 0.1]} | fields
+
+
+def test_the_front_is_what_no_point_beats():
+  random = np.random.default_rng(0)
+  for _ in range(50):
+    values = list(zip(random.integers(6, size=8).tolist(), random.integers(5, size=8).tolist(), strict=True))
+    front = pareto_front([make_point(*pair) for pair in values])
+    best = {a for a in values if not any(b != a and b[0] <= a[0] and b[1] >= a[1] for b in values)}
+    assert [values[place] for place in front] == sorted(best)
+
+
+def draw(points):
+  latency = {"machine": {"device": "cpu"}, "upstream": {"recall@1": 0.2}, "points": points}
+  figure = plot_latency(latency)
+  return latency_table(latency).splitlines(), figure.axes[0], [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_every_point_is_drawn_and_told():
+  points = [
+    make_point(9.0, 0.3, mode="reason", presentations=3),
+    make_point(2.0, 0.4, stage="prune", compressor="slots"),
+    make_point(5.0, 0.5, mode="direct", stage="direct"),
+  ]
+  table, ax, labels = draw(points)
+  assert labels == ["1  pruned, score, slots", "2  direct, direct", "3  RL, reason ×3", "Pareto front", "upstream order"]
+  assert [text.get_text() for text in ax.texts] == ["1", "2", "3"]
+  (front,) = [line for line in ax.lines if line.get_label() == "Pareto front"]
+  assert front.get_xydata().tolist() == [[2.0, 0.4], [5.0, 0.5]]
+  drawn = {line.get_label()[0]: line for line in ax.lines if line.get_label()[0].isdigit()}
+  assert [drawn[number].get_xydata().tolist() for number in "123"] == [[[2.0, 0.4]], [[5.0, 0.5]], [[9.0, 0.3]]]
+  assert len({line.get_color() for line in drawn.values()}) == len({line.get_marker() for line in drawn.values()}) == 3
+  assert [drawn[number].get_markerfacecolor() == "white" for number in "123"] == [True, False, False]
+  assert [row.split(" | ")[1:4] for row in table[4:]] == [
+    ["pruned", "score", "slots"],
+    ["direct", "direct", "full"],
+    ["RL", "reason ×3", "full"],
+  ]
+  assert [row.endswith("| yes |") for row in table[4:]] == [True, True, False]
+
+
+def test_runs_have_colours_and_are_told_apart():
+  points = [make_point(2.0, 0.4), make_point(3.0, 0.5, run="runs/b", preset="small"), make_point(4.0, 0.6, run="runs/c")]
+  table, ax, labels = draw(points)
+  assert labels[:3] == ["1  tiny (a), RL, score", "2  small, RL, score", "3  tiny (c), RL, score"]
+  assert [row.split(" | ")[1] for row in table[2:] if row[2].isdigit()] == ["tiny (a)", "small", "tiny (c)"]
+  assert len({line.get_color() for line in ax.lines if line.get_label()[0].isdigit()}) == 3
+
+
+def test_numbers_do_not_hide_one_another():
+  random = np.random.default_rng(0)
+  for spread in (0.001, 0.3):
+    points = [make_point(float(10 * np.exp(spread * random.normal())), 0.3 + 0.02 * random.random()) for _ in range(24)]
+    _, ax, _ = draw(points)
+    centres = np.array([ax.transData.transform(text.xy) * 72 / ax.figure.dpi + text.xyann for text in ax.texts])
+    apart = np.linalg.norm((centres[:, None] - centres) / (1.3, 1.0), axis=2) + 100 * np.eye(len(points))
+    assert apart.min() >= 6
+
+
+def test_points_of_a_version_without_compressors_are_drawn():
+  point = make_point(2.0, 0.4)
+  del point["compressor"], point["history_tokens"]
+  table, _, labels = draw([point])
+  assert labels[0] == "1  RL, score" and "| RL | score | full | – |" in table[-1]

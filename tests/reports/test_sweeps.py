@@ -1,0 +1,127 @@
+"""A sweep's numbers from made-up runs: pooled over seeds, compared in pairs, and written down."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from gr2_jax.evaluation.paired import paired_bootstrap
+from gr2_jax.evaluation.per_slate import load_per_slate, write_per_slate
+from gr2_jax.evaluation.results import Answers, Order, ResultsError, build_results, measure_orders, write_results
+from gr2_jax.reports.sweeps import build_sweep, render_sweep_table, write_sweep
+
+N, K = 40, 5
+CHANGES = {"naive_upstream": {"rl.reward.condition": "naive"}, "relative_shuffled": {"rl.reward.condition": "relative"}}
+
+
+def make_run(folder, seed, skill, copying, users=None):
+  """A finished run's files: a policy that sees the labels through noise, and copy rates that rise by `copying` over 20 steps."""
+  labels = np.eye(K, dtype=int)[np.random.default_rng(seed).integers(K, size=N)]
+  rng = np.random.default_rng(100 + seed)
+  natural = np.tile(np.arange(K), (N, 1))
+
+  def guess(strength):
+    return np.argsort(-(strength * labels + rng.normal(size=(N, K))), axis=1)
+
+  shown = {"upstream": natural, "shuffled_1": rng.permuted(natural, axis=1)}
+  orders = {"upstream": Order.of(natural), "sft": Order.of(guess(0.5))}
+  orders["policy"] = Order({name: Answers(guess(skill), order, [None] * N) for name, order in shown.items()})
+  users = [f"u{i}" for i in range(N)] if users is None else users
+  write_results(
+    folder / "evaluation" / "results.json",
+    build_results(dataset="toy", seeds=[seed], labels=labels, orders=orders, users=users, resamples=50),
+  )
+  write_per_slate(folder / "evaluation" / "per_slate.npz", measure_orders(orders, labels), users)
+  for stage, fingerprint in (("sft", f"sft {seed}"), ("rl", f"{folder}")):
+    (folder / stage).mkdir()
+    (folder / stage / "done.json").write_text(json.dumps({"fingerprint": fingerprint, "seconds": 60.0}))
+  (folder / "versions.json").write_text(json.dumps({"jax": "0.10.2", "git_commit": None}))
+  (folder / "command.txt").write_text("2026-01-01T00:00:00Z python -m experiments.sweep\n2026-01-01T00:00:00Z # jax: 1 -> 2\n")
+  (folder / "metrics").mkdir()
+  lines = [{"step": s, "identity_rate": copying * s / 20, "near_identity_rate": 0.5, "recall@1": 0.3} for s in range(1, 21)]
+  (folder / "metrics" / "rl.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+  settings = {"naive_upstream": (0.5, 0.8), "relative_shuffled": (3.0, 0.0)}
+  return {
+    variant: {seed: make_run(tmp_path / variant / f"seed_{seed}", seed, *settings[variant]) for seed in (0, 1)} for variant in settings
+  }
+
+
+def test_slates_of_all_seeds_are_pooled_and_users_of_two_seeds_are_two_users(runs):
+  sweep = build_sweep(runs, CHANGES, resamples=300)
+  of = sweep["variants"]["relative_shuffled"]
+  assert of["n"] == 2 * N and of["seeds"] == [0, 1] and of["changes"] == {"rl.reward.condition": "relative"}
+  tables = [load_per_slate(runs["relative_shuffled"][seed] / "evaluation" / "per_slate.npz") for seed in (0, 1)]
+  policy, upstream = (np.concatenate([t.orders[name]["recall@1"] for t in tables]) for name in ("policy", "upstream"))
+  assert of["orders"]["policy"]["recall@1"] == policy.mean()
+  # Both seeds have users u0..u39; as 40 users of two slates each the interval would be another one.
+  apart = paired_bootstrap(policy, upstream, seed=0, resamples=300, clusters=np.array([f"{s}/u{i}" for s in (0, 1) for i in range(N)]))
+  lift = of["paired"]["policy_vs_upstream"]["recall@1"]
+  assert (lift["delta"], *lift["delta_ci95"]) == pytest.approx((apart.delta[0], apart.delta_low[0], apart.delta_high[0]))
+
+
+def test_variants_are_compared_with_the_first_where_they_were_tested_on_the_same_slates(runs, tmp_path):
+  sweep = build_sweep(runs, CHANGES, resamples=300)
+  first, second = sweep["variants"].values()
+  assert sweep["reference"] == "naive_upstream" and "policy_vs_reference" not in first["paired"]
+  difference = second["paired"]["policy_vs_reference"]["recall@1"]
+  assert difference["delta"] == pytest.approx(second["orders"]["policy"]["recall@1"] - first["orders"]["policy"]["recall@1"])
+  assert difference["delta_ci95"][0] > 0
+  runs["relative_shuffled"][1] = make_run(tmp_path / "other", 1, 3.0, 0.0, users=[f"stranger{i}" for i in range(N)])
+  assert "policy_vs_reference" not in build_sweep(runs, CHANGES, resamples=50)["variants"]["relative_shuffled"]["paired"]
+
+
+def test_copying_is_told_for_the_first_and_the_last_tenth_of_training_and_both_presentations(runs):
+  of = build_sweep(runs, CHANGES, resamples=50)["variants"]["naive_upstream"]
+  # 0.8 s / 20 at steps 1, 2 and 19, 20 of 20, in both seeds.
+  assert of["training"]["identity_rate"] == pytest.approx({"first": 0.8 * 3 / 40, "last": 0.8 * 39 / 40})
+  assert of["training"]["near_identity_rate"] == {"first": 0.5, "last": 0.5}
+  for shown in ("upstream", "shuffled_1"):
+    results = [json.loads((run / "evaluation" / "results.json").read_text()) for run in runs["naive_upstream"].values()]
+    monitors = [r["diagnostics"]["policy"] if shown == "upstream" else r["diagnostics"]["policy"][shown] for r in results]
+    at = of["evaluation"][shown]
+    for name in ("near_identity_rate", "kendall_tau_to_upstream"):
+      assert at[name] == pytest.approx(np.mean([m[name] for m in monitors]))
+    assert at["recall@1"] == pytest.approx(np.mean([r["presentations"]["policy"][shown]["recall@1"] for r in results]))
+    assert at["valid_rate"] == 1
+
+
+ASKED = {"What the condition changes": [("relative_shuffled/policy", "naive_upstream/policy")]}
+
+
+@pytest.mark.slow
+def test_the_notebook_reads_a_sweep(runs, tmp_path, run_notebook):
+  write_sweep(tmp_path, runs, build_sweep(runs, CHANGES, resamples=50, comparisons=ASKED))
+  shown = run_notebook("ablations", GR2_SWEEP=tmp_path)
+  assert "relative shuffled" in "".join(o.get("text/html", "") for o in shown["table"])
+  assert any("What the condition changes" in o.get("text/markdown", "") for o in shown["numbers"])
+  assert all(any("image/png" in o for o in shown[cell]) for cell in ("differences", "copying"))
+
+
+def test_the_page_the_plots_and_the_console_table(runs, tmp_path):
+  sweep = build_sweep(runs, CHANGES, resamples=50, comparisons=ASKED)
+  page = write_sweep(tmp_path, runs, sweep)
+  assert json.loads((tmp_path / "sweep.json").read_text()) == sweep
+  text = page.read_text(encoding="utf-8")
+  assert f"{sweep['variants']['relative_shuffled']['orders']['policy']['recall@1']:.4f}" in text
+  assert "0.060 → 0.780" in text and "`rl.reward.condition = relative`" in text and "80 test slates" in text
+  # Two SFT stages, each shared by two runs, and four RL stages, of a minute each.
+  assert "6 minutes of stages" in text and text.count("python -m experiments.sweep") == 1
+  for name in ("copying.png", "policies.png", "comparisons.png"):
+    assert f"](plots/{name})" in text and (tmp_path / "plots" / name).read_bytes().startswith(b"\x89PNG")
+  console = Console(file=io.StringIO(), width=80)
+  console.print(render_sweep_table(sweep))
+  told = console.file.getvalue()
+  assert "relative shuffled" in told and "6→78" in told and "…" not in told
+
+
+def test_a_run_without_results_is_told(runs):
+  (runs["naive_upstream"][1] / "evaluation" / "per_slate.npz").unlink()
+  with pytest.raises(ResultsError, match="run the evaluation stage first"):
+    build_sweep(runs, CHANGES)
