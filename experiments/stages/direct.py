@@ -1,154 +1,138 @@
 """Stage `direct`: the policy learns to answer without reasoning, by RL with the same reward or by one of its controls."""
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.stages.rl import train_policy
+from experiments.checks import check_at_least_one, check_choice, check_records, check_training
 from gr2_jax.data.schema import DataError
-from gr2_jax.data.slates import slate_labels
+from gr2_jax.errors import ConfigError
 from gr2_jax.files import replacing
 from gr2_jax.language.answers import render_answer
 from gr2_jax.language.prompts import present
-from gr2_jax.rollout.generate import make_generate
-from gr2_jax.rollout.rerank import pad_shown, rank_slates, render_prompts
+from gr2_jax.language.vocabulary import Vocabulary
+from gr2_jax.rl.draw import Drawn
+from gr2_jax.rl.options import RlOptions, RolloutOptions, read_rl_options, read_rollout_options
+from gr2_jax.rollout.generate import RolloutConfig, make_generate
+from gr2_jax.rollout.rerank import PromptBatch, rank_slates, render_prompts
 from gr2_jax.rollout.scoring import answer_opening
-from gr2_jax.runs.artifacts import (
-  direct_style,
-  load_catalogue,
-  load_context,
-  load_log,
-  load_policy,
-  load_slates,
-  make_decoder,
-  most_new_tokens,
-  prompt_style,
-  slate_constraint,
-  stage_checkpoints,
-  stage_key,
-)
-from gr2_jax.runs.slate_training import completion_batch, make_group_rollout, train_on_slates
+from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.policies import PolicyRecord, RankerRecord
+from gr2_jax.runs.policy_training import completion_batch, make_local_roll_out, make_stream, train_by_loss, train_by_reward
+from gr2_jax.runs.stages import Init, Stage
 from gr2_jax.steps.direct import make_answer_loss, make_distillation_loss, make_listwise_loss
 
 
-def run(config, run, progress, stop):
+def run(stage: StageContext) -> None:
   """Trains from the checkpoints of `direct.init` by `direct.method`; writes checkpoints."""
-  options = config.direct
-  catalogue = load_catalogue(run)
-  context = load_context(run, catalogue, load_log(run, catalogue))
-  slates = load_slates(run, catalogue, "train")
-  method = {"rl": _by_reward, "sft": _by_answers, "distil": _by_own_reasoning, "scores": _by_labels}[options.method]
-  method(run, make_decoder(run, context.vocabulary), slates, context, direct_style(run), progress, stop)
+  {"rl": _by_reward, "sft": _by_answers, "distil": _by_own_reasoning, "scores": _by_labels}[stage.options.method](stage)
 
 
-def _by_reward(run, decoder, slates, context, style, progress, stop):
-  """The stage `rl` once more, on direct prompts; the limit of new tokens is what an answer takes, and none is overlong."""
-  limit = most_new_tokens(run, slates, context.vocabulary, style)
-  settings = {**run.config.rl.to_dict(), **run.config.direct.to_dict(), "max_new_tokens": limit, "overlong_zone": 0}
-  init = stage_checkpoints(run, run.config.direct.init)
-  train_policy(run, "direct", ConfigDict(settings), style, init, progress=progress, stop=stop)
+def _rollout(stage: StageContext) -> RolloutOptions:
+  """How the policy is asked without reasoning: the limit of new tokens is what an answer takes."""
+  return read_rollout_options(stage.options, stage.most_new_tokens(stage.direct_style))
 
 
-def _by_answers(run, decoder, slates, context, style, progress, stop):
+def _by_reward(stage: StageContext) -> None:
+  """The stage `rl` once more, on direct prompts; no answer is overlong."""
+  options = read_options(stage.config)
+  collect = dataclasses.replace(options.collect, rollout=_rollout(stage), overlong_zone=0)
+  init = stage.checkpoints(stage.options.init)
+  train_by_reward(stage, stage.options, dataclasses.replace(options, collect=collect), stage.direct_style, init)
+
+
+def _by_answers(stage: StageContext) -> None:
   """Off-policy: the answers that `init` gives after its reasoning, without the reasoning, under ever new presentations."""
-  slates = slates[: run.config.direct.max_slates or None]
-  rankings = _answers_after_reasoning(run, decoder, slates, context, progress, stop)
+  options, context, style = stage.options, stage.prompts, stage.direct_style
+  rankings = _answers_after_reasoning(stage)
   valid = np.flatnonzero(rankings[:, 0] >= 0)
   if not len(valid):
-    raise DataError(f"direct: {run.config.direct.init} gave no valid answer to learn from; train it longer")
-  slates, rankings = [slates[i] for i in valid], rankings[valid]
-  vocabulary, length = context.vocabulary, most_new_tokens(run, slates, context.vocabulary, style)
+    raise DataError(f"direct: {options.init} gave no valid answer to learn from; train it longer")
+  slates, rankings = [stage.slates("train")[i] for i in valid], rankings[valid]
+  vocabulary, rollout = stage.vocabulary, _rollout(stage)
 
-  def make_batch(params, step, drawn):
-    indices, chosen, shown, prompts = drawn
-    completions = np.full((len(chosen), 1, length), vocabulary.pad_id, np.int32)
+  def make_batch(params: Any, step: int, drawn: Drawn) -> dict[str, np.ndarray]:
+    completions = np.full((len(drawn.slates), 1, rollout.max_new_tokens), vocabulary.pad_id, np.int32)
     mask = np.zeros(completions.shape, np.int32)
-    for row, (index, slate, order) in enumerate(zip(indices, chosen, shown, strict=True)):
+    for row, (index, slate, order) in enumerate(zip(drawn.indices, drawn.slates, drawn.shown, strict=True)):
       codes = context.codes[context.catalogue.to_rows(slate.candidates)]
       tokens = render_answer(rankings[index][: len(order)], order, None, vocabulary, style, codes).tokens
       completions[row, 0, : len(tokens)], mask[row, 0, : len(tokens)] = tokens, 1
-    return completion_batch(prompts, completions, mask)
+    return completion_batch(drawn, completions, mask)
 
-  _train(
-    run, decoder, slates, context, style, make_answer_loss(decoder, slate_constraint(run, vocabulary, style)), make_batch, progress, stop
-  )
+  loss_fn = make_answer_loss(stage.decoder, stage.constraint(style))
+  train_by_loss(stage, stage.decoder, stage.checkpoints(options.init), make_stream(stage, style, rollout, slates), loss_fn, make_batch)
 
 
-def _by_own_reasoning(run, decoder, slates, context, style, progress, stop):
+def _by_own_reasoning(stage: StageContext) -> None:
   """On-policy self-distillation: `init` reasons about a prompt, and after that reasoning scores the tokens that the student answered.
 
   One reasoning is drawn for all answers to a prompt in a step; over the steps the student sees the mean of what its teacher reasons.
   """
-  options, reasoning_style, vocabulary = run.config.rl, prompt_style(run), context.vocabulary
-  teacher = load_policy(run, run.config.direct.init, decoder)
-  reason = make_group_rollout(run, decoder, context, reasoning_style, group=1, max_new_tokens=options.max_new_tokens)
-  limit = most_new_tokens(run, slates, context.vocabulary, style)
-  answer = make_group_rollout(run, decoder, context, style, group=options.group, max_new_tokens=limit)
+  options, rollout, vocabulary = stage.options, _rollout(stage), stage.vocabulary
+  stream, teacher = make_stream(stage, stage.direct_style, rollout), stage.load_params(options.init)
+  reasoning = dataclasses.replace(rollout, group=1, max_new_tokens=stage.config.decoding.max_new_tokens, decode_rows=None)
+  reason = make_local_roll_out(stage, stage.decoder, stage.style, reasoning)
+  answer = make_local_roll_out(stage, stage.decoder, stage.direct_style, rollout)
 
-  def make_batch(params, step, drawn):
-    _, chosen, shown, prompts = drawn
-    keys = jax.random.split(jax.random.fold_in(stage_key(run, "direct"), step))
-    asked = render_prompts(chosen, shown, context, reasoning_style, length=prompts.tokens.shape[1])
-    reasoned, answers = reason(teacher, asked, keys[0]), answer(params, prompts, keys[1])
-    texts, mask, ended = append_reasoning(asked, reasoned.completions[:, 0], vocabulary)
-    batch = completion_batch(prompts, answers.completions, answers.completion_mask & ended[:, None, None])
+  def make_batch(params: Any, step: int, drawn: Drawn) -> dict[str, np.ndarray]:
+    keys = jax.random.split(jax.random.fold_in(stage.key, step))
+    length = drawn.prompts.tokens.shape[1]
+    asked = drawn._replace(prompts=render_prompts(drawn.slates, drawn.shown, stage.prompts, stage.style, length=length))
+    thoughts, answers = reason(teacher, asked, keys[0]), answer(params, drawn, keys[1])
+    texts, mask, ended = append_reasoning(asked.prompts, thoughts.completions[:, 0], vocabulary)
+    batch = completion_batch(drawn, answers.completions, answers.completion_mask & ended[:, None, None])
     return batch | {"teacher_prompts": texts, "teacher_mask": mask}
 
-  loss_fn = make_distillation_loss(decoder, decoder, slate_constraint(run, vocabulary, style))
-  _train(run, decoder, slates, context, style, loss_fn, make_batch, progress, stop, teacher=teacher)
+  loss_fn = make_distillation_loss(stage.decoder, stage.decoder, stage.constraint(stage.direct_style))
+  train_by_loss(stage, stage.decoder, stage.checkpoints(options.init), stream, loss_fn, make_batch, frozen=(teacher,))
 
 
-def _by_labels(run, decoder, slates, context, style, progress, stop):
+def _by_labels(stage: StageContext) -> None:
   """Listwise: the one-pass scores are trained as such, and nothing is decoded."""
-  labels = slate_labels(slates)
+  style, init = stage.direct_style, stage.checkpoints(stage.options.init)
 
-  def make_batch(params, step, drawn):
-    indices, _, shown, prompts = drawn
-    by_slot = np.take_along_axis(labels[indices], pad_shown(shown, labels.shape[1]), axis=1)
-    references = prompts.references[:, : labels.shape[1]]
-    return {"prompts": prompts.tokens, "prompt_mask": prompts.mask, "references": references, "labels": by_slot}
+  def make_batch(params: Any, step: int, drawn: Drawn) -> dict[str, np.ndarray]:
+    by_slot = np.take_along_axis(drawn.labels, drawn.presented, axis=1)
+    references = drawn.prompts.references[:, : by_slot.shape[1]]
+    return {"prompts": drawn.prompts.tokens, "prompt_mask": drawn.prompts.mask, "references": references, "labels": by_slot}
 
-  constraint = slate_constraint(run, context.vocabulary, style)
-  loss_fn = make_listwise_loss(decoder, answer_opening(context.vocabulary, style), constraint)
-  _train(run, decoder, slates, context, style, loss_fn, make_batch, progress, stop)
+  loss_fn = make_listwise_loss(stage.decoder, answer_opening(stage.vocabulary, style), stage.constraint(style))
+  train_by_loss(stage, stage.decoder, init, make_stream(stage, style, _rollout(stage)), loss_fn, make_batch)
 
 
-def _train(run, decoder, slates, context, style, loss_fn, make_batch, progress, stop, teacher=None):
-  init = stage_checkpoints(run, run.config.direct.init)
-  train_on_slates(run, "direct", decoder, init, slates, style, context, loss_fn, make_batch, teacher=teacher, progress=progress, stop=stop)
-
-
-def _answers_after_reasoning(run, decoder, slates, context, progress, stop):
-  """Greedy rankings `[n, K]` of `init`, kept in `RUN/direct/answers.npz`."""
-  path = run.path("direct", "answers.npz")
+def _answers_after_reasoning(stage: StageContext) -> np.ndarray:
+  """Greedy rankings `[n, K]` of `init` to the training slates, kept in `RUN/direct/answers.npz`."""
+  path, options = stage.path("answers.npz"), stage.options
   if path.exists():
     return np.load(path)["rankings"]
-  options, style, vocabulary = run.config.rl, prompt_style(run), context.vocabulary
-  shown = [present(len(s.candidates), options.presentation, (run.config.seed, i, 0)) for i, s in enumerate(slates)]
-  generate = make_generate(
-    decoder,
-    group=1,
-    max_new_tokens=options.max_new_tokens,
-    eos_id=vocabulary.eos_id,
-    pad_id=vocabulary.pad_id,
-    constraint=slate_constraint(run, vocabulary, style),
-  )
-  params, key = load_policy(run, run.config.direct.init, decoder), stage_key(run, "direct")
-  with progress.task("direct: answers", len(slates), "slates") as task:
-
-    def on_progress(done):
-      task.update(done)
-      stop.check()
-
-    batch_size = options.prompts * options.group
-    found = rank_slates(generate, params, slates, shown, context, style, batch_size=batch_size, key=key, on_progress=on_progress)
-  if run.main:
+  slates = stage.slates("train")[: options.max_slates]
+  shown = [present(len(slate.candidates), options.presentation, (stage.seed, i, 0)) for i, slate in enumerate(slates)]
+  sizes = {"group": 1, "max_new_tokens": stage.config.decoding.max_new_tokens, "constraint": stage.constraint(stage.style)}
+  generate = make_generate(RolloutConfig.of(stage.decoder, stage.vocabulary, **sizes))
+  with stage.task("direct: answers", len(slates), "slates") as task:
+    found = rank_slates(
+      generate,
+      stage.load_params(options.init),
+      slates,
+      shown,
+      stage.prompts,
+      stage.style,
+      batch_size=options.prompts * options.group,
+      key=stage.key,
+      on_progress=stage.on_progress(task),
+    )
+  if stage.run.main:
     with replacing(path) as partial:
       np.savez(partial, rankings=found.rankings)
   return found.rankings
 
 
-def append_reasoning(prompts, completions, vocabulary):
+def append_reasoning(prompts: PromptBatch, completions: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Prompts `[P, Lp]` with what completions `[P, Lc]` say before their answer: tokens, mask `[P, Lp + Lc]`, and whether one came `[P]`."""
   answering = completions == vocabulary.special("answer")
   lengths = np.where(answering.any(axis=1), answering.argmax(axis=1), 0)
@@ -158,3 +142,52 @@ def append_reasoning(prompts, completions, vocabulary):
     tokens[row, start : start + length] = completions[row, :length]
     mask[row, start : start + length] = 1
   return tokens, mask, answering.any(axis=1)
+
+
+def read_options(config: ConfigDict) -> RlOptions:
+  """The record of the section `direct`."""
+  return read_rl_options(config.direct, config.decoding.max_new_tokens)
+
+
+def check(config: ConfigDict) -> None:
+  """The method must go with where it starts and with the form of answers."""
+  direct = config.direct
+  check_choice(config, "direct.method", ("rl", "sft", "distil", "scores"))
+  check_at_least_one(config, "direct.max_slates")
+  check_records({"direct": lambda: read_options(config)})
+  if not direct.enabled:
+    return
+  check_training(config, "direct")
+  if direct.method in ("sft", "distil") and direct.init == "midtrain":
+    raise ConfigError(f"--config.direct.init: {direct.method!r} learns from the answers or the reasoning of init; choose sft or rl")
+  if direct.method in ("distil", "scores") and config.prompt.answer != "compact":
+    raise ConfigError(f"--config.direct.method: {direct.method!r} is for compact answers, not for {config.prompt.answer}")
+
+
+def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
+  """Prompts of a step."""
+  direct = config.direct
+  cuts = direct.minibatches * direct.microbatches if direct.method == "rl" else 1
+  return {"direct.prompts": (direct.prompts, cuts)} if direct.enabled else {}
+
+
+def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
+  """The direct policy; a compact answer can also be read from one pass."""
+  rankers = [RankerRecord("direct", "direct policy", "direct", against=("policy",))]
+  if config.prompt.answer == "compact":
+    scores = RankerRecord("direct_scores", "direct policy, one pass", "score", against=("direct",))
+    rankers.insert(0 if config.direct.method == "scores" else 1, scores)
+  return (PolicyRecord("direct", tuple(rankers)),)
+
+
+STAGE = Stage(
+  "direct",
+  run,
+  reads=("seed", "model", "mesh", "prompt", "decoding", "direct"),
+  inputs=("data", "tokenize", "slates"),
+  init=Init("direct.init", ("midtrain", "sft", "opd", "rl")),
+  when="direct.enabled",
+  check=check,
+  batches=batches,
+  policies=policies,
+)

@@ -1,79 +1,112 @@
 """Stage `prune`: the layers that change the hidden state least are dropped, and the full model teaches the rest on its own answers."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
+from experiments.checks import check_at_least_one, check_records, check_training
+from gr2_jax.errors import ConfigError
 from gr2_jax.files import write_json
-from gr2_jax.language.prompts import present
+from gr2_jax.language.prompts import PromptStyle, present
+from gr2_jax.models.config import PRESETS, preset
 from gr2_jax.models.pruning import block_influence, choose_layers, prune_decoder, prune_params
+from gr2_jax.rl.draw import Drawn
+from gr2_jax.rl.options import read_rollout_options
 from gr2_jax.rollout.rerank import render_prompts
-from gr2_jax.runs.artifacts import (
-  load_catalogue,
-  load_context,
-  load_log,
-  load_policy,
-  load_slates,
-  make_decoder,
-  most_new_tokens,
-  pruned_style,
-  run_mesh,
-  slate_constraint,
-  stage_checkpoints,
-  stage_key,
-)
-from gr2_jax.runs.slate_training import completion_batch, make_group_rollout, train_on_slates
+from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.policies import PolicyRecord, RankerRecord
+from gr2_jax.runs.policy_training import completion_batch, make_local_roll_out, make_stream, train_by_loss
+from gr2_jax.runs.stages import Init, Stage
 from gr2_jax.steps.direct import make_distillation_loss
 from gr2_jax.training.mesh import to_global
 
 
-def run(config, run, progress, stop):
+def run(stage: StageContext) -> None:
   """Writes `layers.json`, the parameters left in `pruned`, and with steps of recovery `checkpoints`."""
-  options = config.prune
-  catalogue = load_catalogue(run)
-  context, style = load_context(run, catalogue, load_log(run, catalogue)), pruned_style(run)
-  slates = load_slates(run, catalogue, "train")
-  decoder = make_decoder(run, context.vocabulary)
-  pruned = prune_decoder(decoder, options.layers)
-  params = load_policy(run, options.init, decoder)
-  init = stage_checkpoints(run, "prune", "pruned")
-  if not init.steps():
-    layers = _choose(run, decoder, params, slates, context, style)
-    with init:
-      init.save(0, {"params": prune_params(params, layers)}, {})
-    progress.console.print(f"  layers kept: {', '.join(map(str, layers))} of {decoder.config.num_layers}", highlight=False)
+  options = stage.options
+  style = stage.direct_style if options.init == "direct" else stage.style
+  params, cut = stage.load_params(options.init), stage.checkpoints("prune", "pruned")
+  if not cut.steps():
+    layers = _choose(stage, params, style)
+    with cut:
+      cut.save(0, {"params": prune_params(params, layers)}, {})
+    stage.say(f"layers kept: {', '.join(map(str, layers))} of {stage.decoder.config.num_layers}")
   if options.steps:
-    _recover(run, pruned, decoder, params, init, slates, context, style, progress, stop)
+    _recover(stage, params, style)
 
 
-def _choose(run, decoder, params, slates, context, style):
+def _choose(stage: StageContext, params: Any, style: PromptStyle) -> list[int]:
   """Layers to keep, by their influence on prompts of training slates drawn by the run's seed; `layers.json` tells it of all."""
-  options, rng = run.config.prune, np.random.default_rng(run.config.seed)
-  mesh = run_mesh(run)
-  rows = mesh.shape["data"] * mesh.shape["fsdp"]
+  options, slates, rng = stage.options, stage.slates("train"), np.random.default_rng(stage.seed)
+  rows = stage.mesh.shape["data"] * stage.mesh.shape["fsdp"]
   number = -(-min(options.slates, len(slates)) // rows) * rows
   chosen = [slates[i] for i in rng.choice(len(slates), number, replace=number > len(slates))]
-  shown = [present(len(s.candidates), run.config.rl.presentation, (run.config.seed, i, 0)) for i, s in enumerate(chosen)]
-  prompts = render_prompts(chosen, shown, context, style)
-  tokens, mask = to_global((prompts.tokens, prompts.mask), mesh)
-  with jax.set_mesh(mesh):
-    changes, count = jax.jit(block_influence, static_argnums=0)(decoder, params, tokens, mask)
+  shown = [present(len(slate.candidates), options.presentation, (stage.seed, i, 0)) for i, slate in enumerate(chosen)]
+  prompts = render_prompts(chosen, shown, stage.prompts, style)
+  tokens, mask = to_global((prompts.tokens, prompts.mask), stage.mesh)
+  with jax.set_mesh(stage.mesh):
+    changes, count = jax.jit(block_influence, static_argnums=0)(stage.decoder, params, tokens, mask)
   influence = np.asarray(changes) / float(count)
   layers = choose_layers(influence, options.layers)
-  if run.main:
-    write_json(run.path("prune", "layers.json"), {"kept": layers, "influence": influence.tolist(), "slates": number, "tokens": int(count)})
+  if stage.run.main:
+    report = {"kept": layers, "influence": influence.tolist(), "slates": number, "tokens": int(count)}
+    write_json(stage.path("layers.json"), report)
   return layers
 
 
-def _recover(run, pruned, decoder, teacher, init, slates, context, style, progress, stop):
+def _recover(stage: StageContext, teacher: Any, style: PromptStyle) -> None:
   """On-policy distillation without a reward: the pruned policy answers, and the full one scores its tokens."""
-  limit = most_new_tokens(run, slates, context.vocabulary, style)
-  answer = make_group_rollout(run, pruned, context, style, group=run.config.rl.group, max_new_tokens=limit)
+  pruned = prune_decoder(stage.decoder, stage.options.layers)
+  rollout = read_rollout_options(stage.options, stage.most_new_tokens(style))
+  stream = make_stream(stage, style, rollout)
+  answer = make_local_roll_out(stage, pruned, style, rollout)
 
-  def make_batch(params, step, drawn):
-    prompts = drawn[3]
-    answers = answer(params, prompts, jax.random.fold_in(stage_key(run, "prune"), step))
-    batch = completion_batch(prompts, answers.completions, answers.completion_mask)
-    return batch | {"teacher_prompts": prompts.tokens, "teacher_mask": prompts.mask}
+  def make_batch(params: Any, step: int, drawn: Drawn) -> dict[str, np.ndarray]:
+    answers = answer(params, drawn, jax.random.fold_in(stage.key, step))
+    batch = completion_batch(drawn, answers.completions, answers.completion_mask)
+    return batch | {"teacher_prompts": drawn.prompts.tokens, "teacher_mask": drawn.prompts.mask}
 
-  loss_fn = make_distillation_loss(pruned, decoder, slate_constraint(run, context.vocabulary, style))
-  train_on_slates(run, "prune", pruned, init, slates, style, context, loss_fn, make_batch, teacher=teacher, progress=progress, stop=stop)
+  loss_fn = make_distillation_loss(pruned, stage.decoder, stage.constraint(style))
+  train_by_loss(stage, pruned, stage.checkpoints("prune", "pruned"), stream, loss_fn, make_batch, frozen=(teacher,))
+
+
+def check(config: ConfigDict) -> None:
+  """Layers that there are, and a policy to cut."""
+  prune = config.prune
+  if not prune.enabled:
+    return
+  check_records({"prune": lambda: read_rollout_options(prune, config.decoding.max_new_tokens)})
+  check_training(config, "prune")
+  check_at_least_one(config, "prune.slates")
+  if config.model.preset in PRESETS and not 1 <= prune.layers <= (depth := preset(config.model.preset, 128).num_layers):
+    raise ConfigError(f"--config.prune.layers: {prune.layers} of the {depth} layers of {config.model.preset} cannot be kept")
+  if prune.init == "direct" and not config.direct.enabled:
+    raise ConfigError("--config.prune.init: there is no direct policy to prune; set --config.direct.enabled=True, or prune rl")
+
+
+def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
+  """Prompts of a step of recovery."""
+  return {"prune.prompts": (config.prune.prompts, 1)} if config.prune.enabled and config.prune.steps else {}
+
+
+def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
+  """The pruned policy, which answers as the one that was cut; as it is where there was no recovery."""
+  mode = "direct" if config.prompt.direct or config.prune.init == "direct" else "reason"
+  ranker = RankerRecord("pruned", "pruned policy", mode, against=("policy",))
+  return (PolicyRecord("prune", (ranker,), "checkpoints" if config.prune.steps else "pruned", config.prune.layers),)
+
+
+STAGE = Stage(
+  "prune",
+  run,
+  reads=("seed", "model", "mesh", "prompt", "decoding", "prune"),
+  inputs=("data", "tokenize", "slates"),
+  init=Init("prune.init", ("rl", "direct")),
+  when="prune.enabled",
+  check=check,
+  batches=batches,
+  policies=policies,
+)

@@ -3,41 +3,38 @@
 import time
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from experiments.checks import check_choice, check_records
 from gr2_jax.files import write_json
 from gr2_jax.language.vocabulary import Vocabulary, corpus_texts
-from gr2_jax.runs.artifacts import load_catalogue, metric_writer, stage_checkpoints
+from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.stages import Stage
 from gr2_jax.semantic_ids.embed import tfidf_svd, vectors_from_npy
 from gr2_jax.semantic_ids.export import export_table, prefix_purity
 from gr2_jax.semantic_ids.rqvae import RqVaeConfig, save_rqvae
-from gr2_jax.steps.tokenizer import TokenizerConfig, abstract_run, train_tokenizer
+from gr2_jax.steps.tokenizer import TokenizerConfig, TokenizerRun, abstract_run, train_tokenizer
 
 SAVE_EVERY = 60  # seconds
 
 
-def run(config, run, progress, stop):
+def run(stage: StageContext) -> None:
   """Writes `vectors.npy`, `rqvae.msgpack`, `sids.npz`, `report.json` and `vocabulary/`."""
-  options = config.tokenize
-  catalogue = load_catalogue(run)
-  embed = vectors_from_npy(options.vectors) if options.vectors else tfidf_svd(options.dim, config.seed)
+  options, catalogue = stage.options, stage.catalogue
+  embed = vectors_from_npy(options.vectors) if options.vectors else tfidf_svd(options.dim, stage.seed)
   vectors = embed(catalogue)
-  np.save(run.path("tokenize", "vectors.npy"), vectors)
+  np.save(stage.path("vectors.npy"), vectors)
   rqvae_config = RqVaeConfig(**options.rqvae)
-  trained = _train(run, vectors, TokenizerConfig(rqvae=rqvae_config, **options.training), progress, stop)
-  save_rqvae(trained.best, run.path("tokenize", "rqvae.msgpack"))
+  trained = _train(stage, vectors, TokenizerConfig(rqvae=rqvae_config, **options.training))
+  save_rqvae(trained.best, stage.path("rqvae.msgpack"))
   table, report = export_table(
-    trained.best,
-    vectors,
-    rqvae_config,
-    seed=config.seed,
-    last_level=options.last_level,
-    allow_collisions=options.allow_collisions,
+    trained.best, vectors, rqvae_config, seed=stage.seed, last_level=options.last_level, allow_collisions=options.allow_collisions
   )
-  leaves = [item.leaf for item in catalogue.items]
-  report["leaf_category_purity"] = prefix_purity(table.codes, np.unique(leaves, return_inverse=True)[1])
+  leaves = np.unique([item.leaf for item in catalogue.items], return_inverse=True)[1]
+  report["leaf_category_purity"] = prefix_purity(table.codes, leaves)
   report["best_epoch"] = int(trained.best_epoch)
-  table.save(run.path("tokenize", "sids.npz"))
-  write_json(run.path("tokenize", "report.json"), report)
+  table.save(stage.path("sids.npz"))
+  write_json(stage.path("report.json"), report)
   vocabulary = Vocabulary.train(
     corpus_texts(catalogue),
     text_pieces=options.text_pieces,
@@ -45,20 +42,19 @@ def run(config, run, progress, stop):
     codebook_size=table.codebook_size,
     num_candidates=options.num_candidates,
   )
-  vocabulary.save(run.path("tokenize", "vocabulary"))
-  progress.console.print(
-    f"  {report['before']['distinct_share']:.2%} of {len(table):,} items distinct as trained, "
-    f"{report['after']['distinct_share']:.2%} exported; R² {report['r2']:.3f}; vocabulary {vocabulary.size:,}",
-    highlight=False,
+  vocabulary.save(stage.path("vocabulary"))
+  stage.say(
+    f"{report['before']['distinct_share']:.2%} of {len(table):,} items distinct as trained, "
+    f"{report['after']['distinct_share']:.2%} exported; R² {report['r2']:.3f}; vocabulary {vocabulary.size:,}"
   )
 
 
-def _train(run, vectors, config, progress, stop):
+def _train(stage: StageContext, vectors: np.ndarray, config: TokenizerConfig) -> TokenizerRun:
   """The tokenizer's training; what a stop signal or the last minute saved is where a later session goes on."""
   with (
-    stage_checkpoints(run, "tokenize") as checkpoints,
-    progress.task("tokenize", config.epochs, "epochs") as task,
-    metric_writer(run, "tokenize") as writer,
+    stage.checkpoints("tokenize") as checkpoints,
+    stage.task("tokenize", config.epochs, "epochs") as task,
+    stage.metric_writer("tokenize") as writer,
   ):
     restored = checkpoints.restore_latest(abstract_run(config, vectors.shape[1]))
     start, done = (None, 0) if restored is None else (restored[0], restored[2])
@@ -66,15 +62,37 @@ def _train(run, vectors, config, progress, stop):
     writer.resume(done)
     saved = time.monotonic()
 
-    def on_progress(trained, figures):
+    def on_progress(trained: TokenizerRun, figures: dict[str, float]) -> None:
       nonlocal saved
       epoch = int(figures.pop("epoch"))
       figures.pop("epochs")
       task.update(epoch, {name: figures[name] for name in ("loss", "prefix_collisions", "r2")})
       writer.write(epoch, figures)
-      if run.main and (stop.requested or time.monotonic() - saved > SAVE_EVERY):
+      if stage.run.main and (stage.stop.requested or time.monotonic() - saved > SAVE_EVERY):
         checkpoints.save(epoch, trained, {})
         saved = time.monotonic()
-      stop.check()
+      stage.stop.check()
 
-    return train_tokenizer(vectors, config, run.config.seed, on_progress, start)
+    return train_tokenizer(vectors, config, stage.seed, on_progress, start)
+
+
+def check(config: ConfigDict) -> None:
+  """Settings of the tokenizer and the way in which codes are made distinct."""
+  check_choice(config, "tokenize.last_level", ("random", "independent", "nearest"))
+  check_records(
+    {
+      "tokenize.rqvae": lambda: RqVaeConfig(**config.tokenize.rqvae),
+      "tokenize.training": lambda: TokenizerConfig(**config.tokenize.training),
+    }
+  )
+
+
+STAGE = Stage(
+  "tokenize",
+  run,
+  reads=("seed", "tokenize"),
+  inputs=("data",),
+  files=("tokenize.vectors",),
+  format=2,  # rqvae.msgpack
+  check=check,
+)

@@ -1,41 +1,49 @@
 """Stage `traces`: a teacher reasons over the training slates; every attempt is kept with its verdict."""
 
-import numpy as np
+from collections.abc import Sequence
 
+import numpy as np
+from gr2_jax.evidence.patterns import fit_patterns
+from ml_collections import ConfigDict
+
+from experiments.checks import check_at_least_one, check_choice
 from gr2_jax.data.schema import DataError
 from gr2_jax.files import write_json
 from gr2_jax.language.prompts import present
-from gr2_jax.runs.artifacts import load_catalogue, load_context, load_log, load_slates, prompt_style
-from gr2_jax.teachers.sampling import acceptance_by_rank, rejection_traces, targeted_traces, write_traces
-from gr2_jax.teachers.scripted import TeacherWeights, fit_patterns, make_scripted_teacher
+from gr2_jax.rl.options import PRESENTATIONS
+from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.stages import Stage
+from gr2_jax.teachers.sampling import Proposal, TraceRequest, acceptance_by_rank, rejection_traces, targeted_traces, write_traces
+from gr2_jax.teachers.scripted import TeacherWeights, make_scripted_teacher
+
+_ASKED = 256  # slates at once
 
 
-def run(config, run, progress, stop):
+def run(stage: StageContext) -> None:
   """Writes `traces.jsonl` and `acceptance.json` (asked and accepted by the target's upstream rank, verdicts by reason)."""
-  options = config.traces
-  catalogue = load_catalogue(run)
-  log = load_log(run, catalogue)
-  context, style = load_context(run, catalogue, log), prompt_style(run)
-  slates = load_slates(run, catalogue, "train")[: options.max_slates or None]
-  shown = [present(len(s.candidates), options.presentation, (config.seed, i, 0)) for i, s in enumerate(slates)]
-  teach = make_scripted_teacher(fit_patterns(log, catalogue), context, style, TeacherWeights(**options.teacher))
-  with progress.task("traces", len(slates), "first attempts") as task:
+  options, context, style = stage.options, stage.prompts, stage.style
+  slates = stage.slates("train")[: options.max_slates]
+  shown = [present(len(slate.candidates), options.presentation, (stage.seed, i, 0)) for i, slate in enumerate(slates)]
+  teach = make_scripted_teacher(fit_patterns(stage.log, stage.catalogue), context, style, TeacherWeights(**options.teacher))
+  with stage.task("traces", len(slates), "first attempts") as task:
 
-    def counted(requests):
-      proposals = []
-      for start in range(0, len(requests), 256):
-        stop.check()
-        proposals += teach(requests[start : start + 256])
+    def counted(requests: Sequence[TraceRequest]) -> list[Proposal]:
+      proposals: list[Proposal] = []
+      for start in range(0, len(requests), _ASKED):
+        stage.stop.check()
+        proposals += teach(requests[start : start + _ASKED])
         task.update(min(task.done + len(proposals[start:]), task.total))
       return proposals
 
-    common = {"seed": config.seed, "temperature": options.temperature}
+    sample = {"seed": stage.seed, "temperature": options.temperature}
     if options.sampling == "rejection":
-      traces = rejection_traces(slates, shown, counted, context, style, attempts=options.attempts, **common)
+      traces = rejection_traces(slates, shown, counted, context, style, attempts=options.attempts, **sample)
     else:
-      traces = targeted_traces(slates, shown, counted, context, style, **common)
-  write_traces(run.path("traces", "traces.jsonl"), traces)
+      traces = targeted_traces(slates, shown, counted, context, style, **sample)
+  write_traces(stage.path("traces.jsonl"), traces)
   asked, accepted = acceptance_by_rank(slates, traces)
+  if not accepted.sum():
+    raise DataError("traces: not one was accepted; raise config.traces.attempts, or use targeted sampling")
   reasons, counts = np.unique([trace.reason for trace in traces], return_counts=True)
   report = {
     "sampling": options.sampling,
@@ -46,8 +54,15 @@ def run(config, run, progress, stop):
     "accepted_by_upstream_rank": accepted.tolist(),
     "reasons": dict(zip(reasons.tolist(), counts.tolist(), strict=True)),
   }
-  if not report["accepted"]:
-    raise DataError("traces: not one was accepted; raise config.traces.attempts, or use targeted sampling")
-  write_json(run.path("traces", "acceptance.json"), report)
-  told = f"  {report['accepted']:,} of {len(slates):,} slates have an accepted trace ({len(traces):,} attempts)"
-  progress.console.print(told, highlight=False)
+  write_json(stage.path("acceptance.json"), report)
+  stage.say(f"{report['accepted']:,} of {len(slates):,} slates have an accepted trace ({len(traces):,} attempts)")
+
+
+def check(config: ConfigDict) -> None:
+  """How traces are sampled, and how slates are shown to the teacher."""
+  check_choice(config, "traces.sampling", ("rejection", "targeted"))
+  check_choice(config, "traces.presentation", PRESENTATIONS)
+  check_at_least_one(config, "traces.max_slates")
+
+
+STAGE = Stage("traces", run, reads=("seed", "prompt", "traces"), inputs=("data", "tokenize", "slates"), check=check)

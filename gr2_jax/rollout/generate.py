@@ -1,19 +1,20 @@
 """Group rollouts: every prompt is computed once, and its completions are decoded in one loop on the device.
 
-A prompt that is being answered holds a slot, with its keys and values and a few rows of the decoder's batch, through which its G
+A prompt that is being answered holds a lane of the decoder, with its keys and values and a few rows of the decoder's batch, through which its G
 completions pass one after another. With as many rows as completions all start together; with fewer, a row that draws EOS goes on with the
-next one, so that a long completion keeps one row waiting and not all of them. Rows of a slot are neighbours, as the shared prefix asks for.
+next one, so that a long completion keeps one row waiting and not all of them. Rows of a lane are neighbours, as the shared prefix asks for.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.cache import Cache, Prefix, empty_cache
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.copy_constraint import CopyConstraint
@@ -46,7 +47,7 @@ class Rollout:
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
   """What a compiled rollout is fixed to: `group` completions a prompt of at most `max_new_tokens` tokens, decoded in `rows` rows a prompt
-  (0: one for each completion). EOS is looked for every `check_every` steps. With a
+  (None: one for each completion). EOS is looked for every `check_every` steps. With a
   `SlateConstraint` every answer is a full permutation of the candidates that a prompt's references name.
 
   Raises ValueError for sizes below 1 and for more rows than completions.
@@ -57,7 +58,7 @@ class RolloutConfig:
   max_new_tokens: int
   eos_id: int
   pad_id: int
-  rows: int = 0
+  rows: int | None = None
   check_every: int = 4
   constraint: Constraint | None = None
 
@@ -65,15 +66,21 @@ class RolloutConfig:
     for name in ("group", "max_new_tokens", "check_every"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-    if not 0 <= self.rows <= self.group:
-      raise ValueError(f"rows must lie between 0 (one for each completion) and the group of {self.group}, got {self.rows}")
+    if self.rows is not None and not 1 <= self.rows <= self.group:
+      raise ValueError(f"rows must lie between 1 and the group of {self.group}, or be None (one for each completion), got {self.rows}")
+
+  @classmethod
+  def of(cls, decoder: Decoder, vocabulary: Vocabulary, **sizes: Any) -> "RolloutConfig":
+    """With the vocabulary's EOS and padding."""
+    return cls(decoder, eos_id=vocabulary.eos_id, pad_id=vocabulary.pad_id, **sizes)
 
   @property
-  def rows_per_slot(self) -> int:
-    return self.rows or self.group
+  def rows_per_lane(self) -> int:
+    """Rows in which the completions of one prompt are decoded."""
+    return self.group if self.rows is None else self.rows
 
 
-class Slots(NamedTuple):
+class Lanes(NamedTuple):
   """S prompts that are being answered, R rows each. Completions before `begun [S]` are done, or some row's `member [S, R]`, of which
   `length [S, R]` tokens are written; a row that is not `alive [S, R]` has nothing to write. The others are as in `Rollout`.
   """
@@ -92,14 +99,14 @@ class Slots(NamedTuple):
 
   @property
   def busy(self) -> jax.Array:
-    """Whether any completion of a slot is not done `[S]`."""
+    """Whether any completion of a lane is not done `[S]`."""
     return self.alive.any(axis=1) | (self.begun < self.tokens.shape[1])
 
 
 class Decoding(NamedTuple):
-  """Loop state of the decoder: slots, the cache of their rows, and how many steps were run."""
+  """Loop state of the decoder: lanes, the cache of their rows, and how many steps were run."""
 
-  slots: Slots
+  lanes: Lanes
   cache: Cache
   steps: jax.Array
 
@@ -140,23 +147,23 @@ def _take(array: jax.Array, member: jax.Array, place: jax.Array) -> jax.Array:
   return jax.vmap(lambda x, m, p: x[m, p])(array, member, place)
 
 
-def _draw(config: RolloutConfig, params, slots: Slots, hidden, member, place, alive, sampling: Sampling) -> Slots:
+def _draw(config: RolloutConfig, params, lanes: Lanes, hidden, member, place, alive, sampling: Sampling) -> Lanes:
   """Draw the tokens at `place` of completions `member` (both `[S, n]`) from `hidden [S * n, D]`, and write those that are `alive`."""
   logits = config.decoder.apply({"params": params}, hidden, method="logits")
   if config.constraint is not None:
-    written = jnp.take_along_axis(slots.tokens, member[:, :, None], axis=1).reshape(-1, config.max_new_tokens)
-    references = jnp.repeat(slots.references, member.shape[1], axis=0)
+    written = jnp.take_along_axis(lanes.tokens, member[:, :, None], axis=1).reshape(-1, config.max_new_tokens)
+    references = jnp.repeat(lanes.references, member.shape[1], axis=0)
     logits = config.constraint.apply(logits, config.constraint.next_state(written, place.reshape(-1), references))
-  drawn = sample_tokens(logits, _take(slots.uniforms, member, place).reshape(-1), sampling)
+  drawn = sample_tokens(logits, _take(lanes.uniforms, member, place).reshape(-1), sampling)
   target = jnp.where(alive, member, config.group)  # out of bounds, where nothing is written
 
   def write(array, values):
     return jax.vmap(lambda x, m, p, v: x.at[m, p].set(v, mode="drop"))(array, target, place, values.reshape(member.shape))
 
-  return slots._replace(
-    tokens=write(slots.tokens, drawn.tokens),
-    log_probs=write(slots.log_probs, drawn.log_probs),
-    entropy=write(slots.entropy, drawn.entropy),
+  return lanes._replace(
+    tokens=write(lanes.tokens, drawn.tokens),
+    log_probs=write(lanes.log_probs, drawn.log_probs),
+    entropy=write(lanes.entropy, drawn.entropy),
   )
 
 
@@ -170,14 +177,14 @@ def begin(
   key: jax.Array,
   sampling: Sampling,
   prefix: Prefix | None = None,
-) -> Slots:
-  """Prefill prompts `[S, Lp]` into slots and draw the first token of all their completions, which costs no step of the decoder."""
-  num_slots, group = len(prompts), config.group
+) -> Lanes:
+  """Prefill prompts `[S, Lp]` into lanes and draw the first token of all their completions, which costs no step of the decoder."""
+  num_lanes, group = len(prompts), config.group
   ids = (row_ids[:, None] * group + jnp.arange(group)).reshape(-1)
-  uniforms = draw_uniforms(key, ids, config.max_new_tokens).reshape(num_slots, group, -1)
+  uniforms = draw_uniforms(key, ids, config.max_new_tokens).reshape(num_lanes, group, -1)
   last_hidden, prefix, prompt_lengths = prefill(config.decoder, params, prompts, prompt_mask, prefix)
-  per_row = jnp.zeros((num_slots, config.rows_per_slot), jnp.int32)
-  slots = Slots(
+  per_row = jnp.zeros((num_lanes, config.rows_per_lane), jnp.int32)
+  lanes = Lanes(
     prefix=prefix,
     prompt_lengths=prompt_lengths,
     references=references,
@@ -185,27 +192,27 @@ def begin(
     tokens=jnp.full(uniforms.shape, config.pad_id, jnp.int32),
     log_probs=jnp.zeros_like(uniforms),
     entropy=jnp.zeros_like(uniforms),
-    begun=jnp.zeros(num_slots, jnp.int32),
+    begun=jnp.zeros(num_lanes, jnp.int32),
     member=per_row,
     length=per_row,
     alive=per_row > 0,
   )
-  member = jnp.broadcast_to(jnp.arange(group), (num_slots, group))
+  member = jnp.broadcast_to(jnp.arange(group), (num_lanes, group))
   # Hidden states are repeated, not logits: XLA's CPU backend would fuse the repeat into the argmax over the vocabulary, and LLVM then
   # compiles for hours when the vocabulary is tiny.
   hidden = jnp.repeat(last_hidden, group, axis=0)
-  return _draw(config, params, slots, hidden, member, jnp.zeros_like(member), jnp.ones_like(member, bool), sampling)
+  return _draw(config, params, lanes, hidden, member, jnp.zeros_like(member), jnp.ones_like(member, bool), sampling)
 
 
-def _take_members(config: RolloutConfig, slots: Slots) -> tuple[Slots, jax.Array]:
-  """Give rows that have nothing to write the next completions of their slot; also returns which rows begin one `[S, R]`."""
-  vacant = ~slots.alive
-  following = slots.begun[:, None] + jnp.cumsum(vacant, axis=1) - 1
+def _take_members(config: RolloutConfig, lanes: Lanes) -> tuple[Lanes, jax.Array]:
+  """Give rows that have nothing to write the next completions of their lane; also returns which rows begin one `[S, R]`."""
+  vacant = ~lanes.alive
+  following = lanes.begun[:, None] + jnp.cumsum(vacant, axis=1) - 1
   fresh = vacant & (following < config.group)
-  member, length = jnp.where(fresh, following, slots.member), jnp.where(fresh, 1, slots.length)
-  goes_on = (slots.tokens[:, :, 0] != config.eos_id) & (config.max_new_tokens > 1)
-  alive = slots.alive | (fresh & jnp.take_along_axis(goes_on, member, axis=1))
-  return slots._replace(begun=slots.begun + fresh.sum(axis=1), member=member, length=length, alive=alive), fresh
+  member, length = jnp.where(fresh, following, lanes.member), jnp.where(fresh, 1, lanes.length)
+  goes_on = (lanes.tokens[:, :, 0] != config.eos_id) & (config.max_new_tokens > 1)
+  alive = lanes.alive | (fresh & jnp.take_along_axis(goes_on, member, axis=1))
+  return lanes._replace(begun=lanes.begun + fresh.sum(axis=1), member=member, length=length, alive=alive), fresh
 
 
 def _step(config: RolloutConfig, params, sampling: Sampling, state: Decoding) -> Decoding:
@@ -214,36 +221,36 @@ def _step(config: RolloutConfig, params, sampling: Sampling, state: Decoding) ->
   The cache is a ring: all rows write at one place, which no scatter is needed for, and a row's keys may lie anywhere in it, since they are
   rotated already and its mask tells them from those of the completion before.
   """
-  slots, fresh = _take_members(config, state.slots)
+  lanes, fresh = _take_members(config, state.lanes)
   cache = state.cache.replace(mask=state.cache.mask & ~fresh.reshape(-1, 1), length=state.cache.length % state.cache.mask.shape[1])
-  token = _take(slots.tokens, slots.member, slots.length - 1)
-  positions = slots.prompt_lengths[:, None] + slots.length - 1
-  token, positions, seen = (x.reshape(-1, 1) for x in (token, positions, slots.alive.astype(jnp.int32)))
-  hidden, cache = config.decoder.apply({"params": params}, token, positions, seen, prefix=slots.prefix, cache=cache)
-  slots = _draw(config, params, slots, hidden[:, 0], slots.member, slots.length, slots.alive, sampling)
-  ended = _take(slots.tokens, slots.member, slots.length) == config.eos_id
-  length = slots.length + slots.alive
-  alive = slots.alive & ~ended & (length < config.max_new_tokens)
-  return Decoding(slots._replace(length=length, alive=alive), cache, state.steps + 1)
+  token = _take(lanes.tokens, lanes.member, lanes.length - 1)
+  positions = lanes.prompt_lengths[:, None] + lanes.length - 1
+  token, positions, seen = (x.reshape(-1, 1) for x in (token, positions, lanes.alive.astype(jnp.int32)))
+  hidden, cache = config.decoder.apply({"params": params}, token, positions, seen, prefix=lanes.prefix, cache=cache)
+  lanes = _draw(config, params, lanes, hidden[:, 0], lanes.member, lanes.length, lanes.alive, sampling)
+  ended = _take(lanes.tokens, lanes.member, lanes.length) == config.eos_id
+  length = lanes.length + lanes.alive
+  alive = lanes.alive & ~ended & (length < config.max_new_tokens)
+  return Decoding(lanes._replace(length=length, alive=alive), cache, state.steps + 1)
 
 
-def decode_while(go_on: Callable[[Slots], jax.Array], config: RolloutConfig, params, sampling: Sampling, state: Decoding) -> Decoding:
-  """Decode as long as `go_on(slots)`, which is asked every `check_every` steps."""
+def decode_while(go_on: Callable[[Lanes], jax.Array], config: RolloutConfig, params, sampling: Sampling, state: Decoding) -> Decoding:
+  """Decode as long as `go_on(lanes)`, which is asked every `check_every` steps."""
 
   def steps(state: Decoding) -> Decoding:
-    slots = state.slots
-    last_rows = jnp.max(jnp.where(slots.alive, config.max_new_tokens - slots.length, 0))
-    number = jnp.where((slots.begun < config.group).any(), config.check_every, jnp.minimum(last_rows, config.check_every))
+    lanes = state.lanes
+    last_rows = jnp.max(jnp.where(lanes.alive, config.max_new_tokens - lanes.length, 0))
+    number = jnp.where((lanes.begun < config.group).any(), config.check_every, jnp.minimum(last_rows, config.check_every))
     return jax.lax.fori_loop(0, number, lambda _, state: _step(config, params, sampling, state), state)
 
-  return jax.lax.while_loop(lambda state: go_on(state.slots), steps, state)
+  return jax.lax.while_loop(lambda state: go_on(state.lanes), steps, state)
 
 
-def start_decoding(config: RolloutConfig, slots: Slots) -> Decoding:
+def start_decoding(config: RolloutConfig, lanes: Lanes) -> Decoding:
   """The state before the first step, with an empty cache."""
   # The last token drawn is never fed back, hence one place less; at least one, since arrays of size 0 break the loop's carry.
-  cache = suffix_cache(config.decoder, slots.member.size, max(config.max_new_tokens - 1, 1))
-  return Decoding(slots, cache, jnp.int32(0))
+  cache = suffix_cache(config.decoder, lanes.member.size, max(config.max_new_tokens - 1, 1))
+  return Decoding(lanes, cache, jnp.int32(0))
 
 
 def to_rollout(config: RolloutConfig, prompts, prompt_mask, tokens, log_probs, entropy, row_steps: jax.Array) -> Rollout:
@@ -280,14 +287,15 @@ def generate(
   prompts are what follows it (see `prefill`).
   """
   row_ids = jnp.arange(len(prompts)) if row_ids is None else row_ids
-  slots = begin(config, params, prompts, prompt_mask, references, row_ids, key, sampling, prefix)
-  state = decode_while(lambda slots: slots.busy.any(), config, params, sampling, start_decoding(config, slots))
-  slots, row_steps = state.slots, state.steps * slots.member.size
-  return to_rollout(config, prompts, prompt_mask, slots.tokens, slots.log_probs, slots.entropy, row_steps)
+  lanes = begin(config, params, prompts, prompt_mask, references, row_ids, key, sampling, prefix)
+  state = decode_while(lambda lanes: lanes.busy.any(), config, params, sampling, start_decoding(config, lanes))
+  lanes, row_steps = state.lanes, state.steps * lanes.member.size
+  return to_rollout(config, prompts, prompt_mask, lanes.tokens, lanes.log_probs, lanes.entropy, row_steps)
 
 
-def make_generate(decoder: Decoder, **sizes) -> Callable[..., Rollout]:
-  """Compile `generate` for the sizes of a `RolloutConfig`: `(params, prompts, prompt_mask, key, sampling, row_ids=None,
-  references=None) -> Rollout`. Only a new prompt shape compiles again.
+def make_generate(config: RolloutConfig) -> Callable[..., Rollout]:
+  """Compile `generate`: `(params, prompts, prompt_mask, key, sampling, row_ids=None, references=None) -> Rollout`.
+
+  Only a new prompt shape compiles again.
   """
-  return jax.jit(functools.partial(generate, RolloutConfig(decoder, **sizes)))
+  return jax.jit(functools.partial(generate, config))

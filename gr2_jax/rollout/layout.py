@@ -16,6 +16,37 @@ class Layout(NamedTuple):
   source: jax.Array
   place: jax.Array
 
+  def fed(self, x: jax.Array, ahead: int = 0) -> jax.Array:
+    """`x [P, G, Lc, ..]` at the places of the rows, or of the token that is `ahead` of each, `[P, R * (Lc - 1), ..]`."""
+    num_prompts, group, length = x.shape[:3]
+    source = self._flat()
+    index = (jnp.maximum(source, 0) + ahead).reshape(*source.shape, *[1] * (x.ndim - 3))
+    return jnp.take_along_axis(x.reshape(num_prompts, group * length, *x.shape[3:]), index, axis=1)
+
+  def predicted(self, x: jax.Array) -> jax.Array:
+    """`x [P, G, Lc, ..]` of the first token of each completion, which the prompt predicts, then of what the rows predict."""
+    return jnp.concatenate([x[:, :, 0], self.fed(x, ahead=1)], axis=1)
+
+  def times(self, length: int) -> jax.Array:
+    """How many tokens of its completion stand before each place, `[P, R * (Lc - 1)]`; Lc is `length`."""
+    return self._flat() % length
+
+  def segments(self, completion_mask: jax.Array) -> jax.Array:
+    """Which completion each place belongs to, from 1 on, `[P, R * (Lc - 1)]`; 0 where there is no token."""
+    source = self._flat()
+    return jnp.where((source >= 0) & (self.fed(completion_mask) > 0), 1 + source // completion_mask.shape[2], 0)
+
+  def unpack(self, values: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+    """Values in the order of `predicted` as `[P, G, Lc]`, which is `shape`; what stands behind a completion's end means nothing."""
+    num_prompts, group, _ = shape
+    first = jnp.broadcast_to(jnp.arange(group)[:, None], (num_prompts, group, 1))
+    # Behind a completion's end the place may be no place at all, hence the clip.
+    place = jnp.concatenate([first, group + self.place], axis=-1).reshape(num_prompts, -1).clip(0, values.shape[1] - 1)
+    return jnp.take_along_axis(values, place, axis=1).reshape(shape)
+
+  def _flat(self) -> jax.Array:
+    return self.source.reshape(len(self.source), -1)
+
 
 def row_for_each(completion_mask: jax.Array) -> Layout:
   """The layout of `completion_mask [P, G, Lc]` without packing: R = G."""

@@ -103,7 +103,7 @@ def rank_slates(
   """One answer for each slate by `generate` (made for a group of 1), greedy unless `sampling` says otherwise.
 
   Slates are given to `generate` in equal batches of at most `batch_size`; the last one is filled up with repeated slates, so that every
-  batch has one shape. A batch is decoded while the answers of the one before are read. Through slots (`make_generate_queue`) batches may be
+  batch has one shape. A batch is decoded while the answers of the one before are read. Through lanes (`make_generate_queue`) batches may be
   large, and a slate that is answered makes room for the next.
   `histories` and `length` are those of `render_prompts`.
   """

@@ -15,44 +15,9 @@ from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.cache import Prefix
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.token_loss import token_log_probs
-from gr2_jax.rollout.generate import Constraint, prefill
+from gr2_jax.rollout.completions import completion_hidden, make_to_logits
 from gr2_jax.rollout.rerank import RankedSlates, pad_shown, render_prompts
 from gr2_jax.rollout.slate_constraint import SlateConstraint
-
-
-def completion_hidden(
-  decoder: Decoder, params, prompts, prompt_mask, completions, completion_mask, prefix: Prefix | None = None
-) -> jax.Array:
-  """Hidden states `[P, G, Lc, D]` that predict the tokens of completions `[P, G, Lc]`, each prompt `[P, Lp]` computed once.
-
-  The completions of a prompt attend to its keys and values. The first token is predicted by the prompt's last hidden state, and the
-  last token is not fed. Differentiable: gradients are those of P * G full sequences. `prefix` see `prefill`.
-  """
-  num_prompts, group, length = completions.shape
-  rows = num_prompts * group
-  last_hidden, prefix, prompt_lengths = prefill(decoder, params, prompts, prompt_mask, prefix)
-  hidden = jnp.repeat(last_hidden, group, axis=0)[:, None]
-  if length > 1:
-    positions = jnp.repeat(prompt_lengths, group)[:, None] + jnp.arange(length - 1)
-    segments = completion_mask.reshape(rows, length)[:, :-1].astype(jnp.int32)
-    suffix, _ = decoder.apply({"params": params}, completions.reshape(rows, length)[:, :-1], positions, segments, prefix=prefix)
-    hidden = jnp.concatenate([hidden, suffix], axis=1)
-  return hidden.reshape(num_prompts, group, length, -1)
-
-
-def make_to_logits(decoder: Decoder, params, constraint: Constraint | None) -> Callable[..., jax.Array]:
-  """`to_logits(hidden [n, D], *legal_states) -> [n, V]`, over the legal tokens where there is a constraint."""
-
-  def to_logits(hidden, *state):
-    logits = decoder.apply({"params": params}, hidden, method="logits")
-    return constraint.apply(logits, *state) if state else logits
-
-  return to_logits
-
-
-def legal_states(prompts: jax.Array, completions: jax.Array, completion_mask: jax.Array, constraint: Constraint | None) -> tuple:
-  """What a logits function of `make_to_logits` reads beside hidden states: nothing, or the automaton's state at every completion token."""
-  return () if constraint is None else (constraint.states(prompts, completions, completion_mask),)
 
 
 def append_tokens(prompts: jax.Array, prompt_mask: jax.Array, tokens: Sequence[int]) -> tuple[jax.Array, jax.Array]:

@@ -4,35 +4,20 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gr2_jax.runs.artifacts import make_decoder, stage_checkpoints
-from gr2_jax.errors import ConfigError
-from gr2_jax.runs.run import Run, config_to_json, hash_path, list_differences, read_config, value_at
 from gr2_jax.data.schema import DataError
-from gr2_jax.language.vocabulary import Vocabulary
+from gr2_jax.errors import ConfigError
 from gr2_jax.models.transformer import Decoder
-from gr2_jax.objectives.distillation import DistillationConfig
+from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.fingerprints import config_to_json, hash_path, list_differences, value_at
+from gr2_jax.runs.load import load_policy
+from gr2_jax.runs.policies import find_policy
+from gr2_jax.runs.run import Run
 from gr2_jax.semantic_ids.table import SemanticIDTable
-from gr2_jax.steps.opd import OpdConfig
-from gr2_jax.steps.start import load_params
-from gr2_jax.training.progress import Progress
 
 # What decides vocabulary and semantic IDs, but for the data's own files, which may lie elsewhere for the teacher.
 _SAME = ("seed", "tokenize", "data.market", "data.market_seed")
-
-
-def opd_config(options: ConfigDict) -> OpdConfig:
-  """The record of the config section `opd`; raises ValueError for values that cannot hold."""
-  return OpdConfig(
-    DistillationConfig(**options.distillation),
-    reward_weight=options.reward_weight,
-    clip_low=options.clip_low,
-    clip_high=options.clip_high,
-    temperature=options.temperature,
-    microbatches=options.microbatches,
-  )
 
 
 def check_teacher_config(config: ConfigDict) -> None:
@@ -40,7 +25,7 @@ def check_teacher_config(config: ConfigDict) -> None:
   directory = pathlib.Path(config.opd.teacher_run)
   if not (directory / "config.json").exists():
     return
-  theirs, ours = (config_to_json(of) for of in (read_config(directory), config))
+  theirs, ours = (config_to_json(of) for of in (Run.open(directory).config, config))
   found = [line for key in _SAME for line in list_differences(value_at(theirs, key), value_at(ours, key), key)]
   if found:
     listed = "\n  ".join(found)
@@ -50,17 +35,17 @@ def check_teacher_config(config: ConfigDict) -> None:
     )
 
 
-def load_teacher(run: Run, vocabulary: Vocabulary, mesh: Mesh, progress: Progress) -> tuple[Decoder, Any]:
+def load_teacher(stage: StageContext) -> tuple[Decoder, Any]:
   """(decoder, parameters on the mesh) of the policy that `config.opd` names; raises DataError for other semantic IDs or vocabulary."""
-  options = run.config.opd
-  teacher = Run(pathlib.Path(options.teacher_run), read_config(options.teacher_run), main=False)
+  run, options = stage.run, stage.config.opd
+  teacher = Run.open(options.teacher_run)
   check_same_tables(run, teacher)
   theirs, ours = (config_to_json(of.config) for of in (teacher, run))
   for section in ("prompt", "decoding"):
     for line in list_differences(theirs[section], ours[section], section):
-      progress.note(f"opd: the teacher was trained otherwise, {line}")
-  decoder = make_decoder(teacher, vocabulary)
-  return decoder, load_params(decoder, stage_checkpoints(teacher, options.teacher_stage), mesh)
+      stage.progress.note(f"opd: the teacher was trained otherwise, {line}")
+  policy = load_policy(teacher, find_policy(teacher, options.teacher_stage), stage.prompts, stage.mesh)
+  return policy.decoder, policy.params
 
 
 def check_same_tables(run: Run, teacher: Run) -> None:

@@ -1,100 +1,87 @@
-"""One trained stage: a state on the mesh, a stream of batches, the loop; what mid-training, SFT and RL have in common."""
+"""One training of a stage: a state on the mesh, a step, the loop, with this run's files; what all trained stages have in common."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import grain
-from jax.sharding import Mesh
+import optax
+from ml_collections import ConfigDict
 
-from gr2_jax.runs.artifacts import metric_writer, stage_checkpoints
-from gr2_jax.runs.run import Run
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.slate_constraint import SlateConstraint
-from gr2_jax.steps.lm import make_lm_update
+from gr2_jax.runs.context import StageContext
+from gr2_jax.steps.lm import make_lm_loss
 from gr2_jax.steps.start import start_fresh, start_from
+from gr2_jax.steps.update import make_update, only_rows
 from gr2_jax.training.checkpoints import Checkpointer
-from gr2_jax.training.loop import fit
+from gr2_jax.training.loop import Position, StepResult, batch_step, fit
 from gr2_jax.training.mesh import jit_update
-from gr2_jax.training.state import OptimizerConfig, make_optimizer
+from gr2_jax.training.state import OptimizerConfig, TrainState, make_optimizer
 
 
-def begin(decoder: Decoder, options, mesh: Mesh, key, checkpoints: Checkpointer | None):
-  """(optimizer, state, shardings) of a stage with the settings `options`; parameters from `checkpoints`, or random by `key`."""
-  gradient_steps = options.steps * options.get("minibatches", 1)
-  optimizer = make_optimizer(OptimizerConfig(**options.optimizer), gradient_steps)
-  if checkpoints is None:
-    return optimizer, *start_fresh(decoder, optimizer, key, mesh)
-  return optimizer, *start_from(decoder, optimizer, checkpoints, mesh)
+class Begun(NamedTuple):
+  """An optimizer, the state before the first step, and its shardings on the mesh."""
+
+  optimizer: optax.GradientTransformation
+  state: TrainState
+  shardings: Any
 
 
-def train_lm(
-  run: Run,
-  stage: str,
-  decoder: Decoder,
-  batches: grain.DatasetIterator,
-  options,
-  mesh: Mesh,
-  *,
-  key,
-  init: Checkpointer | None,
-  part_names: Sequence[str],
-  part_weights: Sequence[float],
-  new_rows_from: int | None = None,
-  constraint: SlateConstraint | None = None,
-  name: str = "checkpoints",
-  progress,
-  stop,
-) -> Any:
-  """Trains on packed rows of likelihood parts and returns the parameters; checkpoints lie in `RUN/stage/name`."""
-  optimizer, state, shardings = begin(decoder, options, mesh, key, init)
-  update = make_lm_update(
-    decoder, optimizer, part_names=part_names, part_weights=part_weights, new_rows_from=new_rows_from, constraint=constraint
-  )
-  label = stage if name == "checkpoints" else f"{stage} ({name})"
-  return train(
-    run,
-    stage,
-    state,
-    jit_update(update, mesh, shardings),
-    lambda state: (next(batches), {}),
-    position=batches,
-    options=options,
-    name=name,
-    label=label,
-    progress=progress,
-    stop=stop,
-  ).params
+def begin(stage: StageContext, decoder: Decoder, section: ConfigDict, init: Checkpointer | None) -> Begun:
+  """Where a training with the settings `section` begins: with the parameters of `init`, or random ones (None)."""
+  optimizer = make_optimizer(OptimizerConfig(**section.optimizer), section.steps * section.get("minibatches", 1))
+  if init is None:
+    return Begun(optimizer, *start_fresh(decoder, optimizer, stage.key, stage.mesh))
+  return Begun(optimizer, *start_from(decoder, optimizer, init, stage.mesh))
 
 
 def train(
-  run: Run,
-  stage: str,
-  state,
-  update: Callable,
-  get_batch: Callable,
+  stage: StageContext,
+  section: ConfigDict,
+  state: TrainState,
+  step: Callable[[TrainState], StepResult],
+  position: Position,
   *,
-  position,
-  options,
-  progress,
-  stop,
   name: str = "checkpoints",
-  label: str | None = None,
   headline: Sequence[str] = (),
-):
-  """The loop with this run's files: checkpoints in `RUN/stage/name`, metrics in `RUN/metrics`."""
-  metrics = stage if name == "checkpoints" else f"{stage}_{name}"
-  with progress.task(label or stage, options.steps, headline=headline) as task, metric_writer(run, metrics) as writer:
+) -> TrainState:
+  """Runs the loop with this run's files: checkpoints in `RUN/STAGE/name`, metrics in `RUN/metrics`; returns the final state.
+
+  `section`: `steps`, `save_every`, `log_every`, `max_skips`. `headline`: the metrics that the bar has room for (all where empty).
+  """
+  label, metrics = (stage.name, stage.name) if name == "checkpoints" else (f"{stage.name} ({name})", f"{stage.name}_{name}")
+  with stage.progress.task(label, section.steps, headline=headline) as task, stage.metric_writer(metrics) as writer:
     return fit(
       state,
-      update,
-      get_batch,
+      step,
       position=position,
-      steps=options.steps,
-      checkpointer=stage_checkpoints(run, stage, name),
+      steps=section.steps,
+      checkpointer=stage.checkpoints(stage.name, name),
       writer=writer,
       progress=task,
-      save_every=options.save_every,
-      log_every=options.log_every,
-      max_skips=options.max_skips,
-      stop=stop,
+      save_every=section.save_every,
+      log_every=section.log_every,
+      max_skips=section.max_skips,
+      stop=stage.stop,
     )
+
+
+def train_lm(
+  stage: StageContext,
+  section: ConfigDict,
+  batches: grain.DatasetIterator,
+  parts: Mapping[str, float],
+  *,
+  init: Checkpointer | None,
+  new_rows_from: int | None = None,
+  constraint: SlateConstraint | None = None,
+  name: str = "checkpoints",
+) -> Any:
+  """Trains the run's model on packed rows of likelihood `parts` (name -> weight) and returns the parameters; checkpoints in `RUN/STAGE/name`.
+
+  `new_rows_from`: only token rows from there on move.
+  """
+  optimizer, state, shardings = begin(stage, stage.decoder, section, init)
+  moved = optimizer if new_rows_from is None else only_rows(optimizer, new_rows_from)
+  update = jit_update(make_update(moved, make_lm_loss(stage.decoder, parts, constraint)), stage.mesh, shardings)
+  return train(stage, section, state, batch_step(update, lambda _: next(batches)), batches, name=name).params

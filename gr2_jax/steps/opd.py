@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,12 @@ import optax
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.distillation import DistillationConfig, beta_at, distilled_advantages, make_kl
 from gr2_jax.objectives.policy import PolicyLossConfig, loss_denominator, policy_loss
-from gr2_jax.objectives.token_loss import distillation_terms, token_log_probs
-from gr2_jax.rollout.scoring import completion_hidden, legal_states, make_to_logits
+from gr2_jax.objectives.token_loss import distillation_terms
+from gr2_jax.rollout.completions import completion_hidden, completion_log_probs, legal_states, make_to_logits
 from gr2_jax.rollout.slate_constraint import SlateConstraint
-from gr2_jax.steps.rl import RlBatch, loss_mask, over_parts
-from gr2_jax.training.guard import skip_if_not_finite
+from gr2_jax.steps.batch import GroupBatch
+from gr2_jax.steps.update import Update, make_update
 from gr2_jax.training.metric import Metric
-from gr2_jax.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,74 +55,59 @@ def make_opd_update(
   *,
   steps: int,
   constraint: SlateConstraint | None = None,
-) -> Callable:
-  """Build `update(state, RlBatch, teacher_params) -> (state, metrics)`: one gradient step of Eq 4 on a batch of the student's rollouts.
+) -> Update:
+  """Build `update(state, GroupBatch, teacher_params) -> (state, metrics)`: one gradient step of Eq 4 on a batch of the student's rollouts.
 
   The loss is the token mean, over all kept groups, of the clipped policy term with `reward_weight` x advantage, and β times the reverse KL
   to the teacher, β falling over `steps`. Student and teacher share a vocabulary and may differ in everything else; with the rollout's
   `constraint` both are compared over the legal tokens. A step whose loss or gradient is not finite changes nothing and is counted as
   `skipped`.
 
-  Metrics: the diagnostics of `policy_loss`, `loss`, `entropy`, `grad_norm`, `skipped`, `beta`, `logp_gap` (as in `make_rl_update`), and
+  Metrics: the diagnostics of `policy_loss`, `loss`, `entropy`, `grad_norm`, `skipped`, `beta`, `logp_gap` (as in `make_policy_update`), and
   `reverse_kl`, nats per token: its value in the form `exact`, a lower bound in `top_k`, the mean sampled log-ratio in `per_token`.
   Compile it by `training.mesh.jit_update` with the teacher's parameters as `frozen`.
   """
-  distillation = config.distillation
+  distillation, per_token = config.distillation, config.distillation.kl == "per_token"
 
-  def compare(params, teacher_params, batch: RlBatch):
+  def compare(params: Any, teacher_params: Any, batch: GroupBatch) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(log-probabilities, entropy, KL or its sampled log-ratio) of every completion token, each `[P, G, Lc]`."""
-    states, temperature = legal_states(batch.prompts, batch.completions, batch.completion_mask, constraint), config.temperature
-    texts = batch.prompts, batch.prompt_mask, batch.completions, batch.completion_mask
-    models = (student, params), (teacher, teacher_params)
-    hidden, teacher_hidden = (completion_hidden(decoder, of, *texts) for decoder, of in models)
-    to_logits, to_teacher_logits = (make_to_logits(decoder, of, constraint) for decoder, of in models)
-    if distillation.kl == "per_token":
-      own = token_log_probs(to_logits, hidden, batch.completions, *states, temperature=temperature)
-      teacher_logps, _ = token_log_probs(to_teacher_logits, teacher_hidden, batch.completions, *states, temperature=temperature)
+    options = {"temperature": config.temperature, "constraint": constraint}
+    if per_token:
+      own = completion_log_probs(student, params, *batch.texts, **options)
+      teacher_logps, _ = completion_log_probs(teacher, teacher_params, *batch.texts, **options)
       return *own, batch.behaviour_logps - teacher_logps
+    models = (student, params), (teacher, teacher_params)
+    hidden, teacher_hidden = (completion_hidden(decoder, of, *batch.texts) for decoder, of in models)
+    to_logits, to_teacher_logits = (make_to_logits(decoder, of, constraint) for decoder, of in models)
     return distillation_terms(
       to_logits,
       to_teacher_logits,
       hidden,
       teacher_hidden,
       batch.completions,
-      *states,
-      temperature=temperature,
+      *legal_states(batch.prompts, batch.completions, batch.completion_mask, constraint),
+      temperature=config.temperature,
       kl_fn=make_kl(distillation),
     )
 
-  def loss_terms(params, batch: RlBatch, teacher_params, beta, denominator):
-    mask = loss_mask(batch)
+  def whole_batch(step: jax.Array, batch: GroupBatch) -> dict[str, jax.Array]:
+    denominator = loss_denominator(batch.loss_mask, config.policy.aggregation, batch.completion_weights)
+    return {"beta": beta_at(distillation, step, steps), "denominator": denominator}
+
+  def loss_fn(params: Any, batch: GroupBatch, teacher_params: Any, *, beta: jax.Array, denominator: jax.Array):
+    mask = batch.loss_mask
     log_probs, entropy, kl = compare(params, teacher_params, batch)
     advantages, kl_loss = config.reward_weight * batch.advantages, 0.0
-    if distillation.kl == "per_token":
+    if per_token:
       advantages = distilled_advantages(advantages, kl, beta, distillation.clip)
     else:
-      kl_loss = beta * jnp.sum(jnp.where(mask, kl, 0.0))
-    loss = policy_loss(log_probs, batch.behaviour_logps, advantages, mask, config.policy)
+      kl_loss = beta * jnp.sum(jnp.where(mask, kl * batch.completion_weights[..., None], 0.0))
+    loss = policy_loss(log_probs, batch.behaviour_logps, advantages, mask, config.policy, weights=batch.completion_weights)
     metrics = {name: Metric(*pair) for name, pair in loss.diagnostics.items()}
     watched = {"entropy": entropy, "reverse_kl": kl, "logp_gap": jnp.abs(log_probs - batch.behaviour_logps)}
     metrics |= {name: Metric.of(jax.lax.stop_gradient(values), mask) for name, values in watched.items()}
     total = loss.loss_sum + kl_loss
-    metrics["loss"] = Metric(total, loss.denominator)
-    return total / jnp.maximum(denominator, 1), metrics
+    metrics |= {"loss": Metric(total, loss.denominator), "beta": Metric(beta, jnp.ones(()))}
+    return total / jnp.where(denominator > 0, denominator, 1), metrics
 
-  gradient = jax.grad(loss_terms, has_aux=True)
-
-  def update(state: TrainState, batch: RlBatch, teacher_params):
-    beta = beta_at(distillation, state.step, steps)
-    denominator = loss_denominator(loss_mask(batch), config.policy.aggregation)
-
-    def accumulate(grads, part):
-      part_grads, metrics = gradient(state.params, part, teacher_params, beta, denominator)
-      return jax.tree.map(jnp.add, grads, part_grads), metrics
-
-    grads, metrics = over_parts(accumulate, jax.tree.map(jnp.zeros_like, state.params), batch, config.microbatches)
-    metrics["grad_norm"] = Metric(optax.global_norm(grads), jnp.ones(()))
-    metrics["beta"] = Metric(beta, jnp.ones(()))
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    new = optax.apply_updates(state.params, updates), opt_state
-    (params, opt_state), metrics = skip_if_not_finite((state.params, state.opt_state), new, metrics)
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
-
-  return update
+  return make_update(optimizer, loss_fn, microbatches=config.microbatches, whole_batch=whole_batch)

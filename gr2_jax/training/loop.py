@@ -17,6 +17,28 @@ from gr2_jax.training.writers import MetricWriter
 Metrics = Mapping[str, Metric]
 
 
+class StepResult(NamedTuple):
+  """What a step leaves: the new state, the batch that it learnt from, what this process measured while it made the batch, and the update's
+  metrics, which may still be on the device.
+  """
+
+  state: Any
+  batch: Any
+  drawn: Metrics
+  metrics: Metrics
+
+
+def batch_step(update: Callable[[Any, Any], tuple[Any, Metrics]], get_batch: Callable[[Any], Any]) -> Callable[[Any], StepResult]:
+  """The step of `fit` that updates on `get_batch(state)`."""
+
+  def step(state: Any) -> StepResult:
+    batch = get_batch(state)
+    new, metrics = update(state, batch)
+    return StepResult(new, batch, {}, metrics)
+
+  return step
+
+
 class _Step(NamedTuple):
   """A step whose metrics may still be on the device; `drawn` is what this process measured while it made the batch."""
 
@@ -38,8 +60,7 @@ class Position(Protocol):
 
 def fit(
   state: Any,
-  update: Callable[[Any, Any], tuple[Any, Metrics]],
-  get_batch: Callable[[Any], tuple[Any, Metrics]],
+  step: Callable[[Any], StepResult],
   *,
   position: Position,
   steps: int,
@@ -52,13 +73,13 @@ def fit(
   stop: StopSignal,
   on_step: Callable[[int, Any], None] | None = None,
 ) -> Any:
-  """Runs `update` until `steps` calls have been made, counting those of earlier sessions, and returns the final state.
+  """Runs `step` until `steps` calls have been made, counting those of earlier sessions, and returns the final state.
 
   `state`: where a run that has no checkpoint yet begins; its shapes and shardings are those to restore to.
-  `update`: passes its result through `guard.skip_if_not_finite`, whose metric `skipped` is watched here.
-  `get_batch(state) -> (batch, metrics)`: may roll out with the state; everything that it draws must follow from
-  `position` and `state.step`, then a resumed run equals an uninterrupted one bit for bit. Its metrics are added up over processes:
-  each is of this process's share, or the same in all of them, which changes no mean.
+  `step(state) -> StepResult`: may roll out with the state; everything that it draws must follow from `position` and `state.step`, then a
+  resumed run equals an uninterrupted one bit for bit. The metrics that it drew are added up over processes: each is of this process's share,
+  or the same in all of them, which changes no mean. Its update passes through `guard.skip_if_not_finite`, whose metric `skipped` is watched
+  here.
   `max_skips`: steps in a row with a skipped update after which the run stops.
   `on_step(step, state)`: called after each step with the number of steps done.
   Metrics stay on the device until they are logged or saved, so the host never waits for a step.
@@ -67,41 +88,41 @@ def fit(
   when metrics are written; the batch of the last one lies beside the checkpoints then.
   """
   restored = checkpointer.restore_latest(jax.tree.map(_abstract, state))
-  step = 0
+  done = 0
   if restored is not None:
-    state, data_state, step = restored
+    state, data_state, done = restored
     position.set_state(data_state)
-  writer.resume(step)
-  progress.start_from(step)
-  progress.update(step)
-  saved = step if restored is not None else None
+  writer.resume(done)
+  progress.start_from(done)
+  progress.update(done)
+  saved = done if restored is not None else None
   pending: list[_Step] = []
   skips = SkipCounter(max_skips, checkpointer.directory.parent)
-  while step < steps:
-    batch, drawn = get_batch(state)
-    state, metrics = update(state, batch)
-    step += 1
-    pending.append(_Step(step, batch, drawn, metrics))
+  while done < steps:
+    result = step(state)
+    state = result.state
+    done += 1
+    pending.append(_Step(done, result.batch, result.drawn, result.metrics))
     if on_step is not None:
-      on_step(step, state)
-    stopping = _stop_agreed(stop, step, log_every)
-    saving = stopping or step == steps or step % save_every == 0
-    if saving or step % log_every == 0:
-      pending = [done._replace(metrics=jax.device_get(done.metrics)) for done in pending]
+      on_step(done, state)
+    stopping = _stop_agreed(stop, done, log_every)
+    saving = stopping or done == steps or done % save_every == 0
+    if saving or done % log_every == 0:
+      pending = [one._replace(metrics=jax.device_get(one.metrics)) for one in pending]
       _write_metrics(pending, writer, progress)
-      for done in pending:
-        skips.add(done.number, done.batch, done.metrics)
+      for one in pending:
+        skips.add(one.number, one.batch, one.metrics)
       pending = []
     else:
-      progress.update(step)
+      progress.update(done)
     if saving:
-      checkpointer.save(step, state, position.get_state())
-      saved = step
-    if stopping and step < steps:
+      checkpointer.save(done, state, position.get_state())
+      saved = done
+    if stopping and done < steps:
       checkpointer.close()
       raise Interrupted(stop.signum)
-  if saved != step:
-    checkpointer.save(step, state, position.get_state())
+  if saved != done:
+    checkpointer.save(done, state, position.get_state())
   checkpointer.close()
   return state
 
