@@ -43,7 +43,7 @@ def get_config(arg=None):
       "hints": ("upstream_rank", "bought_after"),
     }
   )
-  config.opd.max_new_tokens = config.rl.max_new_tokens = 96
+  config.decoding.max_new_tokens = 96
   if args.small or args.tiny:
     make_small(config)
   else:
@@ -71,6 +71,7 @@ def make_small(config):
   config.opd.update({"steps": 800, "prompts": 16, "group": 4, "save_every": 200})  # many small steps, as in small_market.py
   config.opd.optimizer.update({"rule": "muon", "learning_rate": 3e-3})
   config.rl.update({"steps": 60, "prompts": 32, "min_filled": 0.8})
+  config.direct.min_filled = 0.8
   config.rl.optimizer.learning_rate = 5e-5
 
 
@@ -82,3 +83,4 @@ def make_large(config):
   config.sft.update({"steps": 3000, "batch_size": 32})
   config.opd.update({"steps": 1500, "prompts": 128})
   config.rl.update({"steps": 1000, "prompts": 64, "group": 16})
+  config.direct.group = 16

@@ -24,9 +24,45 @@ def section(record, **changes) -> ConfigDict:
   return ConfigDict({**dataclasses.asdict(record), **changes})
 
 
-def unset():
-  """A float that may stay unset; a reference of its own each time, since a shared one would be set in all places at once."""
-  return config_dict.placeholder(float)
+def unset(kind):
+  """A value that may stay None; a reference of its own each time, since a shared one would be set in all places at once."""
+  return config_dict.placeholder(kind)
+
+
+def reward() -> ConfigDict:
+  """A built-in reward; `alpha` and `invalid` unset: the condition's published values. `fn`: a reward of one's own, "module:function"."""
+  return section(RewardConfig(), alpha=unset(float), invalid=unset(float), fn=unset(str))
+
+
+def learning_from_groups(**changes) -> dict:
+  """What reinforcement learning needs to know, wherever it stands."""
+  return {
+    "steps": 100,
+    "prompts": 16,
+    "group": 8,
+    "temperature": 1.0,
+    "presentation": "shuffled",  # or upstream
+    # Prompts decoded at a time, and rows for the completions of each (None: all). Below all, rows whose answer has ended take the next one:
+    # worth it where the metric `occupancy` is low, because answers differ in length.
+    "decode_prompts": unset(int),
+    "decode_rows": unset(int),
+    "overlong_zone": 8,  # tokens before the limit that cost reward
+    "dynamic_sampling": True,  # groups without a signal are left out and replaced; False: one round, all groups count
+    "max_rounds": 3,
+    "min_filled": 1.0,  # share of the batch at which no further round is begun; below 1 where a round mostly keeps its groups
+    "minibatches": 1,  # gradient steps on a rollout batch, each on its share of the prompts
+    "microbatches": 1,  # parts of a gradient step, to save memory
+    # Rows of max_new_tokens into which the update packs a group's completions, exactly; None: one for each. A little above
+    # group x (completion_length / max_new_tokens) where lengths vary; `packed_fraction` says how often all of them fitted.
+    "packed_rows": unset(int),
+    "loss": section(DAPO, importance_cap=unset(float)),  # rl_losses.py has the others by name
+    "reward": reward(),
+    "optimizer": optimizer(1e-4, warmup_steps=5),
+    "save_every": 25,
+    "log_every": 1,
+    "max_skips": 10,  # also steps in a row in which no group carries a signal
+    **changes,
+  }
 
 
 def optimizer(learning_rate: float, **changes) -> ConfigDict:
@@ -72,10 +108,10 @@ def base() -> ConfigDict:
         "save_every": 500,
         "log_every": 20,
         "max_skips": 10,  # updates in a row, skipped because loss or gradient is not finite, after which the run stops
-        # New token rows first, the rest held still: what a pretrained backbone needs (OneRec-Think: lr 5e-4). 0 steps: left out.
-        "warmup_rows": {"steps": 0, "optimizer": optimizer(5e-4), "save_every": 500, "log_every": 20, "max_skips": 10},
+        # New token rows first, the rest held still: what a pretrained backbone needs (OneRec-Think: lr 5e-4).
+        "warmup_rows": {"enabled": False, "steps": 100, "optimizer": optimizer(5e-4), "save_every": 500, "log_every": 20, "max_skips": 10},
         "beams": 20,
-        "eval_users": 0,  # 0: all of them
+        "eval_users": unset(int),  # None: all of them
       },
       "slates": {
         "source": "log",  # the source's own slates; or ctr (legacy ranker, cross-fitted), or beam (the mid-trained model)
@@ -89,13 +125,14 @@ def base() -> ConfigDict:
       "prompt": section(PromptStyle()),
       # slate: every answer is a full permutation by construction, with the same mask in every loss, and a rewritten history names its items
       # by whole semantic IDs; none: free answers, strict parser.
-      "decoding": {"constraint": "none"},
+      # max_new_tokens: the limit of answers with their reasoning, in every stage that decodes them.
+      "decoding": {"constraint": "none", "max_new_tokens": 48},
       "traces": {
         "sampling": "rejection",  # or targeted
         "attempts": 8,
         "temperature": 0.8,
         "presentation": "shuffled",
-        "max_slates": 0,  # 0: all training slates
+        "max_slates": unset(int),  # None: all training slates
         "teacher": section(TeacherWeights()),
       },
       "sft": {
@@ -119,9 +156,8 @@ def base() -> ConfigDict:
         "steps": 100,
         "prompts": 16,
         "group": 8,
-        "max_new_tokens": 48,
-        "slots": 0,  # see rl
-        "rows": 0,
+        "decode_prompts": unset(int),  # see rl
+        "decode_rows": unset(int),
         "overlong_zone": 8,
         "microbatches": 1,
         "temperature": 1.0,
@@ -130,67 +166,41 @@ def base() -> ConfigDict:
         "clip_low": 0.2,
         "clip_high": 0.28,
         "presentation": "shuffled",  # or upstream
-        "reward": section(RewardConfig(), alpha=unset(), invalid=unset()),
+        "reward": reward(),
         "optimizer": optimizer(1e-3, warmup_steps=5),
         "save_every": 25,
         "log_every": 1,
         "max_skips": 10,
       },
-      "rl": {
-        "init": "sft",  # the prior: sft, opd, or midtrain for none; stages that are not needed for it are left out
-        "steps": 100,
-        "prompts": 16,
-        "group": 8,
-        "max_new_tokens": 48,
-        # Prompts decoded at a time, and completions of each (0: all). Below all, rows whose answer has ended take the next one: worth it
-        # where the metric `occupancy` is low, because answers differ in length.
-        "slots": 0,
-        "rows": 0,
-        "overlong_zone": 8,  # tokens before the limit that cost reward; 0: none
-        "dynamic_sampling": True,  # groups without a signal are left out and replaced; False: one round, all groups count
-        "max_rounds": 3,
-        "min_filled": 1.0,  # share of the batch at which no further round is begun; below 1 where a round mostly keeps its groups
-        "minibatches": 1,  # gradient steps on a rollout batch, each on its share of the prompts
-        "microbatches": 1,  # parts of a gradient step, to save memory
-        # Rows of max_new_tokens into which the update packs a group's completions, exactly; 0: one for each. A little above
-        # group x (completion_length / max_new_tokens) where lengths vary; `packed_fraction` says how often all of them fitted.
-        "packed_rows": 0,
-        "temperature": 1.0,
-        "loss": section(DAPO),  # rl_losses.py has the others by name
-        "presentation": "shuffled",  # or upstream
-        "reward": section(RewardConfig(), alpha=unset(), invalid=unset()),  # unset: the condition's published values
-        "optimizer": optimizer(1e-4, warmup_steps=5),
-        "save_every": 25,
-        "log_every": 1,
-        "max_skips": 10,  # also steps in a row in which no group carries a signal
-      },
-      # A second pass in which the policy learns to answer without reasoning; reward, loss and all else that is not named here as in rl.
+      # init: the prior, sft, opd, or midtrain for none; stages that are not needed for it are left out.
+      "rl": {"init": "sft", **learning_from_groups()},
+      # A second pass in which the policy learns to answer without reasoning.
       "direct": {
-        "steps": 0,  # 0: left out
+        "enabled": False,
         "init": "rl",  # or midtrain, sft, opd
         # rl; sft on the answers of init; distil: init, after its own reasoning, scores the answers; scores: listwise, for one-pass scoring
         "method": "rl",
-        "prompts": 16,
-        "max_slates": 0,  # training slates that init answers for sft; 0: all
-        "optimizer": optimizer(1e-4, warmup_steps=5),
-        "save_every": 25,
-        "log_every": 1,
-        "max_skips": 10,
+        "max_slates": unset(int),  # training slates that init answers for sft; None: all
+        **learning_from_groups(steps=60),
       },
       # Layers that change the hidden state least are dropped; the full model then teaches the pruned one on its own answers.
       "prune": {
-        "layers": 0,  # how many are kept; 0: left out
+        "enabled": False,
+        "layers": 2,  # how many are kept
         "init": "rl",  # or direct: answers then come without reasoning
         "slates": 64,  # training prompts on which the layers' influence is measured
-        "steps": 0,  # of recovery by distillation; 0: none
+        "steps": 60,  # of recovery by distillation; with 0 the policy stays as it is cut
         "prompts": 16,
+        "group": 8,
+        "temperature": 1.0,
+        "presentation": "shuffled",
         "optimizer": optimizer(1e-3, warmup_steps=5),
         "save_every": 25,
         "log_every": 1,
         "max_skips": 10,
       },
-      "compressor": {
-        "variants": (),  # of sids (semantic IDs alone), rules, rewriter, slots; the stage does nothing without
+      "compress": {
+        "variants": (),  # of sids (semantic IDs alone), rules, rewriter, soft_tokens; without any the stage is left out
         "budget": 48,  # tokens of a compressed history
         "splits": ("test",),  # whose histories are compressed; the evaluation reads those of the test slates
         "batch_size": 64,
@@ -213,14 +223,14 @@ def base() -> ConfigDict:
           "judge": "ranker",  # the run's policy; or chat, an OpenAI-compatible endpoint
           "metric": "auc",  # or ndcg: by which the ranker judges
           "chat": section(ChatConfig()),
-          "loss": section(GRPO),
+          "loss": section(GRPO, importance_cap=unset(float)),
           "optimizer": optimizer(5e-5, warmup_steps=5),
           "save_every": 20,
           "log_every": 1,
           "max_skips": 10,
         },
         # Vectors of an item, which the frozen policy reads instead of its tokens.
-        "slots": {
+        "soft_tokens": {
           "per_item": 1,
           "width": 128,
           "batch_size": 16,
@@ -234,7 +244,7 @@ def base() -> ConfigDict:
       },
       "evaluation": {
         "batch_size": 64,
-        "max_slates": 0,  # 0: all test slates
+        "max_slates": unset(int),  # None: all test slates
         "gain": "exponential",
         "resamples": 10_000,
         "shuffles": 2,  # shuffled presentations, beside the upstream one

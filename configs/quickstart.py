@@ -41,9 +41,11 @@ def get_config(arg=None):
   config.traces.temperature = 0.3
   config.sft.update({"steps": 380, "batch_size": 24, "row_length": 152, "reasoning_weight": 0.3})
   config.sft.optimizer.update({"rule": "muon", "learning_rate": 3e-3})
-  config.opd.update({"prompts": 32, "max_new_tokens": 56})
-  config.rl.update({"steps": 30, "prompts": 32, "min_filled": 0.9, "max_new_tokens": 56})
+  config.decoding.max_new_tokens = 56
+  config.opd.prompts = 32
+  config.rl.update({"steps": 30, "prompts": 32, "min_filled": 0.9})
   config.rl.optimizer.learning_rate = 5e-5
+  config.direct.min_filled = 0.9
   config.evaluation.shuffles = 1
   if args.tiny:
     make_tiny(config)
@@ -57,22 +59,22 @@ def make_tiny(config):
   config.tokenize.training.epochs = 40
   config.midtrain.update({"steps": 3, "batch_size": 4, "save_every": 2, "log_every": 1, "eval_users": 8, "beams": 5})
   config.midtrain.optimizer.warmup_steps = 1
-  config.midtrain.warmup_rows.update({"steps": 2, "log_every": 1})
+  config.midtrain.warmup_rows.update({"enabled": True, "steps": 2, "log_every": 1})
   config.sft.update({"steps": 3, "batch_size": 2, "row_length": 384, "save_every": 2, "log_every": 1})
   config.sft.optimizer.warmup_steps = 1
   config.opd.update({"steps": 2, "prompts": 2, "group": 2, "save_every": 1})
   config.opd.optimizer.warmup_steps = 1
   config.rl.update({"steps": 2, "prompts": 2, "group": 2, "save_every": 1})
   config.rl.optimizer.warmup_steps = 1
-  config.direct.update({"prompts": 2, "save_every": 1})
+  config.direct.update({"steps": 2, "prompts": 2, "group": 2, "save_every": 1})
   config.direct.optimizer.warmup_steps = 1
-  config.prune.update({"slates": 4, "prompts": 2, "save_every": 1})
+  config.prune.update({"layers": 1, "slates": 4, "steps": 2, "prompts": 2, "group": 2, "save_every": 1})
   config.prune.optimizer.warmup_steps = 1
-  config.compressor.batch_size = 8
-  config.compressor.rewriter.warmup.update({"steps": 3, "batch_size": 2, "save_every": 2, "log_every": 1})
-  config.compressor.rewriter.warmup.optimizer.warmup_steps = 1
-  config.compressor.rewriter.update({"steps": 2, "prompts": 2, "group": 2, "save_every": 1})
-  config.compressor.rewriter.optimizer.warmup_steps = 1
-  config.compressor.slots.update({"steps": 3, "width": 16, "batch_size": 2, "save_every": 2, "log_every": 1})
-  config.compressor.slots.optimizer.warmup_steps = 1
+  config.compress.batch_size = 8
+  config.compress.rewriter.warmup.update({"steps": 3, "batch_size": 2, "save_every": 2, "log_every": 1})
+  config.compress.rewriter.warmup.optimizer.warmup_steps = 1
+  config.compress.rewriter.update({"steps": 2, "prompts": 2, "group": 2, "save_every": 1})
+  config.compress.rewriter.optimizer.warmup_steps = 1
+  config.compress.soft_tokens.update({"steps": 3, "width": 16, "batch_size": 2, "save_every": 2, "log_every": 1})
+  config.compress.soft_tokens.optimizer.warmup_steps = 1
   config.evaluation.update({"batch_size": 8, "resamples": 200, "shuffles": 1})

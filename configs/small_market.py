@@ -29,8 +29,9 @@ def shrink(config):
   config.prompt.update({"reference": "slot", "item_fields": (), "max_history": 6, "max_prompt_tokens": 128})
   config.sft.update({"steps": 800, "batch_size": 16, "row_length": 224, "reasoning_weight": 0.1})
   # Many small steps: nothing is learnt before the student has found out where to look, which takes steps, not samples.
-  config.opd.update({"steps": 1000, "prompts": 8, "group": 4, "max_new_tokens": 40, "save_every": 250, "log_every": 5})
+  config.opd.update({"steps": 1000, "prompts": 8, "group": 4, "save_every": 250, "log_every": 5})
   config.opd.optimizer.update({"rule": "muon", "learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 20})
   # Answers have some 22 tokens. With less room RL learns to keep out of the zone before the limit, by shorter reasoning, and little else.
-  config.rl.update({"steps": 40, "prompts": 32, "max_new_tokens": 40})
+  config.decoding.max_new_tokens = 40
+  config.rl.update({"steps": 40, "prompts": 32})
   config.rl.optimizer.learning_rate = 3e-4  # at 1e-3 the reasoning ends in one word, repeated to the limit

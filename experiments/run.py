@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 error, 143 stopped by SIGTERM, 130 stopped by Ctrl-C; afte
 """
 
 import difflib
-import importlib
 import pathlib
 import sys
 import time
@@ -18,84 +17,19 @@ from ml_collections import ConfigDict
 from experiments.check import check_values
 from experiments.exit_code import exit_code_of
 from experiments.flags import define_config, parse_flags
-from gr2_jax.runs.run import Run, RunError, Stage, check_stages, needed_stages, open_run
+from experiments.stages import load_stages
+from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.run import Run, RunError, begin_run
+from gr2_jax.runs.stages import NeededStage, Stage, check_stages, is_finished, needed_stages, open_stage
 from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.progress import Progress, format_seconds
 
-STAGES = (
-  Stage("data", "experiments.stages.data", reads=("seed", "data"), files=("data.source",)),
-  Stage(
-    "tokenize",
-    "experiments.stages.tokenize",
-    reads=("seed", "tokenize"),
-    inputs=("data",),
-    files=("tokenize.vectors",),
-    format=2,  # rqvae.msgpack
-  ),
-  Stage("midtrain", "experiments.stages.midtrain", reads=("seed", "model", "mesh", "midtrain"), inputs=("data", "tokenize")),
-  Stage("slates", "experiments.stages.slates", reads=("seed", "slates"), inputs=("data", "tokenize", "midtrain")),
-  Stage("traces", "experiments.stages.traces", reads=("seed", "prompt", "traces"), inputs=("data", "tokenize", "slates")),
-  Stage(
-    "sft",
-    "experiments.stages.sft",
-    reads=("seed", "model", "mesh", "prompt", "decoding", "sft"),
-    inputs=("data", "tokenize", "midtrain", "slates", "traces"),
-    when="sft.without_reasoning",
-  ),
-  Stage(
-    "opd",
-    "experiments.stages.opd",
-    reads=("seed", "model", "mesh", "prompt", "decoding", "opd"),
-    inputs=("data", "tokenize", "slates"),
-    init="opd.init",
-    runs=(("opd.teacher_run", "opd.teacher_stage"),),
-  ),
-  Stage(
-    "rl",
-    "experiments.stages.rl",
-    reads=("seed", "model", "mesh", "prompt", "decoding", "rl"),
-    inputs=("data", "tokenize", "slates"),
-    init="rl.init",
-  ),
-  Stage(
-    "direct",
-    "experiments.stages.direct",
-    reads=("seed", "model", "mesh", "prompt", "decoding", "rl", "direct"),
-    inputs=("data", "tokenize", "slates"),
-    init="direct.init",
-    when="direct.steps",
-  ),
-  Stage(
-    "prune",
-    "experiments.stages.prune",
-    reads=("seed", "model", "mesh", "prompt", "decoding", "rl", "prune"),
-    inputs=("data", "tokenize", "slates"),
-    init="prune.init",
-    when="prune.layers",
-  ),
-  Stage(
-    "compress",
-    "experiments.stages.compress",
-    reads=("seed", "model", "mesh", "prompt", "decoding", "rl", "compressor"),
-    inputs=("data", "tokenize", "midtrain", "slates", "rl"),
-    when="compressor.variants",
-  ),
-  Stage(
-    "evaluation",
-    "experiments.stages.evaluation",
-    reads=("seed", "model", "prompt", "decoding", "evaluation"),
-    inputs=("data", "tokenize", "slates", "rl"),
-    uses=("sft", "opd", "direct", "prune", "compress"),
-    format=3,  # per_slate.npz, subsets
-  ),
-)
-
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; the same one goes on where it stopped")
-_STAGES = flags.DEFINE_list("stages", None, f"stages to run, of: {', '.join(stage.name for stage in STAGES)} (all)")
+_STAGES = flags.DEFINE_list("stages", None, "stages to run, files of experiments/stages without .py (all)")
 
 
-def choose_stages(names: Sequence[str] | None, stages: Sequence[Stage], config: ConfigDict) -> list[Stage]:
+def choose_stages(names: Sequence[str] | None, stages: Sequence[Stage], config: ConfigDict) -> list[NeededStage]:
   """The named stages that the config needs, in the order of the pipeline; all of these for None. Raises RunError for an unknown name."""
   known = [stage.name for stage in stages]
   for name in names or ():
@@ -106,16 +40,16 @@ def choose_stages(names: Sequence[str] | None, stages: Sequence[Stage], config: 
   return [stage for stage in needed_stages(stages, config) if names is None or stage.name in names]
 
 
-def run_stages(run: Run, stages: Sequence[Stage], progress: Progress, stop: StopSignal) -> None:
+def run_stages(run: Run, stages: Sequence[NeededStage], progress: Progress, stop: StopSignal) -> None:
   """Runs what is not done yet. Raises Interrupted when a signal asked to stop."""
   for stage in stages:
-    if run.is_done(stage):
-      seconds = run.done(stage.name)["seconds"]
+    if is_finished(run, stage):
+      seconds = (run.done(stage.name) or {})["seconds"]
       progress.note(f"{stage.name}: done before in {format_seconds(seconds)}, skipped")
       continue
     began = time.monotonic()
-    with run.open_stage(stage):
-      importlib.import_module(stage.module).run(run.config, run, progress, stop)
+    with open_stage(run, stage):
+      stage.stage.run(StageContext(run, stage.name, progress, stop))
     _wait_for_all(run, stage.name)
     progress.note(f"{stage.name}: done in {format_seconds(time.monotonic() - began)}")
     stop.check()
@@ -126,10 +60,10 @@ def execute(
   workdir: str | None,
   names: Sequence[str] | None,
   command: Sequence[str],
-  known: Sequence[Stage] = STAGES,
+  known: Sequence[Stage] | None = None,
   check: Callable[[ConfigDict], None] | None = None,
 ) -> int:
-  """The program behind the flags, over the stages `known`; returns the exit code and prints what went wrong.
+  """The program behind the flags, over the stages `known` (None: all); returns the exit code and prints what went wrong.
 
   `check` raises ConfigError for values that the stages could not use.
   """
@@ -138,7 +72,8 @@ def execute(
   def program():
     if not workdir:
       raise RunError("--workdir is missing; for example --workdir=runs/quickstart")
-    stages = choose_stages(names, known, config)
+    all_stages = load_stages() if known is None else known
+    stages = choose_stages(names, all_stages, config)
     check_stages(Run(pathlib.Path(workdir), config), stages)
     if config.get("distributed"):
       import jax
@@ -148,7 +83,7 @@ def execute(
       check(config)
     run = _open_everywhere(workdir, config, command)
     if run.main:
-      _print_header(run, stages, names or [stage.name for stage in known], progress)
+      _print_header(run, stages, names or [stage.name for stage in all_stages], progress)
     with StopSignal() as stop:
       run_stages(run, stages, progress, stop)
     card = run.path("evaluation", "card.md")
@@ -161,14 +96,14 @@ def execute(
 def _open_everywhere(workdir: str, config: ConfigDict, command: Sequence[str]) -> Run:
   """Opens the run in this process; with `config.distributed` in all of them, of which the first one writes."""
   if not config.get("distributed"):
-    return open_run(workdir, config, command)
+    return begin_run(workdir, config, command)
   import jax
   from jax.experimental import multihost_utils
 
   if jax.process_index() == 0:
-    run = open_run(workdir, config, command)
+    run = begin_run(workdir, config, command)
   multihost_utils.sync_global_devices("run directory")
-  return run if jax.process_index() == 0 else open_run(workdir, config, command, main=False)
+  return run if jax.process_index() == 0 else begin_run(workdir, config, command, main=False)
 
 
 def _wait_for_all(run: Run, name: str) -> None:
@@ -179,7 +114,7 @@ def _wait_for_all(run: Run, name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def _print_header(run: Run, stages: Sequence[Stage], asked: Sequence[str], progress: Progress) -> None:
+def _print_header(run: Run, stages: Sequence[NeededStage], asked: Sequence[str], progress: Progress) -> None:
   import jax
 
   devices = jax.devices()

@@ -22,9 +22,11 @@ from ml_collections import ConfigDict
 from experiments.check import check_values
 from experiments.exit_code import exit_code_of
 from experiments.flags import NAME, check_overrides, load_config, load_module, parse_flags
-from experiments.run import STAGES, choose_stages, run_stages
+from experiments.run import choose_stages, run_stages
+from experiments.stages import load_stages
 from gr2_jax.errors import ConfigError
-from gr2_jax.runs.run import Run, RunError, Stage, check_stages, open_run
+from gr2_jax.runs.run import Run, RunError, begin_run
+from gr2_jax.runs.stages import NeededStage, check_stages, is_finished, take_over
 from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.progress import Progress, format_seconds
 
@@ -57,7 +59,7 @@ def execute(
     _share_compiled(pathlib.Path(workdir) / "compiled")
     with StopSignal() as stop:
       run_all(runs, names, progress, stop)
-    if names is None or STAGES[-1].name in names:
+    if names is None or load_stages()[-1].name in names:
       _write_results(pathlib.Path(workdir), runs, variants, load_module(path), progress)
 
   return exit_code_of(program)
@@ -120,10 +122,10 @@ def open_runs(workdir: pathlib.Path, configs: Configs, names: Sequence[str] | No
   for variant, of in configs.items():
     for seed, config in of.items():
       directory = _run_directory(workdir, variant, seed)
-      check_stages(Run(directory, config), choose_stages(names, STAGES, config), ahead)
+      check_stages(Run(directory, config), choose_stages(names, load_stages(), config), ahead)
       ahead.add(directory)
   return {
-    variant: {seed: open_run(_run_directory(workdir, variant, seed), config, command) for seed, config in of.items()}
+    variant: {seed: begin_run(_run_directory(workdir, variant, seed), config, command) for seed, config in of.items()}
     for variant, of in configs.items()
   }
 
@@ -131,7 +133,9 @@ def open_runs(workdir: pathlib.Path, configs: Configs, names: Sequence[str] | No
 def run_all(runs: Mapping[str, Mapping[int, Run]], names: Sequence[str] | None, progress: Progress, stop: StopSignal) -> None:
   """Does what is missing, a seed after the other, so that a part of a sweep already compares all variants."""
   queue = sorted(((seed, variant, run) for variant, of in runs.items() for seed, run in of.items()), key=lambda entry: entry[0])
-  missing = [entry for entry in queue if not all(entry[2].is_done(stage) for stage in choose_stages(names, STAGES, entry[2].config))]
+  missing = [
+    entry for entry in queue if not all(is_finished(entry[2], stage) for stage in choose_stages(names, load_stages(), entry[2].config))
+  ]
   if len(missing) < len(queue):
     progress.note(f"{len(queue) - len(missing)} of {len(queue)} runs done before, skipped")
   began = time.monotonic()
@@ -139,14 +143,18 @@ def run_all(runs: Mapping[str, Mapping[int, Run]], names: Sequence[str] | None, 
     passed = time.monotonic() - began
     left = f", about {format_seconds(passed / number * (len(missing) - number))} left" if number else ""
     progress.note(f"run {len(queue) - len(missing) + number + 1} of {len(queue)}: {variant}, seed {seed}{left}")
-    _run_one(run, choose_stages(names, STAGES, run.config), [other for _, _, other in queue], progress, stop)
+    _run_one(run, _stages_of(run, names), [other for _, _, other in queue], progress, stop)
 
 
-def _run_one(run: Run, stages: Sequence[Stage], siblings: Sequence[Run], progress: Progress, stop: StopSignal) -> None:
+def _stages_of(run: Run, names: Sequence[str] | None) -> list[NeededStage]:
+  return choose_stages(names, load_stages(), run.config)
+
+
+def _run_one(run: Run, stages: Sequence[NeededStage], siblings: Sequence[Run], progress: Progress, stop: StopSignal) -> None:
   import jax
 
   for stage in stages:
-    sibling = run.take_over(stage, siblings)
+    sibling = take_over(run, stage, siblings)
     if sibling is None:
       run_stages(run, [stage], progress, stop)
     else:

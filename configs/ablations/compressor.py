@@ -14,7 +14,7 @@ instead, at each budget (tokens of the history):
   slots     one vector for each item from an encoder that is trained against the policy (variant C)
 
 Each variant's table in sweep.md has tokens kept, R@3 and N@3 with paired intervals against full input, and prefill time. All budgets
-share the stages before `compress`. `--config.compressor.rewriter.judge=chat` asks an OpenAI-compatible endpoint instead of the policy.
+share the stages before `compress`. `--config.compress.rewriter.judge=chat` asks an OpenAI-compatible endpoint instead of the policy.
 
 A model this small does not learn to read candidates behind 300 tokens of history, in either order (1,000 steps: the loss of the answers
 stays where it began). It does when most of its examples have histories that the rules shortened to a random number of items
@@ -47,9 +47,9 @@ from experiments.flags import parse_arg
 BUDGETS = (12, 24)
 # The last item alone: how much there is to lose. 48 tokens hold all items by their rules, so nothing has to be chosen there.
 VARIANTS = {
-  "budget_3": {"compressor.budget": 3, "compressor.variants": ("sids",)},
-  **{f"budget_{budget}": {"compressor.budget": budget} for budget in BUDGETS},
-  "budget_48": {"compressor.budget": 48, "compressor.variants": ("sids", "rules")},
+  "budget_3": {"compress.budget": 3, "compress.variants": ("sids",)},
+  **{f"budget_{budget}": {"compress.budget": budget} for budget in BUDGETS},
+  "budget_48": {"compress.budget": 48, "compress.variants": ("sids", "rules")},
 }
 SEEDS = (0, 1)
 
@@ -61,12 +61,12 @@ def get_config(arg=None):
   config.data.market.update({"min_history": 6, "max_history": 10})
   config.prompt.update({"history_fields": ("title", "category"), "max_history": 10, "max_prompt_tokens": 416})
   config.sft.update({"row_length": 448, "compressed_share": 0.7})
-  config.compressor.update({"variants": ("sids", "rules", "rewriter", "slots"), "budget": BUDGETS[0]})
-  config.compressor.rewriter.warmup.row_length = 448
+  config.compress.update({"variants": ("sids", "rules", "rewriter", "soft_tokens"), "budget": BUDGETS[0]})
+  config.compress.rewriter.warmup.row_length = 448
   if not args.tiny:
     config.sft.steps = 900
     # Copying is what the rewriter has to learn first.
-    config.compressor.rewriter.warmup.steps = 600
-    config.compressor.rewriter.warmup.optimizer.update({"rule": "muon", "learning_rate": 3e-3})
-    config.compressor.rewriter.optimizer.learning_rate = 3e-4
+    config.compress.rewriter.warmup.steps = 600
+    config.compress.rewriter.warmup.optimizer.update({"rule": "muon", "learning_rate": 3e-3})
+    config.compress.rewriter.optimizer.learning_rate = 3e-4
   return config

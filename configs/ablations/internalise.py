@@ -37,7 +37,7 @@ ROUTES = {
   "one_pass": {"direct.init": "rl", "direct.method": "scores"},
 }
 # The larger model that OPD learns from; it answers with its reasoning.
-TEACHER = {"model.preset": "micro", "direct.steps": 0, "sft.without_reasoning": False}
+TEACHER = {"model.preset": "micro", "direct.enabled": False, "sft.without_reasoning": False}
 VARIANTS = {"teacher": TEACHER} | ROUTES
 SEEDS = (0, 1, 2)
 COMPARISONS = {
@@ -61,7 +61,7 @@ def get_config(arg=None):
   config = small_market.get_config(f"seed={args.seed},tiny={args.tiny}")
   config.name = "internalise"
   config.sft.without_reasoning = True
-  config.direct.steps = 1 if args.tiny else 60
+  config.direct.update({"enabled": True, "steps": 1 if args.tiny else 60})
   if not args.tiny:
     config.direct.update({"prompts": 64, "max_slates": 4000})
     # Three times that of `rl`: an empty think block is new to the policy, and the mid-trained model has everything to learn.

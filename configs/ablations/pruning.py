@@ -35,6 +35,7 @@ def get_config(arg=None):
   args = parse_arg(arg, tiny=False, seed=0)
   config = small_market.get_config(f"seed={args.seed},tiny={args.tiny}")
   config.name = "pruning"
+  config.prune.enabled = True
   if args.tiny:
     config.prune.update({"layers": 1, "steps": 1})
   else:

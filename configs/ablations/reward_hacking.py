@@ -59,6 +59,7 @@ def weaken(config):
   config.sft.steps = 600
   # The length of an answer is not what is studied: it is limited, and not punished.
   # A policy that only copies gives no signal, and that is a result here, no reason to stop.
-  config.rl.update({"steps": 150, "prompts": 64, "max_new_tokens": 16, "overlong_zone": 0, "max_skips": 150})
+  config.decoding.max_new_tokens = 16
+  config.rl.update({"steps": 150, "prompts": 64, "overlong_zone": 0, "max_skips": 150})
   config.rl.reward.alpha = 0.2  # v1's for all, so that the conditions alone differ
   config.rl.optimizer.learning_rate = 2e-3

@@ -1,4 +1,4 @@
-"""The stages of a run, one file each: every module here that has a `STAGE` is one, and what it declares is all that other parts know of it."""
+"""The stages of a run, one file each: a module here that has a `STAGE` is one, and what it declares is all that others know of it."""
 
 import functools
 import importlib

@@ -1,46 +1,38 @@
-"""Stage `evaluation`: every order of the test slates, measured side by side; `results.json`, `per_slate.npz` and `card.md`."""
+"""Stage `evaluation`: every ranker of the test slates, measured side by side; `results.json`, `per_slate.npz` and `card.md`."""
 
 import dataclasses
 import functools
 import json
+import pathlib
 import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from experiments.checks import check_at_least_one, check_choice
 from gr2_jax.compression.cache import FULL_HISTORIES, load_compressed, time_prefill
-from gr2_jax.data.schema import SPLITS
+from gr2_jax.data.schema import SPLITS, Slate
 from gr2_jax.data.slates import slate_labels
 from gr2_jax.evaluation import baselines
 from gr2_jax.evaluation.per_slate import write_per_slate
-from gr2_jax.evaluation.results import COMPRESSED, FULL, Answers, Order, build_results, measure_orders, write_results
+from gr2_jax.evaluation.results import COMPRESSED, POLICY, Answers, RankerAnswers, build_results, measure_rankers, write_results
 from gr2_jax.evidence.counts import ItemCounts, TransitionCounts
 from gr2_jax.evidence.table import LogCounts, slate_features
 from gr2_jax.files import write_json
 from gr2_jax.language.prompts import present
+from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.pruning import prune_decoder
+from gr2_jax.models.transformer import Decoder
 from gr2_jax.reports.card import render_console_table, write_card
-from gr2_jax.rollout.generate import make_generate
-from gr2_jax.rollout.rerank import pad_shown, rank_slates
+from gr2_jax.rollout.generate import RolloutConfig, make_generate
+from gr2_jax.rollout.rerank import RankedSlates, pad_shown, rank_slates
 from gr2_jax.rollout.scoring import make_score, rank_by_scores
-from gr2_jax.runs.artifacts import (
-  direct_style,
-  load_catalogue,
-  load_context,
-  load_log,
-  load_policy,
-  load_slates,
-  load_utilities,
-  make_decoder,
-  most_new_tokens,
-  prompt_style,
-  pruned_style,
-  run_mesh,
-  slate_constraint,
-  stage_checkpoints,
-  stage_key,
-)
-from gr2_jax.runs.load import policy_checkpoints
-from gr2_jax.steps.start import load_params
+from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.load import load_policy, load_utilities, most_new_tokens, style_of_mode
+from gr2_jax.runs.policies import PolicyRecord, read_policies
+from gr2_jax.runs.stages import Stage
 
 TIME_NOTE = (
   "Counts (popularity, transitions, co-occurrence; in features and in prompts) use only events before the request's timestamp; events of "
@@ -48,156 +40,138 @@ TIME_NOTE = (
 )
 UNTIMED_NOTE = "The slates carry no timestamps: every event of the log counts, and the log holds none of their targets."
 
+# rank(params, slates, shown, on_progress) -> RankedSlates
+RankFn = Callable[..., RankedSlates]
 
-def run(config, run, progress, stop):
-  """Writes `results.json`, `per_slate.npz`, `card.md` with its plots, and `answers_ORDER.jsonl` (what the language models answered).
+
+def run(stage: StageContext) -> None:
+  """Writes `results.json`, `per_slate.npz`, `card.md` with its plots, and `answers_RANKER.jsonl` (what the language models answered).
 
   With an SFT policy that was taught without reasoning also `hard_slates.json`.
   """
-  options = config.evaluation
-  catalogue = load_catalogue(run)
-  log = load_log(run, catalogue)
-  slates = {split: load_slates(run, catalogue, split) for split in SPLITS}
-  slates["test"] = slates["test"][: options.max_slates or None]
-  test = slates["test"]
+  options = stage.options
+  slates = {split: stage.slates(split) for split in SPLITS}
+  test = slates["test"] = slates["test"][: options.max_slates]
   labels = slate_labels(test)
-  orders = _classical_orders(run, catalogue, log, slates, labels)
-  stop.check()
-
-  context, style = load_context(run, catalogue, log), prompt_style(run)
-  decoder = make_decoder(run, context.vocabulary)
-  reason = _make_ranker(run, decoder, context, style, config.rl.max_new_tokens)
-  for name, stage in {"sft": "sft", "opd": "opd", "policy": "rl"}.items():
-    if run.done(stage) is None:  # not needed by this config
-      continue
-    orders[name] = _policy_order(run, name, load_policy(run, stage, decoder), reason, test, context, progress, stop)
-  orders |= _direct_orders(run, decoder, test, context, progress, stop)
-  subsets = {}
-  if config.sft.without_reasoning:
-    subsets["reasoning_hard"] = _find_hard_slates(run, orders["sft_direct"], labels)
-  if config.prune.layers:
-    orders["pruned"] = _pruned_order(run, decoder, test, context, progress, stop)
-  orders |= _compressed_orders(run, decoder, context, style, orders["policy"], reason, test, progress, stop)
-  metrics = measure_orders(orders, labels, options.gain)
-  users = [slate.user for slate in test]
-  timed = any(slate.timestamp is not None for slate in test)
+  rankers = _classical_rankers(stage, slates, labels)
+  stage.stop.check()
+  policies = read_policies(stage.run)
+  rankers |= _policy_rankers(stage, policies, test)
+  subsets = {"reasoning_hard": _find_hard_slates(stage, rankers["sft_direct"], labels)} if "sft_direct" in rankers else {}
+  rankers |= _compressed_rankers(stage, policies, rankers[POLICY], test)
+  metrics = measure_rankers(rankers, labels, options.gain)
+  users, weights = [slate.user for slate in test], np.array([slate.weight for slate in test])
+  declared = [ranker for policy in policies for ranker in policy.rankers]
   results = build_results(
-    dataset=config.name,
-    seeds=[config.seed],
+    dataset=stage.config.name,
+    seeds=[stage.seed],
     labels=labels,
-    orders=orders,
+    rankers=rankers,
+    titles={ranker.name: ranker.title for ranker in declared},
+    pairs=[(ranker.name, other) for ranker in declared for other in ranker.against if other in rankers],
+    priors=[policy.rankers[0].name for policy in reversed(policies) if policy.prior],
     users=users,
+    weights=weights,
     segments=[slate.segment for slate in test],
     subsets=subsets,
     train_labels=slate_labels(slates["train"]),
-    notes=[TIME_NOTE if timed else UNTIMED_NOTE],
+    notes=[TIME_NOTE if any(slate.timestamp is not None for slate in test) else UNTIMED_NOTE],
     gain=options.gain,
     metrics=metrics,
-    bootstrap_seed=config.seed,
+    bootstrap_seed=stage.seed,
     resamples=options.resamples,
   )
-  if run.main:
-    write_results(run.path("evaluation", "results.json"), results)
-    write_per_slate(run.path("evaluation", "per_slate.npz"), metrics, users)
-    write_card(run.directory)
-  progress.console.print(render_console_table(results))
+  if stage.run.main:
+    write_results(stage.path("results.json"), results)
+    write_per_slate(stage.path("per_slate.npz"), metrics, users, weights)
+    write_card(stage.run.directory)
+  stage.progress.console.print(render_console_table(results))
 
 
-def _classical_orders(run, catalogue, log, slates, labels):
-  test, seed = slates["test"], run.config.seed
-  utilities = load_utilities(run, "test")
-  vectors = np.load(run.path("tokenize", "vectors.npy"))
-  counts = LogCounts.fit(log, catalogue)
+def _classical_rankers(stage: StageContext, slates: Mapping[str, Sequence[Slate]], labels: np.ndarray) -> dict[str, RankerAnswers]:
+  test, catalogue = slates["test"], stage.catalogue
+  utilities = load_utilities(stage.run, "test")
+  vectors = np.load(stage.run.path("tokenize", "vectors.npy"))
+  counts = LogCounts.fit(stage.log, catalogue)
   features = {split: slate_features(of_split, catalogue, counts, vectors) for split, of_split in slates.items()}
   lambdamart = baselines.fit_lambdamart(
-    features["train"], slate_labels(slates["train"]), features["validation"], slate_labels(slates["validation"]), seed=seed
+    features["train"], slate_labels(slates["train"]), features["validation"], slate_labels(slates["validation"]), seed=stage.seed
   )
-  oracle = baselines.ideal_order(labels) if utilities is None else baselines.utility_order(utilities[: len(test)], labels)
   rankings = {
-    "upstream": baselines.upstream_order(labels),
-    "random": baselines.random_order(labels, seed),
-    "oracle": oracle,
-    "popularity": baselines.popularity_order(test, catalogue, ItemCounts.fit(log, catalogue)),
-    "last_transition": baselines.last_transition_order(test, catalogue, TransitionCounts.fit(log, catalogue)),
-    "lambdamart": baselines.lambdamart_order(lambdamart, features["test"], labels),
+    "upstream": baselines.upstream_ranking(labels),
+    "random": baselines.random_ranking(labels, stage.seed),
+    "oracle": baselines.ideal_ranking(labels) if utilities is None else baselines.utility_ranking(utilities[: len(test)], labels),
+    "popularity": baselines.popularity_ranking(test, catalogue, ItemCounts.fit(stage.log, catalogue)),
+    "last_transition": baselines.last_transition_ranking(test, catalogue, TransitionCounts.fit(stage.log, catalogue)),
+    "lambdamart": baselines.lambdamart_ranking(lambdamart, features["test"], labels),
   }
-  return {name: Order.of(ranking) for name, ranking in rankings.items()}
+  return {name: RankerAnswers.of(ranking) for name, ranking in rankings.items()}
 
 
-def _make_ranker(run, decoder, context, style, max_new_tokens):
-  """`rank(params, slates, shown, on_progress) -> RankedSlates` by greedy answers in one style, compiled once for all policies."""
-  generate = make_generate(
-    decoder,
-    group=1,
-    max_new_tokens=max_new_tokens,
-    eos_id=context.vocabulary.eos_id,
-    pad_id=context.vocabulary.pad_id,
-    constraint=slate_constraint(run, context.vocabulary, style),
-  )
-  batch_size, key = run.config.evaluation.batch_size, stage_key(run, "evaluation")
-
-  def rank(params, slates, shown, on_progress, histories=None):
-    return rank_slates(
-      generate, params, slates, shown, context, style, batch_size=batch_size, key=key, on_progress=on_progress, histories=histories
-    )
-
-  return rank
-
-
-def _make_scorer(run, decoder, context, style):
-  """The same by one-pass scores."""
-  score = make_score(decoder, context.vocabulary, style, slate_constraint(run, context.vocabulary, style))
-
-  def rank(params, slates, shown, on_progress):
-    batch_size = run.config.evaluation.batch_size
-    return rank_by_scores(score, params, slates, shown, context, style, batch_size=batch_size, on_progress=on_progress)
-
-  return rank
-
-
-def _direct_orders(run, decoder, test, context, progress, stop):
-  """Answers without reasoning: of the SFT policy that never saw any, and of the direct policy, with the latter's one-pass scores."""
-  style = direct_style(run)
-  answer = _make_ranker(run, decoder, context, style, most_new_tokens(run, test, context.vocabulary, style))
+def _policy_rankers(stage: StageContext, policies: Sequence[PolicyRecord], test: Sequence[Slate]) -> dict[str, RankerAnswers]:
+  """Every policy of the run, asked in each way that its record names; one program for all policies of a depth and mode."""
+  make_rank = functools.cache(lambda layers, mode: _make_rank(stage, _decoder(stage, layers), mode, test))
   rankers = {}
-  if run.config.sft.without_reasoning:
-    rankers["sft_direct"] = (load_params(decoder, stage_checkpoints(run, "sft", "without_reasoning"), run_mesh(run)), answer)
-  if run.config.direct.steps:
-    direct = load_policy(run, "direct", decoder)
-    rankers["direct"] = (direct, answer)
-    if style.answer == "compact":
-      rankers["direct_scores"] = (direct, _make_scorer(run, decoder, context, style))
-  return {name: _policy_order(run, name, *ranker, test, context, progress, stop) for name, ranker in rankers.items()}
+  for policy in policies:
+    params = load_policy(stage.run, policy, stage.prompts, stage.mesh).params
+    for ranker in policy.rankers:
+      rankers[ranker.name] = _measure(stage, ranker.name, params, make_rank(policy.layers, ranker.mode), test)
+  return rankers
 
 
-def _pruned_order(run, decoder, test, context, progress, stop):
-  """Answers of the pruned policy, in the way of the one that was pruned."""
-  style, decoder = pruned_style(run), prune_decoder(decoder, run.config.prune.layers)
-  answer = _make_ranker(run, decoder, context, style, most_new_tokens(run, test, context.vocabulary, style))
-  params = load_params(decoder, policy_checkpoints(run, "prune"), run_mesh(run))
-  return _policy_order(run, "pruned", params, answer, test, context, progress, stop)
+def _decoder(stage: StageContext, layers: int | None) -> Decoder:
+  return stage.decoder if layers is None else prune_decoder(stage.decoder, layers)
 
 
-def _compressed_orders(run, decoder, context, style, full, reason, test, progress, stop):
-  """The policy on compressed histories; with any, also its order on full ones, `full`, with the time that their prompts take."""
-  compressed = load_compressed(run, test)
+def _make_rank(stage: StageContext, decoder: Decoder, mode: str, test: Sequence[Slate]) -> RankFn:
+  """Greedy answers in a mode, or one-pass scores, compiled once for all policies."""
+  style, batch_size = style_of_mode(stage.style, mode), stage.options.batch_size
+  if mode == "score":
+    score = make_score(decoder, stage.vocabulary, style, stage.constraint(style))
+    return lambda params, slates, shown, on_progress: rank_by_scores(
+      score, params, slates, shown, stage.prompts, style, batch_size=batch_size, on_progress=on_progress
+    )
+  limit = most_new_tokens(stage.run, test, stage.vocabulary, style)
+  config = RolloutConfig.of(decoder, stage.vocabulary, group=1, max_new_tokens=limit, constraint=stage.constraint(style))
+  generate = make_generate(config)
+
+  def rank(
+    params: Any,
+    slates: Sequence[Slate],
+    shown: Sequence[np.ndarray],
+    on_progress: Callable[[int], None],
+    histories: Sequence[Sequence[int]] | None = None,
+  ) -> RankedSlates:
+    options = {"batch_size": batch_size, "key": stage.key, "on_progress": on_progress, "histories": histories}
+    return rank_slates(generate, params, slates, shown, stage.prompts, style, **options)
+
+  return rank
+
+
+def _compressed_rankers(
+  stage: StageContext, policies: Sequence[PolicyRecord], full: RankerAnswers, test: Sequence[Slate]
+) -> dict[str, RankerAnswers]:
+  """The RL policy on compressed histories; with any, also its answers on full ones, `full`, with the time that their prompts take."""
+  compressed = load_compressed(stage.run, test)
   if not compressed:
     return {}
-  params, orders = load_policy(run, "rl", decoder), {FULL: full}
+  record = next(policy for policy in policies if policy.rankers[0].name == POLICY)
+  params, rank = load_policy(stage.run, record, stage.prompts, stage.mesh).params, _make_rank(stage, stage.decoder, record.mode, test)
+  rankers = {POLICY: full}
   for variant, of in compressed.items():
-    name, rank = COMPRESSED + variant, functools.partial(reason, histories=of.histories)
-    orders[name] = _policy_order(run, name, params | of.memory, rank, test, context, progress, stop)
-  read = {FULL: FULL_HISTORIES} | {COMPRESSED + variant: of for variant, of in compressed.items()}
-  prefill_ms = time_prefill(decoder, params, test, context, style, read, batch_size=run.config.evaluation.batch_size)
-  return {name: dataclasses.replace(order, cost=order.cost | {"prefill_ms": prefill_ms[name]}) for name, order in orders.items()}
+    name = COMPRESSED + variant
+    rankers[name] = _measure(stage, name, params | of.memory, functools.partial(rank, histories=of.histories), test)
+  read = {POLICY: FULL_HISTORIES} | {COMPRESSED + variant: of for variant, of in compressed.items()}
+  prefill_ms = time_prefill(stage.decoder, params, test, stage.prompts, stage.style, read, batch_size=stage.options.batch_size)
+  return {name: dataclasses.replace(of, cost={**(of.cost or {}), "prefill_ms": prefill_ms[name]}) for name, of in rankers.items()}
 
 
-def _find_hard_slates(run, order, labels):
+def _find_hard_slates(stage: StageContext, answers: RankerAnswers, labels: np.ndarray) -> np.ndarray:
   """Slates `[n]` whose target SFT without reasoning does not put first: those on which reasoning has work to do.
 
   Which slates they are stands in `hard_slates.json`. The policy that chooses them shares only mid-training with those compared.
   """
-  first = order.answers["upstream"].rankings[:, 0]
+  first = answers.answers["upstream"].rankings[:, 0]
   hard = (first < 0) | (np.take_along_axis(labels, np.maximum(first, 0)[:, None], axis=1)[:, 0] <= 0)
   report = {
     "policy": "SFT on the answers of the traces, without their reasoning (sft/without_reasoning)",
@@ -206,39 +180,38 @@ def _find_hard_slates(run, order, labels):
     "of": len(hard),
     "indices": np.flatnonzero(hard).tolist(),
   }
-  if run.main:
-    write_json(run.path("evaluation", "hard_slates.json"), report)
+  if stage.run.main:
+    write_json(stage.path("hard_slates.json"), report)
   return hard
 
 
-def _policy_order(run, name, params, rank, slates, context, progress, stop):
+def _measure(stage: StageContext, name: str, params: Any, rank: RankFn, slates: Sequence[Slate]) -> RankerAnswers:
   """Answers in the upstream presentation and in shuffled ones; the first presentation is timed after its compilation."""
-  options = run.config.evaluation
-  presentations = {"upstream": ("upstream", 0)} | {f"shuffled_{i + 1}": ("shuffled", i) for i in range(options.shuffles)}
+  presentations = {"upstream": ("upstream", 0)} | {f"shuffled_{i + 1}": ("shuffled", i) for i in range(stage.options.shuffles)}
   width = max(len(slate.candidates) for slate in slates)
   answers, cost = {}, None
-  with progress.task(f"evaluation: {name}", len(presentations) * len(slates), "slates") as task:
+  with stage.task(f"evaluation: {name}", len(presentations) * len(slates), "slates") as task:
+    report = stage.on_progress(task)
     for number, (presentation, (mode, index)) in enumerate(presentations.items()):
-      shown = [present(len(s.candidates), mode, (run.config.seed, i, index)) for i, s in enumerate(slates)]
-
-      def on_progress(done, number=number):
-        task.update(number * len(slates) + done)
-        stop.check()
-
+      shown = [present(len(slate.candidates), mode, (stage.seed, i, index)) for i, slate in enumerate(slates)]
       began = time.perf_counter()
-      ranked = rank(params, slates, shown, on_progress)
+      ranked = rank(params, slates, shown, functools.partial(_report_after, report, number * len(slates)))
       seconds = time.perf_counter() - began
       answers[presentation] = Answers(ranked.rankings, pad_shown(shown, width), ranked.errors)
       if cost is None:
         cost = {"prompt_tokens": float(ranked.prompt_tokens.mean()), "completion_tokens": float(ranked.completion_tokens.mean())}
-        if run.main:
-          _write_answers(run.path("evaluation", f"answers_{name}.jsonl"), slates, ranked, context.vocabulary)
+        if stage.run.main:
+          _write_answers(stage.path(f"answers_{name}.jsonl"), slates, ranked, stage.vocabulary)
       else:
         cost["ms_per_slate"] = 1000 * seconds / len(slates)
-  return Order(answers, cost)
+  return RankerAnswers(answers, cost)
 
 
-def _write_answers(path, slates, ranked, vocabulary):
+def _report_after(report: Callable[[int], None], before: int, done: int) -> None:
+  report(before + done)
+
+
+def _write_answers(path: pathlib.Path, slates: Sequence[Slate], ranked: RankedSlates, vocabulary: Vocabulary) -> None:
   """One line a slate, in the upstream presentation: the request, the order answered (ids, or null and the error kind), and the text."""
   with path.open("w", encoding="utf-8") as file:
     for slate, ranking, error, completion in zip(slates, ranked.rankings, ranked.errors, ranked.completions, strict=True):
@@ -253,3 +226,21 @@ def _write_answers(path, slates, ranked, vocabulary):
         "completion": vocabulary.decode(completion),
       }
       file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def check(config: ConfigDict) -> None:
+  """The gain of NDCG, and how many slates."""
+  check_choice(config, "evaluation.gain", ("exponential", "linear"))
+  check_at_least_one(config, "evaluation.max_slates", "evaluation.batch_size", "evaluation.resamples")
+
+
+STAGE = Stage(
+  "evaluation",
+  run,
+  reads=("seed", "model", "mesh", "prompt", "decoding", "evaluation"),
+  inputs=("data", "tokenize", "slates", "rl"),
+  uses=("compress",),
+  uses_policies=True,
+  format=4,  # titles, weights
+  check=check,
+)

@@ -47,7 +47,8 @@ def collect_groups(
   go on until the last of them is full: a decision that they take alike, from the counts that `gather` (array -> the arrays of all
   processes, stacked) brings together.
 
-  Metrics: those of the judgements; `filled_fraction` and `surplus_fraction` of this process's batch; `rounds`; and over everything rolled out, by all processes,
+  Metrics: those of the judgements; `filled_fraction` and `surplus_fraction` of this process's batch; `rounds`; and over everything
+  rolled out, by all processes,
   `kept_fraction`, `all_invalid_fraction` and `all_equal_fraction` (groups without a signal, with no valid answer, or with some, of equal
   reward), `valid_rate`, `reward`, `truncated_rate`, `completion_length`, `sampling_entropy` and `occupancy` (the share of rows x decoding
   steps that wrote a token). Groups of one, and of a slate whose order cannot matter (no positives, or nothing else), are among the equal
@@ -92,7 +93,9 @@ def collect_groups(
 
 
 @functools.partial(jax.jit, static_argnames="mask_truncated")
-def _form_groups(rollout: Rollout, judgement: Judgement, mask_truncated: bool) -> tuple[GroupBatch, dict[str, Metric]]:
+def _form_groups(
+  rollout: Rollout, judgement: Judgement, weights: jax.Array | None, mask_truncated: bool
+) -> tuple[GroupBatch, dict[str, Metric]]:
   """One round's groups, and its counts."""
   learnt = rollout.finished[..., None] if mask_truncated else True
   batch = GroupBatch(

@@ -1,6 +1,6 @@
 """Group rollouts: every prompt is computed once, and its completions are decoded in one loop on the device.
 
-A prompt that is being answered holds a lane of the decoder, with its keys and values and a few rows of the decoder's batch, through which its G
+A prompt that is being answered holds a lane, with its keys and values and a few rows of the decoder's batch, through which its G
 completions pass one after another. With as many rows as completions all start together; with fewer, a row that draws EOS goes on with the
 next one, so that a long completion keeps one row waiting and not all of them. Rows of a lane are neighbours, as the shared prefix asks for.
 """

@@ -22,7 +22,7 @@ def make_answer_loss(decoder: Decoder, constraint: SlateConstraint | None) -> Lo
   """Mean negative log-likelihood of the tokens of given answers: SFT without reasoning.
 
   Batch: `prompts, prompt_mask [P, Lp]` of a direct style; `completions, completion_mask [P, G, Lc]`, Lc being the limit under which they
-  were sampled; `weights [P]` of their slates. With the `constraint` of the rollout, probabilities are over the legal tokens, here and below.
+  were sampled; `weights [P]` of their slates. With the rollout's `constraint` probabilities are over the legal tokens, here and below.
   """
 
   def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, Metric]]:

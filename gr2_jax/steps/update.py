@@ -29,7 +29,7 @@ def make_update(
   their gradients are added. What a part must know of all parts, such as the loss's denominator, comes from
   `whole_batch(step, batch)`, whose arrays go to `loss_fn` by name. A step whose loss or gradient is not finite changes nothing.
 
-  Metrics: those of the loss, `grad_norm`, `skipped`. Compile it by `training.mesh.jit_update`, which donates the state and sets the shardings.
+  Metrics: those of the loss, `grad_norm`, `skipped`. Compile it by `training.mesh.jit_update`, which donates the state and shards it.
   """
   gradient = jax.grad(loss_fn, has_aux=True)
 
@@ -83,7 +83,7 @@ def join_parts(x: jax.Array) -> jax.Array:
 
 
 def only_rows(optimizer: optax.GradientTransformation, first: int) -> optax.GradientTransformation:
-  """The same optimizer, whose updates are 0 everywhere but in the rows from `first` on of the token tables (input, and output where untied).
+  """The same optimizer, whose updates are 0 but in the rows from `first` on of the token tables (input, and output where untied).
 
   The token warm-up stage, in which the backbone must not follow rows that are still noise (OneRec-Think, arXiv 2510.11639).
   """

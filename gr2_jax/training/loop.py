@@ -77,9 +77,9 @@ def fit(
 
   `state`: where a run that has no checkpoint yet begins; its shapes and shardings are those to restore to.
   `step(state) -> StepResult`: may roll out with the state; everything that it draws must follow from `position` and `state.step`, then a
-  resumed run equals an uninterrupted one bit for bit. The metrics that it drew are added up over processes: each is of this process's share,
-  or the same in all of them, which changes no mean. Its update passes through `guard.skip_if_not_finite`, whose metric `skipped` is watched
-  here.
+  resumed run equals an uninterrupted one bit for bit. The metrics that it drew are added up over processes: each is of this process's
+  share, or the same in all of them, which changes no mean. Its update passes through `guard.skip_if_not_finite`, whose metric `skipped` is
+  watched here.
   `max_skips`: steps in a row with a skipped update after which the run stops.
   `on_step(step, state)`: called after each step with the number of steps done.
   Metrics stay on the device until they are logged or saved, so the host never waits for a step.
