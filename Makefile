@@ -24,7 +24,7 @@ test-aot: $(VENV)/installed-aot
 	$(BIN)/python -m pytest -q -m aot
 
 lint: $(VENV)/installed
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy
 
 # The peers live in an environment of their own, so that none of them decides which versions the package runs with. Big ones come only
 # with the suite that names them in experiments/benchmarks/SUITE.txt.

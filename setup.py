@@ -1,5 +1,6 @@
 """Packaging; the version ranges hold jax 0.10 on Python 3.11 and jax 0.11 and 0.12 on Python 3.12 and later."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -9,7 +10,7 @@ SERVING = ["fastapi>=0.115", "uvicorn>=0.30", "prometheus_client>=0.20"]
 
 setup(
   name="gr2_jax",
-  version="0.1.0",
+  version=re.search(r'__version__ = "(.+)"', Path("gr2_jax/__init__.py").read_text(encoding="utf-8"))[1],
   description="Generative Reasoning Re-Ranker in JAX: semantic IDs, mid-training, reasoning distillation and RL for slates",
   long_description=Path("README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
@@ -45,6 +46,7 @@ setup(
       "rax>=0.4",
       "ruff>=0.6",
       "import-linter>=2",
+      "mypy>=1.10",
       "nbformat>=5",
       "nbclient>=0.10",
       "ipykernel>=6",

@@ -4,17 +4,14 @@ import dataclasses
 
 from ml_collections import ConfigDict, config_dict
 
-from gr2_jax.data.market import MarketConfig
-from gr2_jax.language.midtrain_tasks import Mixture
-from gr2_jax.language.prompts import PromptStyle
-from gr2_jax.models.ctr import CtrConfig
-from gr2_jax.objectives.distillation import DistillationConfig
-from gr2_jax.objectives.policy import DAPO, PolicyLossConfig
-from gr2_jax.rewards.verifiable import RewardConfig
-from gr2_jax.semantic_ids.rqvae import RqVaeConfig
-from gr2_jax.teachers.chat import ChatConfig
-from gr2_jax.teachers.scripted import TeacherWeights
-from gr2_jax.training.state import OptimizerConfig
+from gr2_jax.data import MarketConfig
+from gr2_jax.language import Mixture, PromptStyle
+from gr2_jax.models import CtrConfig
+from gr2_jax.objectives import DAPO, DistillationConfig, PolicyLossConfig
+from gr2_jax.rewards import RewardConfig
+from gr2_jax.semantic_ids import RqVaeConfig
+from gr2_jax.teachers import ChatConfig, TeacherWeights
+from gr2_jax.training import OptimizerConfig
 
 GRPO = PolicyLossConfig(aggregation="sequence_mean", clip_high=0.2)  # arXiv 2402.03300
 

@@ -1,0 +1,30 @@
+"""Losses and advantages, as sums that stay exact over microbatches and devices.
+
+>>> import jax.numpy as jnp
+>>> from gr2_jax.objectives import DAPO, group_advantages, policy_loss
+>>> advantages, keep = group_advantages(jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0]]))
+>>> advantages.tolist(), keep.tolist()
+([[1.0, -1.0]], [True])
+>>> logps = jnp.log(jnp.full((1, 2, 3), 0.5))
+>>> loss = policy_loss(logps, logps, advantages, jnp.ones((1, 2, 3)), DAPO)
+>>> float(loss.loss_sum), float(loss.denominator)
+(0.0, 6.0)
+"""
+
+from gr2_jax.objectives.advantages import group_advantages
+from gr2_jax.objectives.distillation import DistillationConfig, reverse_kl
+from gr2_jax.objectives.listwise import listwise_cross_entropy
+from gr2_jax.objectives.policy import DAPO, PolicyLossConfig, policy_loss
+from gr2_jax.objectives.token_loss import parts_cross_entropy, token_log_probs
+
+__all__ = [
+  "DAPO",
+  "DistillationConfig",
+  "PolicyLossConfig",
+  "group_advantages",
+  "listwise_cross_entropy",
+  "parts_cross_entropy",
+  "policy_loss",
+  "reverse_kl",
+  "token_log_probs",
+]

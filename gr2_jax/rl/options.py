@@ -18,8 +18,8 @@ class RolloutOptions:
   """How a policy is asked: `prompts` slates a round over all processes, `group` completions each, of at most `max_new_tokens` tokens.
 
   `presentation`: candidates are shown in the upstream order, or shuffled anew for every prompt. `decode_prompts`: prompts decoded at
-  a time, and `decode_rows`: rows for the completions of each (None: all at once). Below all, rows whose answer has ended take the next one: worth
-  it where the metric `occupancy` is low, because answers differ in length. Raises ValueError for values that cannot hold.
+  a time, and `decode_rows`: rows for the completions of each (None: all at once). Below all, rows whose answer has ended take the next
+  one: worth it where the metric `occupancy` is low, because answers differ in length. Raises ValueError for values that cannot hold.
   """
 
   prompts: int = 16
