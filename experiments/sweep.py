@@ -19,10 +19,11 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict
 
+import experiments.run  # noqa: F401 (defines --config, --workdir and --stages)
 from experiments.check import check_values
 from experiments.exit_code import exit_code_of
 from experiments.flags import NAME, check_overrides, load_config, load_module, parse_flags
-from experiments.run import choose_stages, run_stages
+from experiments.pipeline import choose_stages, run_stages
 from experiments.stages import load_stages
 from gr2_jax.errors import ConfigError
 from gr2_jax.runs.run import Run, RunError, begin_run
@@ -30,7 +31,6 @@ from gr2_jax.runs.stages import NeededStage, check_stages, is_finished, take_ove
 from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.progress import Progress, format_seconds
 
-# experiments.run defines --config, --workdir and --stages.
 _ONLY = flags.DEFINE_list("only", None, "variants to run (all)")
 _SEEDS = flags.DEFINE_list("seeds", None, "seeds to run (those of the ablation)")
 
