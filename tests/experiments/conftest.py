@@ -8,10 +8,11 @@ import jax
 import pytest
 from small_runs import ROOT, UNUSUAL, edit_line, write_dataset
 
+from experiments import check
 from experiments.flags import load_config
-from experiments.run import execute
+from experiments.pipeline import execute
 from gr2_jax.data.market import MarketConfig, make_market
-from gr2_jax.runs import artifacts
+from gr2_jax.runs import context as stage_context
 from gr2_jax.training import mesh as training_mesh
 from gr2_jax.training.mesh import make_mesh
 
@@ -42,7 +43,7 @@ def in_process(compiled):
   def context():
     with pytest.MonkeyPatch.context() as patch:
       # The tests' eight devices would each want a share of batches of two.
-      for module in (artifacts, training_mesh):
+      for module in (stage_context, check, training_mesh):
         patch.setattr(module, "make_mesh", one_device_mesh)
       patch.setattr(jax, "clear_caches", lambda: None)  # other tests would compile all over again
       saved = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")}

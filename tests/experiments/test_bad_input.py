@@ -2,18 +2,16 @@
 
 import json
 import shutil
-import sys
-import types
 
 import numpy as np
 import pytest
 from small_runs import UNUSUAL, continue_from, edit_line, hash_files, tiny_config
 
-from experiments.run import execute
+from experiments.pipeline import execute
 from gr2_jax.data.jsonl import read_interactions, read_items, read_slates
 from gr2_jax.evaluation.results import ResultsError
-from gr2_jax.runs.run import Stage
-from gr2_jax.steps.rl import NoSignalError
+from gr2_jax.rl.stop import NoSignalError
+from gr2_jax.runs.stages import Stage
 from gr2_jax.training.checkpoints import CheckpointError
 from gr2_jax.training.guard import DivergedError
 
@@ -140,12 +138,11 @@ def test_slates_longer_than_answers_can_name(dataset, run_here, tmp_path, capsys
 
 
 @pytest.mark.parametrize("error", [CheckpointError, DivergedError, NoSignalError, ResultsError])
-def test_what_a_stage_refuses_to_go_on_with_is_one_line(error, tmp_path, capsys, monkeypatch):
-  def run(config, run, progress, stop):
+def test_what_a_stage_refuses_to_go_on_with_is_one_line(error, tmp_path, capsys):
+  def run(context):
     raise error("what, where, and what to do")
 
-  monkeypatch.setitem(sys.modules, "toy_stage", types.SimpleNamespace(run=run))
-  stage = Stage("data", "toy_stage", reads=("seed",))
+  stage = Stage("data", run, reads=("seed",))
   assert execute(tiny_config(), str(tmp_path / "run"), None, [], [stage]) == 1
   assert capsys.readouterr().err == "ERROR: what, where, and what to do\n"
 
@@ -189,7 +186,7 @@ def test_a_learning_rate_that_diverges(tiny_run, run_here, tmp_path, capsys):
   assert "lower the learning rate or clip_norm" in error
   batch = run / "sft" / "skipped_step3_process0.npz"
   assert str(batch) in error
-  assert set(np.load(batch)) == {"tokens", "positions", "segment_ids", "parts"}
+  assert set(np.load(batch)) == {"tokens", "positions", "segment_ids", "parts", "weights"}
   lines = read_json_lines(run / "metrics" / "sft.jsonl")
   assert [(line["step"], line["skipped"], "loss" in line) for line in lines] == [(1, 0, True), (2, 0, True), (3, 1, False)]
 

@@ -10,7 +10,9 @@ from small_runs import continue_from, tiny_config
 
 from experiments.stages.direct import append_reasoning
 from gr2_jax.data.jsonl import read_slates
-from gr2_jax.runs import load
+from gr2_jax.runs.load import load_policy
+from gr2_jax.runs.policies import find_policy
+from gr2_jax.runs.run import Run
 from gr2_jax.serving.request import Request
 from gr2_jax.serving.reranker import Options, Reranker
 from gr2_jax.training.mesh import make_mesh
@@ -36,7 +38,7 @@ def metrics(run, stage):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_a_direct_policy(method, tiny_run, run_here, tmp_path):
-  config = tiny_config(direct__steps=2, **METHODS[method])
+  config = tiny_config(direct__enabled=True, **METHODS[method])
   run = continue_from(tiny_run, tmp_path / "run", config, BEFORE)
   assert run_here(config, run, ["direct"]) == 0
   lines = metrics(run, "direct")
@@ -50,7 +52,9 @@ def test_every_method_trains_a_direct_policy(method, tiny_run, run_here, tmp_pat
 
 @pytest.mark.slow
 def test_the_card_tells_of_direct_answers_scores_and_pruning(tiny_run, run_here, tmp_path):
-  config = tiny_config(sft__without_reasoning=True, direct__steps=1, direct__method="distil", prune__layers=1, prune__steps=1)
+  config = tiny_config(
+    sft__without_reasoning=True, direct__enabled=True, direct__steps=1, direct__method="distil", prune__enabled=True, prune__steps=1
+  )
   run = continue_from(tiny_run, tmp_path / "run", config, BEFORE[:5])
   assert run_here(config, run, ["sft", "rl", "direct", "prune", "evaluation"]) == 0
 
@@ -92,8 +96,8 @@ def check_served(run):
   requests = [Request(slate.history, slate.candidates, timestamp=slate.timestamp) for slate in slates]
   assert [list(ranking.order) for ranking in reranker.rank_batch(requests)] == [of["order"] for of in asked]
   assert Reranker.load(run, stage="direct").options.mode == "direct"
-  saved = load.SavedRun.open(run)
-  pruned = load.load_policy(saved, "prune", reranker.context, make_mesh(devices=jax.devices()[:1]))
+  saved = Run.open(run)
+  pruned = load_policy(saved, find_policy(saved, "prune"), reranker.context, make_mesh(devices=jax.devices()[:1]))
   assert pruned.decoder.config.num_layers == 1 and len(jax.tree.leaves(pruned.params["layers"])[0]) == 1
   assert Reranker.of_policy(pruned).options.mode == "reason"
 

@@ -20,7 +20,7 @@ def lint_imports(where):
   return run([sys.executable, "-c", code], where)
 
 
-def test_a_room_imports_only_from_the_rooms_below_it():
+def test_a_package_imports_only_from_packages_below_it():
   code, told = lint_imports(ROOT)
   assert code == 0, told
   assert "1 kept, 0 broken" in told

@@ -13,12 +13,12 @@ from rich.console import Console
 from small_runs import continue_from, tiny_config
 from test_pipeline import final_state, lines_without_time, read_json
 
-from experiments.stages import opd
-from gr2_jax.language.vocabulary import Vocabulary
+from gr2_jax.runs import policy_training
+from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.run import Run
 from gr2_jax.runs.teacher import load_teacher
 from gr2_jax.semantic_ids.table import SemanticIDTable
-from gr2_jax.training.mesh import make_mesh
+from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.progress import Progress
 
 DONE = ("data", "tokenize", "midtrain", "slates")  # as in the teacher's run, of the same size here
@@ -64,19 +64,14 @@ def test_the_run_leaves_out_traces_and_sft_and_evaluates_the_distilled_policy(fi
 def test_a_stopped_distillation_ends_as_if_it_had_never_stopped(finished, tiny_run, run_here, tmp_path, monkeypatch, capsys):
   config = opd_config(tiny_run)
   run = continue_from(tiny_run, tmp_path / "run", config, DONE)
-  make_get_batch = opd.make_get_batch
+  real_step = policy_training.rl_step
 
-  def stopping(*args):
-    get_batch = make_get_batch(*args)
+  def stop_at_the_second_step(state, *of):
+    if int(state.step) == 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return real_step(state, *of)
 
-    def stop_at_the_second_step(state):
-      if int(state.step) == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
-      return get_batch(state)
-
-    return stop_at_the_second_step
-
-  monkeypatch.setattr(opd, "make_get_batch", stopping)
+  monkeypatch.setattr(policy_training, "rl_step", stop_at_the_second_step)
   assert run_here(config, run, ["opd"]) == 143
   assert not (run / "opd" / "done.json").exists() and (run / "opd" / "checkpoints" / "2").exists()
   monkeypatch.undo()
@@ -104,15 +99,16 @@ def test_a_teacher_with_other_semantic_ids_is_refused_and_can_be_exchanged(teach
   assert not (run / "opd" / "started.json").exists()
 
 
-def test_a_teacher_that_was_trained_on_other_prompts_is_told(teacher, tiny_run):
+def test_a_teacher_that_was_trained_on_other_prompts_is_told(teacher, tiny_run, in_process):
   config = json.loads((teacher / "config.json").read_text())
   config["prompt"]["max_history"] = 7
   (teacher / "config.json").write_text(json.dumps(config))
-  run, told = Run(tiny_run, opd_config(teacher)), io.StringIO()
-  vocabulary = Vocabulary.load(tiny_run / "tokenize" / "vocabulary")
-  decoder, params = load_teacher(run, vocabulary, make_mesh(devices=jax.devices()[:1]), Progress(Console(file=told, width=200)))
+  told = io.StringIO()
+  stage = StageContext(Run(tiny_run, opd_config(teacher)), "opd", Progress(Console(file=told, width=200)), StopSignal())
+  with in_process():
+    decoder, params = load_teacher(stage)
   assert "opd: the teacher was trained otherwise, prompt.max_history: 7 -> 12" in told.getvalue()
-  assert params["embedding"].shape == (vocabulary.size, decoder.config.width)
+  assert params["embedding"].shape == (stage.vocabulary.size, decoder.config.width)
 
 
 def test_a_teacher_that_is_not_there_is_told_before_the_run_begins(run_here, tmp_path, capsys):

@@ -4,17 +4,17 @@ import json
 import os
 import pathlib
 import signal
-import sys
-import types
 
 import pytest
 from small_runs import ROOT, continue_from, hash_files
 
 from experiments import sweep
 from experiments.flags import load_module
-from experiments.run import STAGES, choose_stages
+from experiments.pipeline import choose_stages
+from experiments.stages import load_stages
 from gr2_jax.errors import ConfigError
-from gr2_jax.runs.run import Stage, read_config
+from gr2_jax.runs.run import Run
+from gr2_jax.runs.stages import Stage
 
 ABLATION = str(ROOT / "configs" / "ablations" / "reward_hacking.py")
 PRIOR = str(ROOT / "configs" / "ablations" / "prior.py")
@@ -59,7 +59,7 @@ def test_the_prior_ablation_gives_each_student_the_teacher_of_its_seed(in_proces
   asked |= {name for teacher, students in load_module(PRIOR).SHARES.items() for name in (teacher, *students)}
   for name in asked:
     variant, order = name.split("/")
-    stages = {stage.name for stage in choose_stages(None, STAGES, configs[variant][0])}
+    stages = {stage.name for stage in choose_stages(None, load_stages(), configs[variant][0])}
     assert order in {"upstream", "policy", *stages}, name
 
 
@@ -78,7 +78,7 @@ def write_ablation(folder, variants, seeds=(0, 1)):
   [
     ({"rl.stepz": 3}, r"variant b: --config\.rl\.stepz: config\.rl has no key 'stepz'; did you mean steps"),
     ({"rl.steps": "many"}, r"variant b: --config\.rl\.steps: expected int"),
-    ({"rl.reward.condition": "v3"}, r"variant b: --config\.rl\.reward: .*v3"),
+    ({"rl.reward.condition": "v3"}, r"variant b: --config\.rl: .*v3"),
   ],
 )
 def test_a_wrong_variant_is_named_before_anything_starts(in_process, tmp_path, capsys, changes, message):
@@ -108,7 +108,6 @@ def test_wrong_flags(tmp_path, capsys):
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
   """`toy(...)` runs a sweep of variants a, b over seeds 0, 1; `toy.calls` lists (stage, seed, rl.steps), `toy.hook` is called in each."""
-  stages = (Stage("data", "toy_data", reads=("seed", "data")), Stage("rl", "toy_rl", reads=("seed", "rl"), inputs=("data",)))
   path = write_ablation(tmp_path, {"a": {"rl.steps": 3}, "b": {"rl.steps": 4}})
 
   def go(seeds=None):
@@ -116,18 +115,14 @@ def toy(tmp_path, monkeypatch):
 
   go.calls, go.hook, go.folder = [], lambda call: None, tmp_path / "sweep"
 
-  def stage(name):
-    def run(config, run, progress, stop):
-      go.calls.append((name, config.seed, config.rl.steps))
-      go.hook(go.calls[-1])
-      stop.check()
-      run.path(name, "out.txt").write_text(name)
+  def run(context):
+    go.calls.append((context.name, context.seed, context.config.rl.steps))
+    go.hook(go.calls[-1])
+    context.stop.check()
+    context.path("out.txt").write_text(context.name)
 
-    return types.SimpleNamespace(run=run)
-
-  for name in ("data", "rl"):
-    monkeypatch.setitem(sys.modules, f"toy_{name}", stage(name))
-  monkeypatch.setattr(sweep, "STAGES", stages)
+  stages = (Stage("data", run, reads=("seed", "data")), Stage("rl", run, reads=("seed", "rl"), inputs=("data",)))
+  monkeypatch.setattr(sweep, "load_stages", lambda: stages)
   monkeypatch.setattr(sweep, "check_values", lambda config: None)
   monkeypatch.setattr(sweep, "_write_results", lambda *args: None)
   monkeypatch.setattr(sweep, "_share_compiled", lambda folder: None)
@@ -159,8 +154,8 @@ def test_a_stopped_sweep_goes_on(toy, capsys):
 
 
 def test_a_teacher_must_be_a_variant_before_its_students(tmp_path, monkeypatch, capsys):
-  stages = (Stage("data", "toy_data", reads=("seed",), runs=(("opd.teacher_run", "opd.teacher_stage"),)),)
-  monkeypatch.setattr(sweep, "STAGES", stages)
+  stages = (Stage("data", lambda context: None, reads=("seed",), runs=(("opd.teacher_run", "opd.teacher_stage"),)),)
+  monkeypatch.setattr(sweep, "load_stages", lambda: stages)
   monkeypatch.setattr(sweep, "check_values", lambda config: None)
   path = write_ablation(tmp_path, {"b": {"opd.teacher_run": "run:a"}, "a": {"opd.teacher_run": "elsewhere"}}, seeds=(0,))
   assert sweep.execute(f"{path}:tiny", str(tmp_path / "sweep"), []) == 1
@@ -185,7 +180,9 @@ def test_the_tiny_ablation_ends_in_one_table(tiny_run, in_process, tmp_path, cap
   with in_process():
     _, configs = plan(f"{ABLATION}:tiny", only=variants, seeds=["0"])
     # Up to SFT it is the quickstart's tiny run.
-    first = continue_from(tiny_run, tmp_path / "naive_upstream" / "seed_0", configs["naive_upstream"][0], [s.name for s in STAGES[:6]])
+    first = continue_from(
+      tiny_run, tmp_path / "naive_upstream" / "seed_0", configs["naive_upstream"][0], [s.name for s in load_stages()[:6]]
+    )
     command = ["python", "-m", "experiments.sweep"]
     assert sweep.execute(f"{ABLATION}:tiny", str(tmp_path), command, only=variants, seeds=["0"]) == 0
     second = tmp_path / "relative_shuffled" / "seed_0"
@@ -193,7 +190,7 @@ def test_the_tiny_ablation_ends_in_one_table(tiny_run, in_process, tmp_path, cap
     assert f"sft: the same as in {first}, linked" in told and "policies after RL" in told
     assert (second / "sft" / "done.json").samefile(first / "sft" / "done.json")
     assert not (second / "rl" / "done.json").samefile(first / "rl" / "done.json")
-    assert read_config(second).rl.reward.condition == "relative"
+    assert Run.open(second).config.rl.reward.condition == "relative"
     result = json.loads((tmp_path / "sweep.json").read_text())
     assert list(result["variants"]) == variants and result["commands"] == ["python -m experiments.sweep"]
     for name, run in (("naive_upstream", first), ("relative_shuffled", second)):

@@ -6,6 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments.stages.tokenize import _train
+from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.run import Run
 from gr2_jax.semantic_ids.rqvae import RqVaeConfig
 from gr2_jax.steps.tokenizer import TokenizerConfig
@@ -29,7 +30,7 @@ def train(folder, stop):
   run = Run(folder, ConfigDict({"seed": 0, "wandb_project": ""}))
   vectors = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
   with stop as signal:
-    return _train(run, vectors, CONFIG, Progress(), signal)
+    return _train(StageContext(run, "tokenize", Progress(), signal), vectors, CONFIG)
 
 
 def test_stopped_training_goes_on(tmp_path):
