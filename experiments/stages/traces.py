@@ -3,11 +3,12 @@
 import numpy as np
 
 from gr2_jax.data.schema import DataError
+from gr2_jax.evidence.patterns import fit_patterns
 from gr2_jax.files import write_json
 from gr2_jax.language.prompts import present
 from gr2_jax.runs.artifacts import load_catalogue, load_context, load_log, load_slates, prompt_style
 from gr2_jax.teachers.sampling import acceptance_by_rank, rejection_traces, targeted_traces, write_traces
-from gr2_jax.teachers.scripted import TeacherWeights, fit_patterns, make_scripted_teacher
+from gr2_jax.teachers.scripted import TeacherWeights, make_scripted_teacher
 
 
 def run(config, run, progress, stop):

@@ -18,7 +18,8 @@ from gr2_jax.data.disk_cache import DiskCache, content_key
 from gr2_jax.data.jsonl import read_interactions, read_items, read_slates
 from gr2_jax.data.schema import Catalogue, DataError, History, Slate
 from gr2_jax.data.splits import Split, leave_one_out
-from gr2_jax.language.prompts import PromptContext, PromptStyle, mine_priming
+from gr2_jax.evidence.patterns import mine_priming
+from gr2_jax.language.prompts import PromptContext, PromptStyle
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
 from gr2_jax.models.pruning import prune_decoder
