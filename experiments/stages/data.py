@@ -73,7 +73,7 @@ def _from_tfds(name, manual_dir):
   items, histories = AmazonReviews2014(config=f"{name}_items"), AmazonReviews2014(config=name)
   for builder in (items, histories):
     prepared.prepare(builder, manual_dir or None)
-  return prepared.load_catalogue(items), prepared.load_histories(histories), {}
+  return prepared.prepared_catalogue(items), prepared.prepared_histories(histories), {}
 
 
 def _from_files(folder, on_error, report):

@@ -120,17 +120,17 @@ def _examples(builder: tfds.core.DatasetBuilder, field: str) -> Iterator[tuple[s
       yield split, example
 
 
-def load_catalogue(builder: tfds.core.DatasetBuilder) -> Catalogue:
+def prepared_catalogue(builder: tfds.core.DatasetBuilder) -> Catalogue:
   """The catalogue of a prepared items config, rows in the order they were written."""
   return Catalogue(tuple(decode_item(example) for _, example in _examples(builder, "title")))
 
 
-def load_histories(builder: tfds.core.DatasetBuilder) -> tuple[History, ...]:
+def prepared_histories(builder: tfds.core.DatasetBuilder) -> tuple[History, ...]:
   """The histories of a prepared interactions config, in the order they were written."""
   return tuple(decode_history(example) for _, example in _examples(builder, "items"))
 
 
-def load_slates(builder: tfds.core.DatasetBuilder) -> dict[str, tuple[Slate, ...]]:
+def prepared_slates(builder: tfds.core.DatasetBuilder) -> dict[str, tuple[Slate, ...]]:
   """Split name → slates of a prepared slates config, in the order they were written."""
   slates: dict[str, list[Slate]] = {}
   for split, example in _examples(builder, "candidates"):

@@ -13,7 +13,7 @@ from gr2_jax.data import schema
 from gr2_jax.evidence.patterns import LATEST_ITEMS, PATTERN_FEATURES, Patterns, pattern_features
 from gr2_jax.language import templates
 from gr2_jax.language.prompts import PromptContext, PromptStyle
-from gr2_jax.teachers.sampling import Proposal, Request, TeacherFn
+from gr2_jax.teachers.sampling import Proposal, TeacherFn, TraceRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +39,13 @@ def make_scripted_teacher(
   """
   vector = np.asarray([getattr(weights or TeacherWeights(), name) for name in PATTERN_FEATURES])
 
-  def teach(requests: Sequence[Request]) -> list[Proposal]:
+  def teach(requests: Sequence[TraceRequest]) -> list[Proposal]:
     return [_propose(request, patterns, context, style, vector) for request in requests]
 
   return teach
 
 
-def _propose(request: Request, patterns: Patterns, context: PromptContext, style: PromptStyle, weights: np.ndarray) -> Proposal:
+def _propose(request: TraceRequest, patterns: Patterns, context: PromptContext, style: PromptStyle, weights: np.ndarray) -> Proposal:
   slate = request.slate
   scores = pattern_features(slate, patterns, context.catalogue) @ weights
   scores = scores + request.temperature * np.random.default_rng(request.key).gumbel(size=len(scores))

@@ -50,8 +50,6 @@ def test_what_comes_after_the_request_changes_nothing():
   other = fit_patterns((*HISTORIES, later), CATALOGUE)
   expected = pattern_features(SLATE, fit_patterns(HISTORIES, CATALOGUE), CATALOGUE)
   np.testing.assert_array_equal(pattern_features(SLATE, other, CATALOGUE), expected)
-    pattern_features(SLATE, fit_patterns(HISTORIES, CATALOGUE), CATALOGUE), pattern_features(SLATE, other, CATALOGUE)
-  )
 
 
 def test_priming_counts_successions_of_different_categories():

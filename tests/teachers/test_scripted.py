@@ -46,7 +46,7 @@ def patterns():
 
 def ask(context, patterns, style, temperature=0.0, target=None, slate=SLATE, key=(0, 0, 0), weights=None):
   teacher = scripted.make_scripted_teacher(patterns, context, style, weights)
-  return teacher([sampling.Request(slate, SHOWN, temperature, key, target)])[0]
+  return teacher([sampling.TraceRequest(slate, SHOWN, temperature, key, target)])[0]
 
 
 def test_no_label_is_seen(context, patterns):
