@@ -1,6 +1,7 @@
 """Stage `data`: whatever the source, the run's own copy of items, interactions and slates in the common form."""
 
 import pathlib
+import shutil
 
 import numpy as np
 
@@ -13,17 +14,12 @@ from gr2_jax.files import write_json
 def run(config, run, progress, stop):
   """Writes `items.jsonl.gz` and `interactions.jsonl.gz`; `slates_SPLIT.jsonl.gz` where the source has slates; a market's utilities."""
   source = config.data.source
-  if source == "synthetic":
-    catalogue, histories, slates = _synthetic(config, run)
-  elif source.startswith("tfds:"):
-    catalogue, histories, slates = _from_tfds(source.removeprefix("tfds:"), config.data.manual_dir)
-  else:
-    report = BadLines()
-    try:
-      catalogue, histories, slates = _from_files(pathlib.Path(source), config.data.on_error, report)
-    finally:  # the list is wanted most when too little is left
-      _write_report(report, run.path("data", "bad_lines.jsonl"), progress)
-  _check_slates(config, slates)
+  try:
+    catalogue, histories, slates = _load(config, run, progress)
+    _check_slates(config, slates)
+  except DataError:  # a stage that refused its input leaves no folder, so that it counts as not begun
+    shutil.rmtree(run.path("data", "tfds"), ignore_errors=True)
+    raise
   write_items(run.path("data", "items.jsonl.gz"), catalogue.items)
   write_interactions(run.path("data", "interactions.jsonl.gz"), histories)
   for split, records in slates.items():
@@ -39,6 +35,20 @@ def run(config, run, progress, stop):
   progress.console.print(
     f"  {counts['items']:,} items, {counts['users']:,} users, {counts['interactions']:,} interactions", highlight=False
   )
+
+
+def _load(config, run, progress):
+  """(catalogue, histories, split name -> slates) of the config's source."""
+  source = config.data.source
+  if source == "synthetic":
+    return _synthetic(config, run)
+  if source.startswith("tfds:"):
+    return _from_tfds(source.removeprefix("tfds:"), config, run)
+  report = BadLines()
+  try:
+    return _from_files(pathlib.Path(source), config.data.on_error, report)
+  finally:  # the list is wanted most when too little is left
+    _write_report(report, run.path("data", "bad_lines.jsonl"), progress)
 
 
 def _check_slates(config, slates):
@@ -63,17 +73,14 @@ def _synthetic(config, run):
   return market.catalogue, market.histories, market.slates
 
 
-def _from_tfds(name, manual_dir):
-  """The public Amazon reviews of 2014; prepared once per machine, in TFDS's own folder."""
-  from gr2_jax.data import prepared
-  from gr2_jax.data.amazon_reviews import AmazonReviews2014
+def _from_tfds(name, config, run):
+  """A source that TFDS prepares; see `gr2_jax.data.sources`."""
+  from gr2_jax.data.sources import load_source
 
-  if name not in AmazonReviews2014.builder_configs or f"{name}_items" not in AmazonReviews2014.builder_configs:
-    raise DataError(f"config.data.source: 'tfds:{name}' is not known; choose tfds:beauty, tfds:sports or tfds:toys")
-  items, histories = AmazonReviews2014(config=f"{name}_items"), AmazonReviews2014(config=name)
-  for builder in (items, histories):
-    prepared.prepare(builder, manual_dir or None)
-  return prepared.prepared_catalogue(items), prepared.prepared_histories(histories), {}
+  if config.data.on_error == "skip":
+    raise DataError("config.data.on_error: 'skip' is for a folder of JSONL files; give that folder as config.data.source")
+  manual_dir = pathlib.Path(config.data.manual_dir) if config.data.manual_dir else None
+  return load_source(name, manual_dir=manual_dir, own_dir=run.path("data", "tfds"))
 
 
 def _from_files(folder, on_error, report):

@@ -3,6 +3,7 @@
 A field that may be unknown is stored as a list of at most one value. Floats are kept to 32 bits, which is what the record format has.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -104,7 +105,7 @@ def decode_slate(example: Example) -> Slate:
   )
 
 
-def prepare(builder: tfds.core.DatasetBuilder, manual_dir: str | None = None) -> None:
+def prepare(builder: tfds.core.DatasetBuilder, manual_dir: str | os.PathLike[str] | None = None) -> None:
   """Writes the builder's data set as `array_record`; one that lies in its `data_dir` already is left as it is."""
   config = tfds.download.DownloadConfig(manual_dir=manual_dir)
   builder.download_and_prepare(download_config=config, file_format="array_record")
