@@ -1,47 +1,59 @@
 """Stage `data`: whatever the source, the run's own copy of items, interactions and slates in the common form."""
 
 import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from experiments.checks import check_choice
 from gr2_jax.data.jsonl import BadLines, read_interactions, read_items, read_slates, write_interactions, write_items, write_slates
 from gr2_jax.data.market import MarketConfig, make_market
-from gr2_jax.data.schema import SPLITS, DataError
+from gr2_jax.data.schema import SPLITS, Catalogue, DataError, History, Slate
 from gr2_jax.files import write_json
+from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.stages import Stage
+
+Records = tuple[Catalogue, Sequence[History], Mapping[str, Sequence[Slate]]]  # the slates by split
 
 
-def run(config, run, progress, stop):
+def run(stage: StageContext) -> None:
   """Writes `items.jsonl.gz` and `interactions.jsonl.gz`; `slates_SPLIT.jsonl.gz` where the source has slates; a market's utilities."""
-  source = config.data.source
-  if source == "synthetic":
-    catalogue, histories, slates = _synthetic(config, run)
-  elif source.startswith("tfds:"):
-    catalogue, histories, slates = _from_tfds(source.removeprefix("tfds:"), config.data.manual_dir)
-  else:
-    report = BadLines()
-    try:
-      catalogue, histories, slates = _from_files(pathlib.Path(source), config.data.on_error, report)
-    finally:  # the list is wanted most when too little is left
-      _write_report(report, run.path("data", "bad_lines.jsonl"), progress)
-  _check_slates(config, slates)
-  write_items(run.path("data", "items.jsonl.gz"), catalogue.items)
-  write_interactions(run.path("data", "interactions.jsonl.gz"), histories)
+  catalogue, histories, slates = _load(stage)
+  _check_slates(stage.config, slates)
+  write_items(stage.path("items.jsonl.gz"), catalogue.items)
+  write_interactions(stage.path("interactions.jsonl.gz"), histories)
   for split, records in slates.items():
-    write_slates(run.path("data", f"slates_{split}.jsonl.gz"), records)
+    write_slates(stage.path(f"slates_{split}.jsonl.gz"), records)
   counts = {
-    "source": source,
+    "source": stage.options.source,
     "items": len(catalogue),
     "users": len(histories),
-    "interactions": sum(len(h.items) for h in histories),
+    "interactions": sum(len(history.items) for history in histories),
     "slates": {split: len(records) for split, records in slates.items()},
   }
-  write_json(run.path("data", "counts.json"), counts)
-  progress.console.print(
-    f"  {counts['items']:,} items, {counts['users']:,} users, {counts['interactions']:,} interactions", highlight=False
-  )
+  write_json(stage.path("counts.json"), counts)
+  stage.say(f"{counts['items']:,} items, {counts['users']:,} users, {counts['interactions']:,} interactions")
 
 
-def _check_slates(config, slates):
+def _load(stage: StageContext) -> Records:
+  source = stage.options.source
+  if source == "synthetic":
+    return _synthetic(stage)
+  if source.startswith("tfds:"):
+    return _from_tfds(stage, source.removeprefix("tfds:"))
+  report, listed = BadLines(), stage.path("bad_lines.jsonl")
+  try:
+    return _from_files(pathlib.Path(source), stage.options.on_error, report)
+  finally:  # the list is wanted most when too little is left
+    listed.unlink(missing_ok=True)  # of an attempt that failed
+    if len(report):
+      report.write(listed)
+      stage.progress.note(f"data: {len(report):,} bad lines left out, listed in {listed}")
+
+
+def _check_slates(config: ConfigDict, slates: Mapping[str, Sequence[Slate]]) -> None:
   """What would otherwise come out after mid-training: slates that are missing, or longer than answers can name."""
   if config.slates.source != "log":
     return
@@ -51,51 +63,55 @@ def _check_slates(config, slates):
         f"config.slates.source: 'log' needs slates_{split}.jsonl[.gz] with at least one usable line in config.data.source; add it, or "
         "build slates with --config.slates.source=ctr or =beam"
       )
-  longest, named = max(len(s.candidates) for records in slates.values() for s in records), config.tokenize.num_candidates
+  longest, named = max(len(slate.candidates) for of in slates.values() for slate in of), config.tokenize.num_candidates
   if longest > named:
     raise DataError(f"candidates: a slate has {longest}, but only {named} have names; raise --config.tokenize.num_candidates")
 
 
-def _synthetic(config, run):
-  market = make_market(MarketConfig(**config.data.market), config.data.market_seed)
+def _synthetic(stage: StageContext) -> Records:
+  market = make_market(MarketConfig(**stage.options.market), stage.options.market_seed)
   for split, utilities in market.utilities.items():
-    np.save(run.path("data", f"utilities_{split}.npy"), utilities)
+    np.save(stage.path(f"utilities_{split}.npy"), utilities)
   return market.catalogue, market.histories, market.slates
 
 
-def _from_tfds(name, manual_dir):
-  """The public Amazon reviews of 2014; prepared once per machine, in TFDS's own folder."""
-  from gr2_jax.data import prepared
-  from gr2_jax.data.amazon_reviews import AmazonReviews2014
+def _from_tfds(stage: StageContext, name: str) -> Records:
+  """A source that TFDS prepares; the user's own files in a folder that is gone again when they are read."""
+  from gr2_jax.data.sources import load_source  # TFDS takes its time
 
-  if name not in AmazonReviews2014.builder_configs or f"{name}_items" not in AmazonReviews2014.builder_configs:
-    raise DataError(f"config.data.source: 'tfds:{name}' is not known; choose tfds:beauty, tfds:sports or tfds:toys")
-  items, histories = AmazonReviews2014(config=f"{name}_items"), AmazonReviews2014(config=name)
-  for builder in (items, histories):
-    prepared.prepare(builder, manual_dir or None)
-  return prepared.load_catalogue(items), prepared.load_histories(histories), {}
+  if stage.options.on_error == "skip":
+    raise DataError("config.data.on_error: 'skip' is for a folder of JSONL files; give that folder as config.data.source")
+  manual_dir = pathlib.Path(stage.options.manual_dir) if stage.options.manual_dir else None
+  own_dir = stage.path("tfds")
+  try:
+    return load_source(name, manual_dir=manual_dir, own_dir=own_dir)
+  finally:
+    shutil.rmtree(own_dir, ignore_errors=True)
 
 
-def _from_files(folder, on_error, report):
+def _from_files(folder: pathlib.Path, on_error: str, report: BadLines) -> Records:
   options = {"on_error": on_error, "report": report}
-  catalogue = read_items(_find(folder, "items"), **options)
-  histories = read_interactions(_find(folder, "interactions"), catalogue, **options)
-  paths = {split: _find(folder, f"slates_{split}", required=False) for split in SPLITS}
+  catalogue = read_items(_existing(folder, "items"), **options)
+  histories = read_interactions(_existing(folder, "interactions"), catalogue, **options)
+  paths = {split: _find(folder, f"slates_{split}") for split in SPLITS}
   slates = {split: read_slates(path, catalogue, **options) for split, path in paths.items() if path}
   return catalogue, histories, slates
 
 
-def _write_report(report, path, progress):
-  path.unlink(missing_ok=True)  # of an attempt that failed
-  if len(report):
-    report.write(path)
-    progress.note(f"data: {len(report):,} bad lines left out, listed in {path}")
+def _find(folder: pathlib.Path, stem: str) -> pathlib.Path | None:
+  return next((folder / name for name in (f"{stem}.jsonl", f"{stem}.jsonl.gz") if (folder / name).exists()), None)
 
 
-def _find(folder, stem, required=True):
-  for name in (f"{stem}.jsonl", f"{stem}.jsonl.gz"):
-    if (folder / name).exists():
-      return folder / name
-  if required:
+def _existing(folder: pathlib.Path, stem: str) -> pathlib.Path:
+  path = _find(folder, stem)
+  if path is None:
     raise DataError(f"config.data.source: {folder} has no {stem}.jsonl or {stem}.jsonl.gz; give a folder that has, or 'synthetic'")
-  return None
+  return path
+
+
+def check(config: ConfigDict) -> None:
+  """What becomes of bad lines."""
+  check_choice(config, "data.on_error", ("stop", "skip"))
+
+
+STAGE = Stage("data", run, reads=("seed", "data"), files=("data.source", "data.manual_dir"), check=check)

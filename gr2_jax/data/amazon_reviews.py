@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from gr2_jax.data import prepared
 from gr2_jax.data.jsonl import as_id, as_integer, parse_object, read_lines, required
 from gr2_jax.data.schema import DataError, History, Item, check_item
-from gr2_jax.data.slate_logs import numbered
+from gr2_jax.data.slate_logs import Splits, numbered
 
 ADDRESS = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/"
 CITATION = """
@@ -165,7 +165,7 @@ class AmazonReviews2014(tfds.core.GeneratorBasedBuilder):
     fetched = dl_manager.download({kind: ADDRESS + name for kind, name in names.items() if kind not in manual})
     return manual | {kind: pathlib.Path(path) for kind, path in fetched.items()}
 
-  def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> Splits:
     names = {"reviews": f"reviews_{self.builder_config.category}_5.json.gz"}
     if self.builder_config.of_items:
       names["metadata"] = f"meta_{self.builder_config.category}.json.gz"

@@ -24,7 +24,7 @@ class DiskCache:
   entry. With `write` False (a process that is not the first of several) nothing is written.
   """
 
-  def __init__(self, path: str | os.PathLike, *, write: bool = True):
+  def __init__(self, path: str | os.PathLike, *, write: bool = True) -> None:
     self.path = pathlib.Path(path)
     self._lock = threading.Lock()
     self._values: dict[str, Any] = {}
@@ -78,5 +78,5 @@ class DiskCache:
   def __enter__(self) -> "DiskCache":
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: object) -> None:
     self.close()

@@ -3,6 +3,7 @@
 A field that may be unknown is stored as a list of at most one value. Floats are kept to 32 bits, which is what the record format has.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -104,7 +105,7 @@ def decode_slate(example: Example) -> Slate:
   )
 
 
-def prepare(builder: tfds.core.DatasetBuilder, manual_dir: str | None = None) -> None:
+def prepare(builder: tfds.core.DatasetBuilder, manual_dir: str | os.PathLike[str] | None = None) -> None:
   """Writes the builder's data set as `array_record`; one that lies in its `data_dir` already is left as it is."""
   config = tfds.download.DownloadConfig(manual_dir=manual_dir)
   builder.download_and_prepare(download_config=config, file_format="array_record")
@@ -120,17 +121,17 @@ def _examples(builder: tfds.core.DatasetBuilder, field: str) -> Iterator[tuple[s
       yield split, example
 
 
-def load_catalogue(builder: tfds.core.DatasetBuilder) -> Catalogue:
+def prepared_catalogue(builder: tfds.core.DatasetBuilder) -> Catalogue:
   """The catalogue of a prepared items config, rows in the order they were written."""
   return Catalogue(tuple(decode_item(example) for _, example in _examples(builder, "title")))
 
 
-def load_histories(builder: tfds.core.DatasetBuilder) -> tuple[History, ...]:
+def prepared_histories(builder: tfds.core.DatasetBuilder) -> tuple[History, ...]:
   """The histories of a prepared interactions config, in the order they were written."""
   return tuple(decode_history(example) for _, example in _examples(builder, "items"))
 
 
-def load_slates(builder: tfds.core.DatasetBuilder) -> dict[str, tuple[Slate, ...]]:
+def prepared_slates(builder: tfds.core.DatasetBuilder) -> dict[str, tuple[Slate, ...]]:
   """Split name → slates of a prepared slates config, in the order they were written."""
   slates: dict[str, list[Slate]] = {}
   for split, example in _examples(builder, "candidates"):

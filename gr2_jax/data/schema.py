@@ -44,7 +44,10 @@ class Slate:
   """A request to re-rank: what the user did before, and the candidates in the upstream order.
 
   `labels [K]`: 0 none, 1 click, 2 conversion; a single target is the case of one 1.
-  `propensities [K]`: probability that the upstream position was examined, when the logger knew it.
+  `upstream_scores [K]`: what the upstream ranker gave the candidates, when known.
+  `propensities [K]`: probability that the upstream position was examined, when the logger knew it. They stay in the record for
+  off-policy estimates; neither training nor metrics read them.
+  `weight`: multiplies the slate's part in SFT, RL and every mean of the evaluation.
   `timestamp`: Unix seconds of the request; features may use only what happened before it.
   `segment`: a name by which tables split their users (for example `same_day` / `different_day`).
   """
@@ -62,12 +65,15 @@ class Slate:
 
 @dataclasses.dataclass(frozen=True)
 class Catalogue:
-  """All items; an item's row is its position here, and the arrays of every stage are indexed by row."""
+  """All items; an item's row is its position here, and the arrays of every stage are indexed by row.
+
+  Raises DataError for an id that occurs twice.
+  """
 
   items: tuple[Item, ...]
   rows: Mapping[str, int] = dataclasses.field(init=False, repr=False, compare=False)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     rows = {item.id: row for row, item in enumerate(self.items)}
     if len(rows) != len(self.items):
       seen: set[str] = set()

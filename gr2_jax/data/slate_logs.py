@@ -1,7 +1,8 @@
 """TFDS builders of a user's own logs: interactions and slates from the JSONL files of a folder.
 
 A bad line stops the preparation with its file, line and reason. TFDS keeps what is prepared: after a change of the files use
-another `data_dir`, or a download mode that overwrites.
+another `data_dir`, or a download mode that overwrites. A run reads both builders through `data.source="tfds:own_log"` (see
+`sources.load_source`).
 """
 
 import pathlib
@@ -14,6 +15,8 @@ from gr2_jax.data import prepared
 from gr2_jax.data.jsonl import read_interactions, read_items, read_slates
 from gr2_jax.data.schema import SPLITS, DataError
 
+Splits = dict[str, Iterator[tuple[int, prepared.Example]]]  # split name -> its numbered examples, as a builder gives them
+
 
 def find_log(folder: pathlib.Path, name: str) -> pathlib.Path | None:
   """`NAME.jsonl.gz` or `NAME.jsonl` of the folder, None when it has neither; raises DataError when it has both."""
@@ -21,6 +24,11 @@ def find_log(folder: pathlib.Path, name: str) -> pathlib.Path | None:
   if len(found) == 2:
     raise DataError(f"{found[0]}: {found[1].name} lies beside it; keep one of the two")
   return found[0] if found else None
+
+
+def has_slates(folder: pathlib.Path) -> bool:
+  """Whether the folder has any of the files that `SlateLog` reads slates from."""
+  return any(find_log(folder, name) for name in ("slates", *(f"slates_{split}" for split in SPLITS)))
 
 
 def _existing_log(folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -54,7 +62,7 @@ class InteractionLog(tfds.core.GeneratorBasedBuilder):
     features = prepared.item_features() if of_items else prepared.history_features()
     return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
-  def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> Splits:
     folder = pathlib.Path(dl_manager.manual_dir)
     return {"all_records": self._generate_examples(folder)}
 
@@ -87,7 +95,7 @@ class SlateLog(tfds.core.GeneratorBasedBuilder):
     features = prepared.item_features() if of_items else prepared.slate_features()
     return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
-  def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> Splits:
     folder = pathlib.Path(dl_manager.manual_dir)
     if self.builder_config.name == "items":
       return {"all_records": self._generate_examples(folder, None)}

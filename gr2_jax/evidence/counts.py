@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gr2_jax.data.schema import Catalogue, DataError, History
+from gr2_jax.data.schema import Catalogue, DataError, History, Slate
 
 ALWAYS = np.iinfo(np.int64).min  # the time of an event whose time is unknown: it lies before every request
 
@@ -47,6 +47,13 @@ class _Events:
     return np.where(self.kinds[index] == kinds, counts, 0)
 
 
+def index_names(names: Sequence[str | None]) -> tuple[tuple[str, ...], np.ndarray]:
+  """(distinct names, sorted; index of each name into them `[N]`, -1 for None, which matches nothing)."""
+  distinct = tuple(sorted({name for name in names if name is not None}))
+  index_of = {name: index for index, name in enumerate(distinct)}
+  return distinct, np.asarray([-1 if name is None else index_of[name] for name in names], np.int64)
+
+
 def _flatten(histories: Sequence[History], catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(rows, times, user index) of all interactions in one line each, `[E]`."""
   rows: list[int] = []
@@ -76,28 +83,43 @@ def _largest(rows: np.ndarray, counts: np.ndarray, top: int) -> list[tuple[int, 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TransitionCounts:
-  """How often one item followed another in the fitted histories; every query can be limited to the past."""
+  """How often one item followed another in the fitted histories; every query can be limited to the past.
+
+  `num_items`: how many items there are, or groups of items where the counts were fitted on groups; queries name rows below it.
+  """
 
   num_items: int
   events: _Events
 
   @classmethod
-  def fit(cls, histories: Sequence[History], catalogue: Catalogue, *, window: int = 1, directed: bool = True) -> "TransitionCounts":
+  def fit(
+    cls,
+    histories: Sequence[History],
+    catalogue: Catalogue,
+    *,
+    window: int = 1,
+    directed: bool = True,
+    groups: np.ndarray | None = None,
+  ) -> "TransitionCounts":
     """Counts each pair (item, later item at most `window` steps on); the event's time is that of the later item.
 
     With `directed=False` (a, b) and (b, a) are one kind of event; a repeated item (a, a) still counts once.
-    Events of histories without timestamps count as past for every request. Raises DataError for an unknown item.
+    Events of histories without timestamps count as past for every request. With `groups [N]` (such as the index of each item's leaf
+    category) an item counts as its group, and pairs with an item of group -1 are left out. Raises DataError for an unknown item.
     """
     if window < 1:
       raise ValueError(f"window: {window}; an item follows at least one step later")
     rows, times, users = _flatten(histories, catalogue)
     num_items = len(catalogue)
+    if groups is not None:
+      rows, num_items = groups[rows], int(groups.max(initial=0)) + 1
     kinds, whens = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for step in range(1, window + 1):
       same_user = users[:-step] == users[step:]
       if not same_user.any():
         break
-      source, target, when = rows[:-step][same_user], rows[step:][same_user], times[step:][same_user]
+      paired = same_user & (rows[:-step] >= 0) & (rows[step:] >= 0)
+      source, target, when = rows[:-step][paired], rows[step:][paired], times[step:][paired]
       kinds.append(source * num_items + target)
       whens.append(when)
       if not directed:
@@ -144,3 +166,16 @@ class ItemCounts:
   def most_popular(self, top: int, before: int | None = None) -> list[tuple[int, int]]:
     """The `top` items as (row, count), the most frequent first, ties by row; items never taken are left out."""
     return _largest(self.events.kinds, self.events.count(self.events.kinds, before), top)
+
+
+def next_counts(slate: Slate, catalogue: Catalogue, transitions: TransitionCounts) -> np.ndarray:
+  """How often each candidate was taken right after the slate's last item, strictly before its timestamp; int64 `[K]` as in the slate.
+
+  Without a timestamp all events count; an empty history gives zeros, and so does an item that came after the counts were fitted.
+  Raises DataError for an item that the catalogue lacks.
+  """
+  if not slate.history:
+    return np.zeros(len(slate.candidates), np.int64)
+  rows = np.asarray(catalogue.to_rows([slate.history[-1], *slate.candidates]))
+  rows = np.where(rows < transitions.num_items, rows, -1)  # a row added later never followed another
+  return transitions.count(rows[0], rows[1:], slate.timestamp)

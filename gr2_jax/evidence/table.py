@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gr2_jax.data.schema import Catalogue, DataError, History, Item, Slate
+from gr2_jax.data.schema import Catalogue, DataError, History, Slate
 from gr2_jax.data.slates import pad_rows
-from gr2_jax.evidence.counts import ItemCounts, TransitionCounts
+from gr2_jax.evidence.counts import ItemCounts, TransitionCounts, index_names
 
 WINDOW = 3  # steps within which two items of one history count as co-occurring
 
@@ -52,15 +52,11 @@ class LogCounts:
   @classmethod
   def fit(cls, histories: Sequence[History], catalogue: Catalogue) -> "LogCounts":
     """Counts `histories`; raises DataError for an item that the catalogue lacks."""
-    leaves = _codes([item.leaf or None for item in catalogue.items])
-    names = [str(leaf) for leaf in leaves]
-    leaf_log = [dataclasses.replace(h, items=tuple(names[row] for row in catalogue.to_rows(h.items))) for h in histories]
-    leaf_catalogue = Catalogue(tuple(Item(str(leaf), "") for leaf in range(max(1, leaves.max(initial=0) + 1))) + (Item("-1", ""),))
     return cls(
       popularity=ItemCounts.fit(histories, catalogue),
       transitions=TransitionCounts.fit(histories, catalogue),
       cooccurrence=TransitionCounts.fit(histories, catalogue, window=WINDOW, directed=False),
-      leaf_transitions=TransitionCounts.fit(leaf_log, leaf_catalogue),
+      leaf_transitions=TransitionCounts.fit(histories, catalogue, groups=_leaves(catalogue)),
     )
 
 
@@ -113,10 +109,9 @@ def _before(slates: Sequence[Slate]) -> np.ndarray | None:
   return np.asarray([forever if s.timestamp is None else s.timestamp for s in slates], np.int64)[:, None]
 
 
-def _codes(names: Sequence[str | None]) -> np.ndarray:
-  """Integers `[N]` for names in order of first appearance; -1 for None, which matches nothing."""
-  seen: dict[str, int] = {}
-  return np.asarray([-1 if name is None else seen.setdefault(name, len(seen)) for name in names], np.int64)
+def _leaves(catalogue: Catalogue) -> np.ndarray:
+  """Index of each item's leaf category `[N]`, -1 for none."""
+  return index_names([item.leaf or None for item in catalogue.items])[1]
 
 
 def _count_columns(
@@ -127,7 +122,7 @@ def _count_columns(
   deep_before = None if before is None else before[:, :, None]
   together = counts.cooccurrence.count(history[:, :, None], candidates[:, None, :], deep_before)
   next_last = counts.transitions.count(last, candidates, before)
-  leaves = np.append(_codes([item.leaf or None for item in catalogue.items]), -1)  # row -1 reads the last entry
+  leaves = np.append(_leaves(catalogue), -1)  # row -1 reads the last entry
   return {
     "next_count_last": np.log1p(next_last),
     "next_share_last": next_last / np.maximum(next_last.sum(axis=1, keepdims=True), 1),
@@ -142,12 +137,12 @@ def _count_columns(
 def _match_columns(history: np.ndarray, candidates: np.ndarray, catalogue: Catalogue) -> dict[str, np.ndarray]:
   lengths = np.maximum((history >= 0).sum(axis=1), 1)[:, None]
   columns = {}
-  for name, values in (
-    ("leaf", [item.leaf or None for item in catalogue.items]),
-    ("broad", [item.categories[0] if item.categories else None for item in catalogue.items]),
-    ("brand", [item.brand for item in catalogue.items]),
+  for name, index in (
+    ("leaf", _leaves(catalogue)),
+    ("broad", index_names([item.categories[0] if item.categories else None for item in catalogue.items])[1]),
+    ("brand", index_names([item.brand for item in catalogue.items])[1]),
   ):
-    codes = np.append(_codes(values), -1)
+    codes = np.append(index, -1)
     past, mine = codes[history], codes[candidates]
     match = (past[:, :, None] == mine[:, None, :]) & (mine >= 0)[:, None, :]
     columns[f"{name}_share"] = match.sum(axis=1) / lengths
@@ -165,7 +160,7 @@ def _text_columns(history: np.ndarray, candidates: np.ndarray, vectors: np.ndarr
   mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-9)
   last = unit[history[:, -1]]
   cosines = np.zeros((2, *candidates.shape), np.float32)
-  for k, column in enumerate(candidates.T):  # one slot at a time: [n, K, D] would not fit for large logs
+  for k, column in enumerate(candidates.T):  # one candidate at a time: [n, K, D] would not fit for large logs
     mine = unit[column]
     cosines[0, :, k] = np.sum(mine * mean, axis=1)
     cosines[1, :, k] = np.sum(mine * last, axis=1)

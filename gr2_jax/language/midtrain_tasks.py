@@ -34,7 +34,7 @@ class Mixture:
   item_to_text: float = 0.05
   text_to_item: float = 0.05
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     shares = dataclasses.astuple(self)
     if min(shares) < 0 or sum(shares) <= 0:
       raise ValueError(f"mixture: {dataclasses.asdict(self)} needs shares of at least 0 that are not all 0")
@@ -148,7 +148,7 @@ class MidtrainCorpus:
   epochs: int = 1
   rows: tuple[np.ndarray, ...] = dataclasses.field(init=False, repr=False)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not self.histories:
       raise schema.DataError("histories: none to train on; check the interactions file and the splits")
     rows = tuple(np.asarray(self.context.catalogue.to_rows(history.items)) for history in self.histories)

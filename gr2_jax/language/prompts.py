@@ -5,8 +5,6 @@ Layout, history first: `<bos> <system> task <user> <history> item item ... <cand
 """
 
 import dataclasses
-import itertools
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,7 +52,7 @@ class PromptStyle:
   max_prompt_tokens: int = 192
   direct: bool = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name, allowed in _CHOICES.items():
       if getattr(self, name) not in allowed:
         raise ValueError(f"{name}: {getattr(self, name)!r} is not known; choose one of {', '.join(allowed)}")
@@ -90,7 +88,7 @@ class PromptContext:
     vocabulary: Vocabulary,
     transitions: counts.TransitionCounts | None = None,
     priming: str = "",
-  ):
+  ) -> None:
     codes = np.asarray(codes)
     if codes.shape != (len(catalogue), vocabulary.num_levels):
       raise schema.DataError(
@@ -101,7 +99,7 @@ class PromptContext:
     self.catalogue, self.codes, self.vocabulary = catalogue, codes, vocabulary
     self.transitions, self.priming = transitions, priming
     self._text: dict[str, list[int]] = {}
-    self._items: dict[tuple, list[int]] = {}
+    self._items: dict[tuple[int, tuple[str, ...], str, bool], list[int]] = {}
 
   def text(self, text: str) -> list[int]:
     """Tokens of a short text that comes back often: a name, a fixed sentence, a hint."""
@@ -133,11 +131,7 @@ class PromptContext:
     """How often each candidate `[K]` was bought right after the slate's last item, strictly before its timestamp; needs `transitions`."""
     if self.transitions is None:
       raise schema.DataError("hints: bought_after needs transitions; fit TransitionCounts on the training histories")
-    if not slate.history:
-      return np.zeros(len(slate.candidates), np.int64)
-    rows = np.asarray(self.catalogue.to_rows([slate.history[-1], *slate.candidates]))
-    rows = np.where(rows < self.transitions.num_items, rows, -1)  # an item that came after the counts never followed another
-    return self.transitions.count(rows[0], rows[1:], slate.timestamp)
+    return counts.next_counts(slate, self.catalogue, self.transitions)
 
 
 def _field_text(item: schema.Item, field: str) -> str:
@@ -149,16 +143,6 @@ def _field_text(item: schema.Item, field: str) -> str:
     case "price":
       return "" if item.price is None else f"{item.price:.2f}"
   return getattr(item, field) or ""
-
-
-def mine_priming(histories: Sequence[schema.History], catalogue: schema.Catalogue, top: int = 8) -> str:
-  """Knowledge priming: the `top` most frequent successions of two different leaf categories in the training histories, as text."""
-  counts: Counter[tuple[str, str]] = Counter()
-  for history in histories:
-    leaves = [_field_text(catalogue.items[row], "category") for row in catalogue.to_rows(history.items)]
-    counts.update((a, b) for a, b in itertools.pairwise(leaves) if a and b and a != b)
-  ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:top]
-  return ", ".join(f"{a} then {b}" for (a, b), _ in ordered)
 
 
 def present(num_candidates: int, mode: str, key: tuple[int, int, int]) -> np.ndarray:
@@ -201,7 +185,9 @@ def history_room(slate: schema.Slate, context: PromptContext, style: PromptStyle
   return _frame_history(slate, range(len(slate.candidates)), context, style)[2]
 
 
-def _frame_history(slate, shown, context, style) -> tuple[list[int], list[int], int]:
+def _frame_history(
+  slate: schema.Slate, shown: Sequence[int], context: PromptContext, style: PromptStyle
+) -> tuple[list[int], list[int], int]:
   """(the prompt up to `<user>`, its candidate part, tokens left for the history)."""
   special = context.vocabulary.special
   candidates = [special("candidates"), *_candidate_tokens(slate, shown, context, style)]

@@ -68,7 +68,7 @@ class Vocabulary:
   `candidate_tokens [Kmax]` and `sid_token_ids [levels, codebook]` are int32 arrays; `new_token_start` is the first id that is not text.
   """
 
-  def __init__(self, model: bytes, num_levels: int, codebook_size: int, num_candidates: int):
+  def __init__(self, model: bytes, num_levels: int, codebook_size: int, num_candidates: int) -> None:
     if not 1 <= num_levels <= 26:
       raise ValueError(f"num_levels: {num_levels} must be 1 to 26; levels are written as letters")
     self._model = model
@@ -84,7 +84,7 @@ class Vocabulary:
     self.sid_token_ids = np.arange(self.sid_start, self.used_size, dtype=np.int32).reshape(num_levels, codebook_size)
     self.pad_id, self.bos_id, self.eos_id = (self._special_ids[name] for name in ("pad", "bos", "eos"))
 
-  def __reduce__(self):
+  def __reduce__(self) -> tuple[type["Vocabulary"], tuple[bytes, int, int, int]]:
     return Vocabulary, (self._model, self.num_levels, self.codebook_size, self.num_candidates)
 
   @classmethod

@@ -31,7 +31,7 @@ class ChatConfig:
   `url` ends before `/chat/completions`. `api_key_variable` names the environment variable that holds the key, if one is needed.
   An attempt fails by a refused or broken connection, a status of 429 or from 500 on, `timeout` seconds without an answer, and an answer
   that cannot be read; it is repeated up to `attempts` times in all, after `backoff` seconds, doubled each time, or as long as the
-  endpoint asks for. `requests_per_minute`: 0 for no limit. `workers` ask at the same time.
+  endpoint asks for. `requests_per_minute`: None for no limit. `workers` ask at the same time.
   """
 
   url: str = ""
@@ -41,20 +41,22 @@ class ChatConfig:
   attempts: int = 6
   timeout: float = 60.0
   backoff: float = 1.0
-  requests_per_minute: float = 60.0
+  requests_per_minute: float | None = 60.0
   workers: int = 4
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.attempts < 1 or self.workers < 1 or self.max_tokens < 1:
       raise ValueError(f"attempts, workers and max_tokens must be at least 1, got {self.attempts}, {self.workers} and {self.max_tokens}")
-    if self.timeout <= 0 or self.backoff < 0 or self.requests_per_minute < 0:
-      raise ValueError("timeout must be above 0, backoff and requests_per_minute at least 0")
+    if self.timeout <= 0 or self.backoff < 0:
+      raise ValueError("timeout must be above 0, backoff at least 0")
+    if self.requests_per_minute is not None and self.requests_per_minute <= 0:
+      raise ValueError(f"requests_per_minute: {self.requests_per_minute} must be above 0; None is no limit")
 
 
 class _Transient(Exception):
   """A failed attempt that another may mend, and for how many seconds the endpoint asks to wait (None: it does not say)."""
 
-  def __init__(self, reason: str, wait: float | None = None):
+  def __init__(self, reason: str, wait: float | None = None) -> None:
     super().__init__(reason)
     self.wait = wait
 
@@ -62,8 +64,8 @@ class _Transient(Exception):
 class _Pace:
   """Lets calls of all threads begin at most so often."""
 
-  def __init__(self, per_minute: float, sleep: Callable[[float], None]):
-    self._gap = 60.0 / per_minute if per_minute else 0.0
+  def __init__(self, per_minute: float | None, sleep: Callable[[float], None]) -> None:
+    self._gap = 0.0 if per_minute is None else 60.0 / per_minute
     self._next = 0.0
     self._lock = threading.Lock()
     self._sleep = sleep
@@ -80,7 +82,9 @@ class _Pace:
 class ChatClient:
   """Asks an endpoint; `sleep` is what waits, so that tests need not."""
 
-  def __init__(self, config: ChatConfig, cache: DiskCache, *, api_key: str | None = None, sleep: Callable[[float], None] = time.sleep):
+  def __init__(
+    self, config: ChatConfig, cache: DiskCache, *, api_key: str | None = None, sleep: Callable[[float], None] = time.sleep
+  ) -> None:
     for name in ("url", "model"):
       if not getattr(config, name):
         raise ValueError(f"{name} is empty; give the endpoint's, for example url=http://localhost:8000/v1")

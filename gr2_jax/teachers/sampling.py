@@ -13,7 +13,7 @@ from gr2_jax.language.prompts import PromptContext, PromptStyle
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class TraceRequest:
   """One question to a teacher: rank `slate`, shown as `shown [K]`, at `temperature`; `key` seeds this very sample.
 
   With a `target` (candidate index) the answer is shown: the teacher puts it first and explains it.
@@ -36,7 +36,7 @@ class Proposal:
 
 
 # The one type of every teacher (scripted, a checkpoint, a chat endpoint): requests in a batch, as many proposals in their order.
-TeacherFn = Callable[[Sequence[Request]], list[Proposal]]
+TeacherFn = Callable[[Sequence[TraceRequest]], list[Proposal]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def targeted_traces(
   """One trace for each slate by a teacher that sees the answer (Eq 1); refused only when its own answer is invalid or contradicts it."""
   targets = [best_labelled(slate)[0] for slate in slates]
   requests = [
-    Request(slate, order, temperature, (seed, index, 0), target)
+    TraceRequest(slate, order, temperature, (seed, index, 0), target)
     for index, (slate, order, target) in enumerate(zip(slates, shown, targets, strict=True))
   ]
   return [
@@ -114,7 +114,7 @@ def rejection_traces(
   traces: list[Trace] = []
   pending = list(range(len(slates)))
   for attempt in range(attempts):
-    requests = [Request(slates[index], shown[index], temperature, (seed, index, attempt)) for index in pending]
+    requests = [TraceRequest(slates[index], shown[index], temperature, (seed, index, attempt)) for index in pending]
     proposals = teacher(requests) if requests else []
     verdicts = [
       _judge(index, attempt, request, proposal, best_labelled(slates[index]), "top1_is_positive", context, style)
@@ -128,7 +128,7 @@ def rejection_traces(
 def _judge(
   index: int,
   attempt: int,
-  request: Request,
+  request: TraceRequest,
   proposal: Proposal,
   positives: list[int],
   success: str,

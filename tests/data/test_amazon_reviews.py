@@ -87,16 +87,16 @@ def test_prepared_from_manual_dir(tmp_path):
 
   histories, items = (AmazonReviews2014(config=name, data_dir=tmp_path / "data") for name in ("toys", "toys_items"))
   with pytest.raises(DataError, match="not prepared"):
-    prepared.load_histories(histories)
+    prepared.prepared_histories(histories)
   for builder in (histories, items):
     prepared.prepare(builder, manual)
-  assert prepared.load_histories(histories) == (
+  assert prepared.prepared_histories(histories) == (
     History("U1", ("B3", "B1", "B2"), (DAY, DAY, 2 * DAY)),
     History("U2", ("B1",), (DAY,)),
   )
-  assert prepared.load_catalogue(items).items == (Item("B3", ""), Item("B1", "Töy", None, ("Cars",), None, 4.99), Item("B2", ""))
+  assert prepared.prepared_catalogue(items).items == (Item("B3", ""), Item("B1", "Töy", None, ("Cars",), None, 4.99), Item("B2", ""))
   with pytest.raises(DataError, match="no field 'items'"):
-    prepared.load_histories(items)
+    prepared.prepared_histories(items)
   assert list((tmp_path / "data").rglob("*.array_record*"))
   assert ("tensorflow" in sys.modules) == had_tensorflow  # neither writing nor reading asks for it
 
@@ -114,7 +114,7 @@ def test_files_that_are_not_there_are_downloaded(tmp_path, monkeypatch):
   monkeypatch.setattr("tensorflow_datasets.download.DownloadManager.download", download)
   prepared.prepare(builder)
   assert asked == [{"reviews": "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/reviews_Beauty_5.json.gz"}]
-  assert prepared.load_histories(builder) == (History("U1", ("B2",), (DAY,)),)
+  assert prepared.prepared_histories(builder) == (History("U1", ("B2",), (DAY,)),)
 
 
 def test_a_bad_review_names_its_line_and_leaves_nothing_prepared(tmp_path):

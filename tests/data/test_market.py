@@ -93,9 +93,7 @@ def test_single_targets_follow_the_softmax_of_utility(market):
 def test_complements_brands_and_follow_links_show_in_the_log(market):
   config = MarketConfig()
   catalogue = market.catalogue
-  leaves = [
-    item.categories[-1] for item in catalogue.items[: config.broad_categories * config.leaves_per_broad]
-  ]  # rows go round the leaves
+  leaves = [item.leaf for item in catalogue.items[: config.broad_categories * config.leaves_per_broad]]  # rows go round the leaves
   per_broad = config.leaves_per_broad
   complement = {leaf: leaves[i // per_broad * per_broad + (i + 1) % per_broad] for i, leaf in enumerate(leaves)}
   follows = _draw_shelf(config, np.random.default_rng(np.random.SeedSequence(0).spawn(7)[0]))["follows"]
@@ -105,7 +103,7 @@ def test_complements_brands_and_follow_links_show_in_the_log(market):
     items = [catalogue.items[row] for row in rows]
     for t in range(3, len(rows)):
       steps += 1
-      complements += complement[items[t - 1].categories[-1]] == items[t].categories[-1]
+      complements += complement[items[t - 1].leaf] == items[t].leaf
       brands += items[t].brand in {item.brand for item in items[:t]}
       followed += rows[t] in follows[rows[t - 1]]
   # By chance: 1 of 12 leaves; about 5 of 24 brands; 3 of 600 items.
@@ -116,7 +114,7 @@ def test_complements_brands_and_follow_links_show_in_the_log(market):
 
 def test_titles_name_brand_and_category(market):
   for item in market.catalogue.items:
-    assert item.title.startswith(item.brand) and item.categories[-1] in item.title
+    assert item.title.startswith(item.brand) and item.leaf in item.title
   titles = [item.title for item in market.catalogue.items]
   assert len(set(titles)) == len(titles)
 

@@ -53,6 +53,20 @@ def test_first_fit_by_hand():
   assert {name: value.dtype for name, value in batch.items()} == dict.fromkeys(batch, np.dtype(np.int32))
 
 
+def test_fields_keep_their_kind_through_packing():
+  def weighted(record, rng):
+    del rng
+    index, size = record
+    return {"tokens": [index] * size, "weights": [index + 0.25] * size, "half": np.full(size, 0.5, np.float16)}
+
+  batch = next(packed(shuffle=False, pad_id=99, map_fn=weighted))
+  np.testing.assert_array_equal(batch["weights"], [[1.25] * 3 + [2.25] * 5 + [3.25] * 2, [4.25] * 7 + [5.25, 0, 0]])
+  np.testing.assert_array_equal(batch["half"][1], [0.5] * 8 + [0, 0])
+  assert batch["tokens"][1, 8:].tolist() == [99, 99]
+  kinds = {"tokens": np.int32, "weights": np.float32, "half": np.float32, "segment_ids": np.int32, "positions": np.int32}
+  assert {name: value.dtype for name, value in batch.items()} == {name: np.dtype(kind) for name, kind in kinds.items()}
+
+
 def test_every_example_once_an_epoch_and_every_epoch_another_order():
   iterator = packed()
   order = list(itertools.chain.from_iterable(segments(next(iterator)) for _ in range(40)))

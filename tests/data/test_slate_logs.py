@@ -28,22 +28,22 @@ def _prepared(builder_class, config, tmp_path, folder):
 
 
 def test_interaction_log_round_trip(tmp_path, folder):
-  assert prepared.load_histories(_prepared(InteractionLog, "interactions", tmp_path, folder)) == HISTORIES
-  assert prepared.load_catalogue(_prepared(InteractionLog, "items", tmp_path, folder)).items == ITEMS
+  assert prepared.prepared_histories(_prepared(InteractionLog, "interactions", tmp_path, folder)) == HISTORIES
+  assert prepared.prepared_catalogue(_prepared(InteractionLog, "items", tmp_path, folder)).items == ITEMS
   source = InteractionLog(config="interactions", data_dir=tmp_path / "data").as_data_source(split="all_records")
   assert [example["user"] for example in (source[1], source[0])] == [b"u", b"v"]  # random access, in the order of the file
 
 
 def test_a_single_slates_file_becomes_train(tmp_path, folder):
   jsonl.write_slates(folder / "slates.jsonl.gz", SLATES)
-  assert prepared.load_slates(_prepared(SlateLog, "slates", tmp_path, folder)) == {"train": SLATES}
-  assert prepared.load_catalogue(_prepared(SlateLog, "items", tmp_path, folder)).items == ITEMS
+  assert prepared.prepared_slates(_prepared(SlateLog, "slates", tmp_path, folder)) == {"train": SLATES}
+  assert prepared.prepared_catalogue(_prepared(SlateLog, "items", tmp_path, folder)).items == ITEMS
 
 
 def test_split_files_become_splits(tmp_path, folder):
   jsonl.write_slates(folder / "slates_train.jsonl", SLATES * 20)
   jsonl.write_slates(folder / "slates_test.jsonl", SLATES[1:])
-  loaded = prepared.load_slates(_prepared(SlateLog, "slates", tmp_path, folder))
+  loaded = prepared.prepared_slates(_prepared(SlateLog, "slates", tmp_path, folder))
   assert loaded == {"train": SLATES * 20, "test": SLATES[1:]}
 
 
@@ -73,4 +73,4 @@ def test_bad_lines_and_unknown_items_stop_with_their_place(tmp_path, folder):
 def test_prepared_data_is_never_overwritten(tmp_path, folder):
   _prepared(InteractionLog, "interactions", tmp_path, folder)
   jsonl.write_interactions(folder / "interactions.jsonl", HISTORIES[:1])
-  assert prepared.load_histories(_prepared(InteractionLog, "interactions", tmp_path, folder)) == HISTORIES
+  assert prepared.prepared_histories(_prepared(InteractionLog, "interactions", tmp_path, folder)) == HISTORIES

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr2_jax.data.schema import Catalogue, DataError, History, Item
-from gr2_jax.evidence.counts import ItemCounts, TransitionCounts
+from gr2_jax.data.schema import Catalogue, DataError, History, Item, Slate
+from gr2_jax.evidence.counts import ItemCounts, TransitionCounts, index_names, next_counts
 
 CATALOGUE = Catalogue(tuple(Item(name, name) for name in "abcd"))
 A, B, C, D = range(4)
@@ -50,6 +50,33 @@ def test_undirected_counts_both_ways_and_repeats_once():
   counts = TransitionCounts.fit((*HISTORIES, History("x", ("d", "d"), (1, 2))), CATALOGUE, directed=False)
   assert counts.count([A, B, C, B], [B, A, B, C]).tolist() == [4, 4, 1, 1]
   assert counts.count(D, D) == 1
+
+
+def test_groups_count_as_one_item_and_group_minus_one_as_none():
+  groups = np.array([0, 1, 0, -1])  # a and c are one group, d is in none
+  counts = TransitionCounts.fit(HISTORIES, CATALOGUE, groups=groups)
+  # a->b three times; b->a at 30 and b->c at 25; c->d is left out.
+  assert counts.num_items == 2 and counts.count([0, 1, 0, 1], [1, 0, 0, 1]).tolist() == [3, 2, 0, 0]
+  assert counts.count(1, 0, [25, 26, 31]).tolist() == [0, 1, 2]
+  assert counts.count([-1, 0], [0, -1]).tolist() == [0, 0]
+
+
+def test_names_are_numbered_in_sorted_order():
+  names, index = index_names(["y", None, "", "x", "y"])
+  assert names == ("", "x", "y") and index.tolist() == [2, -1, 0, 1, 2]
+  assert index_names([])[1].shape == (0,)
+
+
+def test_next_counts_of_a_slate_see_only_the_past():
+  counts = TransitionCounts.fit(HISTORIES, CATALOGUE)
+  at = {when: next_counts(Slate("r", ("c", "b"), ("a", "c", "d"), (1, 0, 0), timestamp=when), CATALOGUE, counts) for when in (25, 26, None)}
+  assert {when: found.tolist() for when, found in at.items()} == {25: [0, 0, 0], 26: [0, 1, 0], None: [1, 1, 0]}
+  larger = Catalogue((*CATALOGUE.items, Item("new", "")))  # it came after the counts were fitted
+  assert next_counts(Slate("r", ("b",), ("new", "a"), (1, 0)), larger, counts).tolist() == [0, 1]
+  assert next_counts(Slate("r", ("new",), ("b", "a"), (1, 0)), larger, counts).tolist() == [0, 0]
+  assert next_counts(Slate("r", (), ("b", "a"), (1, 0)), CATALOGUE, counts).tolist() == [0, 0]
+  with pytest.raises(DataError, match="unknown item 'z'"):
+    next_counts(Slate("r", ("z",), ("b", "a"), (1, 0)), CATALOGUE, counts)
 
 
 def test_neighbours_are_sorted_limited_and_past_only():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gr2_jax.data import schema
-from gr2_jax.evidence import counts
+from gr2_jax.evidence import counts, patterns
 from gr2_jax.language import prompts, vocabulary
 
 DAY = 86_400
@@ -39,7 +39,7 @@ def histories() -> tuple[schema.History, ...]:
 def context(catalogue, vocab, histories) -> prompts.PromptContext:
   codes = np.array([[n // 8, n % 8, (3 * n) % 8] for n in range(16)])
   transitions = counts.TransitionCounts.fit(histories, catalogue)
-  return prompts.PromptContext(catalogue, codes, vocab, transitions, prompts.mine_priming(histories, catalogue))
+  return prompts.PromptContext(catalogue, codes, vocab, transitions, patterns.mine_priming(histories, catalogue))
 
 
 @pytest.fixture(scope="session")

@@ -72,12 +72,6 @@ def test_the_full_prompt_holds_the_five_principles(slate, context, vocab):
   assert "Domain patterns" in text and "Domain patterns" not in unprimed
 
 
-def test_priming_counts_successions_of_different_categories(histories, catalogue):
-  # Shampoo -> Conditioner twice (i0 -> i1), Shampoo -> Toner once (i0 -> i2).
-  assert prompts.mine_priming(histories, catalogue) == "Shampoo then Conditioner, Shampoo then Toner"
-  assert prompts.mine_priming(histories, catalogue, top=1) == "Shampoo then Conditioner"
-
-
 def test_hint_counts_see_only_the_past(slate, context):
   counts = [context.hint_counts(dataclasses.replace(slate, timestamp=when)).tolist() for when in (DAY, 3 * DAY, 3 * DAY + 1, None)]
   assert counts == [[0, 0, 0, 0], [1, 1, 0, 0], [2, 1, 0, 0], [2, 1, 0, 0]]

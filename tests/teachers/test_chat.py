@@ -70,7 +70,7 @@ def make_client(tmp_path):
   waits = []
 
   def make(server, api_key=None, **options):
-    config = ChatConfig(**{"url": server.url, "model": "m", "attempts": 3, "requests_per_minute": 0, "workers": 1} | options)
+    config = ChatConfig(**{"url": server.url, "model": "m", "attempts": 3, "requests_per_minute": None, "workers": 1} | options)
     return ChatClient(config, DiskCache(tmp_path / "answers.jsonl"), api_key=api_key, sleep=waits.append)
 
   make.waits = waits

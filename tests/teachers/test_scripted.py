@@ -1,4 +1,4 @@
-"""The scripted teacher: features by hand, no look at labels or the future, reasoning that fits its choice."""
+"""The scripted teacher: no look at labels, rankings that follow its weights, reasoning that fits its choice."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gr2_jax.data import schema
+from gr2_jax.evidence.patterns import fit_patterns, pattern_features
 from gr2_jax.language import prompts, vocabulary
 from gr2_jax.language.prompts import PromptStyle
 from gr2_jax.teachers import sampling, scripted
@@ -40,32 +41,12 @@ def context(vocab):
 
 @pytest.fixture(scope="module")
 def patterns():
-  return scripted.fit_patterns(HISTORIES, CATALOGUE)
+  return fit_patterns(HISTORIES, CATALOGUE)
 
 
 def ask(context, patterns, style, temperature=0.0, target=None, slate=SLATE, key=(0, 0, 0), weights=None):
   teacher = scripted.make_scripted_teacher(patterns, context, style, weights)
-  return teacher([sampling.Request(slate, SHOWN, temperature, key, target)])[0]
-
-
-def test_features_by_hand(patterns):
-  features = scripted.compute_features(SLATE, patterns, CATALOGUE)
-  # Latest first: i0 (Shampoo, weight 1), i3 (Cleanser, weight 1/2; nothing followed it). Before day 5 Shampoo was followed by Conditioner
-  # twice and Toner once: in units of the most frequent 1 and 1/2, times 1 / (1 + 1/2).
-  np.testing.assert_allclose(features[:, 0], [0, 2 / 3, 1 / 3, 0])
-  # Taste: i3 is one step back, so Cleanser has .9 / 1.9 (candidate i7); no other candidate's category is in the history.
-  np.testing.assert_allclose(features[:, 1], [0.9 / 1.9, 0, 0, 0])
-  # Both history items are Velora, as is i2; i7 and i5 are Aquine, "bare" has no brand.
-  np.testing.assert_allclose(features[:, 2], [0, 0, 1, 0])
-  # i0 -> i2 happened once before day 5: 1 of 3.
-  np.testing.assert_allclose(features[:, 3], [0, 0, 1 / 3, 0])
-  np.testing.assert_allclose(features[:, 4], [1, 2 / 3, 1 / 3, 0])
-
-
-def test_what_comes_after_the_request_changes_nothing(patterns):
-  later = schema.History("e", ("i0", "bare", "i5", "i3", "i7"), tuple(DAY * day for day in (5, 6, 7, 8, 9)))
-  other = scripted.fit_patterns((*HISTORIES, later), CATALOGUE)
-  np.testing.assert_array_equal(scripted.compute_features(SLATE, patterns, CATALOGUE), scripted.compute_features(SLATE, other, CATALOGUE))
+  return teacher([sampling.TraceRequest(slate, SHOWN, temperature, key, target)])[0]
 
 
 def test_no_label_is_seen(context, patterns):
@@ -84,7 +65,7 @@ def test_the_greedy_ranking_follows_the_weights(context, patterns):
 
 def test_samples_are_plackett_luce_at_the_temperature(context, patterns):
   firsts = [ask(context, patterns, PromptStyle(), 0.8, key=(7, 0, n)).ranking[0] for n in range(800)]
-  scores = scripted.compute_features(SLATE, patterns, CATALOGUE) @ [2, 1, 1.5, 1.5, 1]
+  scores = pattern_features(SLATE, patterns, CATALOGUE) @ [2, 1, 1.5, 1.5, 1]
   expected = np.exp(scores / 0.8) / np.exp(scores / 0.8).sum()
   np.testing.assert_allclose(np.bincount(firsts, minlength=4) / 800, expected, atol=0.07)  # four standard errors of 1/2
 
