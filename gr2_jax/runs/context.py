@@ -1,0 +1,153 @@
+"""What a stage works with: its run, its section of the config, and the artifacts of earlier stages, read when they are first asked for."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from gr2_jax.data.schema import Catalogue, History, Slate
+from gr2_jax.data.splits import Split
+from gr2_jax.language.prompts import PromptContext, PromptStyle
+from gr2_jax.language.vocabulary import Vocabulary
+from gr2_jax.models.transformer import Decoder
+from gr2_jax.rollout.slate_constraint import SlateConstraint
+from gr2_jax.runs import load
+from gr2_jax.runs.run import Run
+from gr2_jax.steps.start import load_params
+from gr2_jax.training.checkpoints import Checkpointer
+from gr2_jax.training.interrupts import StopSignal
+from gr2_jax.training.mesh import make_mesh
+from gr2_jax.training.progress import Progress, Task
+from gr2_jax.training.writers import MetricWriter
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StageContext:
+  """The stage `name` of a run, whose section of the config has the same name. Artifacts of stages that it does not declare are not its to read."""
+
+  run: Run
+  name: str
+  progress: Progress
+  stop: StopSignal
+
+  @property
+  def config(self) -> ConfigDict:
+    """The whole config."""
+    return self.run.config
+
+  @property
+  def options(self) -> ConfigDict:
+    """The stage's own section."""
+    return self.run.config[self.name]
+
+  @property
+  def seed(self) -> int:
+    """The run's."""
+    return self.run.config.seed
+
+  @functools.cached_property
+  def key(self) -> jax.Array:
+    """A key of the run's seed for this stage, so that no two stages draw the same numbers."""
+    return jax.random.fold_in(jax.random.key(self.seed), sum(self.name.encode()))
+
+  @functools.cached_property
+  def mesh(self) -> Mesh:
+    """The run's devices."""
+    return make_mesh(**self.config.mesh)
+
+  @functools.cached_property
+  def catalogue(self) -> Catalogue:
+    """All items."""
+    return load.load_catalogue(self.run)
+
+  @functools.cached_property
+  def split(self) -> Split:
+    """Leave-one-out split of the whole log."""
+    return load.load_split(self.run, self.catalogue)
+
+  @functools.cached_property
+  def log(self) -> tuple[History, ...]:
+    """The interactions that counts and classical rankers may learn from."""
+    return load.load_log(self.run, self.catalogue)
+
+  @functools.cached_property
+  def prompts(self) -> PromptContext:
+    """What prompts are made of."""
+    return load.load_context(self.run, self.catalogue, self.log)
+
+  @property
+  def vocabulary(self) -> Vocabulary:
+    """The run's tokens."""
+    return self.prompts.vocabulary
+
+  @functools.cached_property
+  def style(self) -> PromptStyle:
+    """How prompts are written and answered."""
+    return load.prompt_style(self.run)
+
+  @functools.cached_property
+  def direct_style(self) -> PromptStyle:
+    """The same prompts, answered without reasoning."""
+    return load.style_of_mode(self.style, "direct")
+
+  @functools.cached_property
+  def decoder(self) -> Decoder:
+    """The run's model, whole."""
+    return load.make_decoder(self.run, self.vocabulary)
+
+  def slates(self, split: str) -> tuple[Slate, ...]:
+    """The re-ranking slates of a split."""
+    return self._slates(split)
+
+  @functools.cached_property
+  def _slates(self) -> Callable[[str], tuple[Slate, ...]]:
+    return functools.cache(lambda split: load.load_slates(self.run, self.catalogue, split))
+
+  def constraint(self, style: PromptStyle) -> SlateConstraint | None:
+    """The decoding constraint of answers in a style."""
+    return load.slate_constraint(self.run, self.vocabulary, style)
+
+  def most_new_tokens(self, style: PromptStyle, split: str = "train") -> int:
+    """The limit of completions to the slates of a split."""
+    return load.most_new_tokens(self.run, self.slates(split), self.vocabulary, style)
+
+  def path(self, *names: str) -> pathlib.Path:
+    """Where an artifact of this stage lies."""
+    return self.run.path(self.name, *names)
+
+  def checkpoints(self, stage: str, name: str = "checkpoints") -> Checkpointer:
+    """Those of a stage, or of the training `name` in it."""
+    return Checkpointer(self.run.path(stage, name))
+
+  def load_params(self, stage: str, name: str = "checkpoints") -> Any:
+    """Parameters at the end of a stage, or of the training `name` in it, on the mesh."""
+    return load_params(self.decoder, self.checkpoints(stage, name), self.mesh)
+
+  def metric_writer(self, name: str) -> MetricWriter:
+    """Writes `RUN/metrics/NAME.jsonl`."""
+    folder = "-".join(self.run.directory.parts[-2:])  # a sweep's runs differ in the folder above: VARIANT/seed_0
+    project = self.config.wandb_project or None
+    return MetricWriter(self.run.metrics_path(name), wandb_project=project, run_name=f"{folder}-{name}", active=self.run.main)
+
+  def task(self, label: str, total: int, unit: str = "steps") -> AbstractContextManager[Task]:
+    """A progress bar."""
+    return self.progress.task(label, total, unit)
+
+  def on_progress(self, task: Task) -> Callable[[int], None]:
+    """`done -> None`: moves the bar, and stops the stage where a signal asked for it."""
+
+    def report(done: int) -> None:
+      task.update(done)
+      self.stop.check()
+
+    return report
+
+  def say(self, text: str) -> None:
+    """A line under the stage's bars."""
+    self.progress.console.print(f"  {text}", highlight=False)

@@ -1,0 +1,61 @@
+"""What decides an artifact, as values that can be compared: configs as JSON, their differences, hashes of files."""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def config_to_json(config: ConfigDict) -> dict[str, Any]:
+  """As it stands in config.json: tuples are lists."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def list_differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+  """`key: old -> new` for each leaf that differs between two nested dicts."""
+  if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+    return [] if old == new else [f"{prefix}: {json.dumps(old)} -> {json.dumps(new)}"]
+  lines = []
+  for key in sorted({*old, *new}):
+    path = f"{prefix}.{key}" if prefix else key
+    if key not in old:
+      lines.append(f"{path}: (none) -> {json.dumps(new[key])}")
+    elif key not in new:
+      lines.append(f"{path}: {json.dumps(old[key])} -> (none)")
+    else:
+      lines += list_differences(old[key], new[key], path)
+  return lines
+
+
+def value_at(config: Mapping[str, Any], key: str) -> Any:
+  """What stands at a dotted key."""
+  for part in key.split("."):
+    config = config[part]
+  return config
+
+
+def flat_keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+  """Dotted paths of all sections and leaves."""
+  keys = []
+  for key, value in config.items():
+    keys.append(prefix + key)
+    if isinstance(value, Mapping):
+      keys += flat_keys(value, f"{prefix}{key}.")
+  return keys
+
+
+def hash_path(path: pathlib.Path) -> str:
+  """SHA-256 of a file's content, or of the names and contents of all files in a folder."""
+  if path.is_file():
+    with path.open("rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
+  inside = {str(p.relative_to(path)): hash_path(p) for p in path.rglob("*") if p.is_file()}
+  return fingerprint_of(inside)
+
+
+def fingerprint_of(value: Any) -> str:
+  """SHA-256 of a JSON value."""
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

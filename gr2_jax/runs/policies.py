@@ -1,0 +1,75 @@
+"""The manifest of a run's policies: what each is called, how it answers, where its parameters lie. Serving and evaluation read it."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+
+from gr2_jax.files import write_json
+from gr2_jax.runs.run import Run, RunError
+
+_FILE = "policies.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class RankerRecord:
+  """A policy asked in one mode: `reason` (a reasoning, then the ranking), `direct` (the ranking at once), `score` (one pass, nothing decoded).
+
+  `name`: in results.json; `title`: in tables; `against`: rankers that it is compared with in pairs, besides the upstream order.
+  """
+
+  name: str
+  title: str
+  mode: str
+  against: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyRecord:
+  """A policy that a `stage` leaves in its folder `checkpoints`. The first of its `rankers` is how it was trained to answer.
+
+  `layers`: how many it has, where it was cut (None: those of the run's model). `prior`: whether RL may have started from it.
+  """
+
+  stage: str
+  rankers: tuple[RankerRecord, ...]
+  checkpoints: str = "checkpoints"
+  layers: int | None = None
+  prior: bool = False
+
+  @property
+  def mode(self) -> str:
+    """How the policy was trained to answer."""
+    return self.rankers[0].mode
+
+
+def write_policies(run: Run, stage: str, policies: Sequence[PolicyRecord]) -> None:
+  """Writes a stage's part of the manifest, `RUN/STAGE/policies.json`."""
+  write_json(run.path(stage, _FILE), [dataclasses.asdict(policy) for policy in policies])
+
+
+def read_policies(run: Run) -> list[PolicyRecord]:
+  """The policies of all finished stages, in the order in which the stages come."""
+  found = [path for path in run.directory.glob(f"*/{_FILE}") if run.is_done(path.parent.name)]
+  return [policy for path in sorted(found, key=_place) for policy in map(_to_policy, json.loads(path.read_text(encoding="utf-8")))]
+
+
+def find_policy(run: Run, stage: str) -> PolicyRecord:
+  """The first policy of a finished stage; raises RunError, naming those that there are, where the stage leaves none or is not finished."""
+  policies = read_policies(run)
+  found = next((policy for policy in policies if policy.stage == stage), None)
+  if found is None:
+    trained = ", ".join(dict.fromkeys(policy.stage for policy in policies))
+    other = f"name a stage that has one: {trained}" if trained else "name another run"
+    raise RunError(f"stage: {run.directory} has no finished policy of {stage!r}; run the stage first, or {other}")
+  return found
+
+
+def _place(path: pathlib.Path) -> tuple[int, str]:
+  done = json.loads((path.parent / "done.json").read_text(encoding="utf-8"))
+  return done["place"], path.parent.name
+
+
+def _to_policy(record: dict) -> PolicyRecord:
+  rankers = tuple(RankerRecord(**{**ranker, "against": tuple(ranker["against"])}) for ranker in record["rankers"])
+  return PolicyRecord(**{**record, "rankers": rankers})
