@@ -24,7 +24,7 @@ class DiskCache:
   entry. With `write` False (a process that is not the first of several) nothing is written.
   """
 
-  def __init__(self, path: str | os.PathLike, *, write: bool = True) -> None:
+  def __init__(self, path: str | os.PathLike[str], *, write: bool = True) -> None:
     self.path = pathlib.Path(path)
     self._lock = threading.Lock()
     self._values: dict[str, Any] = {}

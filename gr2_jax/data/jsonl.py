@@ -8,7 +8,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 from gr2_jax.data.schema import Catalogue, DataError, History, Item, Slate, check_history, check_item, check_slate
 from gr2_jax.files import replacing
@@ -233,7 +233,7 @@ def read_lines(
     try:
       record = parse(line)
     except DataError as error:
-      if on_error == "stop":
+      if report is None or on_error == "stop":
         raise DataError(f"{path}:{number}: {error}; or pass --config.data.on_error=skip") from None
       report.add(path, number, str(error))
     else:
@@ -255,7 +255,9 @@ def _once(parse: Callable[[bytes], Record], name: str, key: Callable[[Record], s
 
 
 def _known_items(catalogue: Catalogue | None, record: History | Slate, names: tuple[str, ...]) -> None:
-  for name in names if catalogue is not None else ():
+  if catalogue is None:
+    return
+  for name in names:
     try:
       catalogue.to_rows(getattr(record, name))
     except DataError as error:
@@ -304,7 +306,7 @@ def read_slates(
 def _write_objects(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
   """Writes one JSON object a line beside `path` and moves the file there once it is whole."""
   with replacing(path) as part, contextlib.ExitStack() as stack:
-    file = stack.enter_context(open(part, "wb"))
+    file: BinaryIO | gzip.GzipFile = stack.enter_context(open(part, "wb"))
     if part.suffix == ".gz":  # no name, no time: equal records give equal bytes
       file = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0))
     for record in objects:

@@ -152,7 +152,8 @@ def examination(size: int, decay: float) -> np.ndarray:
 
 def _gumbel(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
   """Standard Gumbel noise, float32: the argmax of utility + noise is a draw from the softmax of the utilities."""
-  return -np.log(rng.standard_exponential(shape, dtype=np.float32) + np.float32(1e-30))  # float32 draws can be exactly 0
+  draws = rng.standard_exponential(shape, dtype=np.float32) + np.float32(1e-30)  # float32 draws can be exactly 0
+  return np.asarray(-np.log(draws))
 
 
 def _split_sizes(config: MarketConfig) -> dict[str, int]:
@@ -254,7 +255,7 @@ def _simulate_purchases(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Item rows in time order `[U, max_history]`, -1 after the end, and lengths `[U]`; nobody buys an item twice."""
   num_users, num_items = users["base"].shape
-  lengths = rng.integers(config.min_history, config.max_history + 1, num_users)
+  lengths = np.asarray(rng.integers(config.min_history, config.max_history + 1, num_users))
   bought = np.full((num_users, config.max_history), -1)
   utility = users["base"] + users["brand"]
   everyone = np.arange(num_users)
@@ -331,7 +332,7 @@ def _upstream_scores(
   exposure = (exposure - exposure.mean()) / (exposure.std() + 1e-9)
   taken = {name: np.take_along_axis(parts[name], candidates, axis=1).astype(np.float64) for name in ("taste", "hidden")}
   scores = quality[candidates] + taken["taste"] + config.upstream_sight * taken["hidden"] + config.upstream_exposure * exposure[candidates]
-  return scores + rng.normal(0, config.upstream_noise, candidates.shape)
+  return np.asarray(scores + rng.normal(0, config.upstream_noise, candidates.shape))
 
 
 def _draw_labels(
@@ -340,12 +341,12 @@ def _draw_labels(
   """Labels `[U, K]`: one choice by the logit model, or clicks (attractive and examined, at least one) and conversions among them."""
   if config.labels == "single":
     choice = np.argmax(utilities + _gumbel(rng, utilities.shape), axis=1)
-    return (np.arange(config.slate_size) == choice[:, None]).astype(np.int64)
+    return np.asarray(np.arange(config.slate_size) == choice[:, None], np.int64)
   relative = utilities - utilities.mean(axis=1, keepdims=True)
   attraction = 1 / (1 + np.exp(2.5 - relative))
   clicks = _clicks_given_any(attraction * examined, rng)
   buys = rng.random(clicks.shape) < 1 / (1 + np.exp(1.0 - 0.5 * relative + 0.5 * (log_price - 2.3)))
-  return clicks * (1 + buys)
+  return np.asarray(clicks * (1 + buys))
 
 
 def _clicks_given_any(probability: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -32,8 +32,8 @@ def make_pipeline(
   `map_fn(record, rng) -> example`: `rng` depends only on the seed and the place in the stream, never on the process or the past.
   `batch_size`: rows of all processes together; each gets an equal share, and equally many batches.
   `pack_length` T: examples are dicts of 1-D sequences of one length (`tokens` and, say, `parts` or `weights`), laid behind each other
-  in rows `[B, T]`, int32 or float32 as the field is, 0 behind them (`pad_id` for tokens), with `segment_ids` (1, 2.. in a row, 0 padding) and `positions` (restarting at 0 in each segment). Without it,
-  examples of equal shapes are stacked.
+  in rows `[B, T]`, int32 or float32 as the field is, 0 behind them (`pad_id` for tokens), with `segment_ids` (1, 2.. in a row, 0
+  padding) and `positions` (restarting at 0 in each segment). Without it, examples of equal shapes are stacked.
   `cut`: keep the first T tokens of a longer example instead of raising.
   `repeat=False` ends after one pass; a last batch that is not full is left out.
 
@@ -78,9 +78,7 @@ class _Indexed:
     return index, self._records[index]
 
 
-def _make_map(
-  map_fn: MapFn, length: int | None, cut: bool
-) -> Callable[[tuple[int, Any], np.random.Generator], Example]:
+def _make_map(map_fn: MapFn, length: int | None, cut: bool) -> Callable[[tuple[int, Any], np.random.Generator], Example]:
   def apply(indexed: tuple[int, Any], rng: np.random.Generator) -> Example:
     index, record = indexed
     example = map_fn(record, rng)

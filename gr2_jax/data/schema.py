@@ -74,11 +74,11 @@ class Catalogue:
   rows: Mapping[str, int] = dataclasses.field(init=False, repr=False, compare=False)
 
   def __post_init__(self) -> None:
-    rows = {item.id: row for row, item in enumerate(self.items)}
-    if len(rows) != len(self.items):
-      seen: set[str] = set()
-      twice = next(item.id for item in self.items if item.id in seen or seen.add(item.id))
-      raise DataError(f"items: id {twice!r} occurs twice; give each item one line")
+    rows: dict[str, int] = {}
+    for row, item in enumerate(self.items):
+      if item.id in rows:
+        raise DataError(f"items: id {item.id!r} occurs twice; give each item one line")
+      rows[item.id] = row
     object.__setattr__(self, "rows", rows)
 
   def __len__(self) -> int:

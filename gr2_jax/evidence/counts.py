@@ -32,7 +32,7 @@ class _Events:
   def count(self, kinds: np.ndarray, before: ArrayLike | None) -> np.ndarray:
     """Events of `kinds [..]` strictly before `before [..]` (all when None); int64 of the broadcast shape."""
     if before is None:
-      past = np.int64(len(self.times))
+      past = np.asarray(len(self.times), np.int64)
     else:
       before = np.asarray(before)
       if before.size and before.dtype.kind not in "iu":  # a NaN would sort last and let the future in

@@ -83,7 +83,7 @@ def pattern_features(slate: Slate, patterns: Patterns, catalogue: Catalogue) -> 
 def _weighted_share(kind_of: np.ndarray, past: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
   """Weighted share of the history that has the candidate's category or brand; 0 where the candidate has none."""
   same = (kind_of[past][:, None] == kind_of[rows]) & (kind_of[rows] > 0)
-  return weights @ same / weights.sum()
+  return np.asarray(weights @ same / weights.sum())
 
 
 def mine_priming(histories: Sequence[History], catalogue: Catalogue, top: int = 8) -> str:

@@ -93,11 +93,13 @@ def last_item_rows(slates: Sequence[Slate], catalogue: Catalogue) -> np.ndarray:
 def candidate_counts(
   slates: Sequence[Slate], catalogue: Catalogue, counts: ItemCounts | TransitionCounts, sources: np.ndarray | None = None
 ) -> np.ndarray:
-  """Past-only counts `[n, K]`: of the candidates, or of transitions from `sources [n]` (rows) to them; padding counts 0."""
+  """Past-only counts `[n, K]`: of the candidates, or of transitions from `sources [n]` (rows, needed then) to them; padding counts 0."""
   candidates = pad_rows([catalogue.to_rows(s.candidates) for s in slates])
   before = _before(slates)
-  if sources is None:
+  if isinstance(counts, ItemCounts):
     return counts.count(candidates, before)
+  if sources is None:
+    raise ValueError("sources: transitions need the rows that they start from")
   return counts.count(sources[:, None], candidates, before)
 
 

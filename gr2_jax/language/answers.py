@@ -17,6 +17,7 @@ from gr2_jax.language.prompts import PromptStyle, direct_opening
 from gr2_jax.language.vocabulary import Vocabulary
 
 REASONING, ANSWER = 1, 2
+Reference = tuple[int, ...] | tuple[str, ...]  # what names a candidate: its tokens, or in JSON their surface forms
 ERROR_KINDS = ("wrong_format", "missing", "repeated", "unknown_item", "overlong")
 VERDICTS = (None, *ERROR_KINDS)  # where verdicts are numbers they are places in this tuple: 0 is a valid answer
 
@@ -94,10 +95,9 @@ def parse_answer(
     if style.answer == "json":
       explanation, mentions = _read_json(body, vocabulary)
       reasoning_length += len(vocabulary.encode(explanation))
-      references = [tuple(map(vocabulary.surface, reference)) for reference in references]
+      slots = _match(mentions, [tuple(vocabulary.surface(token) for token in reference) for reference in references])
     else:
-      mentions = _read_compact(body, vocabulary, style)
-    slots = _match(mentions, references)
+      slots = _match(_read_compact(body, vocabulary, style), references)
   except _AnswerError as error:
     return Answer(None, str(error), reasoning_length)
   return Answer(tuple(int(shown[slot]) for slot in slots), None, reasoning_length)
@@ -217,9 +217,9 @@ def _read_json(body: list[int], vocabulary: Vocabulary) -> tuple[str, list[tuple
   return explanation, [tuple(mention.split()) for mention in mentions]
 
 
-def _match(mentions: list[tuple], references: list[tuple]) -> list[int]:
+def _match(mentions: Sequence[Reference], references: Sequence[Reference]) -> list[int]:
   """Slots in the order of the mentions; raises unless each reference is mentioned exactly as often as it names a slot."""
-  slots: dict[tuple, list[int]] = {}
+  slots: dict[Reference, list[int]] = {}
   for slot, reference in enumerate(references):
     slots.setdefault(reference, []).append(slot)
   if any(mention not in slots for mention in mentions):

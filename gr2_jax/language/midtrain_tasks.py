@@ -43,21 +43,21 @@ class Mixture:
   def probabilities(self) -> np.ndarray:
     """Normalised shares in the order of the fields."""
     shares = np.asarray(dataclasses.astuple(self))
-    return shares / shares.sum()
+    return np.asarray(shares / shares.sum())
 
 
 SINGLE_TASK = Mixture(next_item=1.0, persona=0.0, item_to_text=0.0, text_to_item=0.0)
 _TASKS = tuple(field.name for field in dataclasses.fields(Mixture))
 
 
-def next_item_prompt(history_rows: Sequence[int], context: PromptContext, max_history: int) -> list[int]:
+def next_item_prompt(history_rows: Sequence[int] | np.ndarray, context: PromptContext, max_history: int) -> list[int]:
   """What the constrained beam search continues with the target's codes: bos, history, and the codes of the last `max_history` items."""
   vocabulary = context.vocabulary
   codes = [token for row in history_rows[-max_history:] for token in context.sid_tokens(row, markers=False)]
   return [vocabulary.bos_id, vocabulary.special("history"), *codes]
 
 
-def next_item(rows: Sequence[int], context: PromptContext, max_history: int) -> Example:
+def next_item(rows: Sequence[int] | np.ndarray, context: PromptContext, max_history: int) -> Example:
   """Histories as codes alone: every item is predicted from those before it, so the last one is the next item of the prompt before."""
   tokens = next_item_prompt(rows, context, max_history + 1)
   return _example(tokens[:2], tokens[2:])
@@ -83,7 +83,7 @@ def text_to_item(row: int, context: PromptContext) -> Example:
   return _example(prompt, [*context.sid_tokens(row, markers=False), special("eos")])
 
 
-def persona(rows: Sequence[int], context: PromptContext, max_history: int) -> Example:
+def persona(rows: Sequence[int] | np.ndarray, context: PromptContext, max_history: int) -> Example:
   """A history whose codes alternate with the items' categories and brands, then one sentence about the user's taste that quotes items.
 
   Quotes teach to copy an item from the context, which no history does: nobody buys an item twice.
@@ -94,7 +94,7 @@ def persona(rows: Sequence[int], context: PromptContext, max_history: int) -> Ex
   return _example([special("bos"), special("history")], [*items, special("assistant"), *taste_summary(rows, context), special("eos")])
 
 
-def taste_summary(rows: Sequence[int], context: PromptContext) -> list[int]:
+def taste_summary(rows: Sequence[int] | np.ndarray, context: PromptContext) -> list[int]:
   """One sentence: the most frequent categories, each with its items quoted, and the most frequent brands; ties by what was bought first."""
   items = context.catalogue.items
   category_of = {row: items[row].leaf or templates.UNKNOWN_CATEGORY for row in rows}
@@ -103,7 +103,8 @@ def taste_summary(rows: Sequence[int], context: PromptContext) -> list[int]:
   for place, name in enumerate(top):
     tokens = tokens + (context.text(templates.AND) if place else []) + context.text(name)
     tokens += [token for row in rows if category_of[row] == name for token in context.sid_tokens(row, markers=False)]
-  brands = [name for name, _ in Counter(items[row].brand for row in rows if items[row].brand).most_common(_NAMES_IN_SUMMARY)]
+  named = [brand for row in rows if (brand := items[row].brand)]
+  brands = [name for name, _ in Counter(named).most_common(_NAMES_IN_SUMMARY)]
   return tokens + (context.text(templates.BY.format(brands=f" {templates.AND} ".join(brands))) if brands else [])
 
 
@@ -114,7 +115,7 @@ def _item_text(row: int, context: PromptContext) -> list[int]:
 
 def _example(prompt: list[int], target: list[int]) -> Example:
   tokens = np.asarray(prompt + target, np.int32)
-  return Example(tokens, np.repeat(np.float32([0, 1]), [len(prompt), len(target)]))
+  return Example(tokens, np.repeat(np.asarray([0, 1], np.float32), [len(prompt), len(target)]))
 
 
 def make_example(

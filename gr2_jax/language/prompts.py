@@ -14,9 +14,9 @@ from gr2_jax.evidence import counts
 from gr2_jax.language import templates
 from gr2_jax.language.vocabulary import Vocabulary
 
-_FIELDS = ("title", "brand", "category", "categories", "price")
-_HINTS = ("upstream_rank", "bought_after")
-_CHOICES = {
+_FIELDS: tuple[str, ...] = ("title", "brand", "category", "categories", "price")
+_HINTS: tuple[str, ...] = ("upstream_rank", "bought_after")
+_CHOICES: dict[str, tuple[str, ...]] = {
   "order": ("history_first", "candidates_first"),
   "answer": ("compact", "json"),
   "reference": ("slot", "sid"),
@@ -53,9 +53,9 @@ class PromptStyle:
   direct: bool = False
 
   def __post_init__(self) -> None:
-    for name, allowed in _CHOICES.items():
-      if getattr(self, name) not in allowed:
-        raise ValueError(f"{name}: {getattr(self, name)!r} is not known; choose one of {', '.join(allowed)}")
+    for name, choices in _CHOICES.items():
+      if getattr(self, name) not in choices:
+        raise ValueError(f"{name}: {getattr(self, name)!r} is not known; choose one of {', '.join(choices)}")
     for name, allowed in (("item_fields", _FIELDS), ("history_fields", _FIELDS), ("hints", _HINTS)):
       object.__setattr__(self, name, tuple(getattr(self, name)))
       unknown = [value for value in getattr(self, name) if value not in allowed]

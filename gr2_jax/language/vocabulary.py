@@ -136,7 +136,8 @@ class Vocabulary:
 
   def encode(self, text: str) -> list[int]:
     """Text pieces of `text` (NFKC, control characters dropped); never a frame, candidate or SID token."""
-    return self._processor.encode(_clean(text))
+    tokens: list[int] = self._processor.encode(_clean(text))
+    return tokens
 
   def decode(self, tokens: Sequence[int]) -> str:
     """Readable text of any ids: text pieces, and the surface forms of other tokens (`<think>`, `<A>`, `<s_a_12>`) between spaces."""

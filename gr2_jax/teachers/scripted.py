@@ -75,8 +75,9 @@ def _write_short(
 def _support(slate: schema.Slate, chosen: int, patterns: Patterns, context: PromptContext) -> str:
   """The brand when the user knows it, else how often it followed the last item, else a word for nothing of that."""
   rows = context.catalogue.to_rows(slate.history)
-  if patterns.brand_of[chosen] and patterns.brand_of[chosen] in patterns.brand_of[rows]:
-    return patterns.brands[patterns.brand_of[chosen]]
+  brand = int(patterns.brand_of[chosen])
+  if brand and brand in patterns.brand_of[rows]:
+    return patterns.brands[brand]
   count = int(patterns.copurchases.count(rows[-1], chosen, slate.timestamp))
   return templates.AFTER_SHORT[min(count, len(templates.AFTER_SHORT)) - 1] if count else templates.NEW
 
