@@ -1,0 +1,1 @@
+"""Pallas kernels, each a folder: `reference.py` is the specification, `pallas.py` the kernel, `api.py` what callers use."""

@@ -4,7 +4,7 @@
 >>> from gr2_jax.data import Catalogue, Item, Slate
 >>> from gr2_jax.language import PromptContext, PromptStyle, Vocabulary, corpus_texts, parse_answer, render_answer, render_prompt
 >>> catalogue = Catalogue(tuple(Item(f"i{n}", f"rose toner {n}", "Aquine", ("Skin Care", "Toner")) for n in range(4)))
->>> vocabulary = Vocabulary.train(corpus_texts(catalogue), text_pieces=300, num_levels=2, codebook_size=4, num_candidates=3)
+>>> vocabulary = Vocabulary.train(corpus_texts(catalogue), text_pieces=400, num_levels=2, codebook_size=4, num_candidates=3)
 >>> context = PromptContext(catalogue, np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), vocabulary)
 >>> style = PromptStyle(max_prompt_tokens=96)
 >>> slate = Slate("u", ("i0",), ("i1", "i2", "i3"), (0, 1, 0))

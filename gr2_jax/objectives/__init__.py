@@ -5,10 +5,10 @@
 >>> advantages, keep = group_advantages(jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0]]))
 >>> advantages.tolist(), keep.tolist()
 ([[1.0, -1.0]], [True])
->>> logps = jnp.log(jnp.full((1, 2, 3), 0.5))
->>> loss = policy_loss(logps, logps, advantages, jnp.ones((1, 2, 3)), DAPO)
->>> float(loss.loss_sum), float(loss.denominator)
-(0.0, 6.0)
+>>> old = jnp.log(jnp.full((1, 2, 3), 0.5))
+>>> loss = policy_loss(old.at[0, 0].add(0.1), old, advantages, jnp.ones((1, 2, 3)), DAPO)  # the better answer became likelier
+>>> round(float(loss.loss_sum / loss.denominator), 4), float(loss.denominator)
+(-0.0526, 6.0)
 """
 
 from gr2_jax.objectives.advantages import group_advantages

@@ -30,7 +30,7 @@ class PolicyLossConfig:
   ratio: Literal["token", "sequence"] = "token"
   clip_low: float = 0.2
   clip_high: float = 0.28
-  importance_cap: float = 0.0
+  importance_cap: float | None = None
   divide_by_std: bool = True
   mask_truncated: bool = False
 
@@ -40,7 +40,7 @@ class PolicyLossConfig:
         raise ValueError(f"{name}: {getattr(self, name)!r} is not known; it must be {' or '.join(choices)}")
     if not (0 <= self.clip_low < 1 and 0 <= self.clip_high < math.inf):
       raise ValueError(f"clip_low must lie in [0, 1) and clip_high must not be negative, got {self.clip_low} and {self.clip_high}")
-    if self.importance_cap != 0 and not 1 <= self.importance_cap < math.inf:
+    if self.importance_cap is not None and not 1 <= self.importance_cap < math.inf:
       raise ValueError(f"importance_cap must be 0 (off) or at least 1, got {self.importance_cap}")
 
 
@@ -55,7 +55,7 @@ class PolicyLoss(NamedTuple):
   diagnostics: dict[str, tuple[jax.Array, jax.Array]]
 
 
-def loss_denominator(mask: jax.Array, aggregation: str) -> jax.Array:
+def loss_denominator(mask: jax.Array, aggregation: str, weights=None) -> jax.Array:
   """What the loss of the completions under `mask [..., T]` is divided by; it adds up over microbatches and devices.
 
   Tokens for `token_mean`, sequences for `sequence_mean`, sequences x T for `constant_length`; a sequence without any token is none.
@@ -85,6 +85,7 @@ def policy_loss(
   config: PolicyLossConfig,
   *,
   importance_weights: jax.Array | float = 1.0,
+  weights=None,
 ) -> PolicyLoss:
   """Clipped surrogate, -Σ w min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) in the config's aggregation, and what to divide it by.
 

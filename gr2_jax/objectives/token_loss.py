@@ -99,7 +99,7 @@ def _log_prob_and_entropy(log_p: jax.Array, targets: jax.Array) -> tuple[jax.Arr
 
 
 def parts_cross_entropy(
-  log_probs: jax.Array, parts: jax.Array, weights: Sequence[float]
+  log_probs: jax.Array, parts: jax.Array, weights: Sequence[float], token_weights=None
 ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
   """Sum over parts of weight x mean negative log-likelihood of that part's tokens (GR2 Eq 3, each part normalised by itself).
 

@@ -111,8 +111,7 @@ def make_collector(
     return to_global(found, mesh)
 
   def judge_answers(answers: ParsedAnswers, rollout: Rollout, asked: Asked, drawn: Drawn) -> Judgement:
-    host = HostView(drawn.slates, context.catalogue, lambda: _texts(to_local(rollout.completions, mesh), context.vocabulary))
-    return judge(answers.rankings, answers.codes, asked.labels, asked.shown, rollout.completion_mask, host)
+    return judge(answers.rankings, answers.codes, asked.labels, asked.shown, rollout.completion_mask, None)
 
   return Collector(
     stream=stream,

@@ -1,0 +1,1 @@
+"""All ranking rewards, metrics, copy checks and group advantages of a batch of rankings at once."""
