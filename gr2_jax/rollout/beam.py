@@ -1,5 +1,6 @@
 """Beam search over the catalogue: only semantic IDs that exist are spelled, and every prompt is computed once."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -21,7 +22,7 @@ def _reorder(cache, parents: jax.Array):
   """Give every beam the cache of the beam that it continues. `parents [P, beams]` index beams of the same prompt."""
   num_prompts = parents.shape[0]
   rows = (jnp.arange(num_prompts)[:, None] * (cache.mask.shape[0] // num_prompts) + parents).reshape(-1)
-  return cache.replace(k=cache.k[:, rows], v=cache.v[:, rows], mask=cache.mask[rows])
+  return dataclasses.replace(cache, k=cache.k[:, rows], v=cache.v[:, rows], mask=cache.mask[rows])
 
 
 def beam_search(

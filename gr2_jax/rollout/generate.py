@@ -139,7 +139,7 @@ def suffix_cache(decoder: Decoder, rows: int, capacity: int) -> Cache:
   def place(x):
     return constrain(x, "layers", "batch", "seq", "kv_heads", "head_dim")
 
-  return cache.replace(k=place(cache.k), v=place(cache.v))
+  return dataclasses.replace(cache, k=place(cache.k), v=place(cache.v))
 
 
 def _take(array: jax.Array, member: jax.Array, place: jax.Array) -> jax.Array:
@@ -222,7 +222,9 @@ def _step(config: RolloutConfig, params, sampling: Sampling, state: Decoding) ->
   rotated already and its mask tells them from those of the completion before.
   """
   lanes, fresh = _take_members(config, state.lanes)
-  cache = state.cache.replace(mask=state.cache.mask & ~fresh.reshape(-1, 1), length=state.cache.length % state.cache.mask.shape[1])
+  cache = dataclasses.replace(
+    state.cache, mask=state.cache.mask & ~fresh.reshape(-1, 1), length=state.cache.length % state.cache.mask.shape[1]
+  )
   token = _take(lanes.tokens, lanes.member, lanes.length - 1)
   positions = lanes.prompt_lengths[:, None] + lanes.length - 1
   token, positions, seen = (x.reshape(-1, 1) for x in (token, positions, lanes.alive.astype(jnp.int32)))

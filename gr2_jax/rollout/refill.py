@@ -6,6 +6,7 @@ completions (`RolloutConfig.rows`). Rows that pick any prompt of a window would 
 prefix at every step, as decoding without a shared prefix does.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -44,7 +45,7 @@ def _put(lanes: Lanes, new: Lanes, lane: jax.Array) -> Lanes:
     return constrain(x.at[:, lane].set(y), "layers", "batch", "seq", "kv_heads", "head_dim")
 
   old, prefix = lanes.prefix, new.prefix
-  prefix = old.replace(k=put_layers(old.k, prefix.k), v=put_layers(old.v, prefix.v), mask=old.mask.at[lane].set(prefix.mask))
+  prefix = dataclasses.replace(old, k=put_layers(old.k, prefix.k), v=put_layers(old.v, prefix.v), mask=old.mask.at[lane].set(prefix.mask))
   put = jax.tree.map(lambda x, y: x.at[lane].set(y), lanes._replace(prefix=None), new._replace(prefix=None))
   return put._replace(prefix=prefix)
 
