@@ -76,7 +76,8 @@ def base() -> ConfigDict:
       "wandb_project": "",
       "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
       "data": {
-        "source": "synthetic",  # or a folder with items.jsonl[.gz], interactions.jsonl[.gz] (and slates_*.jsonl[.gz]), or tfds:beauty
+        # or a folder with items.jsonl[.gz], interactions.jsonl[.gz] (and slates_*.jsonl[.gz]), or tfds:NAME (beauty, sports, toys, own_log)
+        "source": "synthetic",
         "manual_dir": "",
         "on_error": "stop",  # or skip: count bad lines, list them in RUN/data/bad_lines.jsonl, leave them out
         "max_history": 50,
