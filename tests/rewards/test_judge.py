@@ -147,7 +147,7 @@ def test_a_host_reward_gives_what_its_twin_on_the_device_gives(over_a_mesh):
 
 
 def test_a_host_reward_without_the_host_is_refused():
-  with pytest.raises(ValueError, match="host: .*host_twin"):
+  with pytest.raises(ValueError, match=r"host: .*host_twin"):
     make_judge(on_host(host_twin), **SETTINGS)(*INPUTS, None)
 
 
