@@ -12,7 +12,7 @@ from gr2_jax.data.schema import SPLITS
 from gr2_jax.data.slates import slate_labels
 from gr2_jax.evaluation import baselines
 from gr2_jax.evaluation.per_slate import write_per_slate
-from gr2_jax.evaluation.results import COMPRESSED, FULL, Answers, Order, build_results, measure_orders, write_results
+from gr2_jax.evaluation.results import COMPRESSED, POLICY, Answers, RankerAnswers, build_results, measure_rankers, write_results
 from gr2_jax.evidence.counts import ItemCounts, TransitionCounts
 from gr2_jax.evidence.table import LogCounts, slate_features
 from gr2_jax.files import write_json
@@ -48,6 +48,27 @@ TIME_NOTE = (
 )
 UNTIMED_NOTE = "The slates carry no timestamps: every event of the log counts, and the log holds none of their targets."
 
+# What a reader calls the policies, in the order of tables.
+TITLES = {
+  "sft": "SFT policy",
+  "opd": "OPD policy",
+  POLICY: "RL policy",
+  "sft_direct": "SFT without reasoning",
+  "direct": "direct policy",
+  "direct_scores": "direct policy, one pass",
+  "pruned": "pruned policy",
+}
+# The ranker to beat, what the policy started from, what answers without reasoning give up: beside the upstream order.
+PAIRS = (
+  (POLICY, "lambdamart"),
+  (POLICY, "sft"),
+  (POLICY, "opd"),
+  ("direct", POLICY),
+  ("direct_scores", "direct"),
+  ("pruned", POLICY),
+)
+PRIORS = ("opd", "sft")  # what RL may have started from, the latest stage first
+
 
 def run(config, run, progress, stop):
   """Writes `results.json`, `per_slate.npz`, `card.md` with its plots, and `answers_ORDER.jsonl` (what the language models answered).
@@ -78,17 +99,22 @@ def run(config, run, progress, stop):
   if config.prune.layers:
     orders["pruned"] = _pruned_order(run, decoder, test, context, progress, stop)
   orders |= _compressed_orders(run, decoder, context, style, orders["policy"], reason, test, progress, stop)
-  metrics = measure_orders(orders, labels, options.gain)
+  metrics = measure_rankers(orders, labels, options.gain)
   users = [slate.user for slate in test]
+  weights = np.array([slate.weight for slate in test])
   timed = any(slate.timestamp is not None for slate in test)
   results = build_results(
     dataset=config.name,
     seeds=[config.seed],
     labels=labels,
-    orders=orders,
+    rankers=orders,
+    titles=TITLES,
+    pairs=[*PAIRS, *((name, POLICY) for name in orders if name.startswith(COMPRESSED))],
+    priors=PRIORS,
     users=users,
     segments=[slate.segment for slate in test],
     subsets=subsets,
+    weights=weights,
     train_labels=slate_labels(slates["train"]),
     notes=[TIME_NOTE if timed else UNTIMED_NOTE],
     gain=options.gain,
@@ -98,7 +124,7 @@ def run(config, run, progress, stop):
   )
   if run.main:
     write_results(run.path("evaluation", "results.json"), results)
-    write_per_slate(run.path("evaluation", "per_slate.npz"), metrics, users)
+    write_per_slate(run.path("evaluation", "per_slate.npz"), metrics, users, weights)
     write_card(run.directory)
   progress.console.print(render_console_table(results))
 
@@ -112,16 +138,16 @@ def _classical_orders(run, catalogue, log, slates, labels):
   lambdamart = baselines.fit_lambdamart(
     features["train"], slate_labels(slates["train"]), features["validation"], slate_labels(slates["validation"]), seed=seed
   )
-  oracle = baselines.ideal_order(labels) if utilities is None else baselines.utility_order(utilities[: len(test)], labels)
+  oracle = baselines.ideal_ranking(labels) if utilities is None else baselines.utility_ranking(utilities[: len(test)], labels)
   rankings = {
-    "upstream": baselines.upstream_order(labels),
-    "random": baselines.random_order(labels, seed),
+    "upstream": baselines.upstream_ranking(labels),
+    "random": baselines.random_ranking(labels, seed),
     "oracle": oracle,
-    "popularity": baselines.popularity_order(test, catalogue, ItemCounts.fit(log, catalogue)),
-    "last_transition": baselines.last_transition_order(test, catalogue, TransitionCounts.fit(log, catalogue)),
-    "lambdamart": baselines.lambdamart_order(lambdamart, features["test"], labels),
+    "popularity": baselines.popularity_ranking(test, catalogue, ItemCounts.fit(log, catalogue)),
+    "last_transition": baselines.last_transition_ranking(test, catalogue, TransitionCounts.fit(log, catalogue)),
+    "lambdamart": baselines.lambdamart_ranking(lambdamart, features["test"], labels),
   }
-  return {name: Order.of(ranking) for name, ranking in rankings.items()}
+  return {name: RankerAnswers.of(ranking) for name, ranking in rankings.items()}
 
 
 def _make_ranker(run, decoder, context, style, max_new_tokens):
@@ -183,11 +209,11 @@ def _compressed_orders(run, decoder, context, style, full, reason, test, progres
   compressed = load_compressed(run, test)
   if not compressed:
     return {}
-  params, orders = load_policy(run, "rl", decoder), {FULL: full}
+  params, orders = load_policy(run, "rl", decoder), {POLICY: full}
   for variant, of in compressed.items():
     name, rank = COMPRESSED + variant, functools.partial(reason, histories=of.histories)
     orders[name] = _policy_order(run, name, params | of.memory, rank, test, context, progress, stop)
-  read = {FULL: FULL_HISTORIES} | {COMPRESSED + variant: of for variant, of in compressed.items()}
+  read = {POLICY: FULL_HISTORIES} | {COMPRESSED + variant: of for variant, of in compressed.items()}
   prefill_ms = time_prefill(decoder, params, test, context, style, read, batch_size=run.config.evaluation.batch_size)
   return {name: dataclasses.replace(order, cost=order.cost | {"prefill_ms": prefill_ms[name]}) for name, order in orders.items()}
 
@@ -235,7 +261,7 @@ def _policy_order(run, name, params, rank, slates, context, progress, stop):
           _write_answers(run.path("evaluation", f"answers_{name}.jsonl"), slates, ranked, context.vocabulary)
       else:
         cost["ms_per_slate"] = 1000 * seconds / len(slates)
-  return Order(answers, cost)
+  return RankerAnswers(answers, cost)
 
 
 def _write_answers(path, slates, ranked, vocabulary):

@@ -1,4 +1,4 @@
-"""Ranking metrics of each slate under one order."""
+"""Ranking metrics of each slate under one ranker."""
 
 import functools
 from typing import Literal

@@ -34,7 +34,7 @@ def lift_style(of: Mapping[str, Any] | None) -> str:
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
   """A Markdown table; bars and line ends inside cells cannot break it."""
 
-  def line(cells):
+  def line(cells: Sequence[Any]) -> str:
     return "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
 
   return "\n".join([line(header), "|---" * len(header) + "|", *(line(row) for row in rows)])

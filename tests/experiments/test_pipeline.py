@@ -18,7 +18,7 @@ from gr2_jax.data.market import MarketConfig, make_market
 from gr2_jax.data.schema import SPLITS
 from gr2_jax.data.slates import slate_labels
 from gr2_jax.evaluation import baselines
-from gr2_jax.evaluation.results import Order, build_results
+from gr2_jax.evaluation.results import RankerAnswers, build_results
 from gr2_jax.evidence.table import LogCounts, slate_features
 from gr2_jax.runs.run import read_config
 
@@ -223,9 +223,9 @@ def measured():
     fit = shuffled if fitted_on == "shuffled" else labels
     test = (shuffled if tested_on == "shuffled" else labels)["test"]
     model = baselines.fit_lambdamart(features["train"], fit["train"], features["validation"], fit["validation"], seed=0)
-    orders = {"upstream": baselines.upstream_order(test), "lambdamart": baselines.lambdamart_order(model, features["test"], test)}
-    orders = {name: Order.of(order) for name, order in orders.items()}
-    results = build_results(dataset="control", seeds=[0], labels=test, orders=orders, resamples=2000)
+    rankings = {"upstream": baselines.upstream_ranking(test), "lambdamart": baselines.lambdamart_ranking(model, features["test"], test)}
+    rankers = {name: RankerAnswers.of(ranking) for name, ranking in rankings.items()}
+    results = build_results(dataset="control", seeds=[0], labels=test, rankers=rankers, resamples=2000)
     return results["paired"]["lambdamart_vs_upstream"]
 
   return measure
