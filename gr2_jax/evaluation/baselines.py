@@ -87,7 +87,7 @@ def lambdamart_ranking(model: lightgbm.Booster, features: np.ndarray, labels: np
   """The model's ranking; of `labels` only the padding is read."""
   n, size, _ = features.shape
   scores = model.predict(features.reshape(n * size, -1), num_iteration=model.best_iteration, num_threads=PARAMETERS["num_threads"])
-  return rank_by_scores(scores.reshape(n, size), labels)
+  return rank_by_scores(np.asarray(scores).reshape(n, size), labels)
 
 
 def _dataset(features: np.ndarray, labels: np.ndarray) -> lightgbm.Dataset:

@@ -3,7 +3,7 @@
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Pooled(NamedTuple):
 def write_per_slate(path: str | os.PathLike[str], metrics: Measured, users: Sequence[str], weights: np.ndarray | None = None) -> None:
   """Writes `users [n]`, `weights [n]` (ones by default), `metrics [M]` (their names) and `orders/NAME [n, M]` of what
   `results.measure_rankers` measured on n slates."""
-  arrays = {"users": np.asarray(users, str), "weights": check_weights(weights, len(users)), "metrics": np.asarray(METRICS)}
+  arrays: dict[str, Any] = {"users": np.asarray(users, str), "weights": check_weights(weights, len(users)), "metrics": np.asarray(METRICS)}
   for name, by_presentation in metrics.items():
     first = next(iter(by_presentation.values()))
     arrays[f"orders/{name}"] = np.stack([first[metric] for metric in METRICS], axis=1)

@@ -107,7 +107,8 @@ def rank_histogram(labels: np.ndarray) -> list[int]:
   """How many slates have their target (the first of the best label) at each upstream rank, from labels `[n, K]` (-1 at padding)."""
   labels = np.asarray(labels)
   target = labels.argmax(axis=1)[labels.max(axis=1) > 0]
-  return np.bincount(target, minlength=labels.shape[1]).tolist()
+  counts: list[int] = np.bincount(target, minlength=labels.shape[1]).tolist()
+  return counts
 
 
 # NAME -> presentation -> METRIC -> values [n] of the same n slates.
@@ -229,7 +230,7 @@ def check_results(results: Any, where: str) -> None:
       raise ResultsError(f"{where}: orders.{name} lacks {', '.join(missing)}")
 
 
-def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
+def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
   """Writes results.json, whole or not at all; raises ResultsError for a wrong format or a NaN."""
   check_results(results, "results")
   try:
@@ -238,13 +239,13 @@ def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
     raise ResultsError(f"results: {error}; an undefined value must be null") from None
 
 
-def load_results(path: str | os.PathLike) -> dict[str, Any]:
+def load_results(path: str | os.PathLike[str]) -> dict[str, Any]:
   """Reads and checks results.json; raises ResultsError that names the file and what is wrong with it."""
   path = pathlib.Path(path)
   if not path.exists():
     raise ResultsError(f"{path}: there is no such file; run the evaluation stage first")
   try:
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
   except json.JSONDecodeError as error:
     raise ResultsError(f"{path}: is not JSON ({error}); make it again with the evaluation stage") from None
   check_results(results, str(path))

@@ -18,4 +18,5 @@ def check_weights(weights: np.ndarray | None, count: int) -> np.ndarray:
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
   """Mean over the slates of values `[n]` or `[n, M]` with weights `[n]`, in the values' precision; of weights of 1 it is `np.mean`."""
   weights = weights.astype(np.float64 if values.dtype == bool else values.dtype)
-  return (values * weights.reshape(-1, *[1] * (values.ndim - 1))).sum(axis=0) / weights.sum()
+  mean: np.ndarray = (values * weights.reshape(-1, *[1] * (values.ndim - 1))).sum(axis=0) / weights.sum()
+  return mean

@@ -131,7 +131,8 @@ def _rl_lines(run: pathlib.Path) -> list[dict[str, float | None]]:
 def _seconds(runs: Sequence[pathlib.Path]) -> float:
   """Seconds of all stages; a stage that several runs share counts once."""
   done = [json.loads(path.read_text(encoding="utf-8")) for run in runs for path in run.glob("*/done.json")]
-  return sum({of["fingerprint"]: of["seconds"] for of in done}.values())
+  seconds: dict[str, float] = {of["fingerprint"]: of["seconds"] for of in done}
+  return sum(seconds.values())
 
 
 def _versions(runs: Sequence[pathlib.Path]) -> dict[str, list[str]]:
@@ -280,7 +281,7 @@ def render_sweep_table(sweep: Mapping[str, Any]) -> RenderableType:
   for variant, of in sweep["variants"].items():
     cells: list[str | Text] = []
     for metric in _SHORT:
-      cells.append(f"{of['orders']['policy'][metric]:.3f}")
+      cells.append(f"{of['orders'][POLICY][metric]:.3f}")
       for base in ("upstream", "prior"):
         paired = _paired(of, base, metric)
         cells.append(Text(format_lift(paired, digits=0).replace(" [", "\n["), style=lift_style(paired)))

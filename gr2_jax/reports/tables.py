@@ -5,7 +5,13 @@ from typing import Any
 
 from rich import box
 
-TABLE_STYLE = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0), "title_justify": "left", "caption_justify": "left"}
+TABLE_STYLE: dict[str, Any] = {
+  "box": box.SIMPLE_HEAD,
+  "pad_edge": False,
+  "padding": (0, 1, 0, 0),
+  "title_justify": "left",
+  "caption_justify": "left",
+}
 
 
 def format_number(value: float | None, form: str = ".4f") -> str:
