@@ -231,7 +231,7 @@ def _cost_section(results: Mapping[str, Any], run: pathlib.Path) -> str:
 def _stage_seconds(run: pathlib.Path) -> dict[str, float]:
   """Seconds of each finished stage, in the order of the pipeline where their records tell it, the others by name."""
   done = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in run.glob("*/done.json")}
-  stages = sorted(done, key=lambda stage: (done[stage].get("order", math.inf), stage))
+  stages = sorted(done, key=lambda stage: (done[stage].get("place", math.inf), stage))
   return {stage: done[stage]["seconds"] for stage in stages}
 
 
