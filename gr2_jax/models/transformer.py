@@ -5,6 +5,7 @@ Only this folder knows modules; everything else calls `decoder.apply` on a param
 """
 
 import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +29,26 @@ def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-@jax.custom_vjp
-def attend(q: jax.Array, sources: list[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
-  """One softmax over several sources of keys and values, each attended on its own and merged by log-sum-exp.
+# Keys, values `[S, L, KV, Dh]` and a mask that broadcasts to `[S, T, L]`.
+Source = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def attend(q: jax.Array, sources: list[Source], implementation: str = "matrices") -> jax.Array:
+  """One softmax over several sources of keys and values.
 
   `q [B, T, KV, R, Dh]` (R query heads for each key head). A source is `k, v [S, L, KV, Dh]` with a mask that broadcasts to
-  `[S, T, L]`: S may divide B, and then each B/S successive rows of `q` share one row of the source, which is read once.
+  `[S, T, L]`: S may divide B, and then each B/S successive rows of `q` share one row of the source.
+  `implementation`: a name in ATTENTION; raises ValueError for another.
+  """
+  if implementation not in ATTENTION:
+    raise ValueError(f"attention: {implementation!r} is none of {', '.join(ATTENTION)}")
+  return ATTENTION[implementation](q, sources)
+
+
+@jax.custom_vjp
+def _attend_in_matrices(q: jax.Array, sources: list[Source]) -> jax.Array:
+  """Each source is attended on its own, read once for all rows that share it, and the parts are merged by log-sum-exp.
+
   The backward pass computes the weights again from each query's log-sum-exp, so that nothing of size T x L outlives a layer
   (FlashAttention, arXiv 2205.14135, in whole matrices).
   """
@@ -77,7 +92,10 @@ def _attend_backward(kept, d_out):
   return d_q.astype(q.dtype), d_sources
 
 
-attend.defvjp(_attend_forward, _attend_backward)
+_attend_in_matrices.defvjp(_attend_forward, _attend_backward)
+
+# Every implementation of `attend`, with gradients.
+ATTENTION: Mapping[str, Callable[[jax.Array, list[Source]], jax.Array]] = {"matrices": _attend_in_matrices}
 
 
 def _scores(q, k, mask):
@@ -170,7 +188,10 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-  """One layer; `prefix` and `cache` are this layer's slices, masks are shared by all layers."""
+  """One layer; `prefix` and `cache` are this layer's slices, masks are shared by all layers.
+
+  Whoever asks for the collection `intermediates` finds the layer's `output [B, T, D]` there.
+  """
 
   config: ModelConfig
 
@@ -195,10 +216,11 @@ class Block(nn.Module):
       # Causal, hence no query of a block sees a key behind its end: half the work where the block is short.
       ends = range(_QUERY_BLOCK, q.shape[1] + _QUERY_BLOCK, _QUERY_BLOCK)
       blocks = [(slice(end - _QUERY_BLOCK, end), slice(end)) for end in ends]
-      parts = [attend(grouped[:, own], [*prompt, (k[:, seen], v[:, seen], own_mask[:, own, seen])]) for own, seen in blocks]
+      own_sources = [(k[:, seen], v[:, seen], own_mask[:, own, seen]) for own, seen in blocks]
+      parts = [attend(grouped[:, own], [*prompt, source], c.attention) for (own, _), source in zip(blocks, own_sources, strict=True)]
       out = jnp.concatenate(parts, axis=1)
     else:
-      out = attend(grouped, [*prompt, (k, v, own_mask)])
+      out = attend(grouped, [*prompt, (k, v, own_mask)], c.attention)
     out = out.reshape(q.shape)
     x = x + _dense(c.width, ("heads", "head_dim", "embed"), "out", c, axis=(-2, -1))(out)
 
@@ -206,7 +228,9 @@ class Block(nn.Module):
     gate = _dense(c.mlp_width, ("embed", "mlp"), "gate", c)(y)
     up = _dense(c.mlp_width, ("embed", "mlp"), "up", c)(y)
     x = x + _dense(c.width, ("mlp", "embed"), "down", c)(nn.silu(gate) * up)
-    return constrain(x, "batch", "seq", None), (k, v)
+    x = constrain(x, "batch", "seq", None)
+    self.sow("intermediates", "output", x)
+    return x, (k, v)
 
 
 class Decoder(nn.Module):
@@ -226,7 +250,7 @@ class Decoder(nn.Module):
     block = nn.remat(Block, prevent_cse=False) if c.remat else Block
     self.layers = nn.scan(
       block,
-      variable_axes={"params": 0},
+      variable_axes={"params": 0, "intermediates": 0},
       split_rngs={"params": True},
       in_axes=(0, nn.broadcast),
       length=c.num_layers,
@@ -248,6 +272,7 @@ class Decoder(nn.Module):
     Without a cache the second result is `(k, v)`, each `[layers, B, T, KV, Dh]`; with one it is the cache with T more tokens,
     all of one segment. With a prefix every row also sees its prompt (see `Prefix`).
     Where the parameters hold a `memory` the id -1 - s stands for its row s.
+    The collection `intermediates`, for whoever asks for it, holds `embedded [B, T, D]` and of each layer the `output`.
     """
     length = tokens.shape[1]
     if cache is None:
@@ -266,6 +291,7 @@ class Decoder(nn.Module):
     prefix_mask = None if prefix is None else prefix.mask
 
     x = constrain(self._embed(tokens).astype(self.config.dtype), "batch", "seq", None)
+    self.sow("intermediates", "embedded", x)
     x, (k, v) = self.layers(x, (prefix_kv, cache_kv), (positions, own, prefix_mask, written))
     hidden = self.final_norm(x)
     if cache is None:

@@ -93,9 +93,9 @@ def policy_loss(
 
   `per_token_logps, old_logps, mask, importance_weights [..., T]`, `advantages [...]` (one a completion) or `[..., T]` (one a token). Tokens
   where the mask is 0 count nowhere and pass no gradient, whatever stands there. `weights [...]`, one a completion, multiply its terms and
-  its part of the denominator: a completion of weight 2 is one given twice. Diagnostics, which no weight touches, as means over tokens: `clip_low_fraction` and
-  `clip_high_fraction` (tokens whose gradient the clip removed), `ratio`, and `approx_kl` (r - 1 - log r of the single token, an
-  estimate of KL(old ‖ policy)). Eq 8 of GR2; for the sources of its variants see `PolicyLossConfig`.
+  its part of the denominator: a completion of weight 2 is one given twice. Diagnostics, which no weight touches, as means over tokens:
+  `clip_low_fraction` and `clip_high_fraction` (tokens whose gradient the clip removed), `ratio`, and `approx_kl` (r - 1 - log r of the
+  single token, an estimate of KL(old ‖ policy)). Eq 8 of GR2; for the sources of its variants see `PolicyLossConfig`.
   """
   mask = mask > 0
   lengths = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
