@@ -6,6 +6,7 @@ Only this folder knows modules; everything else calls `decoder.apply` on a param
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
 
 # Keys, values `[S, L, KV, Dh]` and a mask that broadcasts to `[S, T, L]`.
 Source = tuple[jax.Array, jax.Array, jax.Array]
+# For the backward pass: queries, sources, the result, and each source's log-sum-exp, folded.
+_Kept = tuple[jax.Array, list[Source], jax.Array, list[jax.Array]]
 
 
 def attend(q: jax.Array, sources: list[Source], implementation: str = "matrices") -> jax.Array:
@@ -55,7 +58,7 @@ def _attend_in_matrices(q: jax.Array, sources: list[Source]) -> jax.Array:
   return _attend_forward(q, sources)[0]
 
 
-def _attend_forward(q, sources):
+def _attend_forward(q: jax.Array, sources: list[Source]) -> tuple[jax.Array, _Kept]:
   parts = []
   for k, v, mask in sources:
     scores = _scores(q, k, mask)
@@ -73,7 +76,7 @@ def _attend_forward(q, sources):
   return out, (q, sources, out, [_fold(log_total, len(k)) for k, _, _ in sources])
 
 
-def _attend_backward(kept, d_out):
+def _attend_backward(kept: _Kept, d_out: jax.Array) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array, None]]]:
   q, sources, out, log_totals = kept
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   delta = jnp.sum(d_out.astype(jnp.float32) * out, axis=-1, keepdims=True)
@@ -98,7 +101,7 @@ _attend_in_matrices.defvjp(_attend_forward, _attend_backward)
 ATTENTION: Mapping[str, Callable[[jax.Array, list[Source]], jax.Array]] = {"matrices": _attend_in_matrices}
 
 
-def _scores(q, k, mask):
+def _scores(q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
   """Masked scores `[S * KV, G * R * T, L]` of one source."""
   # Tied to the layer's queries and added: XLA would lay out a mask, or a constant to select, for every head ahead of the loop over layers.
   q, mask = jax.lax.optimization_barrier((q, mask))
@@ -108,14 +111,14 @@ def _scores(q, k, mask):
   return (scores.reshape(shape) + jnp.where(mask, 0.0, OUT_OF_REACH)[:, None, None]).reshape(scores.shape)
 
 
-def _fold(x, rows):
+def _fold(x: jax.Array, rows: int) -> jax.Array:
   """`[B, T, KV, R, .]` -> `[S * KV, G * R * T, .]`: all that shares a key is one matrix, one plain batched product on every backend."""
   batch, length, kv_heads, ratio, width = x.shape
   x = x.reshape(rows, batch // rows, length, kv_heads, ratio, width).transpose(0, 3, 1, 4, 2, 5)
   return x.reshape(rows * kv_heads, -1, width)
 
 
-def _unfold(x, shape):
+def _unfold(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """The inverse of `_fold`, to `[B, T, KV, R, .]`."""
   batch, length, kv_heads, ratio, _ = shape
   rows = len(x) // kv_heads
@@ -123,20 +126,20 @@ def _unfold(x, shape):
   return x.reshape(batch, length, kv_heads, ratio, -1)
 
 
-def _by_head(x):
+def _by_head(x: jax.Array) -> jax.Array:
   """`[S, L, KV, Dh]` -> `[S * KV, L, Dh]`."""
   rows, keys, kv_heads, head_dim = x.shape
   return x.transpose(0, 2, 1, 3).reshape(rows * kv_heads, keys, head_dim)
 
 
-def _by_token(x, like):
+def _by_token(x: jax.Array, like: jax.Array) -> jax.Array:
   """The inverse of `_by_head`."""
   rows, keys, kv_heads, head_dim = like.shape
   return x.reshape(rows, kv_heads, keys, head_dim).transpose(0, 2, 1, 3).astype(like.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _product(x, kernel, dimension_numbers, precision=None):
+def _product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None) -> jax.Array:
   """`lax.dot_general` of a dense layer, whose kernel's gradient is x^T d_out, in this order.
 
   JAX's own is d_out^T x, transposed: a CPU then turns d_out, and recomputes what it came from (SwiGLU's derivative) column by column.
@@ -144,11 +147,15 @@ def _product(x, kernel, dimension_numbers, precision=None):
   return jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision)
 
 
-def _product_forward(x, kernel, dimension_numbers, precision):
+def _product_forward(
+  x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   return _product(x, kernel, dimension_numbers, precision), (x, kernel)
 
 
-def _product_backward(dimension_numbers, precision, kept, d_out):
+def _product_backward(
+  dimension_numbers: Any, precision: Any, kept: tuple[jax.Array, jax.Array], d_out: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   x, kernel = kept
   inputs = len(dimension_numbers[0][0])
   rows, outputs = [*range(x.ndim - inputs)], [*range(inputs, kernel.ndim)]
@@ -159,7 +166,9 @@ def _product_backward(dimension_numbers, precision, kept, d_out):
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _dense(features, axes, name, config, axis=-1):
+def _dense(
+  features: int | tuple[int, ...], axes: tuple[str, ...], name: str, config: ModelConfig, axis: int | tuple[int, ...] = -1
+) -> nn.DenseGeneral:
   return nn.DenseGeneral(
     features,
     axis=axis,
@@ -179,7 +188,7 @@ class RMSNorm(nn.Module):
   axis_name: str = "embed"
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     init = nn.with_logical_partitioning(nn.initializers.ones_init(), (self.axis_name,))
     scale = self.param("scale", init, (x.shape[-1],), self.config.param_dtype)
     wide = x.astype(jnp.float32)
@@ -196,7 +205,7 @@ class Block(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, x, layer, shared):
+  def __call__(self, x: jax.Array, layer: tuple[Any, Any], shared: tuple[Any, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     c = self.config
     prefix_kv, cache_kv = layer
     positions, own_mask, prefix_mask, cache_length = shared
@@ -241,7 +250,7 @@ class Decoder(nn.Module):
 
   config: ModelConfig
 
-  def setup(self):
+  def setup(self) -> None:
     c = self.config
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
     self.embedding = self.param("embedding", init, (c.vocab_size, c.width), c.param_dtype)
@@ -265,7 +274,7 @@ class Decoder(nn.Module):
     segment_ids: jax.Array,
     prefix: Prefix | None = None,
     cache: Cache | None = None,
-  ):
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | Cache]:
     """Hidden states `[B, T, D]`, and what the tokens leave behind.
 
     `tokens`, `positions`, `segment_ids [B, T]`; a token sees earlier tokens of its own segment, 0 is padding and is seen by none.
@@ -298,7 +307,7 @@ class Decoder(nn.Module):
       return hidden, (k, v)
     return hidden, Cache(k=k, v=v, mask=mask, length=written + length)
 
-  def _embed(self, tokens):
+  def _embed(self, tokens: jax.Array) -> jax.Array:
     if self.memory is None:
       return jnp.take(self.embedding, tokens, axis=0)
     x = jnp.take(self.embedding, jnp.maximum(tokens, 0), axis=0)
@@ -310,13 +319,13 @@ class Decoder(nn.Module):
     return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
 
 
-def init_boxed(decoder: Decoder, key: jax.Array):
+def init_boxed(decoder: Decoder, key: jax.Array) -> Any:
   """Fresh parameters that still carry their logical axes (for `training.mesh.init_sharded`)."""
   token = jnp.zeros((1, 1), jnp.int32)
   return decoder.init(key, token, token, token + 1)["params"]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def init_params(decoder: Decoder, key: jax.Array):
+def init_params(decoder: Decoder, key: jax.Array) -> Any:
   """Fresh parameters as a plain pytree."""
   return nn.unbox(init_boxed(decoder, key))
