@@ -18,11 +18,11 @@ def check_choice(config: ConfigDict, key: str, choices: Sequence[str]) -> None:
 
 
 def check_records(records: Mapping[str, Callable[[], Any]]) -> None:
-  """Builds what the library makes of the sections at dotted keys; a ValueError of one becomes a ConfigError that names its key."""
+  """Builds what the library makes of the sections at dotted keys; an error of one becomes a ConfigError that names its key."""
   for key, build in records.items():
     try:
       build()
-    except ValueError as error:
+    except (ValueError, ConfigError) as error:
       raise ConfigError(f"--config.{key}: {error}") from None
 
 

@@ -11,7 +11,7 @@ from absl import app, flags
 
 from experiments.exit_code import exit_code_of
 from gr2_jax.reports.card import write_card
-from gr2_jax.reports.latency import FULL
+from gr2_jax.reports.latency import FULL_HISTORIES
 from gr2_jax.runs.run import RunError
 from gr2_jax.serving.measure import STAGES, measure
 from gr2_jax.serving.request import MODES
@@ -20,7 +20,9 @@ from gr2_jax.training.progress import Progress
 _RUN = flags.DEFINE_string("run", None, "run directory of a trained policy")
 _COMPARE = flags.DEFINE_list("compare", [], "further runs over the same test slates")
 _STAGES = flags.DEFINE_list("stages", None, f"whose policies (those finished of {', '.join(STAGES)})")
-_COMPRESSORS = flags.DEFINE_list("compressors", None, f"how histories are shortened; {FULL}: not ({FULL} and all that the run has)")
+_COMPRESSORS = flags.DEFINE_list(
+  "compressors", None, f"how histories are shortened; {FULL_HISTORIES}: not ({FULL_HISTORIES} and all that the run has)"
+)
 _MODES = flags.DEFINE_list("modes", list(MODES), "modes to measure, of those that a policy can answer in")
 _PRESENTATIONS = flags.DEFINE_list(
   "presentations", ["1", "3"], "in how many orders a slate is shown; above 1 to the first policy alone, in its own mode, on full histories"

@@ -68,7 +68,10 @@ def run(stage: StageContext) -> None:
     labels=labels,
     rankers=rankers,
     titles={ranker.name: ranker.title for ranker in declared},
-    pairs=[(ranker.name, other) for ranker in declared for other in ranker.against if other in rankers],
+    pairs=[
+      *((ranker.name, other) for ranker in declared for other in ranker.against),
+      *((name, POLICY) for name in rankers if name.startswith(COMPRESSED)),
+    ],
     priors=[policy.rankers[0].name for policy in reversed(policies) if policy.prior],
     users=users,
     weights=weights,

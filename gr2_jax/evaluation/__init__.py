@@ -14,7 +14,7 @@
 from gr2_jax.evaluation.diagnostics import compute_diagnostics, permutation_consistency
 from gr2_jax.evaluation.metrics import METRICS, compute_metrics
 from gr2_jax.evaluation.paired import paired_bootstrap, share_of_gain
-from gr2_jax.evaluation.results import Answers, Order as RankerAnswers, ResultsError, build_results, load_results
+from gr2_jax.evaluation.results import Answers, RankerAnswers, ResultsError, build_results, load_results
 
 __all__ = [
   "METRICS",

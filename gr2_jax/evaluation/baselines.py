@@ -1,7 +1,7 @@
-"""Classical orders of a slate, each a ranking int64 `[n, K]`: candidate indices, best first.
+"""Classical rankers, each of which makes a ranking of every slate, int64 `[n, K]`: candidate indices, best first.
 
-Ties are kept in the upstream order. Where slates differ in length, K is the longest and a shorter slate's padding indices come last, in
-order, so a row is always a permutation of 0..K-1. `labels [n, K]` (from `features.slate_labels`) carry -1 at the padding.
+Ties keep the upstream order. Where slates differ in length, K is the longest and a shorter slate's padding indices come last, in
+order, so a row is always a permutation of 0..K-1. `labels [n, K]` (from `data.slates.slate_labels`) carry -1 at the padding.
 """
 
 from collections.abc import Sequence
@@ -34,40 +34,40 @@ PARAMETERS = {
 }
 
 
-def order_by_scores(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def rank_by_scores(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """Rankings by `scores [n, K]`, highest first, ties by upstream rank; padding (label -1) last."""
   return np.argsort(-np.where(labels >= 0, scores, -np.inf), axis=1, kind="stable")
 
 
-def upstream_order(labels: np.ndarray) -> np.ndarray:
-  """The order in which the candidates came."""
+def upstream_ranking(labels: np.ndarray) -> np.ndarray:
+  """The candidates as they came, in the order of the upstream ranker."""
   return np.tile(np.arange(labels.shape[1]), (len(labels), 1))
 
 
-def random_order(labels: np.ndarray, seed: int) -> np.ndarray:
+def random_ranking(labels: np.ndarray, seed: int) -> np.ndarray:
   """A uniform permutation of each slate."""
-  return order_by_scores(np.random.default_rng(seed).random(labels.shape), labels)
+  return rank_by_scores(np.random.default_rng(seed).random(labels.shape), labels)
 
 
-def ideal_order(labels: np.ndarray) -> np.ndarray:
-  """The order that no ranker can beat: by label."""
-  return order_by_scores(labels, labels)
+def ideal_ranking(labels: np.ndarray) -> np.ndarray:
+  """The ranking that none can beat: by label."""
+  return rank_by_scores(labels, labels)
 
 
-def utility_order(utilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """The oracle's order: by true utility `[n, K]`, which knows everything but the chance in the choice."""
-  return order_by_scores(utilities, labels)
+def utility_ranking(utilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """The oracle's ranking: by true utility `[n, K]`, which knows everything but the chance in the choice."""
+  return rank_by_scores(utilities, labels)
 
 
-def popularity_order(slates: Sequence[Slate], catalogue: Catalogue, popularity: ItemCounts) -> np.ndarray:
+def popularity_ranking(slates: Sequence[Slate], catalogue: Catalogue, popularity: ItemCounts) -> np.ndarray:
   """By interactions before the request."""
-  return order_by_scores(candidate_counts(slates, catalogue, popularity), slate_labels(slates))
+  return rank_by_scores(candidate_counts(slates, catalogue, popularity), slate_labels(slates))
 
 
-def last_transition_order(slates: Sequence[Slate], catalogue: Catalogue, transitions: TransitionCounts) -> np.ndarray:
+def last_transition_ranking(slates: Sequence[Slate], catalogue: Catalogue, transitions: TransitionCounts) -> np.ndarray:
   """By how often the candidate followed the user's last item before the request."""
   counts = candidate_counts(slates, catalogue, transitions, last_item_rows(slates, catalogue))
-  return order_by_scores(counts, slate_labels(slates))
+  return rank_by_scores(counts, slate_labels(slates))
 
 
 def fit_lambdamart(
@@ -83,11 +83,11 @@ def fit_lambdamart(
   )
 
 
-def lambdamart_order(model: lightgbm.Booster, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """The model's order; of `labels` only the padding is read."""
+def lambdamart_ranking(model: lightgbm.Booster, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """The model's ranking; of `labels` only the padding is read."""
   n, size, _ = features.shape
   scores = model.predict(features.reshape(n * size, -1), num_iteration=model.best_iteration, num_threads=PARAMETERS["num_threads"])
-  return order_by_scores(scores.reshape(n, size), labels)
+  return rank_by_scores(np.asarray(scores).reshape(n, size), labels)
 
 
 def _dataset(features: np.ndarray, labels: np.ndarray) -> lightgbm.Dataset:

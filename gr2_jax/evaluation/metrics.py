@@ -1,4 +1,4 @@
-"""Ranking metrics of each slate under one order."""
+"""Ranking metrics of each slate under one ranker."""
 
 import functools
 from typing import Literal
@@ -16,7 +16,7 @@ _BLOCK = 1 << 24  # pairs of candidates looked at in one call; bounds the memory
 
 
 @functools.partial(jax.jit, static_argnames="gain")
-def _metrics_of_block(rankings: jax.Array, labels: jax.Array, gain: str) -> dict[str, jax.Array]:
+def _metrics_of_block(rankings: jax.Array, labels: jax.Array, gain: Literal["exponential", "linear"]) -> dict[str, jax.Array]:
   options = RankRewardOptions(cutoffs=_CUTOFFS, gain=gain)
   terms = api.rank_terms(rankings, labels, mask=labels >= 0, options=options)
   at = {f"recall@{k}": terms.recall[:, i] for i, k in enumerate(_CUTOFFS)} | {f"ndcg@{k}": terms.ndcg[:, i] for i, k in enumerate(_CUTOFFS)}

@@ -1,8 +1,10 @@
-"""Paired bootstrap: how sure a difference between two orders of the same slates is."""
+"""Paired bootstrap: how sure a difference between two rankers on the same slates is."""
 
 from typing import NamedTuple
 
 import numpy as np
+
+from gr2_jax.evaluation.weights import check_weights, weighted_mean
 
 RESAMPLES = 10_000
 _BLOCK = 1 << 23  # drawn indices held at once
@@ -29,29 +31,29 @@ def _totals_by_cluster(x: np.ndarray, codes: np.ndarray, count: int) -> np.ndarr
   return totals
 
 
-def _resample_means(totals: np.ndarray, sizes: np.ndarray, seed: int, resamples: int) -> np.ndarray:
-  """Means `[resamples, M]` over slates when the clusters are drawn with replacement."""
+def _resample_means(totals: np.ndarray, weights: np.ndarray, seed: int, resamples: int) -> np.ndarray:
+  """Means `[resamples, M]` when clusters of these weighted sums `[C, M]` and weights `[C]` are drawn with replacement."""
   rng = np.random.default_rng(seed)
-  n = len(sizes)
+  n = len(weights)
   means = []
   rows = max(_BLOCK // n, 1)
   for start in range(0, resamples, rows):
     count = min(rows, resamples - start)
     drawn = rng.integers(n, size=(count, n)) + np.arange(count)[:, None] * n
     times = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(np.float64)
-    means.append(times @ totals / (times @ sizes)[:, None])
+    means.append(times @ totals / (times @ weights)[:, None])
   return np.concatenate(means)
 
 
-def _resample(values: np.ndarray, clusters: np.ndarray | None, seed: int, resamples: int) -> np.ndarray:
-  """Means `[resamples, M]` of values `[n, M]`, clusters drawn whole; raises ValueError for fewer than two of them."""
+def _resample(values: np.ndarray, weights: np.ndarray, clusters: np.ndarray | None, seed: int, resamples: int) -> np.ndarray:
+  """Means `[resamples, M]` of values `[n, M]` weighted by `[n]`, clusters drawn whole; raises ValueError for fewer than two of them."""
   codes = np.arange(len(values)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1].reshape(-1)
   if len(codes) != len(values):
     raise ValueError(f"clusters: {len(codes)} names for {len(values)} slates; give one for each")
   count = int(codes.max()) + 1 if len(codes) else 0
   if count < 2:
     raise ValueError(f"values: {len(values)} slates in {count} clusters; a bootstrap needs at least two")
-  return _resample_means(_totals_by_cluster(values, codes, count), np.bincount(codes), seed, resamples)
+  return _resample_means(_totals_by_cluster(values * weights[:, None], codes, count), np.bincount(codes, weights), seed, resamples)
 
 
 def _interval(samples: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
@@ -69,14 +71,16 @@ def paired_bootstrap(
   seed: int,
   resamples: int = RESAMPLES,
   clusters: np.ndarray | None = None,
+  weights: np.ndarray | None = None,
   level: float = 0.95,
 ) -> Paired:
   """Percentile intervals of `mean(values) - mean(baseline)` and of its ratio to the baseline's mean, over resampled slates.
 
   values, baseline `[n]` or `[n, M]`: metrics of the same n slates; all M columns share the resamples. `clusters [n]`: names of
-  which all slates are drawn together (the users, when one has several slates). p is twice the smaller share of resampled
+  which all slates are drawn together (the users, when one has several slates). `weights [n]`: how much each slate counts, in the means
+  of all slates and in those of each resample (default: alike). p is twice the smaller share of resampled
   differences on either side of 0, a difference of exactly 0 counting for both, so it is at least 2 / (resamples + 1).
-  Raises ValueError for shapes that differ, fewer than two slates, or values that are not finite.
+  Raises ValueError for shapes that differ, fewer than two slates, values that are not finite, or weights that are not above 0.
   """
   values, baseline = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (values, baseline))
   if values.shape != baseline.shape:
@@ -84,20 +88,22 @@ def paired_bootstrap(
   if not (np.isfinite(values).all() and np.isfinite(baseline).all()):
     raise ValueError("values: hold a NaN or infinity; a metric must be defined for every slate")
   columns = values.shape[1]
+  weights = check_weights(weights, len(values))
   differences = values - baseline
-  means = _resample(np.concatenate([differences, baseline], axis=1), clusters, seed, resamples)
+  delta, base = weighted_mean(differences, weights), weighted_mean(baseline, weights)
+  means = _resample(np.concatenate([differences, baseline], axis=1), weights, clusters, seed, resamples)
   deltas, bases = means[:, :columns], means[:, columns:]
   # Sums in another order may leave 1e-17 where all differences cancel; that is no evidence.
   deltas = np.where(np.abs(deltas) < 1e-12, 0.0, deltas)
   with np.errstate(divide="ignore", invalid="ignore"):
     lifts = np.where(deltas == 0, 0.0, deltas / bases)
-    relative = differences.mean(axis=0) / baseline.mean(axis=0)
+    relative = delta / base
   below, above = (deltas <= 0).sum(axis=0), (deltas >= 0).sum(axis=0)
-  undefined = baseline.mean(axis=0) == 0
+  undefined = base == 0
   low, high = _interval(deltas, level)
   relative_low, relative_high = _interval(lifts, level)
   return Paired(
-    delta=differences.mean(axis=0),
+    delta=delta,
     delta_low=low,
     delta_high=high,
     relative=np.where(undefined, np.nan, relative),
@@ -123,6 +129,7 @@ def share_of_gain(
   seed: int,
   resamples: int = RESAMPLES,
   clusters: np.ndarray | None = None,
+  weights: np.ndarray | None = None,
   level: float = 0.95,
 ) -> Share:
   """(mean(student) - mean(baseline)) / (mean(teacher) - mean(baseline)) of metrics `[n, M]` of the same n slates, with its interval.
@@ -132,13 +139,14 @@ def share_of_gain(
   """
   gains = np.concatenate([student - baseline, teacher - baseline], axis=1).astype(np.float64)
   columns = gains.shape[1] // 2
-  means = _resample(gains, clusters, seed, resamples)
+  weights = check_weights(weights, len(gains))
+  means = _resample(gains, weights, clusters, seed, resamples)
   of_student, of_teacher = means[:, :columns], means[:, columns:]
   tail = (1 - level) / 2
   known = np.quantile(of_teacher, tail, axis=0) > 0
   with np.errstate(divide="ignore", invalid="ignore"):
     shares = np.where(known & (of_teacher > 0), of_student / of_teacher, np.nan)
-    share = np.where(known, gains[:, :columns].mean(axis=0) / gains[:, columns:].mean(axis=0), np.nan)
+    share = np.where(known, weighted_mean(gains[:, :columns], weights) / weighted_mean(gains[:, columns:], weights), np.nan)
   bounds = np.full((2, columns), np.nan)
   if known.any():
     bounds[:, known] = np.nanquantile(shares[:, known], [tail, 1 - tail], axis=0)

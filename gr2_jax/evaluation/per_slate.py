@@ -1,33 +1,44 @@
-"""`per_slate.npz`: every order's metrics of each test slate, so that runs can be pooled and compared in pairs afterwards."""
+"""`per_slate.npz`: every ranker's metrics of each test slate, so that runs can be pooled and compared in pairs afterwards."""
 
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gr2_jax.evaluation.metrics import METRICS
 from gr2_jax.evaluation.results import Measured, ResultsError
+from gr2_jax.evaluation.weights import check_weights
 
 
 class PerSlate(NamedTuple):
-  """Users `[n]` (text) and, by order, METRICS -> values `[n]`, in the order's first presentation."""
+  """Users `[n]` (text), how much each slate counts `[n]`, and by ranker METRICS -> values `[n]`, in the ranker's first presentation."""
 
   users: np.ndarray
-  orders: Mapping[str, Mapping[str, np.ndarray]]
+  weights: np.ndarray
+  rankers: Mapping[str, Mapping[str, np.ndarray]]
 
 
-def write_per_slate(path: str | os.PathLike, metrics: Measured, users: Sequence[str]) -> None:
-  """Writes `users [n]`, `metrics [M]` (their names) and `orders/NAME [n, M]` of what `results.measure_orders` measured on n slates."""
-  arrays = {"users": np.asarray(users, str), "metrics": np.asarray(METRICS)}
+class Pooled(NamedTuple):
+  """Metrics of some rankers on the slates of several seeds: values `[n]` by ranker and metric, clusters `SEED/USER` and weights `[n]`."""
+
+  rankers: dict[str, dict[str, np.ndarray]]
+  clusters: np.ndarray
+  weights: np.ndarray
+
+
+def write_per_slate(path: str | os.PathLike[str], metrics: Measured, users: Sequence[str], weights: np.ndarray | None = None) -> None:
+  """Writes `users [n]`, `weights [n]` (ones by default), `metrics [M]` (their names) and `orders/NAME [n, M]` of what
+  `results.measure_rankers` measured on n slates."""
+  arrays: dict[str, Any] = {"users": np.asarray(users, str), "weights": check_weights(weights, len(users)), "metrics": np.asarray(METRICS)}
   for name, by_presentation in metrics.items():
     first = next(iter(by_presentation.values()))
     arrays[f"orders/{name}"] = np.stack([first[metric] for metric in METRICS], axis=1)
   np.savez_compressed(path, **arrays)
 
 
-def load_per_slate(path: str | os.PathLike) -> PerSlate:
+def load_per_slate(path: str | os.PathLike[str]) -> PerSlate:
   """Reads what `write_per_slate` wrote; raises ResultsError for a file that is not there or has other metrics."""
   path = pathlib.Path(path)
   if not path.exists():
@@ -35,7 +46,21 @@ def load_per_slate(path: str | os.PathLike) -> PerSlate:
   with np.load(path, allow_pickle=False) as arrays:
     if tuple(arrays["metrics"]) != METRICS:
       raise ResultsError(f"{path}: holds {', '.join(arrays['metrics'])} instead of {', '.join(METRICS)}; make it again")
-    orders = {
+    rankers = {
       name.removeprefix("orders/"): dict(zip(METRICS, arrays[name].T, strict=True)) for name in arrays if name.startswith("orders/")
     }
-    return PerSlate(arrays["users"], orders)
+    users = arrays["users"]
+    weights = arrays["weights"] if "weights" in arrays else np.ones(len(users))  # files of the versions without weights have none
+    return PerSlate(users, weights, rankers)
+
+
+def have_same_slates(one: PerSlate, other: PerSlate) -> bool:
+  """Whether both were measured on slates of the same users in the same order, with the same weights."""
+  return np.array_equal(one.users, other.users) and np.array_equal(one.weights, other.weights)
+
+
+def pool_seeds(tested: Mapping[int, PerSlate], names: Iterable[str]) -> Pooled:
+  """The named rankers' metrics on the slates of all seeds, one seed after the other; users of two seeds are two clusters."""
+  rankers = {name: {metric: np.concatenate([of.rankers[name][metric] for of in tested.values()]) for metric in METRICS} for name in names}
+  clusters = np.array([f"{seed}/{user}" for seed, of in tested.items() for user in of.users])
+  return Pooled(rankers, clusters, np.concatenate([of.weights for of in tested.values()]))

@@ -1,4 +1,4 @@
-"""`results.json`: every order's metrics, its paired differences to the upstream order, and what its answers look like."""
+"""`results.json`: every ranker's metrics, their paired differences to the upstream order, and what its answers look like."""
 
 import dataclasses
 import itertools
@@ -15,20 +15,13 @@ from gr2_jax.errors import UserError
 from gr2_jax.evaluation.diagnostics import compute_diagnostics, permutation_consistency
 from gr2_jax.evaluation.metrics import METRICS, compute_metrics
 from gr2_jax.evaluation.paired import RESAMPLES, paired_bootstrap
+from gr2_jax.evaluation.weights import check_weights, weighted_mean
 from gr2_jax.files import write_json
 
 BASELINE = "upstream"
-FULL, COMPRESSED = "policy", "policy_compressed_"  # the policy on full histories, and the prefix of its orders on compressed ones
-REQUIRED_ORDERS = ("upstream", "random", "oracle", "popularity", "lambdamart", "policy")
-# The order to beat, what the policy started from, what answers without reasoning give up: beside the upstream order, where both are there.
-_FURTHER_PAIRS = (
-  ("policy", "lambdamart"),
-  ("policy", "sft"),
-  ("policy", "opd"),
-  ("direct", "policy"),
-  ("direct_scores", "direct"),
-  ("pruned", "policy"),
-)
+POLICY = "policy"  # the policy after reinforcement learning, on full histories
+COMPRESSED = "policy_compressed_"  # with the name of a compressor: the same policy on compressed ones
+REQUIRED_RANKERS = ("upstream", "random", "oracle", "popularity", "lambdamart", POLICY)
 _KEYS = {
   **{"dataset": str, "seeds": list, "n": int, "orders": dict, "paired": dict, "diagnostics": dict, "cost": dict},
   **{"presentations": dict, "segments": dict, "subsets": dict, "upstream_rank_histogram": dict, "slate_size": dict},
@@ -53,8 +46,8 @@ class Answers:
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
-  """One ranker: its answers by presentation (`upstream`, `shuffled`, ...; the main tables show the first), and its cost per slate.
+class RankerAnswers:
+  """What one ranker answered, by presentation (`upstream`, `shuffled`, ...; the main tables show the first), and its cost per slate.
 
   `cost`: `prompt_tokens`, `completion_tokens`, `ms_per_slate`, all means.
   """
@@ -63,32 +56,39 @@ class Order:
   cost: Mapping[str, float] | None = None
 
   @classmethod
-  def of(cls, rankings: np.ndarray) -> "Order":
+  def of(cls, rankings: np.ndarray) -> "RankerAnswers":
     """A ranker that does not see in which order candidates are shown."""
     return cls({"upstream": Answers(rankings)})
 
 
-def _means(metrics: Mapping[str, np.ndarray], where: np.ndarray) -> dict[str, float]:
-  return {name: float(metrics[name][where].mean()) for name in METRICS}
+def mean_metrics(metrics: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, float]:
+  """Means of METRICS `[n]` over slates that count by weights `[n]`."""
+  return {name: float(weighted_mean(metrics[name], weights)) for name in METRICS}
 
 
-def compare_orders(
-  metrics: Mapping[str, Mapping[str, np.ndarray]], pairs: Sequence[tuple[str, str]], clusters: np.ndarray, *, seed: int, resamples: int
+def compare_rankers(
+  metrics: Mapping[str, Mapping[str, np.ndarray]],
+  pairs: Sequence[tuple[str, str]],
+  clusters: np.ndarray,
+  *,
+  seed: int,
+  resamples: int,
+  weights: np.ndarray | None = None,
 ) -> dict[str, Any]:
   """`{"NAME_vs_BASE": {METRIC: paired difference}}` of all (NAME, BASE) pairs, from one set of resamples.
 
-  `metrics`: NAME -> METRIC -> values `[n]` of the same n slates. `clusters [n]`: names of what is drawn together. Empty where there
-  are too few slates to resample.
+  `metrics`: NAME -> METRIC -> values `[n]` of the same n slates. `clusters [n]`: names of what is drawn together. `weights [n]`: how
+  much each slate counts (default: alike). Empty where there are too few slates to resample.
   """
   if len(set(clusters)) < 2 or not pairs:
     return {}
   names, bases = (np.stack([metrics[pair[side]][m] for pair in pairs for m in METRICS], axis=1) for side in (0, 1))
-  of = paired_bootstrap(names, bases, seed=seed, resamples=resamples, clusters=clusters)
+  of = paired_bootstrap(names, bases, seed=seed, resamples=resamples, clusters=clusters, weights=weights)
 
-  def number(x):
+  def number(x: float) -> float | None:
     return float(x) if math.isfinite(x) else None
 
-  def interval(low, high):
+  def interval(low: float, high: float) -> list[float] | None:
     return [float(low), float(high)] if math.isfinite(low) and math.isfinite(high) else None
 
   compared: dict[str, Any] = {}
@@ -107,18 +107,21 @@ def rank_histogram(labels: np.ndarray) -> list[int]:
   """How many slates have their target (the first of the best label) at each upstream rank, from labels `[n, K]` (-1 at padding)."""
   labels = np.asarray(labels)
   target = labels.argmax(axis=1)[labels.max(axis=1) > 0]
-  return np.bincount(target, minlength=labels.shape[1]).tolist()
+  counts: list[int] = np.bincount(target, minlength=labels.shape[1]).tolist()
+  return counts
 
 
 # NAME -> presentation -> METRIC -> values [n] of the same n slates.
 Measured = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 
 
-def measure_orders(orders: Mapping[str, Order], labels: np.ndarray, gain: Literal["exponential", "linear"] = "exponential") -> Measured:
-  """Every metric of every slate, in all presentations of all orders; labels `[n, K]` in the upstream order (-1 at padding)."""
+def measure_rankers(
+  rankers: Mapping[str, RankerAnswers], labels: np.ndarray, gain: Literal["exponential", "linear"] = "exponential"
+) -> Measured:
+  """Every metric of every slate, in all presentations of all rankers; labels `[n, K]` in the upstream order (-1 at padding)."""
   return {
-    name: {shown: compute_metrics(answers.rankings, labels, gain) for shown, answers in order.answers.items()}
-    for name, order in orders.items()
+    name: {shown: compute_metrics(answers.rankings, labels, gain) for shown, answers in ranker.answers.items()}
+    for name, ranker in rankers.items()
   }
 
 
@@ -127,10 +130,14 @@ def build_results(
   dataset: str,
   seeds: Sequence[int],
   labels: np.ndarray,
-  orders: Mapping[str, Order],
+  rankers: Mapping[str, RankerAnswers],
+  titles: Mapping[str, str] | None = None,
+  pairs: Sequence[tuple[str, str]] = (),
+  priors: Sequence[str] = (),
   users: Sequence[str] | None = None,
   segments: Sequence[str | None] | None = None,
   subsets: Mapping[str, np.ndarray] | None = None,
+  weights: np.ndarray | None = None,
   train_labels: np.ndarray | None = None,
   notes: Sequence[str] = (),
   gain: Literal["exponential", "linear"] = "exponential",
@@ -140,69 +147,70 @@ def build_results(
 ) -> dict[str, Any]:
   """The content of results.json for n test slates with labels `[n, K]` in the upstream order (-1 at padding).
 
-  `orders`: NAME -> Order, among them `upstream`. `users [n]`: slates of one user are resampled together. `segments [n]`: tables
-  of their own for each name, as for `subsets`, NAME -> `[n]` bool, which may overlap and are left out where empty.
-  `train_labels [m, K]`: for the histogram of the target's upstream rank. `notes`: sentences for the card, such as how features treat
-  time. `metrics`: what `measure_orders` made of the orders, where it is at hand. In `paired`, `ci95` is the interval of `relative` and
-  `delta_ci95` that of `delta`; both null where the baseline's mean is 0. Raises ValueError for orders without `upstream` or of other
-  slates.
+  `rankers`: NAME -> RankerAnswers, among them `upstream`. `titles`: NAME -> what a reader sees, of the rankers that are no classical
+  ones, in the order in which tables list them. `pairs`: (NAME, BASE) that are compared besides every NAME with `upstream`, where both
+  are there. `priors`: the policies from which another may have been trained on, the latest stage first.
+
+  `users [n]`: slates of one user are resampled together. `segments [n]`: tables of their own for each name, as for `subsets`, NAME ->
+  `[n]` bool, which may overlap and are left out where empty. `weights [n]`: how much each slate counts in every mean (default: alike);
+  counts of slates do not heed them. `train_labels [m, K]`: for the histogram of the target's upstream rank. `notes`: sentences for the
+  card, such as how features treat time. `metrics`: what `measure_rankers` made of the rankers, where it is at hand.
+
+  In `paired`, `ci95` is the interval of `relative` and `delta_ci95` that of `delta`; both null where the baseline's mean is 0. Raises
+  ValueError for rankers without `upstream` or of other slates, and for weights that are not above 0.
   """
   labels = np.asarray(labels)
-  if BASELINE not in orders:
-    raise ValueError(f"orders: {sorted(orders)} lack {BASELINE!r}, against which all are compared")
-  for name, order in orders.items():
-    for presentation, answers in order.answers.items():
+  if BASELINE not in rankers:
+    raise ValueError(f"rankers: {sorted(rankers)} lack {BASELINE!r}, against which all are compared")
+  for name, ranker in rankers.items():
+    for presentation, answers in ranker.answers.items():
       if np.shape(answers.rankings) != labels.shape:
-        raise ValueError(f"orders: {name} ({presentation}) has rankings {np.shape(answers.rankings)} for labels {labels.shape}")
-  users = np.arange(len(labels)).astype(str) if users is None else np.asarray(users)
-  segments = np.full(len(labels), None) if segments is None else np.asarray(segments, object)
-  metrics = measure_orders(orders, labels, gain) if metrics is None else metrics
+        raise ValueError(f"rankers: {name} ({presentation}) has rankings {np.shape(answers.rankings)} for labels {labels.shape}")
+  clusters = np.arange(len(labels)).astype(str) if users is None else np.asarray(users)
+  segment_of = np.full(len(labels), None) if segments is None else np.asarray(segments, object)
+  weights = check_weights(weights, len(labels))
+  metrics = measure_rankers(rankers, labels, gain) if metrics is None else metrics
   main = {name: next(iter(by_presentation.values())) for name, by_presentation in metrics.items()}
-  pairs = [(name, BASELINE) for name in orders if name != BASELINE]
-  pairs += [pair for pair in _FURTHER_PAIRS if pair[0] in orders and pair[1] in orders]
-  pairs += [(name, FULL) for name in orders if name.startswith(COMPRESSED)]
+  compared = [(name, BASELINE) for name in rankers if name != BASELINE]
+  compared += [(name, base) for name, base in pairs if name in rankers and base in rankers]
 
-  def table(where):
+  def table(where: np.ndarray) -> dict[str, Any]:
+    of_table = {name: {metric: values[where] for metric, values in of.items()} for name, of in main.items()}
     return {
       "n": int(where.sum()),
-      "orders": {name: _means(of, where) for name, of in main.items()},
-      "paired": compare_orders(
-        {name: {m: values[where] for m, values in of.items()} for name, of in main.items()},
-        pairs,
-        users[where],
-        seed=bootstrap_seed,
-        resamples=resamples,
-      ),
+      "orders": {name: mean_metrics(of, weights[where]) for name, of in of_table.items()},
+      "paired": compare_rankers(of_table, compared, clusters[where], seed=bootstrap_seed, resamples=resamples, weights=weights[where]),
     }
 
-  everyone = np.ones(len(labels), bool)
   return {
     "dataset": dataset,
     "seeds": [int(seed) for seed in seeds],
-    **table(everyone),
-    "diagnostics": {name: _diagnose(order, labels) for name, order in orders.items()},
-    "cost": {name: dict(order.cost) for name, order in orders.items() if order.cost is not None},
+    "titles": dict(titles or {}),
+    "priors": [name for name in priors if name in rankers],
+    **table(np.ones(len(labels), bool)),
+    "diagnostics": {name: _diagnose(ranker, labels, weights) for name, ranker in rankers.items()},
+    "cost": {name: dict(ranker.cost) for name, ranker in rankers.items() if ranker.cost is not None},
     "presentations": {
-      name: {shown: _means(of, everyone) for shown, of in by_presentation.items()}
+      name: {shown: mean_metrics(of, weights) for shown, of in by_presentation.items()}
       for name, by_presentation in metrics.items()
       if len(by_presentation) > 1
     },
-    "segments": {str(s): table(segments == s) for s in sorted({s for s in segments if s is not None})},
+    "segments": {str(s): table(segment_of == s) for s in sorted({s for s in segment_of if s is not None})},
     "subsets": {name: table(np.asarray(where, bool)) for name, where in (subsets or {}).items() if np.any(where)},
     "upstream_rank_histogram": {"test": rank_histogram(labels)} | ({} if train_labels is None else {"train": rank_histogram(train_labels)}),
     "slate_size": {"mean": float((labels >= 0).sum(axis=1).mean()), "max": labels.shape[1]},
     "gain": gain,
-    "bootstrap": {"resamples": resamples, "seed": bootstrap_seed, "clusters": len(set(users))},
+    "bootstrap": {"resamples": resamples, "seed": bootstrap_seed, "clusters": len(set(clusters))},
     "notes": list(notes),
   }
 
 
-def _diagnose(order: Order, labels: np.ndarray) -> dict[str, Any]:
+def _diagnose(ranker: RankerAnswers, labels: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
   """Diagnostics of the first presentation, with those of the others under their names; consistency over all pairs of them."""
-  by_presentation = {name: compute_diagnostics(a.rankings, labels, a.shown, a.errors) for name, a in order.answers.items()}
+  by_presentation = {name: compute_diagnostics(of.rankings, labels, of.shown, of.errors, weights) for name, of in ranker.answers.items()}
   (_, diagnostics), *others = by_presentation.items()
-  pairs = itertools.combinations([a.rankings for a in order.answers.values()], 2)
-  agreement = [tau for one, two in pairs if (tau := permutation_consistency(one, two, labels)) is not None]
+  pairs = itertools.combinations([of.rankings for of in ranker.answers.values()], 2)
+  agreement = [tau for one, two in pairs if (tau := permutation_consistency(one, two, labels, weights)) is not None]
   consistency = sum(agreement) / len(agreement) if agreement else None
   return {**diagnostics, "permutation_consistency": consistency, **dict(others)}
 
@@ -222,7 +230,7 @@ def check_results(results: Any, where: str) -> None:
       raise ResultsError(f"{where}: orders.{name} lacks {', '.join(missing)}")
 
 
-def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
+def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
   """Writes results.json, whole or not at all; raises ResultsError for a wrong format or a NaN."""
   check_results(results, "results")
   try:
@@ -231,13 +239,13 @@ def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
     raise ResultsError(f"results: {error}; an undefined value must be null") from None
 
 
-def load_results(path: str | os.PathLike) -> dict[str, Any]:
+def load_results(path: str | os.PathLike[str]) -> dict[str, Any]:
   """Reads and checks results.json; raises ResultsError that names the file and what is wrong with it."""
   path = pathlib.Path(path)
   if not path.exists():
     raise ResultsError(f"{path}: there is no such file; run the evaluation stage first")
   try:
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
   except json.JSONDecodeError as error:
     raise ResultsError(f"{path}: is not JSON ({error}); make it again with the evaluation stage") from None
   check_results(results, str(path))

@@ -16,7 +16,8 @@ def target_ranks(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
   """
   own = np.take_along_axis(scores, targets[:, None], axis=1)
   ranks = np.sum(scores >= own, axis=1) - 1
-  return np.where(np.isneginf(own[:, 0]), scores.shape[1], ranks)
+  known: np.ndarray = np.where(np.isneginf(own[:, 0]), scores.shape[1], ranks)
+  return known
 
 
 def retrieval_ranks(

@@ -38,7 +38,7 @@ class DistillationConfig:
   beta_end: float = 0.05
   clip: float = 10.0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.kl not in KL_FORMS:
       why = f": {_WRONG_FORMS[self.kl]}" if self.kl in _WRONG_FORMS else ""
       raise ValueError(f"kl: {self.kl!r} is not offered{why}; use {' or '.join(KL_FORMS)}, whose gradient is the reverse KL's")
@@ -79,7 +79,7 @@ def merge_tail(log_p: jax.Array, teacher_log_p: jax.Array, k: int) -> tuple[jax.
   for values in (log_p, teacher_log_p):
     head = head.at[rows, jax.lax.top_k(jax.lax.stop_gradient(values), k)[1]].set(True)
 
-  def merge(values):
+  def merge(values: jax.Array) -> jax.Array:
     tail = jax.nn.logsumexp(jnp.where(head, OUT_OF_REACH, values), axis=-1, keepdims=True)
     return jnp.concatenate([jnp.where(head, values, OUT_OF_REACH), tail], axis=-1)
 

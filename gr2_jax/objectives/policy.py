@@ -20,7 +20,7 @@ class PolicyLossConfig:
     `constant_length`  the mean over sequences of Σ_t s_t / T, with T the completion limit (Dr. GRPO, arXiv 2503.20783)
   `ratio`: of each token, or of the sequence, exp(mean_t log r_t), the same at all of its tokens (GSPO, arXiv 2507.18071).
   `clip_low`, `clip_high` bound the ratio to 1 - clip_low .. 1 + clip_high.
-  `importance_cap` C: every token's term is weighed by min(π_trainer / π_sampler, C); 0 leaves it out.
+  `importance_cap` C: every token's term is weighed by min(π_trainer / π_sampler, C); None leaves it out.
   `divide_by_std`: whether advantages are divided by their group's standard deviation (not in Dr. GRPO).
   `mask_truncated`: completions cut off at the limit are not learnt from (DAPO's overlong filtering).
   There is no KL term to an initial policy, and no forward pass of one. Raises ValueError for values that cannot hold.
@@ -34,14 +34,14 @@ class PolicyLossConfig:
   divide_by_std: bool = True
   mask_truncated: bool = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name, choices in _CHOICES.items():
       if getattr(self, name) not in choices:
         raise ValueError(f"{name}: {getattr(self, name)!r} is not known; it must be {' or '.join(choices)}")
     if not (0 <= self.clip_low < 1 and 0 <= self.clip_high < math.inf):
       raise ValueError(f"clip_low must lie in [0, 1) and clip_high must not be negative, got {self.clip_low} and {self.clip_high}")
     if self.importance_cap is not None and not 1 <= self.importance_cap < math.inf:
-      raise ValueError(f"importance_cap must be 0 (off) or at least 1, got {self.importance_cap}")
+      raise ValueError(f"importance_cap must be at least 1, or None (off), got {self.importance_cap}")
 
 
 DAPO = PolicyLossConfig()
@@ -55,15 +55,17 @@ class PolicyLoss(NamedTuple):
   diagnostics: dict[str, tuple[jax.Array, jax.Array]]
 
 
-def loss_denominator(mask: jax.Array, aggregation: str, weights=None) -> jax.Array:
+def loss_denominator(mask: jax.Array, aggregation: str, weights: jax.Array | None = None) -> jax.Array:
   """What the loss of the completions under `mask [..., T]` is divided by; it adds up over microbatches and devices.
 
   Tokens for `token_mean`, sequences for `sequence_mean`, sequences x T for `constant_length`; a sequence without any token is none.
+  With `weights [...]`, one a completion, each counts as many times as it weighs.
   """
   mask = mask > 0
   if aggregation == "token_mean":
-    return jnp.sum(mask, dtype=jnp.float32)
-  sequences = jnp.sum(mask.any(axis=-1), dtype=jnp.float32)
+    return jnp.sum(mask if weights is None else mask * weights[..., None], dtype=jnp.float32)
+  present = mask.any(axis=-1)
+  sequences = jnp.sum(present if weights is None else present * weights, dtype=jnp.float32)
   return sequences * mask.shape[-1] if aggregation == "constant_length" else sequences
 
 
@@ -85,14 +87,15 @@ def policy_loss(
   config: PolicyLossConfig,
   *,
   importance_weights: jax.Array | float = 1.0,
-  weights=None,
+  weights: jax.Array | None = None,
 ) -> PolicyLoss:
   """Clipped surrogate, -Σ w min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) in the config's aggregation, and what to divide it by.
 
   `per_token_logps, old_logps, mask, importance_weights [..., T]`, `advantages [...]` (one a completion) or `[..., T]` (one a token). Tokens
-  where the mask is 0 count nowhere and pass no gradient, whatever stands there. Diagnostics, as means over tokens: `clip_low_fraction` and
-  `clip_high_fraction` (tokens whose gradient the clip removed), `ratio`, and `approx_kl` (r - 1 - log r of the single token, an
-  estimate of KL(old ‖ policy)). Eq 8 of GR2; for the sources of its variants see `PolicyLossConfig`.
+  where the mask is 0 count nowhere and pass no gradient, whatever stands there. `weights [...]`, one a completion, multiply its terms and
+  its part of the denominator: a completion of weight 2 is one given twice. Diagnostics, as means over tokens that no weight touches:
+  `clip_low_fraction` and `clip_high_fraction` (tokens whose gradient the clip removed), `ratio`, and `approx_kl` (r - 1 - log r of the
+  single token, an estimate of KL(old ‖ policy)). Eq 8 of GR2; for the sources of its variants see `PolicyLossConfig`.
   """
   mask = mask > 0
   lengths = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
@@ -107,6 +110,9 @@ def policy_loss(
   surrogate = jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high) * advantages)
   terms = importance_weights * surrogate / (lengths if config.aggregation == "sequence_mean" else 1)
 
+  if weights is not None:
+    terms = terms * weights[..., None]
+
   def masked_sum(values: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(mask, values, 0.0), dtype=jnp.float32)
 
@@ -118,4 +124,4 @@ def policy_loss(
   }
   tokens = loss_denominator(mask, "token_mean")
   diagnostics = {name: (jax.lax.stop_gradient(masked_sum(value)), tokens) for name, value in means.items()}
-  return PolicyLoss(-masked_sum(terms), loss_denominator(mask, config.aggregation), diagnostics)
+  return PolicyLoss(-masked_sum(terms), loss_denominator(mask, config.aggregation, weights), diagnostics)

@@ -27,7 +27,7 @@ def token_log_probs(
   vocabulary is large) and are computed again in the backward pass, so that peak memory does not grow with tokens x vocabulary.
   """
 
-  def terms(logits, t):
+  def terms(logits: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _log_prob_and_entropy(_log_softmax(logits / temperature), t)
 
   return _over_tokens(terms, logits_fn, (hidden, *extra), (targets,), targets.shape, chunk)
@@ -52,7 +52,7 @@ def distillation_terms(
   another divergence.
   """
 
-  def terms(logits, t, *teacher_inputs):
+  def terms(logits: jax.Array, t: jax.Array, *teacher_inputs: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     log_p = _log_softmax(logits / temperature)
     teacher_log_p = _log_softmax(jax.lax.stop_gradient(teacher_logits_fn(*teacher_inputs)) / temperature)
     return *_log_prob_and_entropy(log_p, t), kl_fn(log_p, teacher_log_p)
@@ -63,8 +63,8 @@ def distillation_terms(
 def _over_tokens(
   terms: Callable[..., tuple[jax.Array, ...]],
   logits_fn: Callable[..., jax.Array],
-  inputs: tuple,
-  others: tuple,
+  inputs: tuple[Any, ...],
+  others: tuple[Any, ...],
   shape: tuple[int, ...],
   chunk: int | None,
 ) -> tuple[jax.Array, ...]:
@@ -77,11 +77,11 @@ def _over_tokens(
   chunks = -(-count // chunk)
   size = -(-count // chunks)
 
-  def cut(x):  # [count, ...] -> [chunks, size, ...]
+  def cut(x: jax.Array) -> jax.Array:  # [count, ...] -> [chunks, size, ...]
     return jnp.pad(x, [(0, chunks * size - count)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, size, *x.shape[1:])
 
   @jax.checkpoint
-  def one(args):
+  def one(args: tuple[Any, Any]) -> tuple[jax.Array, ...]:
     inputs, others = args
     return terms(logits_fn(*inputs), *others)
 
@@ -99,18 +99,22 @@ def _log_prob_and_entropy(log_p: jax.Array, targets: jax.Array) -> tuple[jax.Arr
 
 
 def parts_cross_entropy(
-  log_probs: jax.Array, parts: jax.Array, weights: Sequence[float], token_weights=None
+  log_probs: jax.Array, parts: jax.Array, weights_of_parts: Sequence[float], token_weights: jax.Array | None = None
 ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
   """Sum over parts of weight x mean negative log-likelihood of that part's tokens (GR2 Eq 3, each part normalised by itself).
 
-  `parts` holds 0 where nothing is learnt and p where a token belongs to part p; `weights[p-1]` is its weight (reasoning
-  λ_r, answer λ_o). Without own normalisation the ratio of the two would depend on the length of the reasoning.
-  Returns the loss and each part's (sum of negative log-likelihoods, number of tokens).
+  `parts` holds 0 where nothing is learnt and p where a token belongs to part p; `weights_of_parts[p-1]` is its weight
+  (reasoning λ_r, answer λ_o). Without own normalisation the ratio of the two would depend on the length of the reasoning.
+  `token_weights`, of the shape of `parts` or one that broadcasts to it (`[B, 1]`: one a row), multiply a token's term in the sum and in the
+  number: a token of weight 2 is one given twice. Returns the loss and each part's (sum of negative log-likelihoods, number of tokens).
   """
   loss, terms = jnp.zeros(()), []
-  for part, weight in enumerate(weights, start=1):
+  for part, weight in enumerate(weights_of_parts, start=1):
     mask = (parts == part).astype(jnp.float32)
+    if token_weights is not None:
+      mask = mask * token_weights
     total, count = -jnp.sum(log_probs * mask), jnp.sum(mask)
-    loss += weight * total / jnp.maximum(count, 1.0)
+    # Tokens that weigh less than 1 in all still have their mean.
+    loss += weight * total / (jnp.maximum(count, 1.0) if token_weights is None else jnp.where(count > 0, count, 1.0))
     terms.append((total, count))
   return loss, terms

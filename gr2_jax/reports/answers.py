@@ -1,4 +1,4 @@
-"""What a model answered, slate by slate: reading `answers_ORDER.jsonl` of a run, and one slate before and after as a table."""
+"""What a model answered, slate by slate: reading `answers_RANKER.jsonl` of a run, and one slate before and after as a table."""
 
 import dataclasses
 import json
@@ -22,18 +22,18 @@ _WIDTH = 60  # of an item's text
 
 @dataclasses.dataclass(frozen=True)
 class AnsweredSlate:
-  """A request in the upstream order, the order answered (item ids; None with the error's kind where invalid), and the answer's text."""
+  """A request in the upstream order, the ranking answered (item ids; None with the error's kind where invalid), and the answer's text."""
 
   user: str
   history: tuple[str, ...]
   candidates: tuple[str, ...]
   labels: tuple[int, ...]
-  order: tuple[str, ...] | None
+  ranking: tuple[str, ...] | None
   error: str | None
   completion: str
 
 
-def read_answers(path: str | os.PathLike) -> list[AnsweredSlate]:
+def read_answers(path: str | os.PathLike[str]) -> list[AnsweredSlate]:
   """The answers of a file, in the order of the test slates; raises ResultsError naming the file and the line."""
   path = pathlib.Path(path)
   if not path.exists():
@@ -49,27 +49,27 @@ def read_answers(path: str | os.PathLike) -> list[AnsweredSlate]:
 
 
 def _to_answer(record: Mapping[str, Any]) -> AnsweredSlate:
-  order = record["order"]
+  ranking = record["order"]
   answer = AnsweredSlate(
     user=record["user"],
     history=tuple(record["history"]),
     candidates=tuple(record["candidates"]),
     labels=tuple(record["labels"]),
-    order=None if order is None else tuple(order),
+    ranking=None if ranking is None else tuple(ranking),
     error=record["error"],
     completion=record["completion"],
   )
   if len(answer.labels) != len(answer.candidates):
     raise ValueError(f"{len(answer.labels)} labels for {len(answer.candidates)} candidates")
-  if order is not None and sorted(order) != sorted(answer.candidates):
-    raise ValueError("the order is no permutation of the candidates")
+  if ranking is not None and sorted(ranking) != sorted(answer.candidates):
+    raise ValueError("the ranking is no permutation of the candidates")
   return answer
 
 
-def render_answer(answer: AnsweredSlate, catalogue: Catalogue) -> RenderableType:
+def show_answer(answer: AnsweredSlate, catalogue: Catalogue) -> RenderableType:
   """One slate as a Rich table: each rank's item before (upstream order) and after, labelled items starred; around it history and text.
 
-  A star stands for a label of 1, two for 2. An invalid answer has its error's kind in place of the order.
+  A star stands for a label of 1, two for 2. An invalid answer has its error's kind in place of the ranking.
   Raises DataError for an item that the catalogue lacks.
   """
   stars = {item: "★" * label for item, label in zip(answer.candidates, answer.labels, strict=True)}
@@ -79,11 +79,11 @@ def render_answer(answer: AnsweredSlate, catalogue: Catalogue) -> RenderableType
     return [Text(f"{stars[item.id]} {_item_text(item)}".strip(), style="bold" if stars[item.id] else "") for item in items]
 
   before = cells(answer.candidates)
-  after = [Text("")] * len(before) if answer.order is None else cells(answer.order)
+  after = [Text("")] * len(before) if answer.ranking is None else cells(answer.ranking)
   table = Table(box=box.SIMPLE_HEAD, title=_history_text(answer, catalogue), title_justify="left", title_style="")
   table.add_column("rank", justify="right")
   table.add_column("before: upstream order")
-  table.add_column("after" if answer.order is not None else f"after: invalid answer ({answer.error})")
+  table.add_column("after" if answer.ranking is not None else f"after: invalid answer ({answer.error})")
   for rank, row in enumerate(zip(before, after, strict=True), start=1):
     table.add_row(str(rank), *row)
   return Group(table, Text(f"Answer: {answer.completion}"))

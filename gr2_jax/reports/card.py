@@ -1,6 +1,7 @@
 """`card.md`: what a run measured, on what, with which seeds, versions and command; and the table for the end of a run."""
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -9,15 +10,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gr2_jax.evaluation.results import COMPRESSED, REQUIRED_ORDERS, load_results
+from gr2_jax.evaluation.results import BASELINE, COMPRESSED, POLICY, REQUIRED_RANKERS, load_results
 from gr2_jax.reports import plots
 from gr2_jax.reports.compression import compression_table
 from gr2_jax.reports.latency import latency_table, plot_latency
-from gr2_jax.reports.names import TABLE_METRICS, order_title, sort_orders
+from gr2_jax.reports.names import TABLE_METRICS, ranker_title, sort_rankers
 from gr2_jax.reports.tables import TABLE_STYLE, format_lift, format_number, lift_style, markdown_table
 from gr2_jax.training.writers import read_metrics
 
-_STAGE_FOLDERS = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "opd", "rl", "direct", "prune", "compress", "evaluation")
 _MONITORS = {
   "valid_rate": "valid",
   "identity_rate": "copies",
@@ -37,19 +37,24 @@ _HARD_NOTE = (
 )
 
 
+def _titles(results: Mapping[str, Any]) -> Mapping[str, str]:
+  titles: Mapping[str, str] = results.get("titles", {})  # files of the versions without titles have none
+  return titles
+
+
 def _lift_over_upstream(table: Mapping[str, Any], name: str, metric: str) -> str:
-  return format_lift(table["paired"].get(f"{name}_vs_upstream", {}).get(metric))
+  return format_lift(table["paired"].get(f"{name}_vs_{BASELINE}", {}).get(metric))
 
 
-def _orders_table(table: Mapping[str, Any], metrics: Mapping[str, str]) -> str:
+def _rankers_table(table: Mapping[str, Any], metrics: Mapping[str, str], titles: Mapping[str, str]) -> str:
   rows = []
-  for name in sort_orders(table["orders"]):
+  for name in sort_rankers(table["orders"], titles):
     cells = []
     for metric in metrics:
       lift = _lift_over_upstream(table, name, metric)
       cells.append(format_number(table["orders"][name][metric]) + (f"<br>{lift}" if lift else ""))
-    rows.append([order_title(name), *cells])
-  return markdown_table(["order", *metrics.values()], rows)
+    rows.append([ranker_title(name, titles), *cells])
+  return markdown_table(["ranker", *metrics.values()], rows)
 
 
 # Each section takes the results and the run's directory and returns its text; what is missing is said in a sentence.
@@ -78,23 +83,24 @@ def _write_number(value: Any) -> str:
 
 
 def _main_section(results: Mapping[str, Any]) -> str:
-  missing = [name for name in REQUIRED_ORDERS if name not in results["orders"]]
+  titles = _titles(results)
+  missing = [name for name in REQUIRED_RANKERS if name not in results["orders"]]
   of = results["bootstrap"]
   clusters = of["clusters"]
   text = [
     f"{results['n']:,} test slates; NDCG with {results['gain']} gain. Below each value the relative difference to "
     f"the upstream order with its paired 95 % interval ({of['resamples']:,} resamples of {clusters:,} "
     f"{'slates' if clusters == results['n'] else 'users'}).",
-    _orders_table(results, TABLE_METRICS),
+    _rankers_table(results, TABLE_METRICS, titles),
   ]
   if missing:
-    text.append(f"Not measured in this run: {', '.join(order_title(name) for name in missing)}.")
-  others = [pair for pair in results["paired"] if not pair.endswith("_vs_upstream") and not pair.startswith(COMPRESSED)]
+    text.append(f"Not measured in this run: {', '.join(ranker_title(name, titles) for name in missing)}.")
+  others = [pair for pair in results["paired"] if not pair.endswith(f"_vs_{BASELINE}") and not pair.startswith(COMPRESSED)]
   if others:
     rows = []
     for pair in others:
       name, base = pair.split("_vs_")
-      label = f"{order_title(name)} over {order_title(base)}"
+      label = f"{ranker_title(name, titles)} over {ranker_title(base, titles)}"
       rows.append(
         [label, *(f"{format_lift(results['paired'][pair][m])}<br>p = {results['paired'][pair][m]['p']:.4f}" for m in TABLE_METRICS)]
       )
@@ -103,31 +109,34 @@ def _main_section(results: Mapping[str, Any]) -> str:
 
 
 def _monitors_section(results: Mapping[str, Any]) -> str:
-  diagnostics = results["diagnostics"]
+  diagnostics, titles = results["diagnostics"], _titles(results)
   rows = []
-  for name in sort_orders(diagnostics):
-    rows.append([order_title(name), *(format_number(diagnostics[name].get(key), ".3f") for key in _MONITORS)])
+  for name in sort_rankers(diagnostics, titles):
+    title = ranker_title(name, titles)
+    rows.append([title, *(format_number(diagnostics[name].get(key), ".3f") for key in _MONITORS)])
     for presentation in list(results["presentations"].get(name, {}))[1:]:
       of = diagnostics[name].get(presentation, {})
-      rows.append([f"{order_title(name)}, {presentation.replace('_', ' ')}", *(format_number(of.get(key), ".3f") for key in _MONITORS)])
-  text = [markdown_table(["order", *_MONITORS.values()], rows), _MONITORS_NOTE]
+      rows.append([f"{title}, {presentation.replace('_', ' ')}", *(format_number(of.get(key), ".3f") for key in _MONITORS)])
+  text = [markdown_table(["ranker", *_MONITORS.values()], rows), _MONITORS_NOTE]
   failing = [(name, kind, share) for name, of in diagnostics.items() for kind, share in of.get("errors", {}).items() if share]
   if failing:
-    text.append("Invalid answers: " + "; ".join(f"{order_title(n)} {k.replace('_', ' ')} {100 * s:.1f} %" for n, k, s in failing) + ".")
+    text.append(
+      "Invalid answers: " + "; ".join(f"{ranker_title(n, titles)} {k.replace('_', ' ')} {100 * s:.1f} %" for n, k, s in failing) + "."
+    )
   return "\n\n".join(text)
 
 
 def _presentations_section(results: Mapping[str, Any]) -> str:
-  presented = results["presentations"]
+  presented, titles = results["presentations"], _titles(results)
   if not presented:
-    return "All orders were measured with the candidates shown in the upstream order only."
+    return "All rankers were measured with the candidates shown in the upstream order only."
   rows = [
-    [order_title(name), presentation.replace("_", " "), *(format_number(of[m]) for m in TABLE_METRICS)]
-    for name in sort_orders(presented)
+    [ranker_title(name, titles), presentation.replace("_", " "), *(format_number(of[m]) for m in TABLE_METRICS)]
+    for name in sort_rankers(presented, titles)
     for presentation, of in presented[name].items()
   ]
   note = "A model that re-ranks well only when it is shown the upstream order has learnt positions."
-  return markdown_table(["order", "shown", *TABLE_METRICS.values()], rows) + "\n\n" + note
+  return markdown_table(["ranker", "shown", *TABLE_METRICS.values()], rows) + "\n\n" + note
 
 
 def _segments_section(results: Mapping[str, Any]) -> str:
@@ -136,7 +145,8 @@ def _segments_section(results: Mapping[str, Any]) -> str:
     return "The slates carry no segments."
   metrics = {m: TABLE_METRICS[m] for m in ("recall@1", "recall@3", "ndcg@3")}
   tables = {
-    f"**{name.replace('_', ' ')}** ({table['n']:,} slates)": _orders_table(table, metrics) for name, table in (segments | subsets).items()
+    f"**{name.replace('_', ' ')}** ({table['n']:,} slates)": _rankers_table(table, metrics, _titles(results))
+    for name, table in (segments | subsets).items()
   }
   text = [f"{head}\n\n{table}" for head, table in tables.items()]
   if "reasoning_hard" in subsets:
@@ -208,14 +218,21 @@ def _cost_section(results: Mapping[str, Any], run: pathlib.Path) -> str:
   text = []
   if results["cost"]:
     columns = list(dict.fromkeys(key for of in results["cost"].values() for key in of))
-    rows = [[order_title(name), *(format_number(of.get(c), ",.1f") for c in columns)] for name, of in results["cost"].items()]
-    text.append(markdown_table(["order", *(c.replace("_", " ") for c in columns)], rows))
-  done = {stage: _read(run, stage, "done.json") for stage in _STAGE_FOLDERS}
-  seconds = {stage: of["seconds"] for stage, of in done.items() if of is not None}
+    titles = _titles(results)
+    rows = [[ranker_title(name, titles), *(format_number(of.get(c), ",.1f") for c in columns)] for name, of in results["cost"].items()]
+    text.append(markdown_table(["ranker", *(c.replace("_", " ") for c in columns)], rows))
+  seconds = _stage_seconds(run)
   if seconds:
     stages = ", ".join(f"{stage} {s:.0f}" for stage, s in seconds.items())
     text.append(f"Seconds by stage: {stages}; together {sum(seconds.values()):.0f}.")
   return "\n\n".join(text) or "No cost was measured in this run."
+
+
+def _stage_seconds(run: pathlib.Path) -> dict[str, float]:
+  """Seconds of each finished stage, in the order of the pipeline where their records tell it, the others by name."""
+  done = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in run.glob("*/done.json")}
+  stages = sorted(done, key=lambda stage: (done[stage].get("place", math.inf), stage))
+  return {stage: done[stage]["seconds"] for stage in stages}
 
 
 def _latency_section(run: pathlib.Path) -> str:
@@ -238,14 +255,14 @@ def _write_plots(results: Mapping[str, Any], run: pathlib.Path, folder: pathlib.
   tokenizer, slates = _read(run, "tokenize", "report.json"), _read(run, "slates", "report.json") or {}
   latency = _read(run, "evaluation", "latency.json")
   drawn = {
-    "orders.png": (plots.plot_orders(results), "Orders against the upstream order"),
+    "orders.png": (plots.plot_rankers(results), "Rankers against the upstream order"),
     "upstream_rank.png": (
       plots.plot_rank_histogram(slates.get("target_upstream_rank") or results["upstream_rank_histogram"]),
       "The target's upstream rank in training and test slates",
     ),
     "opd.png": (plots.plot_rl(read_metrics(run / "metrics" / "opd.jsonl")), "On-policy distillation"),
     "rl.png": (plots.plot_rl(read_metrics(run / "metrics" / "rl.jsonl")), "Reinforcement learning"),
-    "top1_share.png": (plots.plot_top1_share(results, "policy"), "Slots of the policy's first choices"),
+    "top1_share.png": (plots.plot_top1_share(results, POLICY), "Slots of the policy's first choices"),
     "latency.png": (None if latency is None else plot_latency(latency), "Latency against quality"),
     "sid_usage.png": (None if tokenizer is None else plots.plot_sid_usage(tokenizer), "Use of the semantic-ID codebooks"),
   }
@@ -289,23 +306,23 @@ def write_card(run_directory: str | pathlib.Path) -> pathlib.Path:
 
 
 def render_console_table(results: Mapping[str, Any]) -> RenderableType:
-  """The orders with their paired intervals, and the monitors, as Rich tables that fit into 80 columns."""
-  title = f"{results['dataset']}: {results['n']:,} test slates"
-  orders = Table(title=title, caption="below: relative to the upstream order, with its paired 95 % interval", **TABLE_STYLE)
-  orders.add_column("order", no_wrap=True)
+  """The rankers with their paired intervals, and the monitors, as Rich tables that fit into 80 columns."""
+  head, titles = f"{results['dataset']}: {results['n']:,} test slates", _titles(results)
+  rankers = Table(title=head, caption="below: relative to the upstream order, with its paired 95 % interval", **TABLE_STYLE)
+  rankers.add_column("ranker", no_wrap=True)
   for label in TABLE_METRICS.values():
-    orders.add_column(label, justify="right", no_wrap=True)
-  for name in sort_orders(results["orders"]):
+    rankers.add_column(label, justify="right", no_wrap=True)
+  for name in sort_rankers(results["orders"], titles):
     cells = []
     for metric in TABLE_METRICS:
-      of = results["paired"].get(f"{name}_vs_upstream", {}).get(metric)
+      of = results["paired"].get(f"{name}_vs_{BASELINE}", {}).get(metric)
       lines = [f"{results['orders'][name][metric]:.4f}", *format_lift(of, digits=0).replace(", ", ",").replace(" [", "\n[").splitlines()]
       cells.append(Text(lines[0]).append("".join(f"\n{line}" for line in lines[1:]), style=lift_style(of)))
-    orders.add_row(order_title(name), *cells)
+    rankers.add_row(ranker_title(name, titles), *cells)
   monitors = Table(title="hacking monitors", caption="all but the first over valid answers", **TABLE_STYLE)
-  monitors.add_column("order", no_wrap=True)
+  monitors.add_column("ranker", no_wrap=True)
   for label in _MONITORS.values():
     monitors.add_column(label, justify="right")
-  for name in sort_orders(results["diagnostics"]):
-    monitors.add_row(order_title(name), *(format_number(results["diagnostics"][name].get(key), ".3f") for key in _MONITORS))
-  return Group(orders, monitors)
+  for name in sort_rankers(results["diagnostics"], titles):
+    monitors.add_row(ranker_title(name, titles), *(format_number(results["diagnostics"][name].get(key), ".3f") for key in _MONITORS))
+  return Group(rankers, monitors)

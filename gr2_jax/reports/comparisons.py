@@ -1,8 +1,8 @@
-"""What an ablation asks of its variants: any two orders compared in pairs, the share of a teacher's gain that students keep, and whose
+"""What an ablation asks of its variants: any two rankers compared in pairs, the share of a teacher's gain that students keep, and whose
 traces were accepted.
 
-An order is named VARIANT/ORDER, as in `opd_tiny/policy`. COMPARISONS: title -> pairs (order, the order it is compared with). SHARES: the
-teacher's order -> the students' orders.
+A ranker is named VARIANT/RANKER, as in `opd_tiny/policy`. COMPARISONS: title -> pairs (ranker, the ranker it is compared with). SHARES:
+the teacher -> the students.
 """
 
 import json
@@ -12,71 +12,69 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from gr2_jax.evaluation.metrics import METRICS
 from gr2_jax.evaluation.paired import share_of_gain
-from gr2_jax.evaluation.per_slate import PerSlate
-from gr2_jax.evaluation.results import BASELINE, compare_orders
-from gr2_jax.reports.names import TABLE_METRICS, order_title
+from gr2_jax.evaluation.per_slate import PerSlate, Pooled, have_same_slates, pool_seeds
+from gr2_jax.evaluation.results import BASELINE, compare_rankers, mean_metrics
+from gr2_jax.reports.names import TABLE_METRICS, ranker_title
 from gr2_jax.reports.tables import format_lift, format_number, markdown_table
 
 Tested = Mapping[str, Mapping[int, PerSlate]]  # variant -> seed -> metrics of each test slate
 _SHOWN = ("recall@1", "ndcg@3")
-_Z95 = 1.959964
 
 
-def pool_orders(tested: Tested, names: Sequence[str]) -> tuple[list[dict[str, np.ndarray]], np.ndarray] | None:
-  """Metrics of the named orders on the slates of all their common seeds, and those slates' clusters `SEED/USER`.
+def pool_rankers(tested: Tested, names: Sequence[str]) -> Pooled | None:
+  """Metrics of the named rankers, `VARIANT/RANKER`, on the slates of all their common seeds.
 
-  None where a variant or an order is missing, or where they were not tested on the same slates.
+  None where a variant or a ranker is missing, or where they were not tested on the same slates.
   """
   named = [name.split("/") for name in names]
   if any(variant not in tested for variant, _ in named):
     return None
   seeds = [seed for seed in tested[named[0][0]] if all(seed in tested[variant] for variant, _ in named)]
-  of_seeds = [[tested[variant][seed] for seed in seeds] for variant, _ in named]
-  same = all(np.array_equal(one.users, first.users) for of in of_seeds for one, first in zip(of, of_seeds[0], strict=True))
-  if not seeds or not same or any(order not in of.orders for (_, order), ofs in zip(named, of_seeds, strict=True) for of in ofs):
+  of_names = [{seed: tested[variant][seed] for seed in seeds} for variant, _ in named]
+  first = of_names[0]
+  if not seeds or not all(have_same_slates(of[seed], first[seed]) for of in of_names for seed in seeds):
     return None
-  pooled = [
-    {metric: np.concatenate([of.orders[order][metric] for of in ofs]) for metric in METRICS}
-    for (_, order), ofs in zip(named, of_seeds, strict=True)
-  ]
-  return pooled, np.concatenate([[f"{seed}/{user}" for user in of.users] for seed, of in zip(seeds, of_seeds[0], strict=True)])
+  if any(ranker not in of[seed].rankers for (_, ranker), of in zip(named, of_names, strict=True) for seed in seeds):
+    return None
+  pooled = [pool_seeds(of, [ranker]) for (_, ranker), of in zip(named, of_names, strict=True)]
+  metrics = {name: of.rankers[ranker] for name, (_, ranker), of in zip(names, named, pooled, strict=True)}
+  return Pooled(metrics, pooled[0].clusters, pooled[0].weights)
 
 
 def compare_variants(tested: Tested, comparisons: Mapping[str, Sequence[tuple[str, str]]], resamples: int) -> dict[str, Any]:
   """`{title: [{"order", "base", "n", "values": {METRIC: mean}, "paired": {METRIC: paired difference}}]}` of pairs on the same slates."""
   found: dict[str, Any] = {}
   for title, pairs in comparisons.items():
-    for pair in pairs:
-      pooled = pool_orders(tested, pair)
+    for name, base in pairs:
+      pooled = pool_rankers(tested, (name, base))
       if pooled is None:
         continue
-      (of, base), clusters = pooled
-      differences = compare_orders({"of": of, "base": base}, [("of", "base")], clusters, seed=0, resamples=resamples)
-      values = {metric: float(column.mean()) for metric, column in of.items()}
-      line = {"order": pair[0], "base": pair[1], "n": len(clusters), "values": values, "paired": differences.get("of_vs_base", {})}
+      metrics, clusters, weights = pooled
+      differences = compare_rankers(metrics, [(name, base)], clusters, seed=0, resamples=resamples, weights=weights)
+      values = mean_metrics(metrics[name], weights)
+      line = {"order": name, "base": base, "n": len(clusters), "values": values, "paired": differences.get(f"{name}_vs_{base}", {})}
       found.setdefault(title, []).append(line)
   return found
 
 
 def compute_shares(tested: Tested, shares: Mapping[str, Sequence[str]], resamples: int) -> list[dict[str, Any]]:
-  """`{"order", "teacher", METRIC: {"share", "ci95"}}` of each student's order: its part of the teacher's gain over the upstream order.
+  """`{"order", "teacher", METRIC: {"share", "ci95"}}` of each student: its part of the teacher's gain over the upstream order.
 
   Share and interval are null where the teacher's gain may be none.
   """
   found = []
   for teacher, students in shares.items():
+    base = f"{teacher.split('/')[0]}/{BASELINE}"
     for student in students:
-      pooled = pool_orders(tested, (student, teacher, f"{teacher.split('/')[0]}/{BASELINE}"))
-      if pooled is None:
+      pooled = pool_rankers(tested, (student, teacher, base))
+      if pooled is None or len(set(pooled.clusters)) < 2:
         continue
-      columns, clusters = pooled
-      if len(set(clusters)) < 2:
-        continue
-      stacked = [np.stack([of[metric] for metric in METRICS], axis=1) for of in columns]
-      of = share_of_gain(*stacked, seed=0, resamples=resamples, clusters=clusters)
+      stacked = [np.stack([pooled.rankers[name][metric] for metric in METRICS], axis=1) for name in (student, teacher, base)]
+      of = share_of_gain(*stacked, seed=0, resamples=resamples, clusters=pooled.clusters, weights=pooled.weights)
       numbers = {metric: _share(*(float(x[place]) for x in of)) for place, metric in enumerate(METRICS)}
       found.append({"order": student, "teacher": teacher, **numbers})
   return found
@@ -106,9 +104,8 @@ def count_acceptance(runs: Iterable[pathlib.Path]) -> dict[str, dict[str, list[i
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
   """95 % interval of a probability (Wilson 1927)."""
-  share, spread = successes / trials, _Z95**2 / trials
-  centre, half = share + spread / 2, math.sqrt(spread * (share * (1 - share) + spread / 4))
-  return (centre - half) / (1 + spread), (centre + half) / (1 + spread)
+  interval = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+  return float(interval.low), float(interval.high)
 
 
 # Sections of the page; each is left out where there is nothing to tell.
@@ -116,9 +113,10 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 def comparison_sections(sweep: Mapping[str, Any]) -> dict[str, str]:
   """Title -> Markdown of what `sweep["comparisons"]`, `["shares"]` and `["acceptance"]` hold."""
-  sections = {title: _pairs_table(lines) for title, lines in sweep["comparisons"].items()}
+  titles = sweep.get("titles", {})
+  sections = {title: _pairs_table(lines, titles) for title, lines in sweep["comparisons"].items()}
   if sweep["shares"]:
-    sections["Share of the teacher's gain that a student keeps"] = _shares_table(sweep["shares"])
+    sections["Share of the teacher's gain that a student keeps"] = _shares_table(sweep["shares"], titles)
   if sweep["acceptance"]:
     sections["Which slates have an accepted trace"] = _acceptance_table(sweep["acceptance"])
   return sections
@@ -126,36 +124,38 @@ def comparison_sections(sweep: Mapping[str, Any]) -> dict[str, str]:
 
 def comparison_differences(sweep: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """What `plots.plot_differences` draws of `sweep["comparisons"]`."""
+  titles = sweep.get("titles", {})
   return {
-    title: {f"{_title(of['order'])} – {_title(of['base'])}": of["paired"] for of in lines} for title, lines in sweep["comparisons"].items()
+    title: {f"{_title(of['order'], titles)} – {_title(of['base'], titles)}": of["paired"] for of in lines}
+    for title, lines in sweep["comparisons"].items()
   }
 
 
-def _title(name: str) -> str:
-  variant, order = name.split("/")
-  return f"{variant.replace('_', ' ')}: {order_title(order)}"
+def _title(name: str, titles: Mapping[str, str]) -> str:
+  variant, ranker = name.split("/")
+  return f"{variant.replace('_', ' ')}: {ranker_title(ranker, titles)}"
 
 
-def _pairs_table(lines: Sequence[Mapping[str, Any]]) -> str:
-  header = ["order", "against", *(label for metric in _SHOWN for label in (TABLE_METRICS[metric], "difference", "p"))]
+def _pairs_table(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> str:
+  header = ["ranker", "against", *(label for metric in _SHOWN for label in (TABLE_METRICS[metric], "difference", "p"))]
   rows = []
   for of in lines:
     cells = []
     for metric in _SHOWN:
       paired = of["paired"].get(metric)
       cells += [format_number(of["values"][metric]), format_lift(paired), format_number(paired and paired["p"])]
-    rows.append([_title(of["order"]), _title(of["base"]), *cells])
+    rows.append([_title(of["order"], titles), _title(of["base"], titles), *cells])
   return markdown_table(header, rows)
 
 
-def _shares_table(lines: Sequence[Mapping[str, Any]]) -> str:
-  def cell(of):
+def _shares_table(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> str:
+  def cell(of: Mapping[str, Any]) -> str:
     if of["share"] is None:
       return "–"
     low, high = of["ci95"]
     return f"{100 * of['share']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
 
-  rows = [[_title(of["order"]), _title(of["teacher"]), *(cell(of[metric]) for metric in TABLE_METRICS)] for of in lines]
+  rows = [[_title(of["order"], titles), _title(of["teacher"], titles), *(cell(of[metric]) for metric in TABLE_METRICS)] for of in lines]
   note = (
     "(student - upstream) / (teacher - upstream) on the same slates, with percentile intervals over resampled users; – where the teacher's "
     "own interval holds 0."
@@ -164,7 +164,7 @@ def _shares_table(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _acceptance_table(acceptance: Mapping[str, Mapping[str, Sequence[int]]]) -> str:
-  def cell(asked, accepted):
+  def cell(asked: int, accepted: int) -> str:
     if not asked:
       return "–"
     low, high = wilson_interval(accepted, asked)

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from gr2_jax.evaluation.metrics import METRICS
-from gr2_jax.evaluation.per_slate import PerSlate
-from gr2_jax.evaluation.results import COMPRESSED, FULL, compare_orders
+from gr2_jax.evaluation.per_slate import PerSlate, pool_seeds
+from gr2_jax.evaluation.results import COMPRESSED, POLICY, compare_rankers, mean_metrics
 from gr2_jax.reports.names import TABLE_METRICS
 from gr2_jax.reports.tables import format_lift, format_number, markdown_table
 
@@ -19,8 +18,8 @@ _NOTE = (
 )
 
 
-def compressed_orders(names: Iterable[str]) -> list[str]:
-  """Those of the orders that are the policy on compressed histories."""
+def compressed_rankers(names: Iterable[str]) -> list[str]:
+  """Those of the rankers that are the policy on compressed histories."""
   return [name for name in names if name.startswith(COMPRESSED)]
 
 
@@ -28,15 +27,15 @@ def compression_table(
   orders: Mapping[str, Mapping[str, float]], paired: Mapping[str, Mapping[str, Any]], cost: Mapping[str, Mapping[str, float]]
 ) -> str:
   """A line for full histories and one for each compressor, in the three parts' format of results.json; a sentence where there is none."""
-  names = compressed_orders(orders)
+  names = compressed_rankers(orders)
   if not names:
     return "No histories were compressed in this run."
   rows = []
-  for name in (FULL, *names):
-    tokens, full = cost[name]["prompt_tokens"], cost[FULL]["prompt_tokens"]
-    row = [name.removeprefix(COMPRESSED) if name != FULL else "full", f"{tokens:,.1f}", f"{100 * tokens / full:.1f} %"]
+  for name in (POLICY, *names):
+    tokens, full = cost[name]["prompt_tokens"], cost[POLICY]["prompt_tokens"]
+    row = [name.removeprefix(COMPRESSED) if name != POLICY else "full", f"{tokens:,.1f}", f"{100 * tokens / full:.1f} %"]
     for metric in _METRICS:
-      of = paired.get(f"{name}_vs_{FULL}", {}).get(metric)
+      of = paired.get(f"{name}_vs_{POLICY}", {}).get(metric)
       row += [format_number(orders[name][metric]), format_lift(of)]
     rows.append([*row, format_number(cost[name].get("prefill_ms"), ".2f"), format_number(cost[name].get("ms_per_slate"), ".1f")])
   header = ["history", "prompt tokens", "kept"]
@@ -49,17 +48,15 @@ def pool_compressed(tested: Mapping[int, PerSlate], results: Sequence[Mapping[st
 
   `tested`: seed -> metrics of each slate; `results`: the results.json of each seed. Users of each seed are what is resampled.
   """
-  names = compressed_orders(next(iter(tested.values())).orders)
+  names = compressed_rankers(next(iter(tested.values())).rankers)
   if not names:
     return {}
-  metrics = {
-    name: {metric: np.concatenate([of.orders[name][metric] for of in tested.values()]) for metric in METRICS} for name in (FULL, *names)
-  }
-  clusters = np.array([f"{seed}/{user}" for seed, of in tested.items() for user in of.users])
+  metrics, clusters, weights = pool_seeds(tested, (POLICY, *names))
+  pairs = [(name, POLICY) for name in names]
   return {
-    "orders": {name: {metric: float(values.mean()) for metric, values in of.items()} for name, of in metrics.items()},
-    "paired": compare_orders(metrics, [(name, FULL) for name in names], clusters, seed=0, resamples=resamples),
+    "orders": {name: mean_metrics(of, weights) for name, of in metrics.items()},
+    "paired": compare_rankers(metrics, pairs, clusters, seed=0, resamples=resamples, weights=weights),
     "cost": {
-      name: {key: float(np.mean([of["cost"][name][key] for of in results])) for key in results[0]["cost"][name]} for name in (FULL, *names)
+      name: {key: float(np.mean([of["cost"][name][key] for of in results])) for key in results[0]["cost"][name]} for name in metrics
     },
   }

@@ -11,8 +11,7 @@ from matplotlib.lines import Line2D
 from gr2_jax.reports.plots import BLUE, GREEN, GREY, ORANGE, PURPLE
 from gr2_jax.reports.tables import format_number, markdown_table
 
-FULL = "full"  # what a point says of histories that are not compressed
-_POLICIES = {"sft": "SFT", "opd": "OPD", "rl": "RL", "direct": "direct", "prune": "pruned"}
+FULL_HISTORIES = "full"  # what a point says of histories that are not compressed
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9")
 _MARKERS = {"reason": "o", "direct": "s", "score": "^"}
 _KEY_ROWS = 26  # of the plot's key; more points have further columns
@@ -41,15 +40,16 @@ def _run_titles(points: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _policy_title(point: Mapping[str, Any]) -> str:
-  return _POLICIES.get(point["stage"], point["stage"])
+  """As the point says; the stage's name where it says nothing."""
+  return str(point.get("title", point["stage"]))
 
 
 def _mode_title(point: Mapping[str, Any]) -> str:
-  return point["mode"] + (f" ×{point['presentations']}" if point["presentations"] > 1 else "")
+  return str(point["mode"]) + (f" ×{point['presentations']}" if point["presentations"] > 1 else "")
 
 
 def _compressor(point: Mapping[str, Any]) -> str:
-  return point.get("compressor", FULL)  # files of the versions without compressors have none
+  return str(point.get("compressor", FULL_HISTORIES))  # files of the versions without compressors have none
 
 
 def plot_latency(latency: Mapping[str, Any]) -> Figure:
@@ -60,7 +60,10 @@ def plot_latency(latency: Mapping[str, Any]) -> Figure:
   """
   points = _sorted_points(latency)
   runs = _run_titles(points)
-  told = _policy_title if len(runs) == 1 else lambda point: runs[point["run"]]
+
+  def told(point: Mapping[str, Any]) -> str:
+    return _policy_title(point) if len(runs) == 1 else runs[point["run"]]
+
   colours = {name: _COLOURS[place % len(_COLOURS)] for place, name in enumerate(dict.fromkeys(map(told, latency["points"])))}
   columns = -(-len(points) // _KEY_ROWS)
   width, height = 6.6 + (2.1 if len(runs) == 1 else 2.5) * columns, max(4.6, 0.6 + 0.18 * -(-(len(points) + 2) // columns))  # inches
@@ -68,7 +71,7 @@ def plot_latency(latency: Mapping[str, Any]) -> Figure:
   ax = figure.add_axes((0.7 / width, 0.55 / height, 5.7 / width, (height - 0.7) / height))
   handles = [_draw_point(ax, point, colours[told(point)]) for point in points]
   for number, (point, handle) in enumerate(zip(points, handles, strict=True), start=1):
-    parts = [_policy_title(point), _mode_title(point), *([_compressor(point)] if _compressor(point) != FULL else [])]
+    parts = [_policy_title(point), _mode_title(point), *([_compressor(point)] if _compressor(point) != FULL_HISTORIES else [])]
     handle.set_label(f"{number}  " + ", ".join(([runs[point["run"]]] if len(runs) > 1 else []) + parts))
   front = [points[place] for place in pareto_front(points)]
   line = ax.plot([p["p50_ms"] for p in front], [p["recall@1"] for p in front], color=GREY, linewidth=1, linestyle="--", zorder=1)[0]
@@ -99,7 +102,7 @@ def _draw_point(ax: Axes, point: Mapping[str, Any], colour: str) -> Line2D:
     quality,
     color=colour,
     marker=_MARKERS.get(point["mode"], "D"),
-    markerfacecolor=colour if _compressor(point) == FULL else "white",
+    markerfacecolor=colour if _compressor(point) == FULL_HISTORIES else "white",
     markersize=5.5,
     linestyle="none",
     zorder=3,

@@ -1,32 +1,30 @@
-"""How tables and plots call orders and metrics, and in which order they list them."""
+"""How tables and plots call rankers and metrics, and in which order they list them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-_ORDER_TITLES = {
+# The classical rankers; the titles of all others stand in results.json.
+_CLASSICAL = {
   "upstream": "upstream order",
   "random": "random",
   "popularity": "popularity",
   "last_transition": "last-item transitions",
   "lambdamart": "LambdaMART",
-  "sft": "SFT policy",
-  "opd": "OPD policy",
-  "policy": "RL policy",
-  "sft_direct": "SFT without reasoning",
-  "direct": "direct policy",
-  "direct_scores": "direct policy, one pass",
-  "pruned": "pruned policy",
   "oracle": "oracle",
 }
 
 TABLE_METRICS = {"recall@1": "R@1", "recall@3": "R@3", "ndcg@3": "N@3", "ndcg@5": "N@5", "mrr": "MRR"}
 
 
-def order_title(name: str) -> str:
-  """The name that a reader sees."""
-  return _ORDER_TITLES.get(name, name.replace("_", " "))
+def ranker_title(name: str, titles: Mapping[str, str]) -> str:
+  """The name that a reader sees; `titles`: those of the rankers that are no classical ones (`titles` of results.json)."""
+  return (_CLASSICAL | dict(titles)).get(name, name.replace("_", " "))
 
 
-def sort_orders(names: Iterable[str]) -> list[str]:
-  """Known orders from upstream to oracle, the others before the oracle in their own order."""
-  known = list(_ORDER_TITLES)
-  return sorted(names, key=lambda name: known.index(name) if name in known else known.index("oracle") - 0.5)
+def sort_rankers(names: Iterable[str], titles: Mapping[str, str]) -> list[str]:
+  """The classical rankers, those of `titles` in its order, the others in their own, and the oracle at the end."""
+  known = [*(name for name in _CLASSICAL if name != "oracle"), *titles]
+
+  def place(name: str) -> int:
+    return known.index(name) if name in known else len(known) + (name == "oracle")
+
+  return sorted(names, key=place)

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gr2_jax.data.schema import SPLITS
-from gr2_jax.reports.names import order_title, sort_orders
+from gr2_jax.reports.names import ranker_title, sort_rankers
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
 _MARKERS = ("o", "s", "^", "D")
@@ -34,12 +35,12 @@ def _axes(figure: Figure, rows: int = 1, columns: int = 1) -> np.ndarray:
   return axes
 
 
-def _count_from_one(ax, size: int) -> None:
+def _count_from_one(ax: Axes, size: int) -> None:
   step = max(1, -(-size // 15))
   ax.set_xticks(range(1, size + 1, step))
 
 
-def _draw_difference(ax, place: int, of: Mapping[str, Any]) -> None:
+def _draw_difference(ax: Axes, place: int, of: Mapping[str, Any]) -> None:
   """A paired difference with its interval; grey where that holds 0."""
   (low, high), delta = of["delta_ci95"], of["delta"]
   colour = GREY if low <= 0 <= high else BLUE if delta > 0 else ORANGE
@@ -69,9 +70,11 @@ def plot_differences(
   return figure
 
 
-def plot_orders(results: Mapping[str, Any], metrics: Sequence[str] = ("recall@1", "ndcg@3")) -> Figure | None:
-  """Difference of each order to the upstream order with its paired 95 % interval; the oracle, far outside, is told in the title."""
-  names = [n for n in sort_orders(results["orders"]) if n not in ("upstream", "oracle") and f"{n}_vs_upstream" in results["paired"]]
+def plot_rankers(results: Mapping[str, Any], metrics: Sequence[str] = ("recall@1", "ndcg@3")) -> Figure | None:
+  """Difference of each ranker to the upstream order with its paired 95 % interval; the oracle, far outside, is told in the title."""
+  titles = results.get("titles", {})
+  sorted_names = sort_rankers(results["orders"], titles)
+  names = [name for name in sorted_names if name not in ("upstream", "oracle") and f"{name}_vs_upstream" in results["paired"]]
   if not names:
     return None
   figure = Figure(figsize=(4.4 * len(metrics) + 1, 1.4 + 0.42 * len(names)), layout="constrained")
@@ -80,7 +83,7 @@ def plot_orders(results: Mapping[str, Any], metrics: Sequence[str] = ("recall@1"
     for place, name in enumerate(names):
       _draw_difference(ax, place, results["paired"][f"{name}_vs_upstream"][metric])
     ax.axvline(0, color="black", linewidth=0.8)
-    ax.set_yticks(range(len(names)), [order_title(n) for n in names])
+    ax.set_yticks(range(len(names)), [ranker_title(name, titles) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlabel(f"{metric} minus upstream's, 95 % interval")
     oracle = results["orders"].get("oracle", {}).get(metric)
@@ -115,7 +118,7 @@ def plot_rank_histogram(histogram: Mapping[str, Sequence[int]]) -> Figure:
 
 
 def plot_top1_share(results: Mapping[str, Any], name: str) -> Figure | None:
-  """At which slot an order's first choice was shown, by presentation, beside where the targets stand in the upstream order."""
+  """At which slot a ranker's first choice was shown, by presentation, beside where the targets stand in the upstream order."""
   of = results["diagnostics"].get(name, {})
   first, *others = results["presentations"].get(name, {"upstream": None})
   shares = {first: of.get("top1_share_by_slot")} | {p: of[p]["top1_share_by_slot"] for p in others if p in of}
@@ -125,11 +128,11 @@ def plot_top1_share(results: Mapping[str, Any], name: str) -> Figure | None:
   figure = Figure(figsize=(6.4, 3.4), layout="constrained")
   ax = _axes(figure)[0, 0]
   targets = np.asarray(results["upstream_rank_histogram"]["test"], float)
-  slots = np.arange(1, len(targets) + 1)
+  slots, title = np.arange(1, len(targets) + 1), ranker_title(name, results.get("titles", {}))
   ax.bar(slots, targets / max(targets.sum(), 1), color="#dddddd", label="targets, upstream order")
   for place, (presentation, share) in enumerate(shares.items()):
     colour = (BLUE, ORANGE, GREEN, PURPLE)[place % 4]
-    ax.plot(slots, share, marker=_MARKERS[place % 4], color=colour, label=f"{order_title(name)}, shown {presentation.replace('_', ' ')}")
+    ax.plot(slots, share, marker=_MARKERS[place % 4], color=colour, label=f"{title}, shown {presentation.replace('_', ' ')}")
   ax.set_xlabel("slot at which the candidate was shown")
   ax.set_ylabel("share of first choices")
   ax.set_ylim(bottom=0)
@@ -144,7 +147,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
   return np.array([values[max(i - half, 0) : i + half + 1].mean() for i in range(len(values))])
 
 
-def _draw_steps(ax, lines: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
+def _draw_steps(ax: Axes, lines: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
   """Metrics `{name: label}` over the steps: as logged, and smoothed."""
   for place, (name, label) in enumerate(names.items()):
     points = np.array([(line["step"], line[name]) for line in lines if line.get(name) is not None], float)

@@ -12,18 +12,18 @@ from rich.text import Text
 
 from gr2_jax.evaluation.metrics import METRICS
 from gr2_jax.evaluation.paired import RESAMPLES
-from gr2_jax.evaluation.per_slate import PerSlate, load_per_slate
-from gr2_jax.evaluation.results import compare_orders, load_results
+from gr2_jax.evaluation.per_slate import PerSlate, have_same_slates, load_per_slate, pool_seeds
+from gr2_jax.evaluation.results import BASELINE, POLICY, compare_rankers, load_results, mean_metrics
 from gr2_jax.reports import plots
 from gr2_jax.reports.comparisons import compare_variants, comparison_differences, comparison_sections, compute_shares, count_acceptance
 from gr2_jax.reports.compression import compression_table, pool_compressed
-from gr2_jax.reports.names import TABLE_METRICS, order_title
+from gr2_jax.reports.names import TABLE_METRICS, ranker_title
 from gr2_jax.reports.tables import TABLE_STYLE, format_lift, format_number, lift_style, markdown_table
 from gr2_jax.training.writers import read_metrics
 
 Runs = Mapping[str, Mapping[int, pathlib.Path]]  # variant -> seed -> directory of a finished run
 
-_PRIORS = ("opd", "sft")  # what RL may have started from, the later stage first
+_PRIORS = ("opd", "sft")  # of files of the versions that do not tell their priors
 _BASES = {"upstream": "the upstream order", "prior": "its prior", "reference": "the reference"}
 _COPYING = {"identity_rate": "copies", "near_identity_rate": "near copies"}
 _TAU = "kendall_tau_to_upstream"
@@ -44,7 +44,7 @@ def build_sweep(
   comparisons: Mapping[str, Sequence[tuple[str, str]]] | None = None,
   shares: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
-  """The content of sweep.json; `changes`: variant -> dotted config key -> value. `comparisons`, `shares`: see `evaluation.comparisons`.
+  """The content of sweep.json; `changes`: variant -> dotted config key -> value. `comparisons`, `shares`: see `reports.comparisons`.
 
   The slates of all seeds are pooled, and the users of each seed are what is resampled. The first variant is the reference of
   `policy_vs_reference`, which a variant that was tested on other slates lacks. Raises ResultsError for a run without results.
@@ -52,14 +52,16 @@ def build_sweep(
   tested = {variant: {seed: load_per_slate(_evaluation(run, "per_slate.npz")) for seed, run in of.items()} for variant, of in runs.items()}
   reference, *_ = runs
   directories = [run for of in runs.values() for run in of.values()]
+  results = {variant: [load_results(_evaluation(run, "results.json")) for run in of.values()] for variant, of in runs.items()}
   return {
-    "dataset": load_results(_evaluation(directories[0], "results.json"))["dataset"],
+    "dataset": results[reference][0]["dataset"],
+    "titles": {name: title for of in results.values() for one in of for name, title in one.get("titles", {}).items()},
     "reference": reference,
     "variants": {
       variant: {"changes": dict(changes[variant]), "seeds": list(of)}
-      | _compare(tested[variant], None if variant == reference else tested[reference], resamples)
-      | _watch(of.values())
-      | {"compressed": pool_compressed(tested[variant], [load_results(_evaluation(run, "results.json")) for run in of.values()], resamples)}
+      | _compare(tested[variant], None if variant == reference else tested[reference], _priors(results[variant]), resamples)
+      | _watch(of.values(), results[variant])
+      | {"compressed": pool_compressed(tested[variant], results[variant], resamples)}
       for variant, of in runs.items()
     },
     "comparisons": compare_variants(tested, comparisons or {}, resamples),
@@ -76,27 +78,26 @@ def _evaluation(run: pathlib.Path, name: str) -> pathlib.Path:
   return run / "evaluation" / name
 
 
-def _compare(of: Mapping[int, PerSlate], reference: Mapping[int, PerSlate] | None, resamples: int) -> dict[str, Any]:
-  """Means of the orders over the slates of all seeds, and the policy's paired differences."""
-
-  def pool(seeds: Mapping[int, PerSlate], order: str) -> dict[str, np.ndarray]:
-    return {metric: np.concatenate([seeds[seed].orders[order][metric] for seed in of]) for metric in METRICS}
-
-  priors = [order for order in _PRIORS if all(order in slates.orders for slates in of.values())]
-  metrics = {order: pool(of, order) for order in ("upstream", *priors, "policy")}
-  means = {order: {metric: float(values.mean()) for metric, values in columns.items()} for order, columns in metrics.items()}
-  pairs = [("policy", "upstream"), *(("policy", prior) for prior in priors)]
-  if reference is not None and all(np.array_equal(of[seed].users, reference[seed].users) for seed in of):
-    metrics["reference"] = pool(reference, "policy")
-    pairs.append(("policy", "reference"))
-  clusters = np.array([f"{seed}/{user}" for seed, slates in of.items() for user in slates.users])
-  return {"n": len(clusters), "orders": means, "paired": compare_orders(metrics, pairs, clusters, seed=0, resamples=resamples)}
+def _priors(results: Iterable[Mapping[str, Any]]) -> list[str]:
+  """The priors that any of the runs names, the latest stage first."""
+  return list(dict.fromkeys(name for of in results for name in of.get("priors", _PRIORS)))
 
 
-def _watch(runs: Iterable[pathlib.Path]) -> dict[str, Any]:
+def _compare(of: Mapping[int, PerSlate], reference: Mapping[int, PerSlate] | None, priors: Sequence[str], resamples: int) -> dict[str, Any]:
+  """Means of the rankers over the slates of all seeds, and the policy's paired differences; the priors that every seed has."""
+  priors = [name for name in priors if all(name in slates.rankers for slates in of.values())]
+  metrics, clusters, weights = pool_seeds(of, (BASELINE, *priors, POLICY))
+  means = {name: mean_metrics(values, weights) for name, values in metrics.items()}
+  pairs = [(POLICY, BASELINE), *((POLICY, prior) for prior in priors)]
+  if reference is not None and all(have_same_slates(slates, reference[seed]) for seed, slates in of.items()):
+    metrics["reference"] = pool_seeds({seed: reference[seed] for seed in of}, [POLICY]).rankers[POLICY]
+    pairs.append((POLICY, "reference"))
+  paired = compare_rankers(metrics, pairs, clusters, seed=0, resamples=resamples, weights=weights)
+  return {"n": len(clusters), "priors": priors, "orders": means, "paired": paired}
+
+
+def _watch(runs: Iterable[pathlib.Path], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """How much the policy copies over the RL steps and in the evaluation; means over the runs."""
-  runs = list(runs)
-  results = [load_results(_evaluation(run, "results.json")) for run in runs]
   first, last = [], []
   for lines in map(_rl_lines, runs):
     tenth = max(len(lines) // 10, 1)
@@ -108,14 +109,14 @@ def _watch(runs: Iterable[pathlib.Path]) -> dict[str, Any]:
       shown: {name: _mean_of([_policy_as_shown(r, shown) for r in results], name) for name in ("valid_rate", *_COPYING, _TAU, *METRICS)}
       for shown in _PRESENTATIONS
     },
-    "permutation_consistency": _mean_of([r["diagnostics"]["policy"] for r in results], "permutation_consistency"),
+    "permutation_consistency": _mean_of([r["diagnostics"][POLICY] for r in results], "permutation_consistency"),
   }
 
 
 def _policy_as_shown(results: Mapping[str, Any], shown: str) -> dict[str, Any]:
   """The policy's monitors and metrics in one presentation; none where it was not measured in it."""
-  monitors = results["diagnostics"]["policy"]
-  return {**(monitors if shown == "upstream" else monitors.get(shown, {})), **results["presentations"].get("policy", {}).get(shown, {})}
+  monitors = results["diagnostics"][POLICY]
+  return {**(monitors if shown == "upstream" else monitors.get(shown, {})), **results["presentations"].get(POLICY, {}).get(shown, {})}
 
 
 def _mean_of(records: Sequence[Mapping[str, Any]], name: str) -> float | None:
@@ -130,7 +131,8 @@ def _rl_lines(run: pathlib.Path) -> list[dict[str, float | None]]:
 def _seconds(runs: Sequence[pathlib.Path]) -> float:
   """Seconds of all stages; a stage that several runs share counts once."""
   done = [json.loads(path.read_text(encoding="utf-8")) for run in runs for path in run.glob("*/done.json")]
-  return sum({of["fingerprint"]: of["seconds"] for of in done}.values())
+  seconds: dict[str, float] = {of["fingerprint"]: of["seconds"] for of in done}
+  return sum(seconds.values())
 
 
 def _versions(runs: Sequence[pathlib.Path]) -> dict[str, list[str]]:
@@ -157,7 +159,7 @@ def write_sweep(directory: str | pathlib.Path, runs: Runs, sweep: Mapping[str, A
   lines = {variant: [_rl_lines(run) for run in of.values()] for variant, of in runs.items()}
   drawn = {
     "copying.png": ("Copying over the RL steps, mean of the seeds", plots.plot_sweep(lines)),
-    "policies.png": ("Policies against the upstream order, slates of all seeds", plots.plot_orders(_as_orders(sweep))),
+    "policies.png": ("Policies against the upstream order, slates of all seeds", plots.plot_rankers(_as_rankers(sweep))),
     "comparisons.png": ("What the ablation asks, in pairs", plots.plot_differences(comparison_differences(sweep))),
   }
   captions = {}
@@ -180,12 +182,12 @@ def write_sweep(directory: str | pathlib.Path, runs: Runs, sweep: Mapping[str, A
   return page
 
 
-def _as_orders(sweep: Mapping[str, Any]) -> dict[str, Any]:
-  """The variants' policies as orders of one results.json, which is what the plot of orders reads."""
+def _as_rankers(sweep: Mapping[str, Any]) -> dict[str, Any]:
+  """The variants' policies as rankers of one results.json, which is what the plot of rankers reads."""
   variants = sweep["variants"]
-  paired = {f"{v}_vs_upstream": of["paired"]["policy_vs_upstream"] for v, of in variants.items() if of["paired"]}
-  upstream = variants[sweep["reference"]]["orders"]["upstream"]
-  return {"orders": {"upstream": upstream} | {v: of["orders"]["policy"] for v, of in variants.items()}, "paired": paired}
+  paired = {f"{v}_vs_{BASELINE}": of["paired"][f"{POLICY}_vs_{BASELINE}"] for v, of in variants.items() if of["paired"]}
+  upstream = variants[sweep["reference"]]["orders"][BASELINE]
+  return {"orders": {BASELINE: upstream} | {v: of["orders"][POLICY] for v, of in variants.items()}, "paired": paired}
 
 
 def _title(variant: str) -> str:
@@ -194,8 +196,9 @@ def _title(variant: str) -> str:
 
 def _paired(of: Mapping[str, Any], base: str, metric: str) -> Mapping[str, Any] | None:
   if base == "prior":
-    base = next((prior for prior in _PRIORS if prior in of["orders"]), "")
-  return of["paired"].get(f"policy_vs_{base}", {}).get(metric)
+    base = next((prior for prior in of.get("priors", _PRIORS) if prior in of["orders"]), "")
+  paired: Mapping[str, Any] | None = of["paired"].get(f"{POLICY}_vs_{base}", {}).get(metric)
+  return paired
 
 
 def _ranking_section(sweep: Mapping[str, Any]) -> str:
@@ -204,17 +207,17 @@ def _ranking_section(sweep: Mapping[str, Any]) -> str:
   text = [
     f"Policies after RL on {' or '.join(f'{n:,}' for n in sizes)} test slates of all seeds, shown in the upstream order. Relative "
     f"differences with paired 95 % intervals ({sweep['bootstrap']['resamples']:,} resamples of the users of each seed). The reference is "
-    f"{_title(reference)}, whose upstream order and prior stand first; a prior is what RL started from: SFT, OPD, or neither."
+    f"{_title(reference)}, whose upstream order and prior stand first; a prior is a policy that RL may have started from."
   ]
   for metric in _SHORT:
     rows = [
-      [f"*{order_title(order)}*", format_number(values[metric]), "", "", ""]
-      for order, values in variants[reference]["orders"].items()
-      if order != "policy"
+      [f"*{ranker_title(name, sweep.get('titles', {}))}*", format_number(values[metric]), "", "", ""]
+      for name, values in variants[reference]["orders"].items()
+      if name != POLICY
     ]
     for variant, of in variants.items():
       lifts = [format_lift(_paired(of, base, metric)) for base in _BASES]
-      rows.append([_title(variant), format_number(of["orders"]["policy"][metric]), *lifts])
+      rows.append([_title(variant), format_number(of["orders"][POLICY][metric]), *lifts])
     text.append(markdown_table(["variant", TABLE_METRICS[metric], *(f"over {base}" for base in _BASES.values())], rows))
   return "\n\n".join(text)
 
@@ -278,7 +281,7 @@ def render_sweep_table(sweep: Mapping[str, Any]) -> RenderableType:
   for variant, of in sweep["variants"].items():
     cells: list[str | Text] = []
     for metric in _SHORT:
-      cells.append(f"{of['orders']['policy'][metric]:.3f}")
+      cells.append(f"{of['orders'][POLICY][metric]:.3f}")
       for base in ("upstream", "prior"):
         paired = _paired(of, base, metric)
         cells.append(Text(format_lift(paired, digits=0).replace(" [", "\n["), style=lift_style(paired)))

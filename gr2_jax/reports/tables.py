@@ -5,7 +5,13 @@ from typing import Any
 
 from rich import box
 
-TABLE_STYLE = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0), "title_justify": "left", "caption_justify": "left"}
+TABLE_STYLE: dict[str, Any] = {
+  "box": box.SIMPLE_HEAD,
+  "pad_edge": False,
+  "padding": (0, 1, 0, 0),
+  "title_justify": "left",
+  "caption_justify": "left",
+}
 
 
 def format_number(value: float | None, form: str = ".4f") -> str:
@@ -34,7 +40,7 @@ def lift_style(of: Mapping[str, Any] | None) -> str:
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
   """A Markdown table; bars and line ends inside cells cannot break it."""
 
-  def line(cells):
+  def line(cells: Sequence[Any]) -> str:
     return "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
 
   return "\n".join([line(header), "|---" * len(header) + "|", *(line(row) for row in rows)])

@@ -11,6 +11,7 @@
 [True]
 """
 
+from gr2_jax.kernels.rank_reward.conditions import CONDITIONS, Condition
 from gr2_jax.rewards.judge import Judgement, make_judge
 from gr2_jax.rewards.overlong import soft_overlong_penalty
 from gr2_jax.rewards.own import Answers, Rewards, Slates, load_reward, on_host

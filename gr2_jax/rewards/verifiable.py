@@ -7,11 +7,7 @@ import jax
 
 from gr2_jax.kernels.rank_reward import api
 from gr2_jax.kernels.rank_reward.api import RankRewardOptions, RankTerms
-
-_ALPHA = {"naive": 0.2, "v1": 0.2, "eq7": 0.1, "relative": 0.1, "improving": 0.1}
-# Eq 7 gives an invalid answer no rank credit. Where rewards fall below 0, as v1's promotion and the relative reward do, 0 would
-# make giving no answer better than a bad one, so v1's -1 stands.
-_INVALID = {"naive": -1.0, "v1": -1.0, "eq7": 0.0, "relative": -1.0, "improving": 0.0}
+from gr2_jax.kernels.rank_reward.conditions import find_condition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,32 +15,27 @@ class RewardConfig:
   """Which ranking reward, under which condition.
 
   `rank`: `promotion` of the target by v1, `auc` (Eq 5, binary labels) or `ndcg` (Eq 6, graded labels).
-  `condition`, with f the format term, R the ranking reward, R_u that of the upstream order:
-    `naive`     R + alpha f
-    `v1`        alpha only where R > 0, or where the upstream order is best and was kept so
-    `eq7`       R + alpha f, but a copy of the shown or of the upstream order that is not best earns alpha alone
-    `relative`  R - R_u, and alpha where that is > 0, or where the upstream order is best and was kept so
-    `improving` alpha f, and R only where R > R_u, or where the upstream order is best and was kept so: Eq 7's rule for copies, held against
-                every answer that is no better than a copy
-  `alpha` and `invalid` (the reward of an invalid answer) default to the condition's published values: 0.2 and -1 for v1 and
-  naive, 0.1 and 0 for Eq 7 and improving; the relative reward takes 0.1 and -1.
+  `condition`: how the ranking reward and the format term are paid, a name in `kernels.rank_reward.conditions.CONDITIONS`, whose records
+  say what each does and where it comes from.
+  `alpha` (the weight of the format term) and `invalid` (the reward of an invalid answer) default to those of the condition's record.
   """
 
   rank: Literal["promotion", "auc", "ndcg"] = "auc"
-  condition: Literal["naive", "v1", "eq7", "relative", "improving"] = "relative"
+  condition: str = "relative"
   alpha: float | None = None
   invalid: float | None = None
   gain: Literal["exponential", "linear"] = "exponential"
 
   def to_options(self) -> RankRewardOptions:
     """The kernel's static options; raises ValueError for an unknown choice."""
+    condition = find_condition(self.condition)
     return RankRewardOptions(
       cutoffs=(1, 3),
       gain=self.gain,
       rank=self.rank,
       condition=self.condition,
-      alpha=_ALPHA.get(self.condition, 0.0) if self.alpha is None else self.alpha,
-      invalid=_INVALID.get(self.condition, 0.0) if self.invalid is None else self.invalid,
+      alpha=condition.alpha if self.alpha is None else self.alpha,
+      invalid=condition.invalid if self.invalid is None else self.invalid,
     )
 
 

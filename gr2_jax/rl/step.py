@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.policy import PolicyLossConfig
-from gr2_jax.rewards.judge import Judgement, make_judge
-from gr2_jax.rewards.own import HostView, RewardFn
+from gr2_jax.rewards.judge import HostView, Judgement, make_judge
+from gr2_jax.rewards.own import RewardFn, runs_on_host
 from gr2_jax.rewards.verifiable import RewardConfig
 from gr2_jax.rl.collect import Round, collect_groups
 from gr2_jax.rl.draw import Asked, Drawn, SlateStream
@@ -111,7 +112,10 @@ def make_collector(
     return to_global(found, mesh)
 
   def judge_answers(answers: ParsedAnswers, rollout: Rollout, asked: Asked, drawn: Drawn) -> Judgement:
-    return judge(answers.rankings, answers.codes, asked.labels, asked.shown, rollout.completion_mask, None)
+    host = None
+    if runs_on_host(reward):
+      host = HostView(_texts(to_local(rollout.completions, mesh), context.vocabulary), drawn.slates, context.catalogue, mesh)
+    return judge(answers, asked.labels, asked.shown, rollout.completion_mask, host)
 
   return Collector(
     stream=stream,
@@ -137,3 +141,12 @@ def make_roll_out(
     return generate(params, asked.tokens, asked.mask, key, sampling, None, asked.references)
 
   return roll_out
+
+
+def _texts(completions: np.ndarray, vocabulary: Vocabulary) -> list[list[str]]:
+  """Completions `[P, G, Lc]` as text, each up to its EOS."""
+
+  def read(tokens: list[int]) -> str:
+    return vocabulary.decode(tokens[: tokens.index(vocabulary.eos_id)] if vocabulary.eos_id in tokens else tokens)
+
+  return [[read(tokens) for tokens in group] for group in completions.tolist()]

@@ -51,7 +51,8 @@ def train_by_reward(stage: StageContext, section: ConfigDict, options: RlOptions
     mesh=stage.mesh,
     key=stage.key,
   )
-  train_in_steps(stage, section, state, collector, jit_update(update, stage.mesh, shardings), RL_HEADLINE, SilenceCounter(section.max_skips))
+  silence = SilenceCounter(section.max_skips)
+  train_in_steps(stage, section, state, collector, jit_update(update, stage.mesh, shardings), RL_HEADLINE, silence)
 
 
 def train_in_steps(

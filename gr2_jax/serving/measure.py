@@ -15,7 +15,7 @@ from gr2_jax.data.slates import slate_labels
 from gr2_jax.evaluation.metrics import compute_metrics
 from gr2_jax.evaluation.paired import paired_bootstrap
 from gr2_jax.files import write_json
-from gr2_jax.reports.latency import FULL
+from gr2_jax.reports.latency import FULL_HISTORIES
 from gr2_jax.runs import load
 from gr2_jax.runs.run import RunError
 from gr2_jax.runs.versions import describe_machine
@@ -51,7 +51,9 @@ def choose_settings(
     answered = [mode for mode in MODES if mode in modes and (mode != "reason" or own == "reason")]
     main = own if own in answered else next(iter(answered), None)
     for compressor, mode, count in itertools.product(compressors, answered, presentations):
-      if (mode == main or compressor == FULL) and (count == 1 or (mode == main and compressor == FULL and stage == stages[0])):
+      if (mode == main or compressor == FULL_HISTORIES) and (
+        count == 1 or (mode == main and compressor == FULL_HISTORIES and stage == stages[0])
+      ):
         settings.append(Setting(stage, compressor, mode, count))
   return settings
 
@@ -63,12 +65,12 @@ def find_settings(
 
   Raises DataError for a named one that the run lacks, or, where it need not have all (not `strict`), leaves it out; RunError without any.
   """
-  has = (FULL, *run.compressors())
+  has = (FULL_HISTORIES, *run.compressors())
   if strict:
     for stage in stages or ():
       run.check_policy(stage)
     for variant in compressors or ():
-      if variant != FULL:
+      if variant != FULL_HISTORIES:
         run.check_compressor(variant)
   chosen = [stage for stage in stages or STAGES if run.is_done(stage)]
   settings = choose_settings(run, chosen, [name for name in compressors or has if name in has], **of)
@@ -141,7 +143,7 @@ def _load_all(run: load.SavedRun, settings: Iterable[Setting], batch_size: int) 
     own = [setting for setting in settings if setting[:2] == (stage, compressor)]
     modes, most = tuple(dict.fromkeys(setting.mode for setting in own)), max(setting.presentations for setting in own)
     options = Options(mode=modes[0], modes=modes, batch_size=batch_size, max_presentations=most)
-    variant = None if compressor == FULL else compressor
+    variant = None if compressor == FULL_HISTORIES else compressor
     rerankers[stage, compressor] = Reranker.of_policy(policy_of(stage), compressor=variant, options=options)
   return rerankers
 

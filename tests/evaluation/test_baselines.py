@@ -28,21 +28,21 @@ SLATES = [Slate("r", ("a",), ("b", "c", "d"), (0, 1, 0), timestamp=7), Slate("s"
 def test_simple_orders_by_hand():
   labels = slate_labels(SLATES)
   # Before 7: b 2, c 2, d 0, the tie in upstream order. Before 9: b 2, c 3. Index 2 of the second slate is padding.
-  popularity = baselines.popularity_order(SLATES, CATALOGUE, ItemCounts.fit(LOG, CATALOGUE))
+  popularity = baselines.popularity_ranking(SLATES, CATALOGUE, ItemCounts.fit(LOG, CATALOGUE))
   assert popularity.tolist() == [[0, 1, 2], [1, 0, 2]]
   # a -> b 1, a -> c 1: tie. d -> c at 8.
-  transitions = baselines.last_transition_order(SLATES, CATALOGUE, TransitionCounts.fit(LOG, CATALOGUE))
+  transitions = baselines.last_transition_ranking(SLATES, CATALOGUE, TransitionCounts.fit(LOG, CATALOGUE))
   assert transitions.tolist() == [[0, 1, 2], [1, 0, 2]]
-  assert baselines.upstream_order(labels).tolist() == [[0, 1, 2], [0, 1, 2]]
-  assert baselines.ideal_order(labels).tolist() == [[1, 0, 2], [0, 1, 2]]
-  assert baselines.utility_order(np.asarray([[1.0, 3, 2], [-5, -4, 0]]), labels).tolist() == [[1, 2, 0], [1, 0, 2]]
+  assert baselines.upstream_ranking(labels).tolist() == [[0, 1, 2], [0, 1, 2]]
+  assert baselines.ideal_ranking(labels).tolist() == [[1, 0, 2], [0, 1, 2]]
+  assert baselines.utility_ranking(np.asarray([[1.0, 3, 2], [-5, -4, 0]]), labels).tolist() == [[1, 2, 0], [1, 0, 2]]
 
 
 def test_random_order_is_a_seeded_permutation_with_padding_last():
   labels = np.tile(np.asarray([0, 1, 0, -1]), (300, 1))
-  first = baselines.random_order(labels, 0)
+  first = baselines.random_ranking(labels, 0)
   assert (np.sort(first, axis=1) == np.arange(4)).all() and (first[:, 3] == 3).all()
-  np.testing.assert_array_equal(first, baselines.random_order(labels, 0))
+  np.testing.assert_array_equal(first, baselines.random_ranking(labels, 0))
   assert (np.bincount(first[:, 0], minlength=3)[:3] > 60).all()  # 100 each expected, standard deviation 8
 
 
@@ -59,25 +59,25 @@ def fitted():
 
 def lambdamart(features, labels, seed=0):
   model = baselines.fit_lambdamart(features["train"], labels["train"], features["validation"], labels["validation"], seed=seed)
-  return baselines.lambdamart_order(model, features["test"], labels["test"])
+  return baselines.lambdamart_ranking(model, features["test"], labels["test"])
 
 
 def test_the_oracle_beats_every_ranker_and_lambdamart_beats_the_rest(fitted):
   market, counts, features, labels = fitted
   slates, truth = market.slates["test"], labels["test"]
   others = {
-    "upstream": baselines.upstream_order(truth),
-    "random": baselines.random_order(truth, 0),
-    "popularity": baselines.popularity_order(slates, market.catalogue, counts.popularity),
-    "last_transition": baselines.last_transition_order(slates, market.catalogue, counts.transitions),
+    "upstream": baselines.upstream_ranking(truth),
+    "random": baselines.random_ranking(truth, 0),
+    "popularity": baselines.popularity_ranking(slates, market.catalogue, counts.popularity),
+    "last_transition": baselines.last_transition_ranking(slates, market.catalogue, counts.transitions),
   }
   learned = lambdamart(features, labels)
-  oracle = baselines.utility_order(market.utilities["test"], truth)
+  oracle = baselines.utility_ranking(market.utilities["test"], truth)
   for metric in (recall_at_1, ndcg_at_3):
     assert metric(oracle, truth) > metric(learned, truth) + 0.05
     assert all(metric(learned, truth) > metric(order, truth) + 0.03 for order in others.values())
   assert 0.35 <= recall_at_1(learned, truth) <= 0.55
-  assert recall_at_1(baselines.ideal_order(truth), truth) == 1
+  assert recall_at_1(baselines.ideal_ranking(truth), truth) == 1
   np.testing.assert_array_equal(learned, lambdamart(features, labels))  # deterministic in the seed
 
 

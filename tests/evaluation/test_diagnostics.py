@@ -26,6 +26,14 @@ def test_hand_made_answers():
   assert of["errors"]["missing"] == 0.25 and of["errors"]["overlong"] == 0
 
 
+def test_slates_count_by_their_weights():
+  rankings = np.array([[0, 1, 2, 3], [3, 2, 1, 0], [-1] * 4])
+  of = compute_diagnostics(rankings, LABELS[:3], errors=[None, None, "missing"], weights=np.array([3.0, 1.0, 4.0]))
+  assert of["valid_rate"] == of["errors"]["missing"] == 0.5 and of["identity_rate"] == 0.75
+  assert of["kendall_tau_to_upstream"] == 0.5 and of["top1_share_by_slot"] == [0.75, 0, 0, 0.25]
+  assert permutation_consistency(rankings, np.tile(np.arange(4), (3, 1)), LABELS[:3], np.array([3.0, 1.0, 4.0])) == 0.5
+
+
 def test_nothing_valid_is_none_not_nan():
   of = compute_diagnostics(np.full((2, 3), -1), np.zeros((2, 3), int))
   assert of["valid_rate"] == 0 and of["identity_rate"] is None and of["top1_share_by_slot"] is None

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from gr2_jax.evaluation.paired import paired_bootstrap
+from gr2_jax.evaluation.paired import paired_bootstrap, share_of_gain
 
 
 def test_agrees_with_scipy():
@@ -62,6 +62,21 @@ def test_clusters_widen_the_interval():
   clustered = paired_bootstrap(difference, np.zeros(200), seed=0, resamples=2000, clusters=users)
   ratio = (clustered.delta_high - clustered.delta_low) / (plain.delta_high - plain.delta_low)
   assert 3.5 < ratio[0] < 5.5 and clustered.delta[0] == plain.delta[0]
+
+
+def test_a_weight_of_2_is_a_slate_that_is_drawn_twice_with_its_user():
+  rng = np.random.default_rng(8)
+  student, teacher, baseline = rng.random((3, 40, 2)) + np.array([0.5, 1.0, 0.0])[:, None, None]
+  users = np.array([f"u{i % 15}" for i in range(40)])
+  weights = rng.integers(1, 4, 40)
+  times = np.repeat(np.arange(40), weights)
+  options = {"seed": 0, "resamples": 300}
+  weighted = paired_bootstrap(student, baseline, clusters=users, weights=weights, **options)
+  repeated = paired_bootstrap(student[times], baseline[times], clusters=users[times], **options)
+  np.testing.assert_allclose(weighted, repeated, rtol=1e-12)
+  weighted = share_of_gain(student, teacher, baseline, clusters=users, weights=weights, **options)
+  repeated = share_of_gain(student[times], teacher[times], baseline[times], clusters=users[times], **options)
+  np.testing.assert_allclose(weighted, repeated, rtol=1e-12)
 
 
 def test_a_baseline_of_nothing_has_no_relative_lift():

@@ -5,10 +5,19 @@ import json
 import numpy as np
 import pytest
 
-from gr2_jax.evaluation.results import Answers, Order, ResultsError, build_results, load_results, rank_histogram, write_results
+from gr2_jax.evaluation.results import (
+  Answers,
+  RankerAnswers,
+  ResultsError,
+  build_results,
+  load_results,
+  measure_rankers,
+  rank_histogram,
+  write_results,
+)
 
 
-def make_orders(labels, seed=0, skill=2.0):
+def make_rankers(labels, seed=0, skill=2.0):
   """Upstream, random, oracle, and a policy that sees the labels through noise, in both presentations."""
   rng = np.random.default_rng(seed)
   n, k = labels.shape
@@ -23,10 +32,10 @@ def make_orders(labels, seed=0, skill=2.0):
     "shuffled": Answers(by(skill * labels + rng.normal(size=(n, k))), shuffled, [None] * n),
   }
   return {
-    "upstream": Order.of(natural),
-    "random": Order.of(shuffled),
-    "oracle": Order.of(by(labels.astype(float))),
-    "policy": Order(answers, {"prompt_tokens": 100.0, "completion_tokens": 12.0, "ms_per_slate": 3.0}),
+    "upstream": RankerAnswers.of(natural),
+    "random": RankerAnswers.of(shuffled),
+    "oracle": RankerAnswers.of(by(labels.astype(float))),
+    "policy": RankerAnswers(answers, {"prompt_tokens": 100.0, "completion_tokens": 12.0, "ms_per_slate": 3.0}),
   }
 
 
@@ -38,7 +47,7 @@ def test_format_and_numbers(tmp_path):
   labels = make_labels()
   segments = ["same_day"] * 40 + ["different_day"] * 79 + [None]
   results = build_results(
-    dataset="toy", seeds=[0], labels=labels, orders=make_orders(labels), segments=segments, train_labels=labels[:10], resamples=500
+    dataset="toy", seeds=[0], labels=labels, rankers=make_rankers(labels), segments=segments, train_labels=labels[:10], resamples=500
   )
   write_results(tmp_path / "evaluation" / "results.json", results)
   read = load_results(tmp_path / "evaluation" / "results.json")
@@ -60,10 +69,10 @@ def test_format_and_numbers(tmp_path):
 
 
 def test_labels_that_the_policy_never_saw_give_no_lift():
-  orders = make_orders(make_labels(n=200))
+  rankers = make_rankers(make_labels(n=200))
 
   def interval(labels):
-    results = build_results(dataset="toy", seeds=[0], labels=labels, orders=orders, resamples=300)
+    results = build_results(dataset="toy", seeds=[0], labels=labels, rankers=rankers, resamples=300)
     return results["paired"]["policy_vs_upstream"]["mrr"]["delta_ci95"]
 
   assert interval(make_labels(n=200))[0] > 0
@@ -77,7 +86,7 @@ def test_labels_that_the_policy_never_saw_give_no_lift():
 
 def test_an_undefined_lift_is_null_and_a_tiny_segment_has_none(tmp_path):
   labels = np.array([[0, 0, 1], [0, 1, 0], [0, 0, 1]])  # upstream never has a hit at rank 1
-  results = build_results(dataset="toy", seeds=[0], labels=labels, orders=make_orders(labels), segments=["a", "b", "b"], resamples=50)
+  results = build_results(dataset="toy", seeds=[0], labels=labels, rankers=make_rankers(labels), segments=["a", "b", "b"], resamples=50)
   lift = results["paired"]["oracle_vs_upstream"]["recall@1"]
   assert lift["delta"] == 1 and lift["relative"] is None and lift["ci95"] is None
   assert results["segments"]["a"]["paired"] == {}
@@ -86,9 +95,9 @@ def test_an_undefined_lift_is_null_and_a_tiny_segment_has_none(tmp_path):
 
 def test_subsets_are_tables_of_their_own_and_may_overlap():
   labels = make_labels()
-  hard, orders = labels[:, 0] == 0, make_orders(labels)
+  hard, rankers = labels[:, 0] == 0, make_rankers(labels)
   subsets = {"hard": hard, "all": np.ones(120, bool), "none": np.zeros(120, bool)}
-  results = build_results(dataset="toy", seeds=[0], labels=labels, orders=orders, subsets=subsets, resamples=300)
+  results = build_results(dataset="toy", seeds=[0], labels=labels, rankers=rankers, subsets=subsets, resamples=300)
   assert set(results["subsets"]) == {"hard", "all"}
   assert results["subsets"]["all"]["paired"] == results["paired"]
   of = results["subsets"]["hard"]
@@ -100,17 +109,102 @@ def test_subsets_are_tables_of_their_own_and_may_overlap():
 def test_padded_slates():
   labels = np.array([[1, 0, -1], [0, 0, 1], [0, 1, -1]])
   assert rank_histogram(labels) == [1, 1, 1]
-  orders = {"upstream": Order.of(np.tile(np.arange(3), (3, 1))), "policy": Order.of(np.array([[0, 1, -1], [2, 1, 0], [1, 0, -1]]))}
-  results = build_results(dataset="toy", seeds=[0], labels=labels, orders=orders, resamples=50)
+  rankers = {
+    "upstream": RankerAnswers.of(np.tile(np.arange(3), (3, 1))),
+    "policy": RankerAnswers.of(np.array([[0, 1, -1], [2, 1, 0], [1, 0, -1]])),
+  }
+  results = build_results(dataset="toy", seeds=[0], labels=labels, rankers=rankers, resamples=50)
   assert results["orders"]["policy"]["recall@1"] == 1.0 and results["diagnostics"]["policy"]["valid_rate"] == 1.0
+
+
+def test_rankers_are_declared_by_the_caller(tmp_path):
+  labels = make_labels()
+  rankers = make_rankers(labels) | {"mine": RankerAnswers.of(make_rankers(labels, seed=1)["random"].answers["upstream"].rankings)}
+  pairs = [("mine", "policy"), ("mine", "absent")]
+  results = build_results(
+    dataset="toy",
+    seeds=[0],
+    labels=labels,
+    rankers=rankers,
+    titles={"mine": "My ranker"},
+    pairs=pairs,
+    priors=["absent", "policy"],
+    resamples=50,
+  )
+  assert results["titles"] == {"mine": "My ranker"} and results["priors"] == ["policy"]
+  assert set(results["paired"]) == {f"{name}_vs_upstream" for name in rankers if name != "upstream"} | {"mine_vs_policy"}
+
+
+def test_without_weights_means_are_numpys_to_the_last_digit():
+  labels = make_labels(n=333)
+  rankers = make_rankers(labels)
+  results = build_results(dataset="toy", seeds=[0], labels=labels, rankers=rankers, subsets={"some": labels[:, 0] == 0}, resamples=50)
+  measured = measure_rankers(rankers, labels)
+  for name, of in measured.items():
+    assert results["orders"][name] == {metric: float(values.mean()) for metric, values in of["upstream"].items()}
+    some = {metric: float(values[labels[:, 0] == 0].mean()) for metric, values in of["upstream"].items()}
+    assert results["subsets"]["some"]["orders"][name] == some
+  assert results == build_results(
+    dataset="toy", seeds=[0], labels=labels, rankers=rankers, subsets={"some": labels[:, 0] == 0}, weights=np.ones(333), resamples=50
+  )
+
+
+def test_a_weight_of_2_is_the_slate_twice():
+  labels = make_labels()
+  rankers = make_rankers(labels)
+  users = np.array([f"u{place % 50}" for place in range(120)])
+  segments = np.array(["a", "b"] * 60)
+  weights = np.where(np.arange(120) % 3 == 0, 2.0, 1.0)
+  twice = np.repeat(np.arange(120), weights.astype(int))
+
+  def repeat(ranker):
+    return RankerAnswers({name: Answers(*_rows(answers, twice)) for name, answers in ranker.answers.items()}, ranker.cost)
+
+  options = {"dataset": "toy", "seeds": [0], "resamples": 200}
+  weighted = build_results(
+    labels=labels, rankers=rankers, users=users, segments=segments, weights=weights, subsets={"some": labels[:, 0] == 0}, **options
+  )
+  repeated = build_results(
+    labels=labels[twice],
+    rankers={name: repeat(ranker) for name, ranker in rankers.items()},
+    users=users[twice],
+    segments=segments[twice],
+    subsets={"some": labels[twice, 0] == 0},
+    **options,
+  )
+  plain = build_results(labels=labels, rankers=rankers, users=users, **options)
+  assert weighted["orders"]["policy"]["mrr"] != plain["orders"]["policy"]["mrr"]
+  for part in ("orders", "presentations", "paired", "diagnostics", "bootstrap"):
+    assert flatten(weighted[part]) == pytest.approx(flatten(repeated[part]), rel=1e-6, abs=1e-7), part
+  for of, expected in ((weighted[part][name], repeated[part][name]) for part in ("segments", "subsets") for name in weighted[part]):
+    assert flatten(of["orders"]) == pytest.approx(flatten(expected["orders"])) and of["n"] < expected["n"]
+    assert flatten(of["paired"]) == pytest.approx(flatten(expected["paired"]))
+
+
+def _rows(answers, rows):
+  shown = None if answers.shown is None else answers.shown[rows]
+  return answers.rankings[rows], shown, None if answers.errors is None else [answers.errors[row] for row in rows]
+
+
+def flatten(value, prefix=""):
+  """Leaves that are numbers, by their path."""
+  if isinstance(value, dict | list):
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {path: leaf for key, of in items for path, leaf in flatten(of, f"{prefix}/{key}").items()}
+  return {} if value is None else {prefix: value}
 
 
 def test_bad_input_is_named(tmp_path):
   labels = make_labels(4)
   with pytest.raises(ValueError, match="lack 'upstream'"):
-    build_results(dataset="toy", seeds=[0], labels=labels, orders={})
+    build_results(dataset="toy", seeds=[0], labels=labels, rankers={})
   with pytest.raises(ValueError, match=r"policy \(upstream\) has rankings"):
-    build_results(dataset="toy", seeds=[0], labels=labels, orders=make_orders(labels) | {"policy": Order.of(np.zeros((3, 5), int))})
+    build_results(
+      dataset="toy", seeds=[0], labels=labels, rankers=make_rankers(labels) | {"policy": RankerAnswers.of(np.zeros((3, 5), int))}
+    )
+  for weights in (np.ones(3), np.array([1, 1, 0, 1]), np.array([1, 1, np.nan, 1])):
+    with pytest.raises(ValueError, match="weights"):
+      build_results(dataset="toy", seeds=[0], labels=labels, rankers=make_rankers(labels), weights=weights)
   with pytest.raises(ResultsError, match="no such file"):
     load_results(tmp_path / "results.json")
   (tmp_path / "results.json").write_text("{")

@@ -62,7 +62,7 @@ def test_the_tiny_variant_steps_through_every_stage(run, request):
     assert losses or stage == "rl"
   orders = json.loads((directory / "evaluation" / "results.json").read_text())["orders"]
   assert {"upstream", "random", "oracle", "popularity", "lambdamart", "sft", "policy"} <= set(orders)
-  assert "| order |" in (directory / "evaluation" / "card.md").read_text(encoding="utf-8")
+  assert "| ranker |" in (directory / "evaluation" / "card.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

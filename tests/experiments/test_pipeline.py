@@ -20,7 +20,7 @@ from gr2_jax.data.slates import slate_labels
 from gr2_jax.evaluation import baselines
 from gr2_jax.evaluation.results import RankerAnswers, build_results
 from gr2_jax.evidence.table import LogCounts, slate_features
-from gr2_jax.runs.run import Run
+from gr2_jax.runs.run import read_config
 
 STAGES = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "rl", "evaluation")
 
@@ -168,7 +168,7 @@ def test_leave_one_out_with_slates_of_the_ctr_ranker(amazon_run):
   assert results["n"] == report["slates"]["test"]
   assert results["orders"]["oracle"]["recall@1"] == 1.0  # real slates have no utilities: the oracle is the labels
   histories = [slate.history for split in SPLITS for slate in read_slates(amazon_run / "slates" / f"{split}.jsonl.gz", None)]
-  assert max(map(len, histories)) <= Run.open(amazon_run).config.data.max_history
+  assert max(map(len, histories)) <= read_config(amazon_run).data.max_history
   card = (amazon_run / "evaluation" / "card.md").read_text(encoding="utf-8")
   assert f"| bad lines left out | {len(bad)} (data/bad_lines.jsonl) |" in card
 
@@ -185,7 +185,7 @@ def test_every_answer_form_is_taught(answer, reference, tiny_run, run_here, tmp_
 
 PATHS = {
   "beam": (3, {"slates__source": "beam", "slates__beams": 12, "sft__row_length": 352}),
-  "json": (4, {"prompt__answer": "json", "decoding__constraint": "none", "sft__row_length": 512, "decoding__max_new_tokens": 160}),
+  "json": (4, {"prompt__answer": "json", "decoding__constraint": "none", "sft__row_length": 512, "rl__max_new_tokens": 160}),
   "free answers, v1 reward": (5, {"decoding__constraint": "none", "rl__reward__rank": "promotion", "rl__reward__condition": "v1"}),
   "graded labels, NDCG reward": (0, {"data__market__labels": "graded", "rl__reward__rank": "ndcg", "sft__row_length": 352}),
   "targeted traces": (4, {"traces__sampling": "targeted", "sft__presentation": "upstream", "rl__presentation": "upstream"}),
@@ -223,9 +223,9 @@ def measured():
     fit = shuffled if fitted_on == "shuffled" else labels
     test = (shuffled if tested_on == "shuffled" else labels)["test"]
     model = baselines.fit_lambdamart(features["train"], fit["train"], features["validation"], fit["validation"], seed=0)
-    orders = {"upstream": baselines.upstream_ranking(test), "lambdamart": baselines.lambdamart_ranking(model, features["test"], test)}
-    orders = {name: RankerAnswers.of(order) for name, order in orders.items()}
-    results = build_results(dataset="control", seeds=[0], labels=test, rankers=orders, resamples=2000)
+    rankings = {"upstream": baselines.upstream_ranking(test), "lambdamart": baselines.lambdamart_ranking(model, features["test"], test)}
+    rankers = {name: RankerAnswers.of(ranking) for name, ranking in rankings.items()}
+    results = build_results(dataset="control", seeds=[0], labels=test, rankers=rankers, resamples=2000)
     return results["paired"]["lambdamart_vs_upstream"]
 
   return measure

@@ -10,12 +10,12 @@ import rax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr2_jax.kernels.rank_reward import api
+from gr2_jax.kernels.rank_reward import api, conditions
 from gr2_jax.kernels.rank_reward.api import RankRewardOptions
 
 DEFAULT = RankRewardOptions(cutoffs=(1, 2, 3))
 
-CONDITIONS = ["naive", "v1", "eq7", "relative", "improving"]
+CONDITIONS = list(conditions.CONDITIONS)
 
 
 def terms_of(ranking, labels, shown=None, mask=None, options=DEFAULT):

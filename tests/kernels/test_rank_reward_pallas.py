@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from gr2_jax.kernels.rank_reward import api, pallas, reference
+from gr2_jax.kernels.rank_reward import api, conditions, pallas, reference
 from gr2_jax.kernels.rank_reward.api import RankRewardOptions
 from gr2_jax.objectives.advantages import group_advantages
 
@@ -72,7 +72,7 @@ def sweep(kernel, data, sizes):
     cutoffs=tuple(data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))),
     gain=data.draw(st.sampled_from(["exponential", "linear"])),
     rank=data.draw(st.sampled_from(["promotion", "auc", "ndcg"])),
-    condition=data.draw(st.sampled_from(["naive", "v1", "eq7", "relative", "improving"])),
+    condition=data.draw(st.sampled_from(list(conditions.CONDITIONS))),
     alpha=data.draw(st.sampled_from([0.0, 0.1, 0.2])),
     invalid=data.draw(st.sampled_from([-1.0, 0.0])),
   )

@@ -164,3 +164,32 @@ def test_importance_weights_are_capped_and_pass_no_gradient():
 def test_settings_out_of_range_are_refused(bad):
   with pytest.raises(ValueError, match="must"):
     PolicyLossConfig(**bad)
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant_length"])
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_weights_count_a_completion_as_often_as_they_say(aggregation, ratio):
+  config = PolicyLossConfig(aggregation=aggregation, ratio=ratio)
+  random = np.random.default_rng(0)
+  logps, old = jnp.asarray(random.normal(size=(2, 4, 6)) * 0.5, jnp.float32)
+  advantages = jnp.asarray(random.normal(size=4), jnp.float32)
+  mask = jnp.asarray(np.arange(6) < np.array([3, 6, 0, 1])[:, None])
+
+  def loss(rows, weights=None):
+    rows = jnp.asarray(rows)
+    value, gradient = jax.value_and_grad(
+      lambda x: policy_loss(x[rows], old[rows], advantages[rows], mask[rows], config, weights=weights).loss_sum
+    )(logps)
+    denominator = policy_loss(logps[rows], old[rows], advantages[rows], mask[rows], config, weights=weights).denominator
+    assert denominator == loss_denominator(mask[rows], aggregation, weights)
+    return value, gradient, denominator
+
+  once, twice = loss([0, 1, 2, 3], jnp.asarray([2.0, 1.0, 2.0, 0.0])), loss([0, 0, 1, 2, 2])
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), once, twice)
+  jax.tree.map(np.testing.assert_array_equal, loss([0, 1, 2, 3], jnp.ones(4)), loss([0, 1, 2, 3]))
+
+
+def test_weights_leave_the_diagnostics_alone():
+  arrays = (jnp.full((2, 3), 0.1), jnp.zeros((2, 3)), jnp.ones(2), jnp.ones((2, 3)))
+  weighed, plain = (policy_loss(*arrays, DAPO, weights=weights).diagnostics for weights in (jnp.asarray([3.0, 0.5]), None))
+  jax.tree.map(np.testing.assert_array_equal, weighed, plain)

@@ -90,3 +90,21 @@ def test_each_part_is_normalised_by_its_own_tokens():
 def test_a_missing_part_adds_nothing():
   loss, _ = parts_cross_entropy(jnp.array([[-1.0, -3.0]]), jnp.array([[2, 2]]), (0.1, 1.0))
   np.testing.assert_allclose(loss, 2.0, rtol=1e-6)
+
+
+def test_token_weights_count_a_row_as_often_as_they_say():
+  random = np.random.default_rng(0)
+  log_probs, parts = jnp.asarray(random.normal(size=(3, 5)), jnp.float32), jnp.asarray(random.integers(0, 3, (3, 5)))
+  rows = jnp.asarray([0, 0, 1])
+  weighed = parts_cross_entropy(log_probs, parts, (0.1, 1.0), jnp.asarray([[2.0], [1.0], [0.0]]))
+  repeated = parts_cross_entropy(log_probs[rows], parts[rows], (0.1, 1.0))
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), weighed, repeated)
+  ones = parts_cross_entropy(log_probs, parts, (0.1, 1.0), jnp.ones((3, 5)))
+  jax.tree.map(np.testing.assert_array_equal, ones, parts_cross_entropy(log_probs, parts, (0.1, 1.0)))
+
+
+def test_tokens_that_weigh_little_keep_their_mean():
+  # Weights 0.1 and 0.3: (0.1 * 1 + 0.3 * 3) / 0.4 = 2.5. Of no weight at all: 0.
+  log_probs, parts = jnp.array([[-1.0, -3.0]]), jnp.array([[1, 1]])
+  np.testing.assert_allclose(parts_cross_entropy(log_probs, parts, (1.0,), jnp.array([[0.1, 0.3]]))[0], 2.5, rtol=1e-6)
+  assert parts_cross_entropy(log_probs, parts, (1.0,), jnp.zeros((1, 2)))[0] == 0

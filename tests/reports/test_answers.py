@@ -8,7 +8,7 @@ from rich.console import Console
 
 from gr2_jax.data.schema import Catalogue, DataError, Item
 from gr2_jax.evaluation.results import ResultsError
-from gr2_jax.reports.answers import read_answers, render_answer
+from gr2_jax.reports.answers import read_answers, show_answer
 
 CATALOGUE = Catalogue(
   (
@@ -30,14 +30,14 @@ def write(path, *records):
 
 def render(answer, catalogue=CATALOGUE):
   console = Console(width=120, record=True, file=io.StringIO())
-  console.print(render_answer(answer, catalogue))
+  console.print(show_answer(answer, catalogue))
   return console.export_text()
 
 
 def test_answers_are_read_in_order(tmp_path):
   first, second = read_answers(write(tmp_path / "answers_policy.jsonl", VALID, INVALID))
-  assert first.order == ("c", "a", "b") and first.labels == (0, 1, 2) and first.completion == VALID["completion"]
-  assert second.order is None and second.error == "repeated"
+  assert first.ranking == ("c", "a", "b") and first.labels == (0, 1, 2) and first.completion == VALID["completion"]
+  assert second.ranking is None and second.error == "repeated"
 
 
 def test_each_rank_shows_the_item_before_and_after(tmp_path):
@@ -52,7 +52,7 @@ def test_each_rank_shows_the_item_before_and_after(tmp_path):
   assert "the latest 2 of 2 items" in text and "Citrus…" in text and "best <C>" in text
 
 
-def test_an_invalid_answer_shows_its_error_and_no_order(tmp_path):
+def test_an_invalid_answer_shows_its_error_and_no_ranking(tmp_path):
   text = render(read_answers(write(tmp_path / "x.jsonl", INVALID))[0])
   assert "after: invalid answer (repeated)" in text and "<answer> <A> <A>" in text
   assert text.count("Mint [bold]Toner") == 1

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from experiments.card import rebuild
-from gr2_jax.evaluation.results import Answers, Order, ResultsError, build_results, load_results, write_results
+from gr2_jax.evaluation.results import Answers, RankerAnswers, ResultsError, build_results, load_results, write_results
 from gr2_jax.reports.card import render_console_table, write_card
-from gr2_jax.reports.names import sort_orders
+from gr2_jax.reports.names import ranker_title, sort_rankers
 
 N, K = 60, 5
 PNG = b"\x89PNG"
@@ -25,15 +25,24 @@ def make_results():
   oracle = np.argsort(-labels, axis=1, kind="stable")
   first = np.where(np.arange(N)[:, None] < 3, -1, oracle)
   answers = {"upstream": Answers(first, natural, ["missing"] * 3 + [None] * (N - 3)), "shuffled_1": Answers(oracle, shuffled, [None] * N)}
-  orders = {
-    "upstream": Order.of(natural),
-    "oracle": Order.of(oracle),
-    "my|order": Order.of(shuffled),
-    "policy": Order(answers, {"prompt_tokens": 90.0, "ms_per_slate": 2.5}),
+  rankers = {
+    "upstream": RankerAnswers.of(natural),
+    "oracle": RankerAnswers.of(oracle),
+    "my|order": RankerAnswers.of(shuffled),
+    "policy": RankerAnswers(answers, {"prompt_tokens": 90.0, "ms_per_slate": 2.5}),
   }
   segments = ["same_day", "different_day"] * (N // 2)
   notes = ["Counts use only events before the request."]
-  return build_results(dataset="toy", seeds=[7], labels=labels, orders=orders, segments=segments, notes=notes, resamples=200)
+  return build_results(
+    dataset="toy",
+    seeds=[7],
+    labels=labels,
+    rankers=rankers,
+    titles={"policy": "RL policy"},
+    segments=segments,
+    notes=notes,
+    resamples=200,
+  )
 
 
 def write(path, value):
@@ -111,6 +120,12 @@ def test_card_says_what_is_missing(bare_run):
   assert re.findall(r"\(plots/(\w+\.png)\)", card) == ["orders.png", "upstream_rank.png", "top1_share.png"]
 
 
+def test_stages_stand_in_the_order_that_their_records_tell_and_the_others_by_name(bare_run):
+  for stage, record in {"rl": {"order": 1}, "sft": {"order": 0}, "tokenize": {}, "data": {}}.items():
+    write(bare_run / stage / "done.json", {"seconds": 2.0} | record)
+  assert "Seconds by stage: sft 2, rl 2, data 2, tokenize 2; together 8." in write_card(bare_run).read_text(encoding="utf-8")
+
+
 def test_the_same_run_gives_the_same_card(full_run):
   first = {p.name: p.read_bytes() for p in [write_card(full_run), *(full_run / "evaluation" / "plots").iterdir()]}
   second = {p.name: p.read_bytes() for p in [write_card(full_run), *(full_run / "evaluation" / "plots").iterdir()]}
@@ -144,5 +159,17 @@ def test_console_table_fits_into_80_columns():
   assert f"[{100 * low:.0f},{100 * high:.0f}]" in text
 
 
-def test_orders_stand_from_upstream_to_oracle():
-  assert sort_orders(["oracle", "policy", "mine", "sft", "upstream"]) == ["upstream", "sft", "policy", "mine", "oracle"]
+def test_rankers_stand_from_upstream_to_oracle():
+  assert sort_rankers(["oracle", "policy", "mine", "sft", "upstream"], {"sft": "SFT", "policy": "RL"}) == [
+    "upstream",
+    "sft",
+    "policy",
+    "mine",
+    "oracle",
+  ]
+  assert sort_rankers(["policy", "sft"], {"policy": "RL", "sft": "SFT"}) == ["policy", "sft"]
+
+
+def test_classical_rankers_have_titles_and_the_others_are_told():
+  assert ranker_title("lambdamart", {}) == "LambdaMART"
+  assert ranker_title("my_ranker", {}) == "my ranker" and ranker_title("my_ranker", {"my_ranker": "Mine"}) == "Mine"

@@ -1,4 +1,4 @@
-"""Any two orders of an ablation's variants, shares of a teacher's gain, and acceptance by rank, from made-up numbers."""
+"""Any two rankers of an ablation's variants, shares of a teacher's gain, and acceptance by rank, from made-up numbers."""
 
 import json
 
@@ -14,7 +14,7 @@ from gr2_jax.reports.comparisons import (
   comparison_sections,
   compute_shares,
   count_acceptance,
-  pool_orders,
+  pool_rankers,
   wilson_interval,
 )
 
@@ -22,10 +22,10 @@ N = 400
 
 
 def _tested(seed, users=None, **rates):
-  """Slates on which each order is right at its rate, by the same luck: a better order is right wherever a worse one is."""
+  """Slates on which each ranker is right at its rate, by the same luck: a better one is right wherever a worse one is."""
   luck = np.random.default_rng(seed).random(N)
-  orders = {name: {metric: (luck < rate).astype(float) for metric in METRICS} for name, rate in rates.items()}
-  return PerSlate(np.array(users or [f"u{i}" for i in range(N)]), orders)
+  rankers = {name: {metric: (luck < rate).astype(float) for metric in METRICS} for name, rate in rates.items()}
+  return PerSlate(np.array(users or [f"u{i}" for i in range(N)]), np.ones(N), rankers)
 
 
 @pytest.fixture
@@ -38,22 +38,23 @@ def tested():
   }
 
 
-def test_orders_of_two_variants_are_pooled_over_the_seeds_that_both_have(tested):
-  (one, two), clusters = pool_orders(tested, ("opd/policy", "opd/upstream"))
-  assert len(clusters) == len(one["mrr"]) == len(two["mrr"]) == 2 * N and len(set(clusters)) == 2 * N
-  (one, two), clusters = pool_orders(tested, ("opd/policy", "none/policy"))
+def test_rankers_of_two_variants_are_pooled_over_the_seeds_that_both_have(tested):
+  of, clusters, _ = pool_rankers(tested, ("opd/policy", "opd/upstream"))
+  assert len(clusters) == len(of["opd/policy"]["mrr"]) == len(of["opd/upstream"]["mrr"]) == 2 * N and len(set(clusters)) == 2 * N
+  of, clusters, _ = pool_rankers(tested, ("opd/policy", "none/policy"))
   assert len(clusters) == N and clusters[0] == "0/u0"
-  np.testing.assert_array_equal(one["mrr"], tested["opd"][0].orders["policy"]["mrr"])
-  assert pool_orders(tested, ("opd/policy", "elsewhere/policy")) is None, "other slates"
-  assert pool_orders(tested, ("opd/policy", "absent/policy")) is None
-  assert pool_orders(tested, ("opd/sft", "opd/policy")) is None
+  np.testing.assert_array_equal(of["opd/policy"]["mrr"], tested["opd"][0].rankers["policy"]["mrr"])
+  assert pool_rankers(tested, ("opd/policy", "elsewhere/policy")) is None, "other slates"
+  assert pool_rankers(tested, ("opd/policy", "absent/policy")) is None
+  assert pool_rankers(tested, ("opd/sft", "opd/policy")) is None
 
 
 def test_comparisons_are_those_of_the_paired_bootstrap(tested):
   found = compare_variants(tested, {"a": [("opd/policy", "opd/opd"), ("absent/sft", "opd/opd")], "b": [("absent/sft", "opd/opd")]}, 300)
   assert list(found) == ["a"] and len(found["a"]) == 1
   (line,) = found["a"]
-  (of, base), clusters = pool_orders(tested, ("opd/policy", "opd/opd"))
+  metrics, clusters, _ = pool_rankers(tested, ("opd/policy", "opd/opd"))
+  of, base = metrics["opd/policy"], metrics["opd/opd"]
   expected = paired_bootstrap(of["mrr"], base["mrr"], seed=0, resamples=300, clusters=clusters)
   assert line["n"] == 2 * N and line["values"]["mrr"] == of["mrr"].mean()
   assert (line["paired"]["mrr"]["delta"], *line["paired"]["mrr"]["delta_ci95"]) == pytest.approx(
@@ -124,6 +125,7 @@ def test_the_tables(tested):
     "comparisons": compare_variants(tested, {"RL after OPD": [("opd/policy", "none/policy")]}, 200),
     "shares": compute_shares(tested, {"teacher/policy": ["opd/opd"], "none/policy": ["none/policy"]}, 200),
     "acceptance": {},
+    "titles": {"policy": "RL policy"},
   }
   sections = comparison_sections(sweep)
   assert list(sections) == ["RL after OPD", "Share of the teacher's gain that a student keeps"]

@@ -6,7 +6,7 @@ from gr2_jax.reports.latency import latency_table, pareto_front, plot_latency
 
 
 def make_point(p50, recall, **fields):
-  of = {"run": "runs/a", "preset": "tiny", "stage": "rl", "compressor": "full", "mode": "score", "presentations": 1}
+  of = {"run": "runs/a", "preset": "tiny", "stage": "rl", "title": "RL", "compressor": "full", "mode": "score", "presentations": 1}
   of |= {"history_tokens": 20.0, "p50_ms": p50, "p95_ms": 2 * p50}
   return of | {"recall@1": recall, "ci95": [recall - 0.1, recall + 0.1]} | fields
 
@@ -29,11 +29,11 @@ def draw(points):
 def test_every_point_is_drawn_and_told():
   points = [
     make_point(9.0, 0.3, mode="reason", presentations=3),
-    make_point(2.0, 0.4, stage="prune", compressor="slots"),
-    make_point(5.0, 0.5, mode="direct", stage="direct"),
+    make_point(2.0, 0.4, stage="prune", title="pruned", compressor="soft_tokens"),
+    make_point(5.0, 0.5, mode="direct", stage="direct", title="direct"),
   ]
   table, ax, labels = draw(points)
-  assert labels == ["1  pruned, score, slots", "2  direct, direct", "3  RL, reason ×3", "Pareto front", "upstream order"]
+  assert labels == ["1  pruned, score, soft_tokens", "2  direct, direct", "3  RL, reason ×3", "Pareto front", "upstream order"]
   assert [text.get_text() for text in ax.texts] == ["1", "2", "3"]
   (front,) = [line for line in ax.lines if line.get_label() == "Pareto front"]
   assert front.get_xydata().tolist() == [[2.0, 0.4], [5.0, 0.5]]
@@ -42,7 +42,7 @@ def test_every_point_is_drawn_and_told():
   assert len({line.get_color() for line in drawn.values()}) == len({line.get_marker() for line in drawn.values()}) == 3
   assert [drawn[number].get_markerfacecolor() == "white" for number in "123"] == [True, False, False]
   assert [row.split(" | ")[1:4] for row in table[4:]] == [
-    ["pruned", "score", "slots"],
+    ["pruned", "score", "soft_tokens"],
     ["direct", "direct", "full"],
     ["RL", "reason ×3", "full"],
   ]
@@ -67,8 +67,8 @@ def test_numbers_do_not_hide_one_another():
     assert apart.min() >= 6
 
 
-def test_points_of_a_version_without_compressors_are_drawn():
+def test_points_of_a_version_without_compressors_and_titles_are_drawn():
   point = make_point(2.0, 0.4)
-  del point["compressor"], point["history_tokens"]
+  del point["compressor"], point["history_tokens"], point["title"]
   table, _, labels = draw([point])
-  assert labels[0] == "1  RL, score" and "| RL | score | full | – |" in table[-1]
+  assert labels[0] == "1  rl, score" and "| rl | score | full | – |" in table[-1]

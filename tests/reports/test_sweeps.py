@@ -9,10 +9,11 @@ from rich.console import Console
 
 from gr2_jax.evaluation.paired import paired_bootstrap
 from gr2_jax.evaluation.per_slate import load_per_slate, write_per_slate
-from gr2_jax.evaluation.results import Answers, Order, ResultsError, build_results, measure_orders, write_results
+from gr2_jax.evaluation.results import Answers, RankerAnswers, ResultsError, build_results, measure_rankers, write_results
 from gr2_jax.reports.sweeps import build_sweep, render_sweep_table, write_sweep
 
 N, K = 40, 5
+TITLES = {"sft": "SFT policy", "policy": "RL policy"}
 CHANGES = {"naive_upstream": {"rl.reward.condition": "naive"}, "relative_shuffled": {"rl.reward.condition": "relative"}}
 
 
@@ -26,14 +27,16 @@ def make_run(folder, seed, skill, copying, users=None):
     return np.argsort(-(strength * labels + rng.normal(size=(N, K))), axis=1)
 
   shown = {"upstream": natural, "shuffled_1": rng.permuted(natural, axis=1)}
-  orders = {"upstream": Order.of(natural), "sft": Order.of(guess(0.5))}
-  orders["policy"] = Order({name: Answers(guess(skill), order, [None] * N) for name, order in shown.items()})
+  rankers = {"upstream": RankerAnswers.of(natural), "sft": RankerAnswers.of(guess(0.5))}
+  rankers["policy"] = RankerAnswers({name: Answers(guess(skill), order, [None] * N) for name, order in shown.items()})
   users = [f"u{i}" for i in range(N)] if users is None else users
   write_results(
     folder / "evaluation" / "results.json",
-    build_results(dataset="toy", seeds=[seed], labels=labels, orders=orders, users=users, resamples=50),
+    build_results(
+      dataset="toy", seeds=[seed], labels=labels, rankers=rankers, users=users, titles=TITLES, priors=["opd", "sft"], resamples=50
+    ),
   )
-  write_per_slate(folder / "evaluation" / "per_slate.npz", measure_orders(orders, labels), users)
+  write_per_slate(folder / "evaluation" / "per_slate.npz", measure_rankers(rankers, labels), users)
   for stage, fingerprint in (("sft", f"sft {seed}"), ("rl", f"{folder}")):
     (folder / stage).mkdir()
     (folder / stage / "done.json").write_text(json.dumps({"fingerprint": fingerprint, "seconds": 60.0}))
@@ -58,7 +61,7 @@ def test_slates_of_all_seeds_are_pooled_and_users_of_two_seeds_are_two_users(run
   of = sweep["variants"]["relative_shuffled"]
   assert of["n"] == 2 * N and of["seeds"] == [0, 1] and of["changes"] == {"rl.reward.condition": "relative"}
   tables = [load_per_slate(runs["relative_shuffled"][seed] / "evaluation" / "per_slate.npz") for seed in (0, 1)]
-  policy, upstream = (np.concatenate([t.orders[name]["recall@1"] for t in tables]) for name in ("policy", "upstream"))
+  policy, upstream = (np.concatenate([t.rankers[name]["recall@1"] for t in tables]) for name in ("policy", "upstream"))
   assert of["orders"]["policy"]["recall@1"] == policy.mean()
   # Both seeds have users u0..u39; as 40 users of two slates each the interval would be another one.
   apart = paired_bootstrap(policy, upstream, seed=0, resamples=300, clusters=np.array([f"{s}/u{i}" for s in (0, 1) for i in range(N)]))
@@ -75,6 +78,34 @@ def test_variants_are_compared_with_the_first_where_they_were_tested_on_the_same
   assert difference["delta_ci95"][0] > 0
   runs["relative_shuffled"][1] = make_run(tmp_path / "other", 1, 3.0, 0.0, users=[f"stranger{i}" for i in range(N)])
   assert "policy_vs_reference" not in build_sweep(runs, CHANGES, resamples=50)["variants"]["relative_shuffled"]["paired"]
+
+
+def test_the_prior_is_the_latest_that_the_runs_name(runs):
+  of = build_sweep(runs, CHANGES, resamples=50)["variants"]["relative_shuffled"]
+  assert of["priors"] == ["sft"] and list(of["orders"]) == ["upstream", "sft", "policy"] and "policy_vs_sft" in of["paired"]
+  for run in runs["relative_shuffled"].values():
+    path = run / "evaluation" / "results.json"
+    results = json.loads(path.read_text())
+    path.write_text(json.dumps(results | {"priors": []}))
+  assert build_sweep(runs, CHANGES, resamples=50)["variants"]["relative_shuffled"]["priors"] == []
+  for run in runs["relative_shuffled"].values():
+    path = run / "evaluation" / "results.json"
+    results = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in results.items() if key not in ("priors", "titles")}))
+  assert build_sweep(runs, CHANGES, resamples=50)["variants"]["relative_shuffled"]["priors"] == ["sft"]
+
+
+def test_slates_count_by_their_weights(runs):
+  for run in runs["naive_upstream"].values():
+    path = run / "evaluation" / "per_slate.npz"
+    with np.load(path) as arrays:
+      np.savez(path, **{name: arrays[name] for name in arrays} | {"weights": np.arange(1.0, N + 1)})
+  tables = [load_per_slate(run / "evaluation" / "per_slate.npz") for run in runs["naive_upstream"].values()]
+  expected = np.mean([np.average(table.rankers["policy"]["mrr"], weights=np.arange(1.0, N + 1)) for table in tables])
+  asked = {"title": [("naive_upstream/policy", "naive_upstream/sft")]}
+  sweep = build_sweep(runs, CHANGES, resamples=50, comparisons=asked)
+  assert sweep["variants"]["naive_upstream"]["orders"]["policy"]["mrr"] == pytest.approx(expected)
+  assert sweep["comparisons"]["title"][0]["values"]["mrr"] == pytest.approx(expected)
 
 
 def test_copying_is_told_for_the_first_and_the_last_tenth_of_training_and_both_presentations(runs):

@@ -13,13 +13,13 @@ among those alone, wherever the others stand in the orders.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-# Rewards that differ by less are equal: two float32 sums of the same terms in another order differ by about 1e-7.
-EQUAL = 1e-6
+from gr2_jax.kernels.rank_reward.conditions import EQUAL, Earned, find_condition
+
 # Defaults of the group advantages: deviations are divided by no less than the floor, and groups of less raw spread are dropped.
 STD_FLOOR = 1e-4
 MIN_RAW_STD = 1e-6
@@ -31,27 +31,23 @@ SHORT_LIST = 64
 class RankRewardOptions:
   """The static choices: metric cut-offs, gain of NDCG, and how the terms make up the reward.
 
-  `rank`: `promotion` (v1), `auc` (Eq 5) or `ndcg` (Eq 6). `condition`: `naive` (sum of both terms), `v1`, `eq7`, `relative`,
-  `improving`.
-  `alpha`: weight of the format term. `invalid`: reward of an answer that is no full permutation.
+  `rank`: `promotion` (v1), `auc` (Eq 5) or `ndcg` (Eq 6). `condition`: a name in `conditions.CONDITIONS`.
+  `alpha`: weight of the format term. `invalid`: reward of an answer that is no full permutation. Raises ValueError for an unknown choice.
   """
 
   cutoffs: tuple[int, ...] = (1, 3, 5, 10)
   gain: Literal["exponential", "linear"] = "exponential"
   rank: Literal["promotion", "auc", "ndcg"] = "auc"
-  condition: Literal["naive", "v1", "eq7", "relative", "improving"] = "relative"
+  condition: str = "relative"
   alpha: float = 0.1
   invalid: float = -1.0
 
-  def __post_init__(self):
-    choices = {
-      "gain": ("exponential", "linear"),
-      "rank": ("promotion", "auc", "ndcg"),
-      "condition": ("naive", "v1", "eq7", "relative", "improving"),
-    }
+  def __post_init__(self) -> None:
+    choices = {"gain": ("exponential", "linear"), "rank": ("promotion", "auc", "ndcg")}
     for name, allowed in choices.items():
       if getattr(self, name) not in allowed:
         raise ValueError(f"{name}: {getattr(self, name)!r} is none of {', '.join(allowed)}")
+    find_condition(self.condition)
     if any(k < 1 for k in self.cutoffs):
       raise ValueError(f"cutoffs: {self.cutoffs} must be positive")
 
@@ -80,7 +76,7 @@ class RankTerms(NamedTuple):
   reward: jax.Array  # what the condition makes of it, before overlong shaping
 
 
-class Slate(NamedTuple):
+class SlateTerms(NamedTuple):
   """What all rankings of a slate share; sums over candidates keep their axis, so that `[K]` and `[1]` broadcast."""
 
   mask: jax.Array
@@ -117,7 +113,7 @@ def compute_dcgs(rank: jax.Array, gain: jax.Array, cutoffs: tuple[int, ...], axi
   return tuple(_sum(discounted, rank < cutoff, axis) for cutoff in cutoffs)
 
 
-def _compute_auc(rank: jax.Array, slate: Slate, axis: int) -> jax.Array:
+def _compute_auc(rank: jax.Array, slate: SlateTerms, axis: int) -> jax.Array:
   """Eq 5: the share of (positive, negative) pairs in which the positive stands first.
 
   A negative at rank r stands behind r candidates; taking off the pairs of two negatives leaves those with a positive in front
@@ -129,12 +125,12 @@ def _compute_auc(rank: jax.Array, slate: Slate, axis: int) -> jax.Array:
   return _ratio(right, positives * negatives, jnp.where(positives > 0, 1.0, 0.0))
 
 
-def _compute_tau(discordant: jax.Array, slate: Slate) -> jax.Array:
+def _compute_tau(discordant: jax.Array, slate: SlateTerms) -> jax.Array:
   """Kendall tau; 1 for a slate of fewer than two candidates, which has nothing to disagree on."""
   return 1.0 - 2.0 * _ratio(discordant, slate.count * (slate.count - 1) / 2, 0.0)
 
 
-def _compute_rank_rewards(rank: jax.Array, slate: Slate, options: RankRewardOptions, axis: int) -> dict[str, jax.Array]:
+def _compute_rank_rewards(rank: jax.Array, slate: SlateTerms, options: RankRewardOptions, axis: int) -> dict[str, jax.Array]:
   """The three ranking rewards of an order."""
   moved = _sum(slate.upstream_rank - rank, slate.target, axis)
   (dcg,) = compute_dcgs(rank, slate.gain, (slate.mask.shape[axis],), axis)
@@ -145,33 +141,37 @@ def _compute_rank_rewards(rank: jax.Array, slate: Slate, options: RankRewardOpti
   }
 
 
-def _combine(options: RankRewardOptions, valid, earned, upstream_earned, best, copied):
+def _combine(
+  options: RankRewardOptions,
+  valid: jax.Array,
+  earned: jax.Array,
+  upstream_earned: jax.Array,
+  best: jax.Array | float,
+  copied: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
   """(raw ranking reward, reward) under the condition; `best` is what the best order would earn."""
   improved = earned > upstream_earned + EQUAL
-  # An upstream order that cannot be improved, and was not spoilt.
   kept_best = (upstream_earned >= best - EQUAL) & (earned >= best - EQUAL)
-  raw, paid, credit = earned, earned, True
-  match options.condition:
-    case "v1":
-      credit = (earned > EQUAL) | kept_best
-    case "eq7":
-      paid = jnp.where(copied & (earned < best - EQUAL), 0.0, earned)
-    case "relative":
-      raw = paid = earned - upstream_earned
-      credit = improved | kept_best
-    case "improving":
-      raw = paid = jnp.where(improved | kept_best, earned, 0.0)
+  raw, paid, credit = find_condition(options.condition).rule(Earned(earned, upstream_earned, best, copied, improved, kept_best))
   reward = paid + jnp.where(credit, options.alpha, 0.0)
   return jnp.where(valid, raw, options.invalid), jnp.where(valid, reward, options.invalid)
 
 
-def read_slate(labels, mask, shown_rank, upstream_rank, ideal_dcgs, options: RankRewardOptions, axis: int) -> Slate:
+def read_slate(
+  labels: jax.Array,
+  mask: jax.Array,
+  shown_rank: jax.Array,
+  upstream_rank: jax.Array,
+  ideal_dcgs: tuple[jax.Array, ...],
+  options: RankRewardOptions,
+  axis: int,
+) -> SlateTerms:
   """Gathers what the rankings of a slate share. `labels` float32 with 0 where `mask` is False."""
   positive = labels > 0
   best_label = positive & (labels == jnp.max(labels, axis=axis, keepdims=True))
   beyond = mask.shape[axis]
   first_best = jnp.min(jnp.where(best_label, upstream_rank, beyond), axis=axis, keepdims=True)
-  return Slate(
+  return SlateTerms(
     mask=mask,
     positive=positive,
     gain=compute_gain(labels, options),
@@ -184,7 +184,7 @@ def read_slate(labels, mask, shown_rank, upstream_rank, ideal_dcgs, options: Ran
 
 
 def score(
-  rank: jax.Array, valid: jax.Array, discordant: tuple[jax.Array, jax.Array], slate: Slate, options: RankRewardOptions, axis: int
+  rank: jax.Array, valid: jax.Array, discordant: tuple[jax.Array, jax.Array], slate: SlateTerms, options: RankRewardOptions, axis: int
 ) -> RankTerms:
   """All terms of a ranking from the ranks of its candidates; recall and ndcg are tuples, one entry a cut-off.
 
@@ -200,7 +200,7 @@ def score(
   copied = (from_shown == 0) | (from_upstream == 0)
   raw, reward = _combine(options, valid, earned[options.rank], upstream_earned[options.rank], best, copied)
 
-  def if_valid(x):
+  def if_valid(x: jax.Array) -> jax.Array:
     return jnp.where(valid, x.astype(jnp.float32), 0.0)
 
   positives = count(slate.positive, axis)
@@ -240,7 +240,7 @@ def normalise_groups(
   """
   member = jax.lax.broadcasted_iota(jnp.int32, rewards.shape, axis % rewards.ndim)
 
-  def centre(x):
+  def centre(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     # The first member is subtracted before the mean is taken, so equal rewards give deviations of exactly 0, where the plain mean
     # would leave rounding noise that a small standard-deviation floor blows up.
     shifted = x - _sum(x, member == 0, axis)
@@ -293,7 +293,7 @@ def _compute_ideal_dcgs(labels: jax.Array, options: RankRewardOptions) -> tuple[
   gain = compute_gain(labels, options)
   if size > SHORT_LIST:
 
-    def ideal(cutoff):
+    def ideal(cutoff: int) -> jax.Array:
       best = jax.lax.top_k(gain, min(cutoff, size))[0]
       return compute_dcgs(jnp.arange(best.shape[-1]), best, (cutoff,), axis=-1)[0]
 
@@ -333,7 +333,7 @@ def group_rank_terms(
   shaping: jax.Array,
   *,
   options: RankRewardOptions,
-  **normalisation,
+  **normalisation: Any,
 ) -> tuple[RankTerms, jax.Array, jax.Array]:
   """Terms `[P, G]` of the rankings `[P, G, K]` of P slates `[P, K]`, advantages `[P, G]` of reward + shaping `[P, G]`, and keep `[P]`.
 
@@ -348,7 +348,7 @@ def group_rank_terms(
   return terms, *shaped_advantages(terms, shaping, **normalisation)
 
 
-def shaped_advantages(terms: RankTerms, shaping: jax.Array, **normalisation) -> tuple[jax.Array, jax.Array]:
+def shaped_advantages(terms: RankTerms, shaping: jax.Array, **normalisation: Any) -> tuple[jax.Array, jax.Array]:
   """Advantages `[P, G]` and keep `[P]` of finished terms: optimised is reward + shaping, groups are filtered on the raw reward."""
   rewards, raw = terms.reward + shaping.astype(jnp.float32), terms.rank_reward
   advantages, keep = normalise_groups(rewards, raw, group=raw.shape[-1], axis=-1, **normalisation)
