@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from gr2_jax.steps.rl import RlBatch
 
 from gr2_jax.models.config import ModelConfig
 from gr2_jax.models.transformer import Decoder, init_params
@@ -12,7 +13,6 @@ from gr2_jax.objectives.distillation import DistillationConfig
 from gr2_jax.rollout.generate import make_generate
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.steps.opd import OpdConfig, make_opd_update
-from gr2_jax.steps.rl import RlBatch
 from gr2_jax.steps.start import start_fresh
 from gr2_jax.training.mesh import init_sharded, jit_update, make_mesh
 from gr2_jax.training.state import init_state

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from gr2_jax.steps.rl import Judgement, RlConfig, collect_groups, make_rl_update
 from rich.console import Console
 
 from gr2_jax.models.config import preset
@@ -16,7 +17,6 @@ from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.advantages import group_advantages
 from gr2_jax.rollout.generate import make_generate
 from gr2_jax.rollout.sampling import Sampling
-from gr2_jax.steps.rl import Judgement, RlConfig, collect_groups, make_rl_update
 from gr2_jax.steps.start import start_fresh
 from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.interrupts import StopSignal
