@@ -19,6 +19,7 @@ CONFIGS = {
   "small_market.py": ("", "seed=1", "tiny"),
   "amazon.py": ("beauty", "sports", "toys,small", "beauty,tiny"),
   "rl_losses.py": ("dapo", "grpo,seed=1", "dr_grpo", "gspo", "tis", "gspo,tiny"),
+  "verbose_prompts.py": ("", "seed=1", "tiny"),
   "ablations/internalise.py": ("", "seed=1", "tiny"),
   "ablations/prior.py": ("", "beauty", "beauty,tiny", "seed=1,tiny"),
   "ablations/pruning.py": ("", "seed=1", "tiny"),
@@ -50,7 +51,7 @@ def metrics(run, stage):
   return [json.loads(line) for line in (run / "metrics" / f"{stage}.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("run", ["tiny_run", pytest.param("amazon_run", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("run", ["tiny_run", *(pytest.param(run, marks=pytest.mark.slow) for run in ("amazon_run", "verbose_run"))])
 def test_the_tiny_variant_steps_through_every_stage(run, request):
   directory = request.getfixturevalue(run)
   config = json.loads((directory / "config.json").read_text())
