@@ -88,12 +88,12 @@ def test_a_run_without_a_policy_to_measure_is_told(tiny_run):
   named = {"modes": ["score"], "presentations": [1]}
   with pytest.raises(RunError, match="stages"):
     find_settings(run, ["direct"], None, strict=False, **named)
-  with pytest.raises(RunError, match="compressor: .*'soft_tokens'"):
+  with pytest.raises(RunError, match=r"compressor: .*'soft_tokens'"):
     find_settings(run, None, ["soft_tokens"], strict=True, **named)
   last = find_policy(run, "rl")
   assert find_settings(run, None, None, strict=True, **named) == [(last, "full", "score", 1)]
   assert find_settings(run, ["rl", "direct"], ["full", "soft_tokens"], strict=False, **named) == [(last, "full", "score", 1)]
-  with pytest.raises(RunError, match="stage: .*'midtrain'.*sft, rl"):
+  with pytest.raises(RunError, match=r"stage: .*'midtrain'.*sft, rl"):
     Reranker.load(tiny_run, stage="midtrain")
 
 

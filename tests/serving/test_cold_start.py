@@ -66,17 +66,17 @@ def test_where_text_gives_no_codes_the_error_says_why(reranker, saved, tmp_path)
   item = [Item("new", reranker.context.catalogue.items[0].title)]
   with pytest.raises(DataError, match="vectors from a file"):
     ColdStart(with_config(saved, vectors="vectors.npy"), reranker.context).extend(item)
-  with pytest.raises(DataError, match="rqvae.msgpack"):
+  with pytest.raises(DataError, match=r"rqvae\.msgpack"):
     ColdStart(dataclasses.replace(saved, directory=tmp_path), reranker.context).extend(item)
-  with pytest.raises(DataError, match="versions.json"):
+  with pytest.raises(DataError, match=r"versions\.json"):
     ColdStart(with_config(saved, dim=saved.config.tokenize.dim // 2), reranker.context).extend(item)
 
 
 def test_a_run_that_is_not_there_or_not_finished_is_named(tiny_run, tmp_path):
-  with pytest.raises(RunError, match="config.json"):
+  with pytest.raises(RunError, match=r"config\.json"):
     Reranker.load(tmp_path)
   (tmp_path / "config.json").write_text((tiny_run / "config.json").read_text())
-  with pytest.raises(RunError, match="stage: .*'rl'"):
+  with pytest.raises(RunError, match=r"stage: .*'rl'"):
     Reranker.load(tmp_path)
   shutil.copytree(tiny_run / "rl", tmp_path / "rl")
   with pytest.raises(RunError, match="data, tokenize"):

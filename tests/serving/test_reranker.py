@@ -188,11 +188,11 @@ def test_the_least_recently_used_slate_makes_room():
 
 
 def test_settings_that_cannot_work_are_refused(make_reranker):
-  with pytest.raises(DataError, match="prompt.order"):
+  with pytest.raises(DataError, match=r"prompt\.order"):
     make_reranker(style={"order": "history_first"}, prefix_cache=4)
   with pytest.raises(DataError, match="prefix_cache"):
     make_reranker(prefix_cache=2)
-  with pytest.raises(DataError, match="prompt.answer"):
+  with pytest.raises(DataError, match=r"prompt\.answer"):
     make_reranker(style={"answer": "json"})
   with pytest.raises(DataError, match="prompt_lengths"):
     make_reranker(prompt_lengths=(64,))
