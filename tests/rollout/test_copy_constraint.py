@@ -8,10 +8,10 @@ import pytest
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder, init_params
+from gr2_jax.rollout.completions import completion_log_probs
 from gr2_jax.rollout.copy_constraint import CopyConstraint
-from gr2_jax.rollout.generate import make_generate
+from gr2_jax.rollout.generate import RolloutConfig, make_generate
 from gr2_jax.rollout.sampling import Sampling
-from gr2_jax.steps.rl import completion_log_probs
 
 LIMIT = 9
 # The items of two histories; two of the first share codes, and the second has one alone.
@@ -39,9 +39,7 @@ def prompts(model):
 def sample(model, prompts, temperature):
   vocabulary, decoder, params = model
   constraint = CopyConstraint(vocabulary, max_items=4)
-  generate = make_generate(
-    decoder, group=400, max_new_tokens=LIMIT, eos_id=vocabulary.eos_id, pad_id=vocabulary.pad_id, constraint=constraint
-  )
+  generate = make_generate(RolloutConfig.of(decoder, vocabulary, group=400, max_new_tokens=LIMIT, constraint=constraint))
   references = constraint.references(jnp.asarray(prompts[0]))
   return constraint, generate(params, *prompts, jax.random.key(1), Sampling.create(temperature), None, references)
 
@@ -79,7 +77,8 @@ def test_what_is_written_ends_in_time_and_copies_whole_semantic_ids(model, promp
 def test_losses_see_the_distribution_that_was_sampled(model, prompts):
   _, decoder, params = model
   constraint, rollout = sample(model, prompts, 1.0)
-  log_probs, entropy = completion_log_probs(decoder, params, rollout, constraint=constraint)
+  texts = rollout.prompts, rollout.prompt_mask, rollout.completions, rollout.completion_mask
+  log_probs, entropy = completion_log_probs(decoder, params, *texts, constraint=constraint)
   mask = np.asarray(rollout.completion_mask)
   np.testing.assert_allclose(np.asarray(log_probs)[mask], np.asarray(rollout.behaviour_logps)[mask], atol=2e-4)
   np.testing.assert_allclose(np.asarray(entropy)[mask], np.asarray(rollout.entropy)[mask], atol=2e-3)

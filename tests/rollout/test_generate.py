@@ -5,12 +5,16 @@ import pytest
 
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder, init_params
-from gr2_jax.rollout.generate import make_generate
+from gr2_jax.rollout.generate import RolloutConfig, make_generate
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.training.mesh import batch_sharding, make_mesh, replicated
 
 VOCAB, EOS, PAD, LIMIT = 24, 1, 0, 7
 DECODER = Decoder(preset("test", VOCAB))
+
+
+def _config(**changes):
+  return RolloutConfig(**{"decoder": DECODER, "group": 3, "max_new_tokens": LIMIT, "eos_id": EOS, "pad_id": PAD} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +25,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def generate_groups():
-  return make_generate(DECODER, group=3, max_new_tokens=LIMIT, eos_id=EOS, pad_id=PAD)
+  return make_generate(_config())
 
 
 def _prompts(lengths=(5, 3, 1, 4), width=5):
@@ -89,7 +93,7 @@ def test_a_row_does_not_depend_on_its_batch_nor_on_padding(params, generate_grou
 def test_eos_is_kept_and_pad_follows_however_often_eos_is_looked_for(params, generate_groups, check_every):
   prompts, mask = _prompts()
   # Temperature 3 flattens the distribution, so that some rows end early and some never.
-  run = make_generate(DECODER, group=3, max_new_tokens=LIMIT, eos_id=EOS, pad_id=PAD, check_every=check_every)
+  run = make_generate(_config(check_every=check_every))
   rollout = jax.device_get(run(params, prompts, mask, jax.random.key(5), Sampling.create(3.0)))
   tokens, kept = rollout.completions.reshape(-1, LIMIT), rollout.completion_mask.reshape(-1, LIMIT)
   for row, row_mask, finished in zip(tokens, kept, rollout.finished.reshape(-1), strict=True):
@@ -106,7 +110,7 @@ def test_eos_is_kept_and_pad_follows_however_often_eos_is_looked_for(params, gen
 
 def test_completions_that_never_end_fill_the_limit(params):
   prompts, mask = _prompts()
-  run = make_generate(DECODER, group=2, max_new_tokens=6, eos_id=-1, pad_id=PAD)
+  run = make_generate(_config(group=2, max_new_tokens=6, eos_id=-1))
   rollout = run(params, prompts, mask, jax.random.key(0), Sampling.create())
   assert rollout.completion_mask.all() and not rollout.finished.any()
 
@@ -114,9 +118,8 @@ def test_completions_that_never_end_fill_the_limit(params):
 @pytest.mark.parametrize("limit", [1, 2])
 def test_one_completion_a_prompt_and_very_few_tokens(params, limit):
   prompts, mask = _prompts()
-  rollout = make_generate(DECODER, group=1, max_new_tokens=limit, eos_id=EOS, pad_id=PAD)(
-    params, prompts, mask, jax.random.key(0), Sampling.create()
-  )
+  generate = make_generate(_config(group=1, max_new_tokens=limit))
+  rollout = generate(params, prompts, mask, jax.random.key(0), Sampling.create())
   assert rollout.completions.shape == (4, 1, limit)
   assert rollout.completion_mask[..., 0].all()
   assert bool(jnp.isfinite(rollout.behaviour_logps).all())
@@ -147,13 +150,19 @@ def test_a_mesh_gives_the_same_completions(params, generate_groups):
 
 @pytest.mark.parametrize("name", ["group", "max_new_tokens", "check_every"])
 def test_sizes_below_one_are_refused(name):
-  sizes = {"group": 1, "max_new_tokens": 1, "check_every": 1, name: 0}
-  with pytest.raises(ValueError, match=f"{name} must be at least 1"):
-    make_generate(DECODER, eos_id=EOS, pad_id=PAD, **sizes)
+  with pytest.raises(ValueError, match=name):
+    _config(**{name: 0})
+
+
+@pytest.mark.parametrize("rows", [0, 4])
+def test_rows_lie_between_one_and_the_group(rows):
+  with pytest.raises(ValueError, match="rows"):
+    _config(rows=rows)
+  assert [_config(rows=rows).rows_per_lane for rows in (None, 1, 3)] == [3, 1, 3]
 
 
 def test_other_keys_knobs_and_prompts_compile_nothing(params, compilations):
-  generate = make_generate(DECODER, group=3, max_new_tokens=LIMIT, eos_id=EOS, pad_id=PAD)
+  generate = make_generate(_config())
   knobs = [Sampling.create(1.0), Sampling.create(0.5, 0.9), Sampling.create(0.0)]
   keys, calls = [jax.random.key(i) for i in range(3)], [_prompts(), _prompts((2, 5, 4, 1)), _prompts()]
   counts = []

@@ -1,18 +1,9 @@
+"""Rows that hold several completions: every fed token has one place, and what is computed there comes back to its completion."""
+
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-import pytest
 
-from gr2_jax.models.config import preset
-from gr2_jax.models.transformer import Decoder, init_params
-from gr2_jax.objectives.policy import DAPO, PolicyLossConfig
-from gr2_jax.rollout.layout import pack
-from gr2_jax.steps.rl import RlBatch, RlConfig, make_rl_update
-from gr2_jax.training.state import init_state
-
-VOCAB = 24
-DECODER = Decoder(preset("test", VOCAB))
+from gr2_jax.rollout.layout import pack, row_for_each
 
 
 def _lay_plainly(lengths, rows, width):
@@ -47,51 +38,22 @@ def test_every_token_that_is_fed_has_one_place():
   assert outcomes == {False, True}
 
 
-def _batch(seed, group=5, prompt_length=6, length=8):
-  """Completions of which two fill a row, one without any token to learn from, and one with a hole in its mask."""
-  random = np.random.default_rng(seed)
-  shape = (4, group, length)
-  lengths = random.integers(1, length // 2, (4, group, 1))
-  lengths[:, 0], lengths[0, 1] = length, 0
-  mask = np.arange(length) < lengths
-  mask[1, 0, 2] = False
-  return RlBatch(
-    prompts=random.integers(0, VOCAB, (4, prompt_length)).astype(np.int32),
-    prompt_mask=np.arange(prompt_length) < random.integers(1, prompt_length + 1, (4, 1)),
-    completions=random.integers(0, VOCAB, shape).astype(np.int32),
-    completion_mask=mask,
-    behaviour_logps=(-3 + 0.3 * random.normal(size=shape)).astype(np.float32),
-    advantages=random.normal(size=shape[:2]).astype(np.float32),
-    keep=np.arange(4) != 2,
-  )
+def test_what_the_rows_hold_and_predict():
+  # Completions of 3, 1 and 2 tokens; the last of each is predicted and not fed, so one row of 2 and one of 1 hold them all.
+  mask = np.array([[[1, 1, 1], [1, 0, 0], [1, 1, 0]]])
+  tokens = np.array([[[10, 11, 12], [20, 0, 0], [30, 31, 0]]])
+  layout, fits = pack(mask, 2)
+  assert fits and layout.fed(tokens)[0, :3].tolist() == [10, 11, 30]
+  np.testing.assert_array_equal(layout.segments(mask), [[1, 1, 3, 0]])
+  np.testing.assert_array_equal(layout.times(3)[0, :3], [0, 1, 0])
+  assert layout.predicted(tokens)[0, :6].tolist() == [10, 20, 30, 11, 12, 31]
+  np.testing.assert_array_equal(np.where(mask, layout.unpack(layout.predicted(tokens), tokens.shape), 0), tokens)
 
 
-@pytest.mark.parametrize(
-  "loss, cuts",
-  [
-    (DAPO, {"microbatches": 2}),
-    pytest.param(PolicyLossConfig("sequence_mean", "sequence", importance_cap=1.5), {"minibatches": 2}, marks=pytest.mark.slow),
-  ],
-)
-def test_packed_updates_equal_unpacked_ones(loss, cuts):
-  params = jax.tree.map(lambda x: x * 3.0, init_params(DECODER, jax.random.key(0)))
-  optimizer = optax.sgd(1.0)
-  plain, packed = (jax.jit(make_rl_update(DECODER, optimizer, RlConfig(loss, **cuts, packed_rows=rows))) for rows in (0, 3))
-  roomy = _batch(0)
-  # One group that does not fit sends its part of the batch down the unpacked path.
-  full = roomy.replace(completion_mask=roomy.completion_mask | (np.arange(4) == 1)[:, None, None])
-  for batch, fraction in ((roomy, 1.0), (full, 0.5)):
-    state, metrics = packed(init_state(params, optimizer), batch)
-    expected, expected_metrics = plain(init_state(params, optimizer), batch)
-    assert metrics.pop("packed_fraction").mean() == fraction
-    assert metrics.keys() == expected_metrics.keys()
-    for name, metric in expected_metrics.items():
-      np.testing.assert_allclose(metrics[name].sum, metric.sum, rtol=1e-4, atol=1e-5, err_msg=name)
-      assert metrics[name].count == metric.count
-    moved = optax.global_norm(jax.tree.map(jnp.subtract, expected.params, params))
-    assert moved > 0 and optax.global_norm(jax.tree.map(jnp.subtract, state.params, expected.params)) <= 1e-5 * moved
-
-
-def test_a_negative_number_of_rows_is_refused():
-  with pytest.raises(ValueError, match="packed_rows must be 0"):
-    RlConfig(packed_rows=-1)
+def test_a_row_for_each_completion_is_the_completions_themselves():
+  random = np.random.default_rng(1)
+  mask, tokens = np.arange(5) < random.integers(1, 6, (2, 3, 1)), random.integers(0, 9, (2, 3, 5))
+  layout = row_for_each(mask)
+  np.testing.assert_array_equal(layout.fed(tokens), tokens[:, :, :-1].reshape(2, -1))
+  np.testing.assert_array_equal(layout.times(5), np.tile(np.arange(4), (2, 3)))
+  np.testing.assert_array_equal(layout.unpack(layout.predicted(tokens), tokens.shape), tokens)

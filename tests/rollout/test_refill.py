@@ -1,5 +1,6 @@
-"""A queue of prompts through a few slots gives the completions of all prompts at once, and its rows stand idle less."""
+"""A queue of prompts through a few lanes gives the completions of all prompts at once, and its rows stand idle less."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,7 @@ from gr2_jax.language.prompts import PromptStyle
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder, init_params
-from gr2_jax.rollout.generate import make_generate
+from gr2_jax.rollout.generate import RolloutConfig, make_generate
 from gr2_jax.rollout.refill import make_generate_queue
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.rollout.slate_constraint import SlateConstraint
@@ -19,8 +20,11 @@ from gr2_jax.training.mesh import batch_sharding, make_mesh, replicated
 
 VOCAB, EOS, PAD, LIMIT = 24, 1, 0, 20
 DECODER = Decoder(preset("test", VOCAB))
-SIZES = {"max_new_tokens": LIMIT, "eos_id": EOS, "pad_id": PAD}
 FIELDS = ("completions", "completion_mask", "finished")
+
+
+def _config(**changes):
+  return RolloutConfig(**{"decoder": DECODER, "group": 3, "max_new_tokens": LIMIT, "eos_id": EOS, "pad_id": PAD} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,7 @@ def _prompts(number=10, width=5, seed=0):
 
 @functools.cache
 def _at_once(group):
-  return make_generate(DECODER, group=group, **SIZES)
+  return make_generate(_config(group=group))
 
 
 def _assert_same(found, expected):
@@ -48,15 +52,15 @@ def _assert_same(found, expected):
 
 # Temperature 3 flattens the distribution: completions of every length, among them some of the limit and some of one token.
 @pytest.mark.parametrize(
-  ("group", "slots", "rows", "temperature"),
-  [(3, 4, 0, 3.0), (3, 8, 1, 3.0), (3, 1, 2, 3.0), (3, 0, 1, 3.0), (3, 3, 0, 0.0), (1, 4, 0, 3.0)],
+  ("group", "lanes", "rows", "temperature"),
+  [(3, 4, None, 3.0), (3, 8, 1, 3.0), (3, 1, 2, 3.0), (3, None, 1, 3.0), (3, 3, None, 0.0), (1, 4, None, 3.0)],
 )
-def test_completions_are_those_of_all_prompts_at_once(params, group, slots, rows, temperature):
+def test_completions_are_those_of_all_prompts_at_once(params, group, lanes, rows, temperature):
   prompts, mask = _prompts()
   row_ids = jnp.arange(10) * 7 + 2
   arguments = (params, prompts, mask, jax.random.key(5), Sampling.create(temperature), row_ids)
   expected = _at_once(group)(*arguments)
-  found = make_generate_queue(DECODER, slots=slots, rows=rows, group=group, **SIZES)(*arguments)
+  found = make_generate_queue(_config(group=group, rows=rows), lanes)(*arguments)
   _assert_same(found, expected)
   if temperature and group > 1:
     lengths = np.asarray(expected.completion_mask.sum(axis=-1))
@@ -66,14 +70,14 @@ def test_completions_are_those_of_all_prompts_at_once(params, group, slots, rows
 @pytest.mark.parametrize("limit", [1, 2])
 def test_very_few_tokens(params, limit):
   prompts, mask = _prompts()
-  sizes = SIZES | {"max_new_tokens": limit, "group": 2}
+  sizes = {"max_new_tokens": limit, "group": 2}
   arguments = (params, prompts, mask, jax.random.key(0), Sampling.create())
-  _assert_same(make_generate_queue(DECODER, slots=4, rows=1, **sizes)(*arguments), make_generate(DECODER, **sizes)(*arguments))
+  _assert_same(make_generate_queue(_config(rows=1, **sizes), 4)(*arguments), make_generate(_config(**sizes))(*arguments))
 
 
 def test_completions_that_never_end_fill_the_limit(params):
   prompts, mask = _prompts()
-  queue = make_generate_queue(DECODER, slots=4, rows=1, group=2, **SIZES | {"eos_id": -1})
+  queue = make_generate_queue(_config(rows=1, group=2, eos_id=-1), 4)
   rollout = queue(params, prompts, mask, jax.random.key(0), Sampling.create())
   assert rollout.completion_mask.all() and not rollout.finished.any()
 
@@ -88,17 +92,11 @@ def test_constrained_answers_too(reference):
   slot_tokens, codes = vocabulary.candidate_start + np.arange(4)[:, None], np.array([[0, 1], [2, 3], [0, 1], [2, 0]])
   names = slot_tokens if reference == "slot" else vocabulary.sid_token_ids[[0, 1], codes]
   references = np.where(np.arange(4)[None, :, None] < random.integers(2, 5, (number, 1, 1)), names, -1).astype(np.int32)
-  sizes = {
-    "group": 3,
-    "max_new_tokens": 24,
-    "eos_id": vocabulary.eos_id,
-    "pad_id": vocabulary.pad_id,
-    "constraint": SlateConstraint(vocabulary, style),
-  }
+  config = RolloutConfig.of(decoder, vocabulary, group=3, max_new_tokens=24, constraint=SlateConstraint(vocabulary, style))
   arguments = (params, prompts, np.ones_like(prompts), jax.random.key(1), Sampling.create(2.0), None, references)
-  expected = make_generate(decoder, **sizes)(*arguments)
+  expected = make_generate(config)(*arguments)
   assert expected.finished.all() and len(np.unique(expected.completion_mask.sum(axis=-1))) > 1
-  _assert_same(make_generate_queue(decoder, slots=3, rows=2, **sizes)(*arguments), expected)
+  _assert_same(make_generate_queue(dataclasses.replace(config, rows=2), 3)(*arguments), expected)
 
 
 def test_occupancy_counts_every_row_at_every_step(params):
@@ -117,22 +115,22 @@ def test_occupancy_counts_every_row_at_every_step(params):
   prompts, mask = _prompts(5)
   arguments = (params, prompts, mask, jax.random.key(0), Sampling.create(), None, lengths[:, None, None])
 
-  def row_steps(slots, rows):
-    queue = make_generate_queue(DECODER, slots=slots, rows=rows, group=2, check_every=1, constraint=Lengths(), **SIZES)
+  def row_steps(lanes, rows):
+    queue = make_generate_queue(_config(rows=rows, group=2, check_every=1, constraint=Lengths()), lanes)
     rollout = queue(*arguments)
     np.testing.assert_array_equal(rollout.completion_mask.sum(axis=-1), np.repeat(lengths[:, None], 2, axis=1))
     np.testing.assert_allclose(rollout.row_steps, rollout.row_steps[0])
     return float(rollout.row_steps.sum())
 
   # The first token is drawn from the prompt, so that a completion of n tokens takes n - 1 steps.
-  assert row_steps(0, 0) == 10 * 10
-  assert row_steps(2, 0) == 4 * 10  # 10 | 2, 2, 4, 2: one slot has the long one, the other all the rest
+  assert row_steps(None, None) == 10 * 10
+  assert row_steps(2, None) == 4 * 10  # 10 | 2, 2, 4, 2: one lane has the long one, the other all the rest
   assert row_steps(2, 1) == 2 * 20  # the same, one completion after the other
 
 
 def test_a_mesh_gives_the_same_completions(params):
   prompts, mask = _prompts(12)
-  queue = make_generate_queue(DECODER, slots=8, rows=2, group=3, **SIZES)
+  queue = make_generate_queue(_config(rows=2), 8)
   key, sampling = jax.random.key(4), Sampling.create(3.0)
   expected = _at_once(3)(params, prompts, mask, key, sampling)
   mesh = make_mesh(2, 2, 2)
@@ -140,18 +138,18 @@ def test_a_mesh_gives_the_same_completions(params):
   with jax.set_mesh(mesh):
     arrays = jax.device_put(params, whole), jax.device_put(prompts, cut), jax.device_put(mask, cut)
     _assert_same(queue(*arrays, key, jax.device_put(sampling, whole)), expected)
-    with pytest.raises(ValueError, match="slots: 6 do not divide over the 4 parts"):
-      make_generate_queue(DECODER, slots=6, group=3, **SIZES)(*arrays, key, jax.device_put(sampling, whole))
+    with pytest.raises(ValueError, match="lanes: 6"):
+      make_generate_queue(_config(), 6)(*arrays, key, jax.device_put(sampling, whole))
 
 
-@pytest.mark.parametrize(("sizes", "message"), [({"slots": -1}, "slots must be at least 0"), ({"slots": 2, "rows": 4}, "rows must lie")])
-def test_impossible_sizes_are_refused(sizes, message):
-  with pytest.raises(ValueError, match=message):
-    make_generate_queue(DECODER, group=3, **SIZES, **sizes)
+@pytest.mark.parametrize("lanes", [0, -1])
+def test_less_than_one_lane_is_refused(lanes):
+  with pytest.raises(ValueError, match="lanes"):
+    make_generate_queue(_config(), lanes)
 
 
 def test_a_steady_run_compiles_nothing(params, compilations):
-  queue = make_generate_queue(DECODER, slots=4, rows=2, group=3, **SIZES)
+  queue = make_generate_queue(_config(rows=2), 4)
   counts = []
   for seed, sampling in enumerate([Sampling.create(3.0), Sampling.create(0.5, 0.9), Sampling.create(0.0)]):
     arguments = (*_prompts(seed=seed), jax.random.key(seed))

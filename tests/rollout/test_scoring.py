@@ -13,7 +13,7 @@ from gr2_jax.language.prompts import PromptContext, PromptStyle, render_prompt
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder, init_params
-from gr2_jax.rollout.generate import make_generate
+from gr2_jax.rollout.generate import RolloutConfig, make_generate
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.rollout.scoring import answer_opening, make_score, rank_by_scores, sort_by_scores
 from gr2_jax.rollout.slate_constraint import SlateConstraint
@@ -100,7 +100,7 @@ def test_decoding_names_its_first_candidate_with_the_scored_probability(model, s
   opened = np.full((3, 6), vocabulary.pad_id, np.int32)
   for row, prompt in enumerate(PROMPTS):
     opened[row, : len(prompt) + 2] = [*prompt, vocabulary.special("think"), vocabulary.special("/think")]
-  generate = make_generate(decoder, group=8, max_new_tokens=16, eos_id=vocabulary.eos_id, pad_id=vocabulary.pad_id, constraint=constraint)
+  generate = make_generate(RolloutConfig.of(decoder, vocabulary, group=8, max_new_tokens=16, constraint=constraint))
   lengths = np.array([len(prompt) + 2 for prompt in PROMPTS])
   found = generate(params, opened, np.arange(6) < lengths[:, None], jax.random.key(0), Sampling.create(), None, jnp.asarray(references))
   length, seen = references.shape[-1], 0

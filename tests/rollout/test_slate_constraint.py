@@ -10,11 +10,11 @@ from gr2_jax.language.prompts import PromptStyle
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder, init_params
-from gr2_jax.rollout.generate import make_generate
+from gr2_jax.rollout.completions import completion_log_probs
+from gr2_jax.rollout.generate import RolloutConfig, make_generate
 from gr2_jax.rollout.layout import pack
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.rollout.slate_constraint import SlateConstraint
-from gr2_jax.steps.rl import completion_log_probs
 
 LIMIT = 16
 
@@ -35,14 +35,8 @@ def model():
 
 def sample(model, style, temperature, limit=LIMIT):
   vocabulary, decoder, params = model
-  generate = make_generate(
-    decoder,
-    group=4,
-    max_new_tokens=limit,
-    eos_id=vocabulary.eos_id,
-    pad_id=vocabulary.pad_id,
-    constraint=SlateConstraint(vocabulary, style),
-  )
+  constraint = SlateConstraint(vocabulary, style)
+  generate = make_generate(RolloutConfig.of(decoder, vocabulary, group=4, max_new_tokens=limit, constraint=constraint))
   prompts = np.array([[vocabulary.bos_id, 3, 4, 5], [vocabulary.bos_id, 5, 0, 0], [vocabulary.bos_id, 3, 6, 0]], np.int32)
   named = [reference_tokens(range(size), vocabulary, style, CODES) for size in SIZES]
   references = np.full((3, 5, len(named[0][0])), -1, np.int32)
@@ -82,13 +76,14 @@ def test_losses_see_the_distribution_that_was_sampled(model, reference):
   rollout = sample(model, STYLES[reference], 1.0)
   constraint = SlateConstraint(vocabulary, STYLES[reference])
   real = np.asarray(rollout.completion_mask) > 0
+  texts = rollout.prompts, rollout.prompt_mask, rollout.completions, rollout.completion_mask
   layout = next(layout for rows in range(1, 5) for layout, fits in [pack(rollout.completion_mask, rows)] if fits)
   assert not real.all()
   for rows in (None, layout):
-    log_probs, entropy = completion_log_probs(decoder, params, rollout, 1.0, constraint, rows)
+    log_probs, entropy = completion_log_probs(decoder, params, *texts, constraint=constraint, layout=rows)
     np.testing.assert_allclose(np.asarray(log_probs)[real], np.asarray(rollout.behaviour_logps)[real], atol=1e-4)
     np.testing.assert_allclose(np.asarray(entropy)[real], np.asarray(rollout.entropy)[real], atol=1e-4)
-  free, _ = completion_log_probs(decoder, params, rollout)
+  free, _ = completion_log_probs(decoder, params, *texts)
   assert np.abs(np.asarray(free) - np.asarray(log_probs))[real].max() > 1  # without the mask they are others
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder, init_params
-from gr2_jax.steps.direct import make_answer_loss, make_direct_update, make_distillation_loss, make_listwise_loss
+from gr2_jax.steps.direct import make_answer_loss, make_distillation_loss, make_listwise_loss
+from gr2_jax.steps.update import make_update
 from gr2_jax.training.state import init_state
 
 VOCAB, P, G, LC = 24, 2, 2, 4
@@ -34,6 +35,7 @@ def batch():
     "completion_mask": before([[4, 2], [1, 0]], LC),
     "teacher_prompts": draw(P, 7),
     "teacher_mask": before([7, 4], 7),
+    "weights": np.ones(P, np.float32),
   }
 
 
@@ -74,7 +76,7 @@ def test_answers_are_learnt_by_their_mean_log_likelihood(params, batch):
     return -jnp.mean(of[jnp.arange(len(tokens)), tokens])
 
   loss_fn = make_answer_loss(DECODER, None)
-  (loss, _), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params[0], batch, None)
+  (loss, _), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params[0], batch)
   assert_same((loss, gradient), jax.value_and_grad(naive)(params[0]))
 
 
@@ -93,6 +95,43 @@ def test_a_student_that_sees_what_its_equal_teacher_sees_has_nothing_to_learn(pa
   assert abs(loss) < 1e-6 and optax.global_norm(gradient) < 1e-4
 
 
+LOSSES = {
+  "answers": (make_answer_loss(DECODER, None), ()),
+  "distillation": (make_distillation_loss(DECODER, DECODER, None), (1,)),
+  "scores": (make_listwise_loss(DECODER, (2, 3), None), ()),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_slate_of_weight_two_is_the_slate_given_twice(params, batch, name):
+  loss_fn, teachers = LOSSES[name]
+  of_loss = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+  references, labels = np.array([[[10, 11], [10, 12], [13, 11]]] * P, np.int32), np.array([[0, 1, 0], [2, 0, 1]], np.int32)
+  batch = batch | {"references": references, "labels": labels}
+
+  def found(**changes):
+    (loss, _), gradient = of_loss(params[0], batch | changes, *(params[t] for t in teachers))
+    return loss, gradient
+
+  rows = np.array([0, 1, 1])
+  weighed = found(weights=np.float32([1, 2]))
+  assert_same(weighed, found(**{key: value[rows] for key, value in batch.items()}))
+  assert_same(found(weights=np.float32([0.25, 0.25])), found())
+  assert abs(weighed[0] - found()[0]) > 1e-3
+
+
+def test_a_slate_without_a_positive_counts_for_nothing_whatever_it_weighs(params, batch):
+  loss_fn = make_listwise_loss(DECODER, (2, 3), None)
+  scored = {
+    "prompts": batch["prompts"],
+    "prompt_mask": batch["prompt_mask"],
+    "references": np.array([[[10, 11], [10, 12]]] * P, np.int32),
+    "labels": np.array([[0, 1], [0, 0]], np.int32),
+  }
+  one, two = (loss_fn(params[0], scored | {"weights": np.float32(weights)}) for weights in ([1, 1], [1, 9]))
+  assert one[0] == two[0] > 0 and two[1]["loss"].count == 1
+
+
 def test_listwise_training_learns_an_order_by_heart():
   random = np.random.default_rng(1)
   batch = {
@@ -100,10 +139,11 @@ def test_listwise_training_learns_an_order_by_heart():
     "prompt_mask": np.ones((6, 3), np.int32),
     "references": np.tile(np.array([[10, 11], [10, 12], [13, 11], [14, 15]], np.int32), (6, 1, 1)),
     "labels": np.eye(4, dtype=np.int32)[[0, 1, 2, 3, 1, 2]],
+    "weights": np.ones(6, np.float32),
   }
   batch["references"][5, 3], batch["labels"][5, 3] = -1, -1
   optimizer = optax.adam(1e-2)
-  update = jax.jit(make_direct_update(optimizer, make_listwise_loss(DECODER, (2, 3), None)))
+  update = jax.jit(make_update(optimizer, make_listwise_loss(DECODER, (2, 3), None)))
   state = init_state(init_params(DECODER, jax.random.key(0)), optimizer)
   losses = []
   for _ in range(40):

@@ -8,14 +8,15 @@ import pytest
 
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder, init_boxed
-from gr2_jax.steps.lm import make_lm_update
+from gr2_jax.steps.lm import make_lm_loss
+from gr2_jax.steps.update import make_update
 from gr2_jax.training.mesh import init_sharded, jit_update, make_mesh
 from gr2_jax.training.state import TrainState
 
 V = 64
 
 
-def make(mesh, optimizer=None, **kwargs):
+def make(mesh, optimizer=None):
   decoder = Decoder(preset("test", V))
   optimizer = optimizer or optax.adamw(1e-2)
 
@@ -24,7 +25,7 @@ def make(mesh, optimizer=None, **kwargs):
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
 
   state, shardings = init_sharded(init, jax.random.key(0), mesh)
-  update = make_lm_update(decoder, optimizer, part_names=("reasoning", "answer"), part_weights=(0.1, 1.0), **kwargs)
+  update = make_update(optimizer, make_lm_loss(decoder, {"reasoning": 0.1, "answer": 1.0}))
   return state, jit_update(update, mesh, shardings)
 
 
@@ -67,16 +68,6 @@ def test_parameters_are_really_cut_over_the_mesh():
   assert shard(state.opt_state[0].mu["embedding"]) == shard(embedding)
 
 
-def test_warm_up_moves_only_the_new_rows():
-  state, update = make(one_device(), new_rows_from=50)
-  before = jax.device_get(state.params)
-  state, _ = update(state, batch())
-  after = jax.device_get(state.params)
-  np.testing.assert_array_equal(after["embedding"][:50], before["embedding"][:50])
-  assert np.abs(after["embedding"][50:] - before["embedding"][50:]).max() > 0
-  jax.tree.map(np.testing.assert_array_equal, after["layers"], before["layers"])
-
-
 def test_an_update_that_is_not_finite_changes_nothing_on_any_device():
   state, update = make(make_mesh(2, 2, 2))
   state = state.replace(params=state.params | {"embedding": state.params["embedding"].at[3, 0].set(jnp.inf)})
@@ -106,6 +97,24 @@ def test_a_segment_never_predicts_the_start_of_the_next():
   data["parts"][0, first] = 2
   _, metrics = update(state, data)
   assert float(metrics["nll_answer"].count) == 0 and float(metrics["loss"].mean()) == 0
+
+
+def test_a_slate_of_weight_two_is_the_slate_given_twice():
+  data, weights = batch(rows=3), np.float32([1, 2, 1])
+  loss = jax.jit(jax.value_and_grad(make_lm_loss(Decoder(preset("test", V)), {"reasoning": 0.1, "answer": 1.0}), has_aux=True))
+  params = jax.device_get(make(one_device())[0].params)
+  weighed, twice, ones, plain = (
+    loss(params, of)
+    for of in (
+      data | {"weights": np.repeat(weights[:, None], 12, axis=1)},
+      {name: rows[np.array([0, 1, 1, 2])] for name, rows in data.items()},
+      data | {"weights": np.ones((3, 12), np.float32)},
+      data,
+    )
+  )
+  for found, expected in ((weighed, twice), (ones, plain)):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), found, expected)
+  assert abs(weighed[0][0] - plain[0][0]) > 1e-4
 
 
 def test_mesh_that_does_not_fit_says_so():
