@@ -1,6 +1,7 @@
 """The program over toy stages: a run does what is missing, says why it does not, and stops cleanly; and the real stages in their order."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -168,14 +169,8 @@ def needed(**changes):
 def test_the_stages_are_those_of_the_pipeline():
   order = [stage.name for stage in load_stages()]
   assert order[-1] == "evaluation" and len(set(order)) == len(order)
-  for earlier, later in (
-    ("data", "tokenize"),
-    ("tokenize", "midtrain"),
-    ("midtrain", "sft"),
-    ("sft", "opd"),
-    ("opd", "rl"),
-    ("rl", "direct"),
-  ):
+  main_line = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "opd", "rl", "direct", "prune", "compress", "evaluation")
+  for earlier, later in itertools.pairwise(main_line):
     assert order.index(earlier) < order.index(later)
 
 
