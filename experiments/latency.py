@@ -7,19 +7,21 @@ students of other sizes; each is measured by what it has of what is named. A poi
 by users whose compressed history is remembered; R@1 is over all test slates, in batches.
 """
 
+from collections.abc import Sequence
+
 from absl import app, flags
 
 from experiments.exit_code import exit_code_of
 from gr2_jax.reports.card import write_card
 from gr2_jax.reports.latency import FULL_HISTORIES
 from gr2_jax.runs.run import RunError
-from gr2_jax.serving.measure import STAGES, measure
+from gr2_jax.serving.measure import measure
 from gr2_jax.serving.request import MODES
 from gr2_jax.training.progress import Progress
 
 _RUN = flags.DEFINE_string("run", None, "run directory of a trained policy")
 _COMPARE = flags.DEFINE_list("compare", [], "further runs over the same test slates")
-_STAGES = flags.DEFINE_list("stages", None, f"whose policies (those finished of {', '.join(STAGES)})")
+_STAGES = flags.DEFINE_list("stages", None, "stages whose policies are measured (all but those that others may start from)")
 _COMPRESSORS = flags.DEFINE_list(
   "compressors", None, f"how histories are shortened; {FULL_HISTORIES}: not ({FULL_HISTORIES} and all that the run has)"
 )
@@ -31,10 +33,10 @@ _REQUESTS = flags.DEFINE_integer("requests", 100, "requests that are timed one b
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "slates ranked together for R@1", lower_bound=1)
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> int:
   """Measures what the flags name."""
 
-  def program():
+  def program() -> None:
     if len(argv) > 1:
       raise RunError(f"{argv[1]!r} is no flag; write --run=RUN")
     if not _RUN.value:

@@ -8,15 +8,15 @@ A line holds `history` and `candidates` (ids of the catalogue, or objects with `
 `{"line", "id", "error": {"kind", "message"}}` for a line that cannot be ranked. `id` is the line's `id`, or else its `user`.
 """
 
-import json
 import pathlib
+from collections.abc import Sequence
 
 from absl import app, flags
 
 from experiments.exit_code import exit_code_of
 from gr2_jax.compression.rules import VARIANTS
-from gr2_jax.runs.load import POLICIES
-from gr2_jax.runs.run import RunError, hash_path
+from gr2_jax.runs.fingerprints import hash_path
+from gr2_jax.runs.run import Run, RunError
 from gr2_jax.serving.ranked_file import rerank_file
 from gr2_jax.serving.request import MODES
 from gr2_jax.serving.reranker import Options, Reranker
@@ -26,17 +26,17 @@ from gr2_jax.training.progress import Progress
 _RUN = flags.DEFINE_string("run", None, "run directory of a trained policy")
 _INPUT = flags.DEFINE_string("input", None, "slates to rank, .jsonl or .jsonl.gz")
 _OUTPUT = flags.DEFINE_string("output", None, "where the ranked slates go, .jsonl")
-_STAGE = flags.DEFINE_enum("stage", "rl", POLICIES, "whose policy")
+_STAGE = flags.DEFINE_string("stage", "rl", "the stage whose policy ranks")
 _COMPRESSOR = flags.DEFINE_enum("compressor", None, VARIANTS, "by which histories are shortened; the run must have it (none)")
 _MODE = flags.DEFINE_enum("mode", None, MODES, "how lines are ranked that name no mode (as the policy was trained to answer)")
 _PRESENTATIONS = flags.DEFINE_integer("presentations", 1, "in how many orders a slate is shown", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "rows that the device works on at once", lower_bound=1)
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> int:
   """Ranks the file that the flags name."""
 
-  def program():
+  def program() -> None:
     if len(argv) > 1:
       raise RunError(f"{argv[1]!r} is no flag; write --input=FILE")
     for name, value in (("run", _RUN.value), ("input", _INPUT.value), ("output", _OUTPUT.value)):
@@ -44,7 +44,7 @@ def main(argv):
         raise RunError(f"--{name} is missing; for example --run=runs/quickstart --input=slates.jsonl --output=ranked.jsonl")
     if _OUTPUT.value.endswith(".gz"):
       raise RunError("--output: written line by line, so not compressed; give a .jsonl name")
-    source = pathlib.Path(_INPUT.value)
+    source, target = pathlib.Path(_INPUT.value), pathlib.Path(_OUTPUT.value)
     if not source.is_file():
       raise RunError(f"--input: no file {str(source)!r}; give a .jsonl or .jsonl.gz file of slates")
     options = Options(mode=_MODE.value, presentations=_PRESENTATIONS.value, batch_size=_BATCH_SIZE.value, max_presentations=64)
@@ -58,7 +58,7 @@ def main(argv):
     }
     progress = Progress()
     with StopSignal() as stop:
-      rerank_file(reranker, source, pathlib.Path(_OUTPUT.value), settings, progress, stop)
+      rerank_file(reranker, source, target, settings, progress, stop)
     progress.note(_OUTPUT.value)
 
   return exit_code_of(program)
@@ -66,8 +66,7 @@ def main(argv):
 
 def _fingerprint(stage: str) -> str:
   """Of a finished stage of the run."""
-  done = pathlib.Path(_RUN.value) / stage / "done.json"
-  return json.loads(done.read_text(encoding="utf-8"))["fingerprint"]
+  return (Run.open(_RUN.value).done(stage) or {})["fingerprint"]
 
 
 if __name__ == "__main__":

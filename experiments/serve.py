@@ -4,19 +4,19 @@ python -m experiments.serve --run=RUN --port=8000
 """
 
 import sys
+from collections.abc import Sequence
 
 from absl import app, flags
 
 from experiments.exit_code import exit_code_of
 from gr2_jax.compression.rules import VARIANTS
-from gr2_jax.runs.load import POLICIES
 from gr2_jax.runs.run import RunError
 from gr2_jax.serving.request import MODES
 from gr2_jax.serving.reranker import Options, Reranker
 from gr2_jax.training.progress import Progress
 
 _RUN = flags.DEFINE_string("run", None, "run directory of a trained policy")
-_STAGE = flags.DEFINE_enum("stage", "rl", POLICIES, "whose policy")
+_STAGE = flags.DEFINE_string("stage", "rl", "the stage whose policy ranks")
 _COMPRESSOR = flags.DEFINE_enum("compressor", None, VARIANTS, "by which histories are shortened; the run must have it (none)")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen at; the default is reached from this machine alone")
 _PORT = flags.DEFINE_integer("port", 8000, "port to listen at; 0: any that is free", lower_bound=0, upper_bound=65535)
@@ -24,7 +24,7 @@ _MODE = flags.DEFINE_enum("mode", None, MODES, "how requests are ranked that nam
 _MODES = flags.DEFINE_list("modes", list(MODES), "modes that requests may name; each takes its time to compile")
 _PRESENTATIONS = flags.DEFINE_integer("presentations", 1, "in how many orders a slate is shown", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "rows that the device works on at once", lower_bound=1)
-_PREFIX_SLOTS = flags.DEFINE_integer("prefix_slots", 0, "slates that stay on the device for reuse; 0: none", lower_bound=0)
+_PREFIX_CACHE = flags.DEFINE_integer("prefix_cache", 0, "slates that stay on the device for reuse; 0: none", lower_bound=0)
 _QUEUE = flags.DEFINE_integer("queue", 1024, "requests that may wait; more are refused with 429", lower_bound=1)
 _MAX_WAIT = flags.DEFINE_float("max_wait_ms", 5.0, "how long a batch waits for more requests", lower_bound=0)
 _TIMEOUT = flags.DEFINE_float("timeout_ms", 10_000.0, "after which a request gets the upstream order", lower_bound=1)
@@ -46,7 +46,7 @@ def serve() -> None:
     modes=tuple(dict.fromkeys([_MODE.value] * bool(_MODE.value) + _MODES.value)),
     presentations=_PRESENTATIONS.value,
     batch_size=_BATCH_SIZE.value,
-    prefix_slots=_PREFIX_SLOTS.value,
+    prefix_cache=_PREFIX_CACHE.value,
   )
   reranker = Reranker.load(_RUN.value, stage=_STAGE.value, compressor=_COMPRESSOR.value, options=options)
   progress = Progress()
@@ -71,7 +71,7 @@ def serve() -> None:
   uvicorn.Server(config).run()
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> int:
   """Serves what the flags name."""
   if len(argv) > 1:
     print(f"ERROR: {argv[1]!r} is no flag; write --run=RUN", file=sys.stderr)

@@ -4,7 +4,7 @@ Fresh weights, of a seed with which `reason` begins to reason: it then goes on u
 All requests of a call show one slate to different users, as a carousel does.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from gr2_jax.language.vocabulary import Vocabulary, corpus_texts
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder, init_params
 from gr2_jax.runs.versions import describe_machine
-from gr2_jax.serving.request import MODES, Request
+from gr2_jax.serving.request import MODES, Ranking, Request
 from gr2_jax.serving.reranker import Options, Reranker
 
 BATCHES = (1, 4, 16, 64)
@@ -46,14 +46,14 @@ def run(batches: tuple[int, ...] = BATCHES, rounds: int = 5) -> Iterator[dict[st
 
 
 def make_reranker(
-  batch: int, slots: int, size: str = "tiny", lengths: tuple[int, ...] = LENGTHS, modes: tuple[str, ...] = MODES
+  batch: int, prefix_cache: int, size: str = "tiny", lengths: tuple[int, ...] = LENGTHS, modes: tuple[str, ...] = MODES
 ) -> Reranker:
-  """A re-ranker of a preset with fresh weights over the default market's items, for batches of 1, 4, 16, .. `batch`."""
+  """A re-ranker of a preset over the default market's items, of fresh weights, for batches of 1, 4, 16, .. `batch`."""
   catalogue = make_market(MarketConfig(train_slates=1, validation_slates=1, test_slates=1), seed=0).catalogue
   vocabulary = Vocabulary.train(corpus_texts(catalogue), text_pieces=512, num_levels=3, codebook_size=CODES, num_candidates=SLATE)
   codes = np.random.default_rng(0).integers(CODES, size=(len(catalogue), 3))
   decoder = Decoder(preset(size, vocabulary.size))
-  options = Options(mode=modes[0], modes=modes, batch_size=batch, prompt_lengths=lengths, prefix_slots=slots)
+  options = Options(mode=modes[0], modes=modes, batch_size=batch, prompt_lengths=lengths, prefix_cache=prefix_cache)
   context = PromptContext(catalogue, codes, vocabulary)
   return Reranker(decoder, init_params(decoder, jax.random.key(1)), context, STYLE, max_new_tokens=64, options=options)
 
@@ -61,16 +61,19 @@ def make_reranker(
 def make_requests(count: int, mode: str) -> list[Request]:
   """One slate, shown to `count` users with histories of their own."""
   random = np.random.default_rng(0)
-  draw = lambda size: tuple(f"item{n:04}" for n in random.permutation(200)[:size])
+
+  def draw(size: int) -> tuple[str, ...]:
+    return tuple(f"item{n:04}" for n in random.permutation(200)[:size])
+
   candidates = draw(SLATE)
   return [Request(draw(HISTORY), candidates, mode=mode) for _ in range(count)]
 
 
-def _measure(rerankers, mode, batch, rounds):
+def _measure(rerankers: Mapping[str, Reranker], mode: str, batch: int, rounds: int) -> Iterator[dict[str, Any]]:
   requests = make_requests(batch, mode)
   index = rerankers["reused"].engine.index
 
-  def first_time():
+  def first_time() -> list[Ranking]:
     index.clear()
     return rerankers["reused"].rank_batch(requests)
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,16 +111,16 @@ def _judge(asked: dict[str, Any], reply: bytes) -> str:
   return "fallback" if answer["fallback"] else "answered"
 
 
-def ask_all(port: int, numbers) -> list[Reply]:
+def ask_all(port: int, numbers: Sequence[int]) -> list[Reply]:
   """All at once."""
 
-  async def program():
+  async def program() -> list[Reply]:
     return await asyncio.gather(*(ask(port, number) for number in numbers))
 
   return asyncio.run(program())
 
 
-def _timed(port: int, numbers) -> tuple[list[Reply], float]:
+def _timed(port: int, numbers: Sequence[int]) -> tuple[list[Reply], float]:
   began = time.monotonic()
   return ask_all(port, numbers), time.monotonic() - began
 
@@ -150,7 +150,7 @@ def _killed(requests: int) -> dict[str, Any]:
   """Kills the server (SIGKILL) once a quarter is answered; another takes its port, and what has no answer is asked again."""
   with serving(queue=2 * requests) as (port, process):
 
-    async def program():
+    async def program() -> tuple[list[Reply], float]:
       tasks = [asyncio.create_task(ask(port, number)) for number in range(requests)]
       while sum(task.done() for task in tasks) < requests // 4:
         await asyncio.sleep(0.01)

@@ -9,6 +9,7 @@ class ModelConfig:
 
   `dtype` is the type of activations; parameters are held in `param_dtype`, softmax and losses always in float32.
   `remat` recomputes each layer in the backward pass; tiny models on a CPU are faster without.
+  `attention` is how attention is computed, a name in `transformer.ATTENTION`; it changes no result beyond rounding.
   """
 
   vocab_size: int
@@ -24,8 +25,9 @@ class ModelConfig:
   dtype: str = "float32"
   param_dtype: str = "float32"
   remat: bool = False
+  attention: str = "matrices"
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.num_heads % self.num_kv_heads:
       raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
     if self.head_dim % 2:

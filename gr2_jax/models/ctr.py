@@ -98,7 +98,9 @@ def _loss(params: Params, past: jax.Array, items: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames="config", donate_argnums=(0, 1))
-def _run_epoch(params: Params, opt_state: optax.OptState, past: jax.Array, target: jax.Array, key: jax.Array, config: CtrConfig):
+def _run_epoch(
+  params: Params, opt_state: optax.OptState, past: jax.Array, target: jax.Array, key: jax.Array, config: CtrConfig
+) -> tuple[Params, optax.OptState, jax.Array]:
   """A pass over the purchases `past [E, H]`, `target [E]` in a fresh order (a last part batch waits for another order); mean loss last."""
   optimiser = optax.adam(config.learning_rate)
   batch = min(config.batch, len(target))
@@ -107,7 +109,7 @@ def _run_epoch(params: Params, opt_state: optax.OptState, past: jax.Array, targe
   order = jax.random.permutation(order_key, len(target))[: steps * batch].reshape(steps, batch)
   num_items = len(params["bias"])
 
-  def step(carry, scanned):
+  def step(carry: tuple[Params, optax.OptState], scanned: tuple[jax.Array, jax.Array]) -> tuple[tuple[Params, optax.OptState], jax.Array]:
     params, opt_state = carry
     chosen, step_index = scanned
     sampled = jax.random.randint(jax.random.fold_in(negative_key, step_index), (batch, config.negatives), 0, num_items)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr2_jax.models.transformer import Block, Decoder
+from gr2_jax.models.transformer import Decoder
 
 
 def block_influence(decoder: Decoder, params: Any, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -16,20 +16,18 @@ def block_influence(decoder: Decoder, params: Any, tokens: jax.Array, mask: jax.
 
   tokens, mask `[B, T]` left-aligned. Sum over count is the block influence; both add up over batches.
   """
-  block, segments = Block(decoder.config), mask.astype(jnp.int32)
-  step = jnp.arange(tokens.shape[1])
-  seen = (step[:, None] >= step) & (segments[:, None, :] > 0)
-  shared = jnp.broadcast_to(step, tokens.shape), jnp.broadcast_to(seen, (*tokens.shape, tokens.shape[1])), None, None
+  segments = mask.astype(jnp.int32)
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+  _, seen = decoder.apply({"params": params}, tokens, positions, segments, mutable=["intermediates"])
+  (embedded,), (outputs,) = seen["intermediates"]["embedded"], seen["intermediates"]["layers"]["output"]
 
-  def apply(x, layer):
-    y, _ = block.apply({"params": layer}, x, (None, None), shared)
+  def compare(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     wide_x, wide_y = x.astype(jnp.float32), y.astype(jnp.float32)
     norms = jnp.linalg.norm(wide_x, axis=-1) * jnp.linalg.norm(wide_y, axis=-1)
     cosine = jnp.sum(wide_x * wide_y, axis=-1) / jnp.maximum(norms, 1e-12)
     return y, jnp.sum((1 - cosine) * segments)
 
-  embedded = jnp.take(params["embedding"], tokens, axis=0).astype(decoder.config.dtype)
-  _, changes = jax.lax.scan(apply, embedded, params["layers"])
+  _, changes = jax.lax.scan(compare, embedded, outputs)
   return changes, segments.sum()
 
 

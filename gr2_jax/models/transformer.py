@@ -5,6 +5,8 @@ Only this folder knows modules; everything else calls `decoder.apply` on a param
 """
 
 import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,19 +30,35 @@ def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-@jax.custom_vjp
-def attend(q: jax.Array, sources: list[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
-  """One softmax over several sources of keys and values, each attended on its own and merged by log-sum-exp.
+# Keys, values `[S, L, KV, Dh]` and a mask that broadcasts to `[S, T, L]`.
+Source = tuple[jax.Array, jax.Array, jax.Array]
+# For the backward pass: queries, sources, the result, and each source's log-sum-exp, folded.
+_Kept = tuple[jax.Array, list[Source], jax.Array, list[jax.Array]]
+
+
+def attend(q: jax.Array, sources: list[Source], implementation: str = "matrices") -> jax.Array:
+  """One softmax over several sources of keys and values.
 
   `q [B, T, KV, R, Dh]` (R query heads for each key head). A source is `k, v [S, L, KV, Dh]` with a mask that broadcasts to
-  `[S, T, L]`: S may divide B, and then each B/S successive rows of `q` share one row of the source, which is read once.
+  `[S, T, L]`: S may divide B, and then each B/S successive rows of `q` share one row of the source.
+  `implementation`: a name in ATTENTION; raises ValueError for another.
+  """
+  if implementation not in ATTENTION:
+    raise ValueError(f"attention: {implementation!r} is none of {', '.join(ATTENTION)}")
+  return ATTENTION[implementation](q, sources)
+
+
+@jax.custom_vjp
+def _attend_in_matrices(q: jax.Array, sources: list[Source]) -> jax.Array:
+  """Each source is attended on its own, read once for all rows that share it, and the parts are merged by log-sum-exp.
+
   The backward pass computes the weights again from each query's log-sum-exp, so that nothing of size T x L outlives a layer
   (FlashAttention, arXiv 2205.14135, in whole matrices).
   """
   return _attend_forward(q, sources)[0]
 
 
-def _attend_forward(q, sources):
+def _attend_forward(q: jax.Array, sources: list[Source]) -> tuple[jax.Array, _Kept]:
   parts = []
   for k, v, mask in sources:
     scores = _scores(q, k, mask)
@@ -58,7 +76,7 @@ def _attend_forward(q, sources):
   return out, (q, sources, out, [_fold(log_total, len(k)) for k, _, _ in sources])
 
 
-def _attend_backward(kept, d_out):
+def _attend_backward(kept: _Kept, d_out: jax.Array) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array, None]]]:
   q, sources, out, log_totals = kept
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   delta = jnp.sum(d_out.astype(jnp.float32) * out, axis=-1, keepdims=True)
@@ -77,10 +95,13 @@ def _attend_backward(kept, d_out):
   return d_q.astype(q.dtype), d_sources
 
 
-attend.defvjp(_attend_forward, _attend_backward)
+_attend_in_matrices.defvjp(_attend_forward, _attend_backward)
+
+# Every implementation of `attend`, with gradients.
+ATTENTION: Mapping[str, Callable[[jax.Array, list[Source]], jax.Array]] = {"matrices": _attend_in_matrices}
 
 
-def _scores(q, k, mask):
+def _scores(q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
   """Masked scores `[S * KV, G * R * T, L]` of one source."""
   # Tied to the layer's queries and added: XLA would lay out a mask, or a constant to select, for every head ahead of the loop over layers.
   q, mask = jax.lax.optimization_barrier((q, mask))
@@ -90,14 +111,14 @@ def _scores(q, k, mask):
   return (scores.reshape(shape) + jnp.where(mask, 0.0, OUT_OF_REACH)[:, None, None]).reshape(scores.shape)
 
 
-def _fold(x, rows):
+def _fold(x: jax.Array, rows: int) -> jax.Array:
   """`[B, T, KV, R, .]` -> `[S * KV, G * R * T, .]`: all that shares a key is one matrix, one plain batched product on every backend."""
   batch, length, kv_heads, ratio, width = x.shape
   x = x.reshape(rows, batch // rows, length, kv_heads, ratio, width).transpose(0, 3, 1, 4, 2, 5)
   return x.reshape(rows * kv_heads, -1, width)
 
 
-def _unfold(x, shape):
+def _unfold(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """The inverse of `_fold`, to `[B, T, KV, R, .]`."""
   batch, length, kv_heads, ratio, _ = shape
   rows = len(x) // kv_heads
@@ -105,20 +126,20 @@ def _unfold(x, shape):
   return x.reshape(batch, length, kv_heads, ratio, -1)
 
 
-def _by_head(x):
+def _by_head(x: jax.Array) -> jax.Array:
   """`[S, L, KV, Dh]` -> `[S * KV, L, Dh]`."""
   rows, keys, kv_heads, head_dim = x.shape
   return x.transpose(0, 2, 1, 3).reshape(rows * kv_heads, keys, head_dim)
 
 
-def _by_token(x, like):
+def _by_token(x: jax.Array, like: jax.Array) -> jax.Array:
   """The inverse of `_by_head`."""
   rows, keys, kv_heads, head_dim = like.shape
   return x.reshape(rows, kv_heads, keys, head_dim).transpose(0, 2, 1, 3).astype(like.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _product(x, kernel, dimension_numbers, precision=None):
+def _product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None) -> jax.Array:
   """`lax.dot_general` of a dense layer, whose kernel's gradient is x^T d_out, in this order.
 
   JAX's own is d_out^T x, transposed: a CPU then turns d_out, and recomputes what it came from (SwiGLU's derivative) column by column.
@@ -126,11 +147,15 @@ def _product(x, kernel, dimension_numbers, precision=None):
   return jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision)
 
 
-def _product_forward(x, kernel, dimension_numbers, precision):
+def _product_forward(
+  x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   return _product(x, kernel, dimension_numbers, precision), (x, kernel)
 
 
-def _product_backward(dimension_numbers, precision, kept, d_out):
+def _product_backward(
+  dimension_numbers: Any, precision: Any, kept: tuple[jax.Array, jax.Array], d_out: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   x, kernel = kept
   inputs = len(dimension_numbers[0][0])
   rows, outputs = [*range(x.ndim - inputs)], [*range(inputs, kernel.ndim)]
@@ -141,7 +166,9 @@ def _product_backward(dimension_numbers, precision, kept, d_out):
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _dense(features, axes, name, config, axis=-1):
+def _dense(
+  features: int | tuple[int, ...], axes: tuple[str, ...], name: str, config: ModelConfig, axis: int | tuple[int, ...] = -1
+) -> nn.DenseGeneral:
   return nn.DenseGeneral(
     features,
     axis=axis,
@@ -161,7 +188,7 @@ class RMSNorm(nn.Module):
   axis_name: str = "embed"
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     init = nn.with_logical_partitioning(nn.initializers.ones_init(), (self.axis_name,))
     scale = self.param("scale", init, (x.shape[-1],), self.config.param_dtype)
     wide = x.astype(jnp.float32)
@@ -170,12 +197,15 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-  """One layer; `prefix` and `cache` are this layer's slices, masks are shared by all layers."""
+  """One layer; `prefix` and `cache` are this layer's slices, masks are shared by all layers.
+
+  Whoever asks for the collection `intermediates` finds the layer's `output [B, T, D]` there.
+  """
 
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, x, layer, shared):
+  def __call__(self, x: jax.Array, layer: tuple[Any, Any], shared: tuple[Any, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     c = self.config
     prefix_kv, cache_kv = layer
     positions, own_mask, prefix_mask, cache_length = shared
@@ -195,10 +225,11 @@ class Block(nn.Module):
       # Causal, hence no query of a block sees a key behind its end: half the work where the block is short.
       ends = range(_QUERY_BLOCK, q.shape[1] + _QUERY_BLOCK, _QUERY_BLOCK)
       blocks = [(slice(end - _QUERY_BLOCK, end), slice(end)) for end in ends]
-      parts = [attend(grouped[:, own], [*prompt, (k[:, seen], v[:, seen], own_mask[:, own, seen])]) for own, seen in blocks]
+      own_sources = [(k[:, seen], v[:, seen], own_mask[:, own, seen]) for own, seen in blocks]
+      parts = [attend(grouped[:, own], [*prompt, source], c.attention) for (own, _), source in zip(blocks, own_sources, strict=True)]
       out = jnp.concatenate(parts, axis=1)
     else:
-      out = attend(grouped, [*prompt, (k, v, own_mask)])
+      out = attend(grouped, [*prompt, (k, v, own_mask)], c.attention)
     out = out.reshape(q.shape)
     x = x + _dense(c.width, ("heads", "head_dim", "embed"), "out", c, axis=(-2, -1))(out)
 
@@ -206,7 +237,9 @@ class Block(nn.Module):
     gate = _dense(c.mlp_width, ("embed", "mlp"), "gate", c)(y)
     up = _dense(c.mlp_width, ("embed", "mlp"), "up", c)(y)
     x = x + _dense(c.width, ("mlp", "embed"), "down", c)(nn.silu(gate) * up)
-    return constrain(x, "batch", "seq", None), (k, v)
+    x = constrain(x, "batch", "seq", None)
+    self.sow("intermediates", "output", x)
+    return x, (k, v)
 
 
 class Decoder(nn.Module):
@@ -217,7 +250,7 @@ class Decoder(nn.Module):
 
   config: ModelConfig
 
-  def setup(self):
+  def setup(self) -> None:
     c = self.config
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
     self.embedding = self.param("embedding", init, (c.vocab_size, c.width), c.param_dtype)
@@ -226,7 +259,7 @@ class Decoder(nn.Module):
     block = nn.remat(Block, prevent_cse=False) if c.remat else Block
     self.layers = nn.scan(
       block,
-      variable_axes={"params": 0},
+      variable_axes={"params": 0, "intermediates": 0},
       split_rngs={"params": True},
       in_axes=(0, nn.broadcast),
       length=c.num_layers,
@@ -241,13 +274,14 @@ class Decoder(nn.Module):
     segment_ids: jax.Array,
     prefix: Prefix | None = None,
     cache: Cache | None = None,
-  ):
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | Cache]:
     """Hidden states `[B, T, D]`, and what the tokens leave behind.
 
     `tokens`, `positions`, `segment_ids [B, T]`; a token sees earlier tokens of its own segment, 0 is padding and is seen by none.
     Without a cache the second result is `(k, v)`, each `[layers, B, T, KV, Dh]`; with one it is the cache with T more tokens,
     all of one segment. With a prefix every row also sees its prompt (see `Prefix`).
     Where the parameters hold a `memory` the id -1 - s stands for its row s.
+    The collection `intermediates`, for whoever asks for it, holds `embedded [B, T, D]` and of each layer the `output`.
     """
     length = tokens.shape[1]
     if cache is None:
@@ -266,13 +300,14 @@ class Decoder(nn.Module):
     prefix_mask = None if prefix is None else prefix.mask
 
     x = constrain(self._embed(tokens).astype(self.config.dtype), "batch", "seq", None)
+    self.sow("intermediates", "embedded", x)
     x, (k, v) = self.layers(x, (prefix_kv, cache_kv), (positions, own, prefix_mask, written))
     hidden = self.final_norm(x)
     if cache is None:
       return hidden, (k, v)
     return hidden, Cache(k=k, v=v, mask=mask, length=written + length)
 
-  def _embed(self, tokens):
+  def _embed(self, tokens: jax.Array) -> jax.Array:
     if self.memory is None:
       return jnp.take(self.embedding, tokens, axis=0)
     x = jnp.take(self.embedding, jnp.maximum(tokens, 0), axis=0)
@@ -284,13 +319,13 @@ class Decoder(nn.Module):
     return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
 
 
-def init_boxed(decoder: Decoder, key: jax.Array):
+def init_boxed(decoder: Decoder, key: jax.Array) -> Any:
   """Fresh parameters that still carry their logical axes (for `training.mesh.init_sharded`)."""
   token = jnp.zeros((1, 1), jnp.int32)
   return decoder.init(key, token, token, token + 1)["params"]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def init_params(decoder: Decoder, key: jax.Array):
+def init_params(decoder: Decoder, key: jax.Array) -> Any:
   """Fresh parameters as a plain pytree."""
   return nn.unbox(init_boxed(decoder, key))

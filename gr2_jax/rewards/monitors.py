@@ -19,7 +19,7 @@ def monitor_answers(rewards: RewardTerms, rankings: jax.Array, shown: jax.Array,
   terms, valid = rewards.terms, rewards.format
   answered = jnp.sum(valid)
 
-  def over_answers(x):
+  def over_answers(x: jax.Array) -> Metric:
     return Metric(jnp.sum(x * valid), answered)
 
   first_slot = shown[:, None, :] == rankings[..., :1]  # [P, G, slot]; an invalid answer's -1 must match no padded slot

@@ -54,7 +54,7 @@ RewardFn = Callable[[Answers, Slates], Rewards]
 class _OnHost:
   """A reward function that is called with numpy arrays and texts."""
 
-  def __init__(self, fn: RewardFn):
+  def __init__(self, fn: RewardFn) -> None:
     functools.update_wrapper(self, fn)
     self._fn = fn
 

@@ -4,9 +4,11 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, NamedTuple, TypeVar
+from types import TracebackType
+from typing import Any, Generic, NamedTuple, TypeVar
 
-Question, Reply = TypeVar("Question"), TypeVar("Reply")
+Question = TypeVar("Question")
+Reply = TypeVar("Reply")
 
 
 class Overloaded(Exception):
@@ -18,8 +20,8 @@ class Stopped(Exception):
 
 
 class _Waiting(NamedTuple):
-  question: object
-  reply: asyncio.Future
+  question: Any
+  reply: asyncio.Future[Any]
   since: float  # of time.perf_counter
 
 
@@ -34,16 +36,17 @@ class Batcher(Generic[Question, Reply]):
     self._answer, self._batch_size, self._max_wait = answer, batch_size, max_wait
     self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(capacity)
     self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
-    self._worker: asyncio.Task | None = None
+    self._worker: asyncio.Task[None] | None = None
     self._batch: list[_Waiting] = []
 
-  async def __aenter__(self) -> "Batcher":
+  async def __aenter__(self) -> "Batcher[Question, Reply]":
     self._worker = asyncio.create_task(self._work())
     return self
 
-  async def __aexit__(self, *_) -> None:
-    self._worker.cancel()
-    await asyncio.gather(self._worker, return_exceptions=True)
+  async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    if self._worker is not None:
+      self._worker.cancel()
+      await asyncio.gather(self._worker, return_exceptions=True)
     self._thread.shutdown(wait=True)
     while not self._queue.empty():
       self._batch.append(self._queue.get_nowait())
@@ -92,14 +95,15 @@ class Batcher(Generic[Question, Reply]):
       await asyncio.wait([work])
     finally:  # also while closing: those whose batch is under way still get their replies
       await asyncio.wait([work])
-      error, replies = work.exception(), None
-      if error is None and len(replies := work.result()) != len(batch):
+      error = work.exception()
+      replies = [] if error else work.result()
+      if error is None and len(replies) != len(batch):
         error = RuntimeError(f"{len(replies)} replies to {len(batch)} questions")
       for place, one in enumerate(batch):
         _set(one.reply, value=None if error else (replies[place], began - one.since), error=error)
 
 
-def _set(reply: asyncio.Future, value: object = None, error: Exception | None = None) -> None:
+def _set(reply: asyncio.Future[Any], value: Any = None, error: BaseException | None = None) -> None:
   if reply.done():  # its asker has gone
     return
   if error is None:

@@ -9,10 +9,10 @@ import numpy as np
 
 from gr2_jax.data.schema import Catalogue, DataError, Item
 from gr2_jax.language.prompts import PromptContext
-from gr2_jax.runs.load import RunFiles
+from gr2_jax.runs.run import Run
 from gr2_jax.semantic_ids.embed import TextEncoder, fit_text_encoder
 from gr2_jax.semantic_ids.export import assign_codes
-from gr2_jax.semantic_ids.rqvae import RqVaeConfig, load_rqvae
+from gr2_jax.semantic_ids.rqvae import RqVae, RqVaeConfig, load_rqvae
 
 _ROWS = 32  # items that are encoded at once
 _SAME_SPACE = 0.99  # cosine of an item's vector, encoded again, with the one that the tokenizer was trained on
@@ -21,7 +21,7 @@ _SAME_SPACE = 0.99  # cosine of an item's vector, encoded again, with the one th
 class ColdStart:
   """Assigns codes to items outside the catalogue. The text encoder is fitted again when the first such item comes."""
 
-  def __init__(self, run: RunFiles, context: PromptContext):
+  def __init__(self, run: Run, context: PromptContext):
     self._run, self._context = run, context
 
   def warm_up(self) -> None:
@@ -66,7 +66,7 @@ class ColdStart:
     return nearest
 
   @functools.cached_property
-  def _tokenizer(self) -> tuple[TextEncoder, object, RqVaeConfig]:
+  def _tokenizer(self) -> tuple[TextEncoder, RqVae, RqVaeConfig]:
     options = self._run.config.tokenize
     if options.vectors:
       raise DataError("this run took its item vectors from a file, so text alone gives an item no semantic ID; add it to the catalogue")

@@ -50,8 +50,9 @@ class RowAnswer(NamedTuple):
 class Engine:
   """Answers rows in batches of at most `batch_sizes[-1]`, prompts padded to one of `prompt_lengths` (both ascending).
 
-  With `prefix_slots` the keys and values of so many slates stay on the device, and a prompt whose slate is among them is computed from
-  there on, padded to one of `rest_lengths` (none given: `prompt_lengths`). One thread at a time is served.
+  The keys and values of `prefix_cache` slates stay on the device (0: none), and a prompt whose slate is among them is computed from there
+  on, padded to one of `rest_lengths` (none given: `prompt_lengths`). One thread at a time is served. Raises DataError for a cache that does
+  not hold the slates of a batch.
   """
 
   def __init__(
@@ -64,14 +65,14 @@ class Engine:
     max_new_tokens: int,
     batch_sizes: Sequence[int],
     prompt_lengths: Sequence[int],
-    prefix_slots: int = 0,
+    prefix_cache: int = 0,
     rest_lengths: Sequence[int] = (),
   ):
-    if prefix_slots and prefix_slots < batch_sizes[-1]:
-      raise DataError(f"prefix_slots: {prefix_slots} must hold the slates of a batch, {batch_sizes[-1]}; raise it, or 0 for no reuse")
-    self.batch_sizes, self.prompt_lengths, self.slots = tuple(batch_sizes), tuple(prompt_lengths), prefix_slots
+    if 0 < prefix_cache < batch_sizes[-1]:
+      raise DataError(f"prefix_cache: {prefix_cache} must hold the slates of a batch, {batch_sizes[-1]}; raise it, or 0 for no reuse")
+    self.batch_sizes, self.prompt_lengths, self.prefix_cache = tuple(batch_sizes), tuple(prompt_lengths), prefix_cache
     self.rest_lengths = tuple(rest_lengths) or self.prompt_lengths
-    self.index = SlateIndex(prefix_slots)
+    self.index = SlateIndex(prefix_cache)
     self._decoder, self._params, self._vocabulary = decoder, params, vocabulary
     self._constraints = {mode: SlateConstraint(vocabulary, style_of(mode, style)) for mode in MODES}
     self._style = style_of("score", style)
@@ -83,11 +84,11 @@ class Engine:
     # Compiled once for each batch size, prompt length and, with reuse, length of the slates.
     self._decode = jax.jit(self._decode_batch, static_argnames=("mode", "slate_length"))
     self._score = jax.jit(self._score_batch, static_argnames="slate_length")
-    self._fill = jax.jit(self._fill_slots, donate_argnums=1)
+    self._fill = jax.jit(self._fill_pool, donate_argnums=1)
 
   def answer(self, rows: Sequence[Row], mode: str) -> list[RowAnswer]:
     """An answer for each row in `mode` (one of `request.MODES`)."""
-    answers = []
+    answers: list[RowAnswer] = []
     with self._lock:
       for start in range(0, len(rows), self.batch_sizes[-1]):
         try:
@@ -102,7 +103,7 @@ class Engine:
   def warm_up(self, modes: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Compiles every program of `modes`, shape by shape; yields (done, all) after each."""
     filler = (self._vocabulary.candidate_start,) * self._reference_length
-    slates = self.prompt_lengths if self.slots else (0,)
+    slates = self.prompt_lengths if self.prefix_cache else (0,)
     shapes = [(mode, size, rest, slate) for mode in modes for size in self.batch_sizes for rest in self.rest_lengths for slate in slates]
     for done, (mode, size, rest, slate) in enumerate(shapes, start=1):
       # Different slates, none of them on the device, so that as many are computed as there are rows.
@@ -116,21 +117,21 @@ class Engine:
   def _answer_batch(self, rows: Sequence[Row], mode: str) -> list[RowAnswer]:
     size = self.batch_sizes[bisect.bisect_left(self.batch_sizes, len(rows))]
     filler = [rows[0]] * (size - len(rows))
-    slate_length, slots = 0, None
-    if self.slots:
-      slate_length, slots = self._place_slates([row.tokens[: row.shared] for row in rows])
-      slots = np.concatenate([slots, [slots[0]] * len(filler)]).astype(np.int32)
+    slate_length, entries = 0, None
+    if self.prefix_cache:
+      slate_length, found_in = self._place_slates([row.tokens[: row.shared] for row in rows])
+      entries = np.asarray(found_in + [found_in[0]] * len(filler), np.int32)
     filled = [*rows, *filler]
-    tokens, mask = self._pad([row.tokens[row.shared if self.slots else 0 :] for row in filled], size, self.rest_lengths)
+    tokens, mask = self._pad([row.tokens[row.shared if self.prefix_cache else 0 :] for row in filled], size, self.rest_lengths)
     references = np.full((size, self._vocabulary.num_candidates, self._reference_length), -1, np.int32)
     for place, row in enumerate(filled):
       references[place, : len(row.references)] = row.references
     inputs = (self._params, tokens, mask, references)
     if mode == "score":
-      scores = np.asarray(self._score(*inputs, self._pool, slots, slate_length=slate_length))
+      scores = np.asarray(self._score(*inputs, self._pool, entries, slate_length=slate_length))
       return [_sort(row, of_row) for row, of_row in zip(rows, scores, strict=False)]
     shown = pad_shown([row.shown for row in filled], self._vocabulary.num_candidates)
-    found = jax.device_get(self._decode(*inputs, self._pool, slots, shown, mode=mode, slate_length=slate_length))
+    found = jax.device_get(self._decode(*inputs, self._pool, entries, shown, mode=mode, slate_length=slate_length))
     return [_read(row, *of_row) for row, *of_row in zip(rows, *found, strict=False)]
 
   def _pad(self, prompts: Sequence[list[int]], size: int, lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -143,42 +144,59 @@ class Engine:
     return tokens, mask
 
   def _place_slates(self, slates: list[list[int]]) -> tuple[int, list[int]]:
-    """(padded length, slot of each slate), after those that are not on the device were computed."""
+    """(padded length, entry of each slate), after those that are not on the device were computed."""
     keys = [np.asarray(slate, np.int32).tobytes() for slate in slates]
-    slots, missing = self.index.find(keys)
+    entries, missing = self.index.find(keys)
     if missing:
       size = self.batch_sizes[bisect.bisect_left(self.batch_sizes, len(missing))]
       tokens, mask = self._pad([slates[place] for place in missing], size, self.prompt_lengths)
-      where = np.full(size, self.slots, np.int32)  # past the last slot: dropped
-      where[: len(missing)] = [slots[place] for place in missing]
+      where = np.full(size, self.prefix_cache, np.int32)  # past the last entry: dropped
+      where[: len(missing)] = [entries[place] for place in missing]
       self._pool = self._fill(self._params, self._pool, tokens, mask, where)
     longest = max(map(len, slates))
-    return self.prompt_lengths[bisect.bisect_left(self.prompt_lengths, longest)], slots
+    return self.prompt_lengths[bisect.bisect_left(self.prompt_lengths, longest)], entries
 
   def _empty_pool(self) -> SlatePool | None:
-    return SlatePool.empty(self._decoder.config, self.slots, self.prompt_lengths[-1]) if self.slots else None
+    return SlatePool.empty(self._decoder.config, self.prefix_cache, self.prompt_lengths[-1]) if self.prefix_cache else None
 
-  def _fill_slots(self, params, pool, tokens, mask, slots) -> SlatePool:
+  def _fill_pool(self, params: Any, pool: SlatePool, tokens: jax.Array, mask: jax.Array, entries: jax.Array) -> SlatePool:
     _, prefix, _ = prefill(self._decoder, params, tokens, mask)
-    return pool.write(slots, prefix)
+    return pool.write(entries, prefix)
 
-  def _decode_batch(self, params, tokens, mask, references, pool, slots, shown, *, mode, slate_length):
-    config = RolloutConfig(
-      self._decoder,
-      group=1,
-      max_new_tokens=self._max_new_tokens[mode],
-      eos_id=self._vocabulary.eos_id,
-      pad_id=self._vocabulary.pad_id,
-      constraint=self._constraints[mode],
-    )
-    sampling, prefix = Sampling.create(temperature=0.0), _read_pool(pool, slots, slate_length)
+  def _decode_batch(
+    self,
+    params: Any,
+    tokens: jax.Array,
+    mask: jax.Array,
+    references: jax.Array,
+    pool: SlatePool | None,
+    entries: jax.Array | None,
+    shown: jax.Array,
+    *,
+    mode: str,
+    slate_length: int,
+  ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Rankings `[B, K]`, codes of `answers.VERDICTS` `[B]`, completions and their masks `[B, Lc]`."""
+    limit, constraint = self._max_new_tokens[mode], self._constraints[mode]
+    config = RolloutConfig.of(self._decoder, self._vocabulary, group=1, max_new_tokens=limit, constraint=constraint)
+    sampling, prefix = Sampling.create(temperature=0.0), _read_pool(pool, entries, slate_length)
     rollout = generate(config, params, tokens, mask, jax.random.key(0), sampling, references=references, prefix=prefix)
     parsed = parse_compact(rollout.completions, references, shown, vocabulary=self._vocabulary, style=style_of(mode, self._style))
     return parsed.rankings[:, 0], parsed.codes[:, 0], rollout.completions[:, 0], rollout.completion_mask[:, 0]
 
-  def _score_batch(self, params, tokens, mask, references, pool, slots, *, slate_length):
+  def _score_batch(
+    self,
+    params: Any,
+    tokens: jax.Array,
+    mask: jax.Array,
+    references: jax.Array,
+    pool: SlatePool | None,
+    entries: jax.Array | None,
+    *,
+    slate_length: int,
+  ) -> jax.Array:
     opening = answer_opening(self._vocabulary, self._style)
-    prefix = _read_pool(pool, slots, slate_length)
+    prefix = _read_pool(pool, entries, slate_length)
     return score_candidates(self._decoder, params, tokens, mask, references, prefix, opening=opening, constraint=self._constraints["score"])
 
 
@@ -187,8 +205,8 @@ def style_of(mode: str, style: PromptStyle) -> PromptStyle:
   return dataclasses.replace(style, direct=mode == "direct")
 
 
-def _read_pool(pool: SlatePool | None, slots, slate_length: int) -> Prefix | None:
-  return None if pool is None else pool.read(slots, slate_length)
+def _read_pool(pool: SlatePool | None, entries: jax.Array | None, slate_length: int) -> Prefix | None:
+  return None if pool is None or entries is None else pool.read(entries, slate_length)
 
 
 def _sort(row: Row, scores: np.ndarray) -> RowAnswer:

@@ -10,34 +10,34 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from gr2_jax.compression.compressor import check_compressor, compressors_of
 from gr2_jax.data.schema import Slate
 from gr2_jax.data.slates import slate_labels
 from gr2_jax.evaluation.metrics import compute_metrics
 from gr2_jax.evaluation.paired import paired_bootstrap
 from gr2_jax.files import write_json
 from gr2_jax.reports.latency import FULL_HISTORIES
-from gr2_jax.runs import load
-from gr2_jax.runs.run import RunError
+from gr2_jax.runs.load import load_catalogue, load_policy, load_slates, open_context
+from gr2_jax.runs.policies import PolicyRecord, read_policies
+from gr2_jax.runs.run import Run, RunError
 from gr2_jax.runs.versions import describe_machine
 from gr2_jax.serving.request import MODES, Request
-from gr2_jax.serving.reranker import Options, Reranker
+from gr2_jax.serving.reranker import Options, Reranker, find_served
 from gr2_jax.training.mesh import make_mesh
 from gr2_jax.training.progress import Progress, Task
 
-STAGES = ("rl", "direct", "prune")  # whose policies are measured unless others are named
-
 
 class Setting(NamedTuple):
-  """What one point measures."""
+  """What one point measures: the `policy` asked in a `mode`, in so many `presentations`; `compressor` FULL_HISTORIES: histories in full."""
 
-  stage: str
+  policy: PolicyRecord
   compressor: str
   mode: str
   presentations: int
 
 
 def choose_settings(
-  run: load.SavedRun, stages: Sequence[str], compressors: Sequence[str], modes: Sequence[str], presentations: Sequence[int]
+  policies: Sequence[PolicyRecord], compressors: Sequence[str], modes: Sequence[str], presentations: Sequence[int]
 ) -> list[Setting]:
   """The points of a run, of all that could be combined the ones that say something.
 
@@ -46,38 +46,44 @@ def choose_settings(
   on full histories.
   """
   settings = []
-  for stage in stages:
-    own = load.policy_mode(run, stage)
-    answered = [mode for mode in MODES if mode in modes and (mode != "reason" or own == "reason")]
-    main = own if own in answered else next(iter(answered), None)
+  for policy in policies:
+    answered = [mode for mode in MODES if mode in modes and (mode != "reason" or policy.mode == "reason")]
+    main = policy.mode if policy.mode in answered else next(iter(answered), None)
     for compressor, mode, count in itertools.product(compressors, answered, presentations):
-      if (mode == main or compressor == FULL_HISTORIES) and (
-        count == 1 or (mode == main and compressor == FULL_HISTORIES and stage == stages[0])
-      ):
-        settings.append(Setting(stage, compressor, mode, count))
+      full = compressor == FULL_HISTORIES
+      if (mode == main or full) and (count == 1 or (mode == main and full and policy is policies[0])):
+        settings.append(Setting(policy, compressor, mode, count))
   return settings
 
 
 def find_settings(
-  run: load.SavedRun, stages: Sequence[str] | None, compressors: Sequence[str] | None, *, strict: bool, **of: Sequence[Any]
+  run: Run,
+  stages: Sequence[str] | None,
+  compressors: Sequence[str] | None,
+  *,
+  strict: bool,
+  modes: Sequence[str],
+  presentations: Sequence[int],
 ) -> list[Setting]:
-  """Settings of the named stages and compressors (None: those of STAGES that are finished; full histories and all the run's variants).
+  """Settings of the named stages and compressors; None: all stages whose policy is no prior; full histories and all the run's variants.
 
-  Raises DataError for a named one that the run lacks, or, where it need not have all (not `strict`), leaves it out; RunError without any.
+  Raises RunError for a named one that the run lacks, or, where it need not have all (not `strict`), leaves it out; and without any.
   """
-  has = (FULL_HISTORIES, *run.compressors())
+  has = (FULL_HISTORIES, *compressors_of(run))
   if strict:
     for stage in stages or ():
-      run.check_policy(stage)
+      find_served(run, stage)
     for variant in compressors or ():
       if variant != FULL_HISTORIES:
-        run.check_compressor(variant)
-  chosen = [stage for stage in stages or STAGES if run.is_done(stage)]
-  settings = choose_settings(run, chosen, [name for name in compressors or has if name in has], **of)
+        check_compressor(run, variant)
+  left = {policy.stage: policy for policy in reversed(read_policies(run))}  # each stage's first
+  named = stages or [stage for stage, policy in reversed(left.items()) if not policy.prior]
+  chosen = [left[stage] for stage in named if stage in left]
+  settings = choose_settings(chosen, [name for name in compressors or has if name in has], modes, presentations)
   if not settings:
     raise RunError(
-      f"{run.directory}: nothing to measure: of the stages {', '.join(stages or STAGES)} it has finished "
-      f"{', '.join(chosen) or 'none'}; name others by --stages, or modes that they answer in by --modes"
+      f"stages: {run.directory} has nothing to measure of {', '.join(named) or 'any stage'} in the modes {', '.join(modes)}; "
+      f"it has policies of {', '.join(reversed(left)) or 'no stage'}: name one of these, or modes that they answer in"
     )
   return settings
 
@@ -94,15 +100,21 @@ def measure(
   batch_size: int,
   progress: Progress,
 ) -> pathlib.Path:
-  """Writes `latency.json` of `run` with the points of all runs; raises RunError where their test slates differ, before any is measured."""
-  plans, slates = [], None
+  """Writes `RUN/evaluation/latency.json` of `run` with the points of all runs, and returns its path.
+
+  `stages`, `compressors`: see `find_settings`; runs to `compare` are measured by what they have of them. `requests` are timed one by one
+  for a point; all test slates are ranked for its R@1, `batch_size` at a time. Raises RunError where test slates differ, before any is
+  measured, and what `find_settings` raises.
+  """
+  plans: list[tuple[Run, list[Setting]]] = []
+  slates: tuple[Slate, ...] = ()
   for directory in (run, *compare):
-    saved = load.SavedRun.open(directory)
+    saved = Run.open(directory)
     settings = find_settings(saved, stages, compressors, strict=directory == run, modes=modes, presentations=presentations)
-    own = load.load_slates(saved, load.load_catalogue(saved), "test")[: saved.config.evaluation.max_slates or None]
+    own = load_slates(saved, load_catalogue(saved), "test")[: saved.config.evaluation.max_slates]
     slates = slates or own
     if [s.candidates for s in own] != [s.candidates for s in slates]:
-      raise RunError(f"--compare: {directory} has other test slates than {run}; compare runs of the same data and slates")
+      raise RunError(f"{directory} has other test slates than {run}; compare runs of the same data and slates")
     plans.append((saved, settings))
   points = [
     point
@@ -117,40 +129,43 @@ def measure(
 
 
 def measure_run(
-  run: load.SavedRun, settings: Sequence[Setting], slates: Sequence[Slate], *, requests: int, batch_size: int, progress: Progress
+  run: Run, settings: Sequence[Setting], slates: Sequence[Slate], *, requests: int, batch_size: int, progress: Progress
 ) -> list[dict[str, Any]]:
   """The points of one run."""
   rerankers = _load_all(run, settings, batch_size)
-  points, timed = [], []
+  points: list[dict[str, Any]] = []
+  timed: list[tuple[Reranker, list[Request]]] = []
   with progress.task(f"latency: {run.directory.name}", len(settings) * len(slates), "slates") as task:
     for setting in settings:
-      reranker = rerankers[setting[:2]]
+      policy, reranker = setting.policy, rerankers[setting[:2]]
       asked = [
         Request(s.history, s.candidates, timestamp=s.timestamp, mode=setting.mode, presentations=setting.presentations) for s in slates
       ]
-      point = {"run": str(run.directory), "preset": run.config.model.preset, **setting._asdict()}
-      points.append(point | _rank_all(reranker, asked, slates, batch_size, task))
+      asked_as = {"compressor": setting.compressor, "mode": setting.mode, "presentations": setting.presentations}
+      point = {"run": str(run.directory), "preset": run.config.model.preset, "stage": policy.stage, "title": policy.rankers[0].title}
+      points.append(point | asked_as | _rank_all(reranker, asked, slates, batch_size, task))
       timed.append((reranker, asked[:requests]))
   return [point | times for point, times in zip(points, _time_one_by_one(timed), strict=True)]
 
 
-def _load_all(run: load.SavedRun, settings: Iterable[Setting], batch_size: int) -> dict[tuple[str, str], Reranker]:
-  """A re-ranker for each (stage, compressor); those of a stage share its parameters."""
-  context, mesh = load.open_context(run), make_mesh(devices=jax.devices()[:1])
-  policy_of = functools.cache(lambda stage: load.load_policy(run, stage, context, mesh))
+def _load_all(run: Run, settings: Iterable[Setting], batch_size: int) -> dict[tuple[PolicyRecord, str], Reranker]:
+  """A re-ranker for each (policy, compressor); those of a policy share its parameters."""
+  context, mesh = open_context(run), make_mesh(devices=jax.devices()[:1])
+  load = functools.cache(lambda policy: load_policy(run, policy, context, mesh))
   rerankers = {}
-  for stage, compressor in dict.fromkeys(setting[:2] for setting in settings):
-    own = [setting for setting in settings if setting[:2] == (stage, compressor)]
+  for policy, compressor in dict.fromkeys(setting[:2] for setting in settings):
+    own = [setting for setting in settings if setting[:2] == (policy, compressor)]
     modes, most = tuple(dict.fromkeys(setting.mode for setting in own)), max(setting.presentations for setting in own)
     options = Options(mode=modes[0], modes=modes, batch_size=batch_size, max_presentations=most)
     variant = None if compressor == FULL_HISTORIES else compressor
-    rerankers[stage, compressor] = Reranker.of_policy(policy_of(stage), compressor=variant, options=options)
+    rerankers[policy, compressor] = Reranker.of_policy(load(policy), compressor=variant, options=options)
   return rerankers
 
 
 def _rank_all(reranker: Reranker, asked: Sequence[Request], slates: Sequence[Slate], batch_size: int, task: Task) -> dict[str, Any]:
   labels = slate_labels(slates)
-  rankings, tokens = np.full(labels.shape, -1, np.int64), []
+  rankings = np.full(labels.shape, -1, np.int64)
+  tokens: list[int] = []
   for start in range(0, len(asked), batch_size):
     for place, ranking in enumerate(reranker.rank_batch(asked[start : start + batch_size]), start):
       rankings[place, : len(ranking.order)] = [slates[place].candidates.index(id) for id in ranking.order]

@@ -11,7 +11,8 @@ from typing import Any
 from gr2_jax.data.jsonl import numbered_lines, parse_object
 from gr2_jax.data.schema import DataError
 from gr2_jax.files import write_json
-from gr2_jax.runs.run import RunError, list_differences
+from gr2_jax.runs.fingerprints import list_differences
+from gr2_jax.runs.run import RunError
 from gr2_jax.serving.request import Ranking, RequestError, parse_request
 from gr2_jax.serving.reranker import Prepared, Reranker
 from gr2_jax.training.interrupts import StopSignal
@@ -27,7 +28,7 @@ def rerank_file(
   or the part was made with others.
   """
   if target.exists():
-    raise RunError(f"--output: {target} exists; remove it, or give another name")
+    raise RunError(f"{target} exists; remove it, or give another name")
   part, made_with = (target.with_name(f"{target.name}{suffix}") for suffix in (".part", ".part.json"))
   done = _resume(part, made_with, settings)
   total = sum(1 for _ in numbered_lines(source))
@@ -57,7 +58,7 @@ def rank_lines(reranker: Reranker, lines: Iterable[tuple[int, bytes]]) -> Iterat
 
 
 def _prepare(reranker: Reranker, number: int, line: bytes) -> tuple[dict[str, Any], Prepared | RequestError]:
-  head = {"line": number, "id": None}
+  head: dict[str, Any] = {"line": number, "id": None}
   try:
     try:
       record = parse_object(line)

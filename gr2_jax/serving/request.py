@@ -1,7 +1,7 @@
 """What a re-ranker is asked and what it answers, and the checks that a request passes before any work starts."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gr2_jax.data.jsonl import as_id, as_integer, required, to_item
@@ -52,8 +52,8 @@ class Ranking:
   score with one presentation, else Borda points as a share of the most possible. `reasoning`: the text of the first presentation, None
   where nothing was reasoned. `timings`: milliseconds of preparing, and of the device's work on its batch. `fallback`: the upstream
   order was given for the `reason`. `history_tokens`: the tokens of the history that the prompt held. `dropped_history`: history items
-  left out, because the prompt or the compressor's budget has no room for the oldest, or because they are new and have no slots.
-  `compressor`: what shortened the history, one of `language.compress.VARIANTS` ("rules" where the rewriter has no text of it), or None.
+  left out, because the prompt or the compressor's budget has no room for the oldest, or because they are new and have no soft tokens.
+  `compressor`: what shortened the history, one of `compression.rules.VARIANTS` ("rules" where the rewriter has no text of it), or None.
   `assigned`: items that are not in the catalogue, given a semantic ID by their text.
   """
 
@@ -88,15 +88,17 @@ def parse_request(record: Mapping[str, Any]) -> Request:
   """The request of a JSON object: `history` and `candidates`, `id`, `timestamp`, `mode` and `presentations` when given; the rest is
   ignored, so that a line of a slates file is a request. Raises RequestError.
   """
+  kinds: tuple[tuple[str, Callable[[Any, str], Any]], ...] = (
+    ("id", as_id),
+    ("timestamp", as_integer),
+    ("mode", as_id),
+    ("presentations", as_integer),
+  )
   try:
     return Request(
       history=_items(required(record, "history", _as_list), "history"),
       candidates=_items(required(record, "candidates", _as_list), "candidates"),
-      **{
-        name: parse(record[name], name)
-        for name, parse in (("id", as_id), ("timestamp", as_integer), ("mode", as_id), ("presentations", as_integer))
-        if record.get(name) is not None
-      },
+      **{name: parse(record[name], name) for name, parse in kinds if record.get(name) is not None},
     )
   except RequestError:
     raise

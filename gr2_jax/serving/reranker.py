@@ -11,14 +11,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gr2_jax.compression.compressor import HistoryCompressor
+from gr2_jax.compression.cache import load_memory
+from gr2_jax.compression.compressor import HistoryCompressor, check_compressor
 from gr2_jax.data.schema import DataError, Item, Slate
 from gr2_jax.language.answers import reference_tokens
 from gr2_jax.language.prompts import PromptContext, PromptStyle, direct_opening, history_room, present, render_prompt
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.rerank import round_length
-from gr2_jax.runs import load
-from gr2_jax.runs.load import Policy
+from gr2_jax.runs.load import Policy, load_policy, open_context, prompt_style
+from gr2_jax.runs.policies import PolicyRecord, find_policy
+from gr2_jax.runs.run import Run, RunError
 from gr2_jax.serving.cold_start import ColdStart
 from gr2_jax.serving.engine import Engine, Row, RowAnswer, default_batch_sizes, default_prompt_lengths, style_of
 from gr2_jax.serving.request import MODES, Ranking, Request, RequestError, borda_scores, item_id, upstream_ranking
@@ -32,7 +34,7 @@ class Options:
   `mode` None: in which the policy was trained to answer, or the first of `modes` where that is not served.
 
   `prompt_lengths`: to which prompts are padded (none given: half the longest prompt, and it whole; with compressed histories the usual
-  prompt's in place of half the longest). `prefix_slots`: slates that stay on the device for reuse (0: none). The most candidates of a
+  prompt's in place of half the longest). `prefix_cache`: slates that stay on the device for reuse (0: none). The most candidates of a
   request (at most as many as the vocabulary has names), history items and presentations.
   """
 
@@ -41,12 +43,12 @@ class Options:
   modes: tuple[str, ...] = MODES
   batch_size: int = 16
   prompt_lengths: tuple[int, ...] = ()
-  prefix_slots: int = 0
+  prefix_cache: int = 0
   max_candidates: int | None = None
   max_history: int = 1000
   max_presentations: int = 8
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not self.modes:
       raise DataError(f"modes: none; choose from {', '.join(MODES)}")
     own = () if self.mode is None else ((self.mode, self.modes),)
@@ -57,10 +59,9 @@ class Options:
       if getattr(self, name) < 1:
         raise DataError(f"{name}: {getattr(self, name)} must be at least 1")
 
-  def with_mode(self, trained: str) -> "Options":
-    """With a mode in place of None, for a policy that was `trained` to answer in one."""
-    mode = self.mode or (trained if trained in self.modes else self.modes[0])
-    return dataclasses.replace(self, mode=mode)
+  def mode_for(self, trained: str) -> str:
+    """The mode of requests that name none, for a policy that was `trained` to answer in one."""
+    return self.mode or (trained if trained in self.modes else self.modes[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,17 +90,21 @@ class Reranker:
     cold_start: ColdStart | None = None,
     compressor: HistoryCompressor | None = None,
   ):
-    """`max_new_tokens`: the limit of reasoned answers. `compressor`: what shortens histories; for slots the parameters have a `memory`.
+    """`max_new_tokens`: the limit of reasoned answers. `compressor`: what shortens histories; soft tokens need parameters with a `memory`.
 
     Raises DataError for a style without compact answers, and for reuse where the history comes first.
     """
     if style.answer != "compact":
       raise DataError(f"prompt.answer: serving decodes compact answers, which are permutations by construction, not {style.answer}")
-    if options.prefix_slots and style.order != "candidates_first":
-      raise DataError("prefix_slots: a slate can be reused only where it comes first; train with prompt.order='candidates_first'")
-    most = min(options.max_candidates or context.vocabulary.num_candidates, context.vocabulary.num_candidates)
-    options = dataclasses.replace(options, max_candidates=most).with_mode("direct" if style.direct else "reason")
-    lengths, rest_lengths = _padded_lengths(options, style, len(direct_opening(context.vocabulary, style)), compressor)
+    if options.prefix_cache and style.order != "candidates_first":
+      raise DataError("prefix_cache: a slate can be reused only where it comes first; train with prompt.order='candidates_first'")
+    names = context.vocabulary.num_candidates
+    self._max_candidates = names if options.max_candidates is None else min(options.max_candidates, names)
+    self._mode = options.mode_for("direct" if style.direct else "reason")
+    options = dataclasses.replace(options, max_candidates=self._max_candidates, mode=self._mode)
+    lengths, rest_lengths = _padded_lengths(
+      options, style, len(direct_opening(context.vocabulary, style)), compressor, self._max_candidates
+    )
     self.options = options
     self.context, self.style, self.compressor = context, style, compressor
     self.engine = Engine(
@@ -110,7 +115,7 @@ class Reranker:
       max_new_tokens=max_new_tokens,
       batch_sizes=default_batch_sizes(options.batch_size),
       prompt_lengths=lengths,
-      prefix_slots=options.prefix_slots,
+      prefix_cache=options.prefix_cache,
       rest_lengths=rest_lengths,
     )
     self._cold_start = cold_start
@@ -125,31 +130,31 @@ class Reranker:
     options: Options = Options(),
     mesh: Mesh | None = None,
   ) -> "Reranker":
-    """The policy at the end of `stage` (one of `load.POLICIES`) of the run directory `run`, on one device unless a `mesh` says otherwise.
+    """The policy that `stage` left in the run directory `run`, on one device unless a `mesh` says otherwise.
 
-    `compressor`: one of the run's variants, by which histories are shortened (None: they stand in full). Raises DataError where the run
-    lacks what is needed, and what the constructor raises.
+    `compressor`: one of the run's variants, by which histories are shortened (None: they stand in full). Raises RunError where the run
+    lacks what is needed, naming the stages that left a policy, and what the constructor raises.
     """
-    saved = load.SavedRun.open(run)
-    saved.check_policy(stage)
+    saved = Run.open(run)
+    record = find_served(saved, stage)
     if compressor is not None:
-      saved.check_compressor(compressor)
-    policy = load.load_policy(saved, stage, load.open_context(saved), mesh or make_mesh(devices=jax.devices()[:1]))
+      check_compressor(saved, compressor)
+    policy = load_policy(saved, record, open_context(saved), mesh or make_mesh(devices=jax.devices()[:1]))
     return cls.of_policy(policy, compressor=compressor, options=options)
 
   @classmethod
   def of_policy(cls, policy: Policy, *, compressor: str | None = None, options: Options = Options()) -> "Reranker":
     """The re-ranker of a policy that is loaded; several, for example with other compressors, share its parameters."""
-    saved, context = policy.run, policy.context
+    run, context = policy.run, policy.context
     return cls(
       policy.decoder,
-      policy.params | (load.load_memory(saved) if compressor == "slots" else {}),
+      policy.params | (load_memory(run) if compressor == "soft_tokens" else {}),
       context,
-      load.prompt_style(saved),
-      max_new_tokens=saved.config.rl.max_new_tokens,
-      options=options.with_mode(load.policy_mode(saved, policy.stage)),
-      cold_start=ColdStart(saved, context),
-      compressor=HistoryCompressor.load(saved, compressor, context) if compressor else None,
+      prompt_style(run),
+      max_new_tokens=run.config.decoding.max_new_tokens,
+      options=dataclasses.replace(options, mode=options.mode_for(policy.record.mode)),
+      cold_start=ColdStart(run, context),
+      compressor=HistoryCompressor.load(run, compressor, context) if compressor else None,
     )
 
   def warm_up(self, on_progress: Callable[[int, int], None] | None = None) -> None:
@@ -171,7 +176,7 @@ class Reranker:
   def prepare(self, request: Request) -> Prepared:
     """Checks and renders a request; raises RequestError."""
     began = time.perf_counter()
-    mode = request.mode or self.options.mode
+    mode = request.mode or self._mode
     presentations = self.options.presentations if request.presentations is None else request.presentations
     candidates = tuple(map(item_id, request.candidates))
     self._check(request, mode, presentations, candidates)
@@ -183,14 +188,15 @@ class Reranker:
     for number in range(presentations):
       # The same orders for every slate of a size, so that its presentations are reused like the upstream one.
       shown = present(len(candidates), "shuffled" if number else "upstream", (0, len(candidates), number))
+      order = shown.tolist()
       try:
         if history is None and self.compressor is not None:
           history = self.compressor(slate.history, context, history_room(slate, context, style))
-        prompt = render_prompt(slate, shown, context, style, None if history is None else history.tokens)
+        prompt = render_prompt(slate, order, context, style, None if history is None else history.tokens)
       except DataError as error:
         raise RequestError("too_long", str(error)) from None
-      shared = prompt.tokens.index(context.vocabulary.special("history")) if self.options.prefix_slots else 0
-      rows.append(Row(prompt.tokens, shared, reference_tokens(shown, context.vocabulary, style, codes), shown))
+      shared = prompt.tokens.index(context.vocabulary.special("history")) if self.options.prefix_cache else 0
+      rows.append(Row(prompt.tokens, shared, reference_tokens(order, context.vocabulary, style, codes), shown))
     fields = {
       "history_tokens": prompt.history_tokens,
       "dropped_history": prompt.dropped_history if history is None else history.dropped,
@@ -201,7 +207,7 @@ class Reranker:
 
   def rank_prepared(self, requests: Sequence[Prepared]) -> list[Ranking]:
     """A ranking for each request, in batches of those with the same mode. Never raises: what fails gets the upstream order."""
-    rankings: list[Ranking | None] = [None] * len(requests)
+    rankings: dict[int, Ranking] = {}
     for mode in {request.mode for request in requests}:
       places = [place for place, request in enumerate(requests) if request.mode == mode]
       began = time.perf_counter()
@@ -215,7 +221,7 @@ class Reranker:
       for place in places:
         own, answers = answers[: len(requests[place].rows)], answers[len(requests[place].rows) :]
         rankings[place] = self._combine(requests[place], own, failure, model_ms)
-    return rankings
+    return [rankings[place] for place in range(len(requests))]
 
   def _check(self, request: Request, mode: str, presentations: int, candidates: tuple[str, ...]) -> None:
     options = self.options
@@ -226,7 +232,7 @@ class Reranker:
     if len(set(candidates)) != len(candidates):
       twice = next(c for i, c in enumerate(candidates) if c in candidates[:i])
       raise RequestError("repeated_candidate", f"candidates: {twice!r} is repeated; list each candidate once")
-    limits = (("candidates", len(candidates), options.max_candidates), ("history", len(request.history), options.max_history))
+    limits = (("candidates", len(candidates), self._max_candidates), ("history", len(request.history), options.max_history))
     for name, size, most in (*limits, ("presentations", presentations, options.max_presentations)):
       if size > most:
         raise RequestError("too_many", f"{name}: {size} are more than {most}, the most that this server takes")
@@ -251,17 +257,17 @@ class Reranker:
 
   def _combine(self, request: Prepared, answers: Sequence[RowAnswer], failure: str | None, model_ms: float) -> Ranking:
     fields = {"timings": {"prepare_ms": round(request.prepare_ms, 3), "model_ms": round(model_ms, 3)}, **request.fields}
-    valid = [answer for answer in answers if answer.order is not None]
+    valid = [(answer.order, answer.scores) for answer in answers if answer.order is not None]
     if not valid:
       return upstream_ranking(request.candidates, failure or f"invalid answer: {answers[0].error}", **fields)
     size = len(request.candidates)
     if len(request.rows) == 1:
-      order, scores = valid[0].order, valid[0].scores
-      scores = borda_scores(size) if scores is None else tuple(map(float, scores))
+      order, computed = valid[0]
+      scores = borda_scores(size) if computed is None else tuple(map(float, computed))
     else:
       points = np.zeros(size)
-      for answer in valid:
-        points[answer.order] += borda_scores(size)
+      for order, _ in valid:
+        points[order] += borda_scores(size)
       order = np.argsort(-points, kind="stable")
       scores = tuple((points[order] / len(valid)).tolist())
     return Ranking(tuple(request.candidates[i] for i in order), scores, self._reasoning(answers[0].completion), **fields)
@@ -273,8 +279,17 @@ class Reranker:
     return self.context.vocabulary.decode(completion[1 : completion.index(closing)])
 
 
+def find_served(run: Run, stage: str) -> PolicyRecord:
+  """The policy that a stage left; raises RunError where there is none, or where what its prompts are made of is not there."""
+  record = find_policy(run, stage)
+  missing = [name for name in ("data", "tokenize") if not run.is_done(name)]
+  if missing:
+    raise RunError(f"{run.directory}: not finished: {', '.join(missing)}; run these stages first, or name another run")
+  return record
+
+
 def _padded_lengths(
-  options: Options, style: PromptStyle, opening: int, compressor: HistoryCompressor | None
+  options: Options, style: PromptStyle, opening: int, compressor: HistoryCompressor | None, max_candidates: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
   """To which lengths prompts are padded, and what follows a slate that is reused (none: the same); `opening`: tokens of a direct one's."""
   longest, given = style.max_prompt_tokens + opening, tuple(sorted(options.prompt_lengths))
@@ -284,8 +299,8 @@ def _padded_lengths(
     return given, ()
   if compressor is None:
     return default_prompt_lengths(longest), ()
-  if options.prefix_slots:
+  if options.prefix_cache:
     rest = compressor.budget + 2 + opening  # <history>, its tokens, <assistant>
     return default_prompt_lengths(longest), (round_length(rest),)
   # Slates are no shorter for it: a prompt with the most candidates may still be as long as it may be.
-  return default_prompt_lengths(longest, longest - compressor.saving(options.max_candidates)), ()
+  return default_prompt_lengths(longest, longest - compressor.saving(max_candidates)), ()

@@ -7,9 +7,9 @@ by the upstream order, with 429 when too many wait, with 503 while stopping.
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import FastAPI, Response
 from fastapi.exceptions import RequestValidationError
@@ -18,6 +18,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gr2_jax.compression.rules import VARIANTS
 from gr2_jax.data.jsonl import INTEGER_LIMIT
@@ -68,7 +70,7 @@ class RankBody(BaseModel):
   history: Annotated[list[_Id | ItemBody], Field(max_length=10_000)]
   candidates: Annotated[list[_Id | ItemBody], Field(min_length=1, max_length=10_000)]
   timestamp: Annotated[StrictInt, Field(gt=-INTEGER_LIMIT, lt=INTEGER_LIMIT)] | None = Field(None, description="Unix seconds")
-  mode: Literal[MODES] | None = None
+  mode: Literal[MODES] | None = None  # type: ignore[valid-type]
   presentations: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
 
   def to_request(self) -> Request:
@@ -89,14 +91,14 @@ class RankingBody(BaseModel):
   reason: str | None
   history_tokens: int
   dropped_history: int
-  compressor: Literal[VARIANTS] | None
+  compressor: Literal[VARIANTS] | None  # type: ignore[valid-type]
   assigned: list[str]
 
 
 class ErrorDetail(BaseModel):
   """What was wrong, in one word and in one sentence."""
 
-  kind: Literal[(*KINDS, *_FAILURES)]
+  kind: Literal[(*KINDS, *_FAILURES)]  # type: ignore[valid-type]
   message: str
 
 
@@ -136,16 +138,16 @@ class _Metrics:
 class _LimitBody:
   """ASGI middleware: a body that is too large or too slow ends the request, however it is sent."""
 
-  def __init__(self, app: Any, options: ServerOptions):
+  def __init__(self, app: ASGIApp, options: ServerOptions):
     self.app, self.options = app, options
 
-  async def __call__(self, scope, receive, send) -> None:
+  async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
       await self.app(scope, receive, send)
       return
     size, whole, closes = 0, False, time.monotonic() + self.options.body_timeout
 
-    async def limited():
+    async def limited() -> Message:
       nonlocal size, whole
       if whole:  # what comes now is the end of the connection
         return await receive()
@@ -173,7 +175,7 @@ def make_app(reranker: Reranker, options: ServerOptions = ServerOptions()) -> Fa
   metrics = _Metrics(reranker, lambda: batcher.waiting)
 
   @asynccontextmanager
-  async def lifespan(_: FastAPI):
+  async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     async with batcher:
       yield
 
@@ -225,7 +227,7 @@ def make_app(reranker: Reranker, options: ServerOptions = ServerOptions()) -> Fa
   return app
 
 
-def _rank(reranker: Reranker, metrics: _Metrics, batch: list[Prepared]) -> list[Ranking]:
+def _rank(reranker: Reranker, metrics: _Metrics, batch: Sequence[Prepared]) -> list[Ranking]:
   metrics.batch_size.observe(len(batch))
   return reranker.rank_prepared(batch)
 
@@ -248,26 +250,26 @@ _KIND_OF_STATUS = {
 def _add_error_handlers(app: FastAPI, metrics: _Metrics) -> None:
   """Every refusal has the shape of `ErrorBody`."""
 
-  def refuse(request, status: int, kind: str, message: str, headers=None) -> JSONResponse:
-    if request.url.path == "/rank":
+  def refuse(http: HttpRequest, status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    if http.url.path == "/rank":
       metrics.requests.labels(str(status)).inc()
     text = message.encode("utf-8", "replace").decode("utf-8")  # a client's half surrogates stand in names of fields
     return JSONResponse({"error": {"kind": kind, "message": text}}, status, headers)
 
-  async def of_status(request, error: HTTPException) -> JSONResponse:
+  async def of_status(http: HttpRequest, error: HTTPException) -> JSONResponse:
     kind = _KIND_OF_STATUS.get(error.status_code, "bad_request")
     headers = {"Retry-After": "1"} if error.status_code == 429 else error.headers
-    return refuse(request, error.status_code, kind, str(error.detail), headers)
+    return refuse(http, error.status_code, kind, str(error.detail), headers)
 
-  async def of_validation(request, error: RequestValidationError) -> JSONResponse:
+  async def of_validation(http: HttpRequest, error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-      return refuse(request, 400, "broken_json", f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+      return refuse(http, 400, "broken_json", f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}")
     where = ".".join(map(str, first["loc"][1:]))
-    return refuse(request, 422, "bad_request", f"{where or 'body'}: {first['msg']}")
+    return refuse(http, 422, "bad_request", f"{where or 'body'}: {first['msg']}")
 
-  async def of_request(request, error: RequestError) -> JSONResponse:
-    return refuse(request, 422, error.kind, str(error))
+  async def of_request(http: HttpRequest, error: RequestError) -> JSONResponse:
+    return refuse(http, 422, error.kind, str(error))
 
   app.add_exception_handler(HTTPException, of_status)
   app.add_exception_handler(RequestValidationError, of_validation)

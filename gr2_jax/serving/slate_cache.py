@@ -13,62 +13,62 @@ from gr2_jax.models.config import ModelConfig
 
 @struct.dataclass
 class SlatePool:
-  """`k`, `v [layers, slots, Ls, KV, Dh]` and the number of real tokens in each slot, `lengths [slots]`."""
+  """`k`, `v [layers, entries, Ls, KV, Dh]` and the number of real tokens of each entry, `lengths [entries]`."""
 
   k: jax.Array
   v: jax.Array
   lengths: jax.Array
 
   @classmethod
-  def empty(cls, config: ModelConfig, slots: int, length: int) -> "SlatePool":
-    """Slots of at most `length` tokens."""
-    zeros = jnp.zeros((config.num_layers, slots, length, config.num_kv_heads, config.head_dim), config.dtype)
-    return cls(k=zeros, v=jnp.zeros_like(zeros), lengths=jnp.zeros(slots, jnp.int32))
+  def empty(cls, config: ModelConfig, entries: int, length: int) -> "SlatePool":
+    """Room for so many slates of at most `length` tokens."""
+    zeros = jnp.zeros((config.num_layers, entries, length, config.num_kv_heads, config.head_dim), config.dtype)
+    return cls(k=zeros, v=jnp.zeros_like(zeros), lengths=jnp.zeros(entries, jnp.int32))
 
-  def write(self, slots: jax.Array, prefix: Prefix) -> "SlatePool":
-    """With the rows of `prefix` at `slots [M]`; slots past the last are left out."""
+  def write(self, entries: jax.Array, prefix: Prefix) -> "SlatePool":
+    """With the rows of `prefix` as the entries `entries [M]`; those past the last are left out."""
     length = prefix.mask.shape[1]
     return SlatePool(
-      k=self.k.at[:, slots, :length].set(prefix.k, mode="drop"),
-      v=self.v.at[:, slots, :length].set(prefix.v, mode="drop"),
-      lengths=self.lengths.at[slots].set(prefix.mask.astype(jnp.int32).sum(axis=1), mode="drop"),
+      k=self.k.at[:, entries, :length].set(prefix.k, mode="drop"),
+      v=self.v.at[:, entries, :length].set(prefix.v, mode="drop"),
+      lengths=self.lengths.at[entries].set(prefix.mask.astype(jnp.int32).sum(axis=1), mode="drop"),
     )
 
-  def read(self, slots: jax.Array, length: int) -> Prefix:
-    """The slates at `slots [B]`, none of which has more than `length` tokens."""
-    mask = jnp.arange(length) < self.lengths[slots][:, None]
-    return Prefix(k=self.k[:, slots, :length], v=self.v[:, slots, :length], mask=mask)
+  def read(self, entries: jax.Array, length: int) -> Prefix:
+    """The slates of `entries [B]`, none of which has more than `length` tokens."""
+    mask = jnp.arange(length) < self.lengths[entries][:, None]
+    return Prefix(k=self.k[:, entries, :length], v=self.v[:, entries, :length], mask=mask)
 
 
 class SlateIndex:
-  """Which slate lies in which slot: the least recently used makes room."""
+  """Which entry of a pool of `size` holds which slate: the least recently used makes room."""
 
-  def __init__(self, slots: int):
-    self.slots = slots
+  def __init__(self, size: int):
+    self.size = size
     self.hits = self.misses = 0
-    self._slot_of: OrderedDict[bytes, int] = OrderedDict()
+    self._entry_of: OrderedDict[bytes, int] = OrderedDict()
 
   def find(self, keys: Sequence[bytes]) -> tuple[list[int], list[int]]:
-    """(slot of each key, places of the keys whose slots must be written now: the first of each that was not there).
+    """(entry of each key, places in `keys` of those whose entries must be written now: the first of each that was not there).
 
-    Raises ValueError for more different keys than slots.
+    Raises ValueError for more different keys than entries.
     """
-    if len(set(keys)) > self.slots:
-      raise ValueError(f"slots: {self.slots} are too few for a batch of {len(set(keys))} slates; raise prefix_slots")
+    if len(set(keys)) > self.size:
+      raise ValueError(f"size: {self.size} entries are too few for a batch of {len(set(keys))} slates")
     missing = []
     for key in keys:  # all that are there first, so that none of them makes room for another of the same batch
-      if key in self._slot_of:
-        self._slot_of.move_to_end(key)
+      if key in self._entry_of:
+        self._entry_of.move_to_end(key)
     for place, key in enumerate(keys):
-      if key in self._slot_of:
+      if key in self._entry_of:
         self.hits += 1
         continue
       self.misses += 1
-      free = len(self._slot_of)
-      self._slot_of[key] = self._slot_of.popitem(last=False)[1] if free == self.slots else free
+      free = len(self._entry_of)
+      self._entry_of[key] = self._entry_of.popitem(last=False)[1] if free == self.size else free
       missing.append(place)
-    return [self._slot_of[key] for key in keys], missing
+    return [self._entry_of[key] for key in keys], missing
 
   def clear(self) -> None:
     """Forgets all slates, for example when the pool was lost."""
-    self._slot_of.clear()
+    self._entry_of.clear()

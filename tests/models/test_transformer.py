@@ -1,5 +1,7 @@
 """The decoder against a plain NumPy one, and the identities that rollout and update rest on."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,8 +170,6 @@ def test_shared_prefix_equals_the_whole_sequence(model, cached):
 
 
 def test_remat_and_untied_output_run(model):
-  import dataclasses
-
   config = dataclasses.replace(preset("test", V), remat=True, tie_embedding=False)
   decoder = Decoder(config)
   params = init_params(decoder, jax.random.key(0))
@@ -211,6 +211,30 @@ def test_attention_and_its_gradients_equal_one_plain_softmax():
     return jax.value_and_grad(value, argnums=(0, 1, 2))(q, prompt, own)
 
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), run(transformer.attend), run(_attend_plainly))
+
+
+def test_attention_is_looked_up_by_its_name(model, monkeypatch):
+  decoder, params = model
+  tokens = row([1, 2, 3])
+
+  def hidden(attention):
+    return Decoder(dataclasses.replace(decoder.config, attention=attention)).apply({"params": params}, *tokens)[0]
+
+  with pytest.raises(ValueError, match=r"attention: .*matrices"):
+    hidden("rows")
+  monkeypatch.setitem(transformer.ATTENTION, "plain", _attend_plainly)
+  np.testing.assert_allclose(hidden("plain"), hidden("matrices"), atol=1e-5)
+
+
+def test_intermediates_are_every_layers_outputs_and_never_parameters(model):
+  decoder, params = model
+  assert set(decoder.init(jax.random.key(0), *row([1]))) == {"params"}
+  (hidden, _), seen = decoder.apply({"params": params}, *row([1, 2, 3]), mutable=["intermediates"])
+  (outputs,) = seen["intermediates"]["layers"]["output"]
+  assert outputs.shape == (decoder.config.num_layers, 1, 3, decoder.config.width)
+  last = outputs[-1] * jax.lax.rsqrt(jnp.mean(outputs[-1] ** 2, axis=-1, keepdims=True) + decoder.config.norm_eps)
+  np.testing.assert_allclose(hidden, last * params["final_norm"]["scale"], atol=1e-5)
+  np.testing.assert_array_equal(hidden, decoder.apply({"params": params}, *row([1, 2, 3]))[0])
 
 
 def test_blocks_of_queries_change_nothing(model, monkeypatch):

@@ -2,6 +2,8 @@
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +38,7 @@ def rank_terms(
   grouped = rankings.reshape(-1, rankings.shape[-2] if shared else 1, size)
   lead = rankings.shape[: -2 if shared else -1]
 
-  def fit(name, x):
+  def fit(name: str, x: jax.Array) -> jax.Array:
     if not shared and 1 < x.ndim == rankings.ndim - 1:
       x = x[..., None, :]
     return _fit(name, x, (*lead, size), rankings.shape).reshape(-1, size)
@@ -75,7 +77,9 @@ def group_rank_terms(
   return _dispatch(rankings, **slates, shaping=shaping, options=options, **normalisation)
 
 
-def _fill(labels, shown, upstream, mask, size) -> dict[str, jax.Array]:
+def _fill(
+  labels: jax.Array, shown: jax.Array | None, upstream: jax.Array | None, mask: jax.Array | None, size: int
+) -> dict[str, jax.Array]:
   natural = jnp.arange(size, dtype=jnp.int32)
   return {
     "labels": labels,
@@ -85,21 +89,23 @@ def _fill(labels, shown, upstream, mask, size) -> dict[str, jax.Array]:
   }
 
 
-def _fit(name, x, shape, rankings_shape) -> jax.Array:
+def _fit(name: str, x: jax.Array, shape: tuple[int, ...], rankings_shape: tuple[int, ...]) -> jax.Array:
   try:
     return jnp.broadcast_to(x, shape)
   except ValueError:
     raise ValueError(f"{name}: shape {x.shape} does not fit rankings {rankings_shape}, whose last axis is the candidates'") from None
 
 
-def _dispatch(rankings, labels, shown, upstream, mask, shaping, **static):
+def _dispatch(
+  rankings: jax.Array, labels: jax.Array, shown: jax.Array, upstream: jax.Array, mask: jax.Array, shaping: jax.Array, **static: Any
+) -> tuple[RankTerms, jax.Array, jax.Array]:
   """Runs the platform's path, under a mesh (`jax.set_mesh`) on every device's share of the prompts.
 
   XLA does not cut a kernel into parts by itself: without the explicit map every device would compute all rows.
   """
 
-  def on_platform(*arrays):
-    def bind(path):
+  def on_platform(*arrays: jax.Array) -> tuple[RankTerms, jax.Array, jax.Array]:
+    def bind(path: Callable[..., Any]) -> Callable[..., Any]:
       return functools.partial(path, **static)
 
     kernels = {"tpu": bind(pallas.group_rank_terms_tpu), "cuda": bind(pallas.group_rank_terms_triton)}

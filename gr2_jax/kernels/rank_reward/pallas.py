@@ -9,6 +9,7 @@ list is picked by a masked sum.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,19 +28,32 @@ _TRITON_TILE = 1024  # elements of a list block: 8 registers of each of 128 thre
 
 
 def _kernel(
-  rankings_ref, labels_ref, shown_ref, upstream_ref, mask_ref, shaping_ref, terms_ref, advantages_ref, keep_ref,
-  *, options: RankRewardOptions, size: int, group: int, axis: int, **normalisation,
-):  # fmt: skip
+  rankings_ref: Any,
+  labels_ref: Any,
+  shown_ref: Any,
+  upstream_ref: Any,
+  mask_ref: Any,
+  shaping_ref: Any,
+  terms_ref: Any,
+  advantages_ref: Any,
+  keep_ref: Any,
+  *,
+  options: RankRewardOptions,
+  size: int,
+  group: int,
+  axis: int,
+  **normalisation: Any,
+) -> None:
   """Terms of the `group` rankings of each prompt in the block, and their advantages. `size`: candidates without padding."""
   mask = mask_ref[...] > 0
   labels = jnp.where(mask, labels_ref[...], 0.0)
   index = jax.lax.broadcasted_iota(jnp.int32, labels.shape, axis)
 
-  def pick(x, where):
+  def pick(x: jax.Array, where: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(where, x, 0), axis=axis, keepdims=True)
 
-  def read_order(order):
-    def step(position, state):
+  def read_order(order: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(position: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
       rank, listed = state
       hit = (index == pick(order, index == position)) & mask
       return jnp.where(hit & (rank == size), listed, rank), listed + pick(jnp.ones_like(index), hit)
@@ -50,8 +64,8 @@ def _kernel(
     valid_candidates = reference.count(mask, axis)
     return rank, (found == valid_candidates) & (listed.astype(jnp.float32) == valid_candidates)
 
-  def read_ideal_rank():
-    def step(j, rank):
+  def read_ideal_rank() -> jax.Array:
+    def step(j: jax.Array, rank: jax.Array) -> jax.Array:
       label = pick(labels, index == j)
       return rank + jnp.where((label > labels) | ((label == labels) & (j < index)), 1, 0)
 
@@ -62,8 +76,8 @@ def _kernel(
   ideal_dcgs = reference.compute_dcgs(read_ideal_rank(), reference.compute_gain(labels, options), (*options.cutoffs, size), axis)
   slate = reference.read_slate(labels, mask, shown_rank, upstream_rank, ideal_dcgs, options, axis)
 
-  def count_discordant(rank):
-    def step(position, behind):
+  def count_discordant(rank: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(position: jax.Array, behind: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
       here = rank == position
       later = rank > position
       to_shown = jnp.where(later & (shown_rank < pick(shown_rank, here)), 1.0, 0.0)
@@ -71,12 +85,12 @@ def _kernel(
       return behind[0] + to_shown, behind[1] + to_upstream
 
     nothing = jnp.zeros(labels.shape, jnp.float32)
-    behind = jax.lax.fori_loop(0, size, step, (nothing, nothing))
-    return tuple(jnp.sum(x, axis=axis, keepdims=True) for x in behind)
+    to_shown, to_upstream = jax.lax.fori_loop(0, size, step, (nothing, nothing))
+    return jnp.sum(to_shown, axis=axis, keepdims=True), jnp.sum(to_upstream, axis=axis, keepdims=True)
 
   member_index = jax.lax.broadcasted_iota(jnp.int32, shaping_ref.shape, axis)
 
-  def score_member(member, rewards):
+  def score_member(member: jax.Array, rewards: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     rank, valid = read_order(rankings_ref[member])
     terms = reference.score(rank, valid, count_discordant(rank), slate, options, axis)
     for row, value in enumerate(jax.tree.leaves(terms)):
@@ -99,28 +113,42 @@ def _width(size: int) -> int:
   return max(8, _power_of_two(size))
 
 
-def _structure(options: RankRewardOptions):
+def _structure(options: RankRewardOptions) -> jax.tree_util.PyTreeDef:
   per_cutoff = (0,) * len(options.cutoffs)
   return jax.tree.structure(RankTerms(*range(len(RankTerms._fields)))._replace(recall=per_cutoff, ndcg=per_cutoff))
 
 
-def _call(rankings, labels, shown, upstream, mask, shaping, *, options, rows, axis, compiler_params, interpret, **normalisation):
+def _call(
+  rankings: jax.Array,
+  labels: jax.Array,
+  shown: jax.Array,
+  upstream: jax.Array,
+  mask: jax.Array,
+  shaping: jax.Array,
+  *,
+  options: RankRewardOptions,
+  rows: int,
+  axis: int,
+  compiler_params: Any,
+  interpret: Any,
+  **normalisation: Any,
+) -> tuple[RankTerms, jax.Array, jax.Array]:
   """Pads to blocks of `rows` prompts, runs the kernel, and cuts the results back; takes and returns what the wrappers do."""
   prompts, group, size = rankings.shape
   padded_prompts = pl.cdiv(prompts, rows) * rows
   structure = _structure(options)
 
-  def lay(x, extent, dtype):  # [P, ..., K] to [..., extent, P] or [..., P, extent]
+  def lay(x: jax.Array, extent: int, dtype: Any) -> jax.Array:  # [P, ..., K] to [..., extent, P] or [..., P, extent]
     x = jnp.moveaxis(x.astype(dtype), 0, -2)
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, padded_prompts - prompts), (0, extent - x.shape[-1])])
     return jnp.swapaxes(x, -1, -2) if axis == 0 else x
 
-  def block(extent, *lead):
+  def block(extent: int, *lead: int) -> pl.BlockSpec:
     if axis == 0:
       return pl.BlockSpec((*lead, extent, rows), lambda i: (*[0] * len(lead), 0, i))
     return pl.BlockSpec((*lead, rows, extent), lambda i: (*[0] * len(lead), i, 0))
 
-  def output(extent):
+  def output(extent: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((extent, padded_prompts) if axis == 0 else (padded_prompts, extent), jnp.float32)
 
   width, members, num_terms = _width(size), _power_of_two(group), structure.num_leaves
@@ -149,7 +177,18 @@ def _call(rankings, labels, shown, upstream, mask, shaping, *, options, rows, ax
   )
 
 
-def group_rank_terms_tpu(rankings, labels, shown, upstream, mask, shaping, *, options, interpret=False, **normalisation):
+def group_rank_terms_tpu(
+  rankings: jax.Array,
+  labels: jax.Array,
+  shown: jax.Array,
+  upstream: jax.Array,
+  mask: jax.Array,
+  shaping: jax.Array,
+  *,
+  options: RankRewardOptions,
+  interpret: Any = False,
+  **normalisation: Any,
+) -> tuple[RankTerms, jax.Array, jax.Array]:
   """`reference.group_rank_terms` on a TPU. Lists of at most MAX_CANDIDATES."""
   prompts, group, size = rankings.shape
   width = _width(size)
@@ -167,7 +206,18 @@ def group_rank_terms_tpu(rankings, labels, shown, upstream, mask, shaping, *, op
   return _call(rankings, labels, shown, upstream, mask, shaping, **static, **normalisation)
 
 
-def group_rank_terms_triton(rankings, labels, shown, upstream, mask, shaping, *, options, interpret=False, **normalisation):
+def group_rank_terms_triton(
+  rankings: jax.Array,
+  labels: jax.Array,
+  shown: jax.Array,
+  upstream: jax.Array,
+  mask: jax.Array,
+  shaping: jax.Array,
+  *,
+  options: RankRewardOptions,
+  interpret: Any = False,
+  **normalisation: Any,
+) -> tuple[RankTerms, jax.Array, jax.Array]:
   """`reference.group_rank_terms` on a GPU. Lists of at most MAX_CANDIDATES."""
   rows = _TRITON_TILE // _width(rankings.shape[-1])
   params = plgpu.CompilerParams(num_warps=4)
