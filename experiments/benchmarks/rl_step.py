@@ -137,8 +137,8 @@ def _start(mesh: Mesh, config: UpdateConfig) -> tuple[TrainState, Update]:
 
 
 def _judge(rollout: Rollout) -> Judgement:
-  rewards = reward(rollout.completions)
-  return Judgement(rewards, np.ones_like(rewards, bool), *group_advantages(rewards, rewards), {})
+  rewards = jax.numpy.asarray(reward(np.asarray(rollout.completions)))
+  return Judgement(rewards, np.ones(rewards.shape, bool), *group_advantages(rewards, rewards), {})
 
 
 def _measure_apart(name: str) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def make_tunix_step(contract: Contract, rows: int) -> Callable[[], Any]:
       texts, contract.completion_length, max_prompt_length=contract.prompt_length, temperature=1.0, top_p=1.0, seed=next(seeds)
     )
     completions = np.stack([np.asarray(row) for row in drawn.tokens])
-    rewards = reward(completions).reshape(contract.prompts, contract.group)
+    rewards = jax.numpy.asarray(reward(completions).reshape(contract.prompts, contract.group))
     advantages, _ = jax.device_get(group_advantages(rewards, rewards))
     for start in range(0, total, rows):
       part = slice(start, start + rows)
@@ -104,7 +104,7 @@ def check_parity(contract: Contract) -> None:
   @functools.partial(jax.value_and_grad, has_aux=True)
   def ours(params: Any) -> tuple[jax.Array, jax.Array]:
     found, _ = completion_log_probs(decoder, params, *batch.texts)
-    loss = policy_loss(found, old, batch.advantages, batch.completion_mask, DAPO)
+    loss = policy_loss(found, jax.numpy.asarray(old), batch.advantages, batch.completion_mask, DAPO)
     return loss.loss_sum / loss.denominator, found
 
   (loss, found), gradient = jax.jit(ours)(params)

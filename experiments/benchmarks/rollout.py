@@ -109,6 +109,7 @@ def compare_refill(name: str, case: Refill, rounds: int = 5) -> Iterator[dict[st
   occupancy: dict[str, float] = {}
   samplers: dict[str, Callable[[], Rollout]] = {}
   expected = None
+  constraint: Any = GeometricLengths(case.mean_length, case.max_new_tokens)
   for lanes, rows in case.settings:
     config = RolloutConfig(
       DECODER,
@@ -117,7 +118,7 @@ def compare_refill(name: str, case: Refill, rounds: int = 5) -> Iterator[dict[st
       max_new_tokens=case.max_new_tokens,
       eos_id=EOS,
       pad_id=0,
-      constraint=GeometricLengths(case.mean_length, case.max_new_tokens),
+      constraint=constraint,
     )
     generate = make_generate_queue(config, lanes)
 
