@@ -15,11 +15,11 @@ import numpy as np
 
 from experiments.benchmarks.peers import to_hf_qwen3
 from experiments.benchmarks.timing import time_call, time_interleaved
-from gr2_jax.models.config import preset
+from gr2_jax.models.config import ModelConfig, preset
 from gr2_jax.models.transformer import Decoder, init_params
 from gr2_jax.rollout.beam import make_beam_search
 from gr2_jax.runs.versions import describe_machine
-from gr2_jax.semantic_ids.trie import SidTrie
+from gr2_jax.semantic_ids.trie import CompressedTrie, DenseTrie, SidTrie
 
 _ITEMS, _LEVELS, _CODES, _TEXT, _PROMPT = 12_101, 4, 256, 2_048, 128
 _SIZES = ((32, 20), (8, 50))
@@ -53,7 +53,7 @@ def _compare(num_prompts: int, beams: int) -> Iterator[dict[str, Any]]:
   inputs = params, jnp.asarray(prompts, jnp.int32), jnp.ones(prompts.shape, jnp.int32)
   sid_tokens = jnp.asarray(_SID_TOKENS)
 
-  def ours(form):
+  def ours(form: DenseTrie | CompressedTrie) -> Callable[[], tuple[jax.Array, jax.Array]]:
     return lambda: search(*inputs, form, sid_tokens)[:2]
 
   peers = {"gr2_jax": ours(trie.compressed()), "gr2_jax dense": ours(trie.dense())}
@@ -75,7 +75,7 @@ def _compare(num_prompts: int, beams: int) -> Iterator[dict[str, Any]]:
     }
 
 
-def _check_same(name: str, result, expected) -> None:
+def _check_same(name: str, result: tuple[Any, Any], expected: tuple[Any, Any]) -> None:
   """Raises AssertionError unless codes `[P, beams, L]` and log-probabilities `[P, beams]` agree; items that tie may change places."""
   (codes, log_probs), (expected_codes, expected_log_probs) = (map(np.asarray, pair) for pair in (result, expected))
   np.testing.assert_allclose(log_probs, expected_log_probs, atol=1e-3, err_msg=name)
@@ -86,18 +86,18 @@ def _check_same(name: str, result, expected) -> None:
   assert not differ.any(), f"{name}: {differ.sum()} of {differ.size} items differ"
 
 
-def _make_transformers(config, params, codes, prompts, beams) -> Callable[[], Any]:
+def _make_transformers(config: ModelConfig, params: Any, codes: np.ndarray, prompts: np.ndarray, beams: int) -> Callable[[], Any]:
   import torch
 
   model = to_hf_qwen3(config, params)
-  legal: dict[tuple[int, ...], set[int]] = {}
+  children: dict[tuple[int, ...], set[int]] = {}
   for item in _SID_TOKENS[np.arange(_LEVELS), codes].tolist():
     for level in range(_LEVELS):
-      legal.setdefault(tuple(item[:level]), set()).add(item[level])
-  legal = {prefix: sorted(tokens) for prefix, tokens in legal.items()}
+      children.setdefault(tuple(item[:level]), set()).add(item[level])
+  legal = {prefix: sorted(tokens) for prefix, tokens in children.items()}
   tokens = torch.from_numpy(prompts)
 
-  def search():
+  def search() -> tuple[np.ndarray, np.ndarray]:
     output = model.generate(
       tokens,
       attention_mask=torch.ones_like(tokens),

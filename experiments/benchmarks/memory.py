@@ -61,21 +61,21 @@ def _measure(case: str, variant: str) -> dict[str, Any]:
   }
 
 
-def _chunked_log_prob(hidden, table, targets, teacher):
+def _chunked_log_prob(hidden: jax.Array, table: jax.Array, targets: jax.Array, teacher: tuple[jax.Array, jax.Array]) -> jax.Array:
   return -token_log_probs(lambda h: h @ table.T, hidden, targets)[0].mean()
 
 
-def _full_log_prob(hidden, table, targets, teacher):
+def _full_log_prob(hidden: jax.Array, table: jax.Array, targets: jax.Array, teacher: tuple[jax.Array, jax.Array]) -> jax.Array:
   log_p = jax.nn.log_softmax(hidden @ table.T)
   return -jnp.take_along_axis(log_p, targets[:, None], axis=-1).mean()
 
 
-def _chunked_reverse_kl(hidden, table, targets, teacher):
+def _chunked_reverse_kl(hidden: jax.Array, table: jax.Array, targets: jax.Array, teacher: tuple[jax.Array, jax.Array]) -> jax.Array:
   student_fn, teacher_fn = (lambda h, w=w: h @ w.T for w in (table, teacher[1]))
   return distillation_terms(student_fn, teacher_fn, hidden, teacher[0], targets)[2].mean()
 
 
-def _full_reverse_kl(hidden, table, targets, teacher):
+def _full_reverse_kl(hidden: jax.Array, table: jax.Array, targets: jax.Array, teacher: tuple[jax.Array, jax.Array]) -> jax.Array:
   log_p, log_q = jax.nn.log_softmax(hidden @ table.T), jax.nn.log_softmax(teacher[0] @ teacher[1].T)
   return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1).mean()
 

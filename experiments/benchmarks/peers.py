@@ -3,14 +3,16 @@
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from experiments.benchmarks.timing import Timing, time_call
 from gr2_jax.models.config import ModelConfig
+from gr2_jax.steps.batch import GroupBatch
 
 
-def to_hf_qwen3(config: ModelConfig, params):
+def to_hf_qwen3(config: ModelConfig, params: Any) -> Any:
   """A `transformers.Qwen3ForCausalLM` in float32 with our parameters, in evaluation mode."""
   import torch
   import transformers
@@ -59,7 +61,7 @@ _LAYER = {
 }
 
 
-def make_hf_generate(model, prompts: np.ndarray, *, group: int, max_new_tokens: int) -> Callable:
+def make_hf_generate(model: Any, prompts: np.ndarray, *, group: int, max_new_tokens: int) -> Callable[[], np.ndarray]:
   """A function that samples `group` completions of exactly `max_new_tokens` for each prompt `[P, Lp]` with HF's `generate`."""
   import torch
 
@@ -74,7 +76,7 @@ def make_hf_generate(model, prompts: np.ndarray, *, group: int, max_new_tokens: 
   return generate
 
 
-def hf_log_probs(model, prompts: np.ndarray, completions: np.ndarray) -> np.ndarray:
+def hf_log_probs(model: Any, prompts: np.ndarray, completions: np.ndarray) -> np.ndarray:
   """Log-probabilities `[P, G, Lc]` of completions `[P, G, Lc]` after prompts `[P, Lp]`, by a plain forward over every whole sequence."""
   import torch
 
@@ -87,7 +89,15 @@ def hf_log_probs(model, prompts: np.ndarray, completions: np.ndarray) -> np.ndar
   return found.numpy().reshape(completions.shape)
 
 
-def make_grpo_trainer(model, prompts: np.ndarray, reward_fn: Callable, *, group: int, max_new_tokens: int, learning_rate: float):
+def make_grpo_trainer(
+  model: Any,
+  prompts: np.ndarray,
+  reward_fn: Callable[[np.ndarray], np.ndarray],
+  *,
+  group: int,
+  max_new_tokens: int,
+  learning_rate: float,
+) -> Any:
   """TRL's trainer with DAPO's loss for steps over all of the prompts `[P, Lp]`, set up to be as fast as it gets: no recomputation, no
   logging, one micro-batch, and therefore no forward pass for old log-probabilities.
 
@@ -106,7 +116,7 @@ def make_grpo_trainer(model, prompts: np.ndarray, reward_fn: Callable, *, group:
     tokenizer_object=words, eos_token=str(vocabulary_size), pad_token="0", padding_side="left"
   )
 
-  def reward(completion_ids, **_):
+  def reward(completion_ids: Any, **_: Any) -> list[float]:
     return reward_fn(np.asarray(completion_ids)).tolist()
 
   args = trl.GRPOConfig(
@@ -145,13 +155,13 @@ def make_grpo_trainer(model, prompts: np.ndarray, reward_fn: Callable, *, group:
   return trainer
 
 
-def grpo_loss(trainer, batch) -> tuple[float, float]:
-  """TRL's loss on an `RlBatch` without padding, with its behaviour log-probabilities as the old policy's, and the norm of its gradient."""
+def grpo_loss(trainer: Any, batch: GroupBatch) -> tuple[float, float]:
+  """TRL's loss on groups without padding, with their behaviour log-probabilities as the old policy's, and the norm of its gradient."""
   import torch
 
   num_prompts, group, length = batch.completions.shape
 
-  def to_rows(x, dtype):
+  def to_rows(x: Any, dtype: Any) -> Any:
     return torch.from_numpy(np.asarray(x).reshape(num_prompts * group, -1).astype(dtype))
 
   prompts = to_rows(np.repeat(batch.prompts, group, axis=0), np.int64)
@@ -176,20 +186,21 @@ def grpo_loss(trainer, batch) -> tuple[float, float]:
   return float(loss.detach()), float(norm)
 
 
-def time_grpo(trainer, ours: Callable, *, rounds: int, limit_s: float) -> tuple[list[Timing], list[Timing]]:
+def time_grpo(trainer: Any, ours: Callable[[], Any], *, rounds: int, limit_s: float) -> tuple[list[Timing], list[Timing]]:
   """Trains for a first step and then `rounds` more, at least one and only as many as `limit_s` seconds hold, with a call of `ours` after
   each. Returns the times of TRL's steps and of ours, the first apart at place 0.
   """
   import transformers
 
-  peer_times, our_times = [], []
+  peer_times: list[Timing] = []
+  our_times: list[Timing] = []
   end = time.perf_counter() + limit_s
 
   class Clock(transformers.TrainerCallback):
-    def on_step_begin(self, args, state, control, **_):
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
       self.start = time.perf_counter(), time.process_time()
 
-    def on_step_end(self, args, state, control, **_):
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
       peer_times.append(Timing(time.perf_counter() - self.start[0], time.process_time() - self.start[1]))
       our_times.append(time_call(ours)[0])
       over = time.perf_counter() + peer_times[-1].wall > end

@@ -8,7 +8,7 @@ for gr2_jax, scores for rax, and for ranx and pytrec_eval their own structures, 
 import functools
 import importlib.util
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,12 +17,15 @@ import numpy as np
 
 from experiments.benchmarks.timing import time_call, time_interleaved
 from gr2_jax.kernels.rank_reward import api, reference
-from gr2_jax.kernels.rank_reward.api import RankRewardOptions
+from gr2_jax.kernels.rank_reward.api import RankRewardOptions, RankTerms
 from gr2_jax.runs.versions import describe_machine
 
 _SIZES = ((20_000, 10), (2_000, 1_000))
 _OPTIONS = RankRewardOptions(cutoffs=(5,))
 _PACKAGES = ("jax", "rax", "ranx", "pytrec-eval-terrier", "numba", "numpy")
+
+
+_Judged = Mapping[str, Mapping[str, float]]  # query -> item -> relevance or score
 
 
 class _Peer(NamedTuple):
@@ -65,22 +68,22 @@ def _compare(n: int, k: int) -> Iterator[dict[str, Any]]:
     }
 
 
-def _make_peers(rankings, scores, labels) -> dict[str, _Peer]:
+def _make_peers(rankings: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> dict[str, _Peer]:
   device_rankings, device_scores, device_labels = map(jax.device_put, (rankings, scores, labels))
 
-  def pick(terms):
+  def pick(terms: RankTerms) -> tuple[jax.Array, jax.Array, jax.Array]:
     return terms.ndcg[:, 0], terms.mrr, terms.recall[:, 0]
 
   @jax.jit
-  def ours(rankings, labels):
+  def ours(rankings: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return pick(api.rank_terms(rankings, labels, options=_OPTIONS))
 
   @jax.jit
-  def ours_from_scores(scores, labels):
+  def ours_from_scores(scores: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return pick(api.rank_terms(jnp.argsort(-scores, axis=-1), labels, options=_OPTIONS))
 
   @jax.jit
-  def plain(rankings, labels):
+  def plain(rankings: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     natural = jnp.broadcast_to(jnp.arange(rankings.shape[1]), rankings.shape)
     return pick(reference.rank_terms(rankings, labels, natural, natural, jnp.ones_like(labels), _OPTIONS))
 
@@ -106,11 +109,11 @@ def _make_peers(rankings, scores, labels) -> dict[str, _Peer]:
   return peers
 
 
-def _make_rax(scores, labels) -> _Peer:
+def _make_rax(scores: jax.Array, labels: jax.Array) -> _Peer:
   import rax
 
   @jax.jit
-  def compute(scores, labels):
+  def compute(scores: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return (
       rax.ndcg_metric(scores, labels, topn=5, reduce_fn=None),
       rax.mrr_metric(scores, labels, reduce_fn=None),
@@ -120,7 +123,7 @@ def _make_rax(scores, labels) -> _Peer:
   return _Peer(lambda: compute(scores, labels))
 
 
-def _make_ranx(relevance, scored, dicts_s) -> _Peer:
+def _make_ranx(relevance: _Judged, scored: _Judged, dicts_s: float) -> _Peer:
   import ranx
 
   start = time.perf_counter()
@@ -133,7 +136,7 @@ def _make_ranx(relevance, scored, dicts_s) -> _Peer:
   )
 
 
-def _make_pytrec_eval(relevance, scored, dicts_s) -> _Peer:
+def _make_pytrec_eval(relevance: _Judged, scored: _Judged, dicts_s: float) -> _Peer:
   import pytrec_eval
 
   start = time.perf_counter()

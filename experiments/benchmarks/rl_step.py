@@ -15,13 +15,20 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments.benchmarks import peers
 from experiments.benchmarks.rollout import CONTRACTS, DECODER, Contract, make_params, make_prompts, make_sampler
 from experiments.benchmarks.timing import Timing, compare_lines, peak_gb, time_call
 from gr2_jax.objectives.advantages import group_advantages
+from gr2_jax.rewards.judge import Judgement
+from gr2_jax.rl.collect import Round, collect_groups
+from gr2_jax.rollout.completions import completion_log_probs
+from gr2_jax.rollout.generate import Rollout
 from gr2_jax.runs.versions import describe_machine
-from gr2_jax.steps.rl import Judgement, RlBatch, RlConfig, collect_groups, completion_log_probs, make_rl_update
+from gr2_jax.steps.batch import GroupBatch
+from gr2_jax.steps.policy import UpdateConfig, make_policy_update
+from gr2_jax.steps.update import Update
 from gr2_jax.training.mesh import jit_update, make_mesh, replicated
 from gr2_jax.training.state import OptimizerConfig, TrainState, init_state, make_optimizer
 
@@ -45,7 +52,7 @@ def run() -> Iterator[dict[str, Any]]:
 def compare(name: str, contract: Contract, rounds: int = _ROUNDS, limit_s: float = _LIMIT_S) -> Iterator[dict[str, Any]]:
   """The lines of one contract, with as many rounds as fit into `limit_s` seconds; AssertionError where results differ from TRL's."""
   step, prompts = make_step(contract), make_prompts(contract)
-  times = {"gr2_jax": []}
+  times: dict[str, list[Timing]] = {}
   if importlib.util.find_spec("trl"):
     trainer = peers.make_grpo_trainer(
       peers.to_hf_qwen3(DECODER.config, make_params()),
@@ -67,15 +74,15 @@ def compare(name: str, contract: Contract, rounds: int = _ROUNDS, limit_s: float
 def make_step(contract: Contract) -> Callable[[], TrainState]:
   """Our step of a contract, which draws new completions and trains on from its last state at every call."""
   prompts, sample, mesh = make_prompts(contract), make_sampler(contract), _mesh()
-  state, update = _start(mesh, RlConfig(microbatches=contract.microbatches))
+  state, update = _start(mesh, UpdateConfig(microbatches=contract.microbatches))
 
-  def step():
+  def step() -> TrainState:
     nonlocal state
     key = jax.random.fold_in(jax.random.key(0), int(state.step))
 
-    def play_round():
+    def play_round(number: int) -> Round:
       rollout = sample(state.params, prompts, key)
-      return rollout, _judge(rollout)
+      return Round(rollout, _judge(rollout))
 
     batch, _ = collect_groups(play_round, num_prompts=contract.prompts, max_rounds=1)
     state, _ = update(state, batch)
@@ -89,7 +96,7 @@ def reward(completions: np.ndarray) -> np.ndarray:
   return np.mean(np.asarray(completions) % 2 == 0, axis=-1)
 
 
-def check_parity(trainer, contract: Contract) -> None:
+def check_parity(trainer: Any, contract: Contract) -> None:
   """AssertionError where our log-probabilities, loss or gradient norm differ from TRL's on the group of one prompt.
 
   The old policy's log-probabilities are random and far enough from the policy's that the clipping counts, since a ratio of 1 makes
@@ -100,37 +107,38 @@ def check_parity(trainer, contract: Contract) -> None:
   completions = random.integers(1, DECODER.config.vocab_size, shape, dtype=np.int32)
   prompts, params = make_prompts(contract)[:1], make_params()
   expected = peers.hf_log_probs(trainer.model, prompts, completions)
-  batch = RlBatch(
+  batch = GroupBatch(
     prompts=prompts,
     prompt_mask=np.ones_like(prompts, bool),
     completions=completions,
     completion_mask=np.ones(shape, bool),
     behaviour_logps=(expected + 0.3 * random.normal(size=shape)).astype(np.float32),
     advantages=random.normal(size=shape[:2]).astype(np.float32),
+    weights=np.ones(1, np.float32),
     keep=np.ones(1, bool),
   )
-  found, _ = jax.jit(lambda params: completion_log_probs(DECODER, params, batch))(params)
+  found, _ = jax.jit(lambda params: completion_log_probs(DECODER, params, *batch.texts))(params)
   np.testing.assert_allclose(found, expected, atol=1e-4)
   mesh = _mesh()
-  state, update = _start(mesh, RlConfig())
+  state, update = _start(mesh, UpdateConfig())
   _, metrics = update(state, batch)
   loss, norm = peers.grpo_loss(trainer, batch)
   np.testing.assert_allclose([metrics[name].mean() for name in ("loss", "grad_norm")], [loss, norm], rtol=1e-3)
 
 
-def _mesh():
+def _mesh() -> Mesh:
   return make_mesh(devices=jax.devices()[:1])
 
 
-def _start(mesh, config: RlConfig) -> tuple[TrainState, Callable]:
+def _start(mesh: Mesh, config: UpdateConfig) -> tuple[TrainState, Update]:
   optimizer = make_optimizer(OptimizerConfig(LEARNING_RATE), total_steps=1_000)
   state = jax.device_put(init_state(make_params(), optimizer), replicated(mesh))
-  return state, jit_update(make_rl_update(DECODER, optimizer, config), mesh, replicated(mesh))
+  return state, jit_update(make_policy_update(DECODER, optimizer, config), mesh, replicated(mesh))
 
 
-def _judge(rollout) -> Judgement:
-  rewards = reward(rollout.completions)
-  return Judgement(rewards, np.ones_like(rewards, bool), *group_advantages(rewards, rewards))
+def _judge(rollout: Rollout) -> Judgement:
+  rewards = jax.numpy.asarray(reward(np.asarray(rollout.completions)))
+  return Judgement(rewards, np.ones(rewards.shape, bool), *group_advantages(rewards, rewards), {})
 
 
 def _measure_apart(name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Log-probabilities, loss and gradient norm of one prompt's group must be equal be
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -20,8 +20,9 @@ from experiments.benchmarks.timing import compare_lines, time_call, time_interle
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.advantages import group_advantages
 from gr2_jax.objectives.policy import DAPO, policy_loss
+from gr2_jax.rollout.completions import completion_log_probs
 from gr2_jax.runs.versions import describe_machine
-from gr2_jax.steps.rl import RlBatch, completion_log_probs
+from gr2_jax.steps.batch import GroupBatch
 from gr2_jax.training.state import OptimizerConfig, make_optimizer
 
 # Tunix's Qwen3 has this base of its rotary positions in its code; a step costs the same with any.
@@ -58,12 +59,12 @@ def make_tunix_step(contract: Contract, rows: int) -> Callable[[], Any]:
   prompts = np.repeat(make_prompts(contract), contract.group, axis=0)
   texts = [" ".join(map(str, row)) for row in prompts.tolist()]
 
-  def step():
+  def step() -> Any:
     drawn = sampler(
       texts, contract.completion_length, max_prompt_length=contract.prompt_length, temperature=1.0, top_p=1.0, seed=next(seeds)
     )
     completions = np.stack([np.asarray(row) for row in drawn.tokens])
-    rewards = reward(completions).reshape(contract.prompts, contract.group)
+    rewards = jax.numpy.asarray(reward(completions).reshape(contract.prompts, contract.group))
     advantages, _ = jax.device_get(group_advantages(rewards, rewards))
     for start in range(0, total, rows):
       part = slice(start, start + rows)
@@ -88,21 +89,22 @@ def check_parity(contract: Contract) -> None:
   model = to_tunix_qwen3(params)
   logps = compute_per_token_logps(*nnx.split(model), rows, completions[0], pad_id=0, eos_id=_Tokens.eos)
   old = (np.asarray(logps)[None] + 0.3 * random.normal(size=shape)).astype(np.float32)
-  batch = RlBatch(
+  batch = GroupBatch(
     prompts=prompts,
     prompt_mask=np.ones_like(prompts, bool),
     completions=completions,
     completion_mask=np.ones(shape, bool),
     behaviour_logps=old,
     advantages=random.normal(size=shape[:2]).astype(np.float32),
+    weights=np.ones(1, np.float32),
     keep=np.ones(1, bool),
   )
   decoder = Decoder(dataclasses.replace(DECODER.config, rope_base=_ROPE_BASE))
 
   @functools.partial(jax.value_and_grad, has_aux=True)
-  def ours(params):
-    found, _ = completion_log_probs(decoder, params, batch)
-    loss = policy_loss(found, old, batch.advantages, batch.completion_mask, DAPO)
+  def ours(params: Any) -> tuple[jax.Array, jax.Array]:
+    found, _ = completion_log_probs(decoder, params, *batch.texts)
+    loss = policy_loss(found, jax.numpy.asarray(old), batch.advantages, batch.completion_mask, DAPO)
     return loss.loss_sum / loss.denominator, found
 
   (loss, found), gradient = jax.jit(ours)(params)
@@ -111,7 +113,7 @@ def check_parity(contract: Contract) -> None:
   np.testing.assert_allclose([loss, optax.global_norm(gradient)], [expected_loss, norm], rtol=1e-3)
 
 
-def to_tunix_qwen3(params):
+def to_tunix_qwen3(params: Any) -> Any:
   """Tunix's Qwen3 in float32 with our parameters."""
   import jax.numpy as jnp
   from flax import nnx
@@ -155,10 +157,10 @@ class _Tokens:
   def encode(self, text: str) -> list[int]:
     return [int(word) for word in text.split()]
 
-  def decode(self, ids) -> str:
+  def decode(self, ids: Iterable[int]) -> str:
     return " ".join(map(str, ids))
 
-  def bos_id(self):
+  def bos_id(self) -> None:
     return None
 
   def eos_id(self) -> int:
@@ -168,7 +170,7 @@ class _Tokens:
     return 0
 
 
-def _make_train(model, microbatches: int):
+def _make_train(model: Any, microbatches: int) -> Callable[..., Any]:
   """The compiled `train(example) -> (loss, aux, gradient norm)` of Tunix's trainer, which changes the model."""
   from tunix.rl.algo_core import grpo_loss_fn
   from tunix.rl.grpo.dapo_learner import DAPOConfig
@@ -178,7 +180,7 @@ def _make_train(model, microbatches: int):
   config = DAPOConfig(epsilon=DAPO.clip_low, epsilon_high=DAPO.clip_high)
   config.temperature = 1.0
 
-  def loss(model, train_example):
+  def loss(model: Any, train_example: Any) -> Any:
     return grpo_loss_fn(model, train_example, algo_config=config, pad_id=0, eos_id=_Tokens.eos)
 
   optimizer = make_optimizer(OptimizerConfig(LEARNING_RATE), total_steps=1_000)
@@ -188,7 +190,7 @@ def _make_train(model, microbatches: int):
   return trainer.jit_train_and_eval_step(cache_nnx_graph=True)[0]
 
 
-def _example(prompts, completions, advantages, old_logps=None):
+def _example(prompts: np.ndarray, completions: np.ndarray, advantages: np.ndarray, old_logps: np.ndarray | None = None) -> Any:
   from tunix.rl.grpo.grpo_learner import TrainExample
 
   arrays = (prompts, np.ones_like(prompts), completions, np.ones_like(completions), advantages)

@@ -73,8 +73,11 @@ def _make_vectors(catalogue: _Catalogue) -> np.ndarray:
 
 def _measure_ours(vectors: np.ndarray, catalogue: _Catalogue) -> dict[str, Any]:
   config = TokenizerConfig(rqvae=_RQVAE, epochs=catalogue.epochs, warmup_epochs=catalogue.report_every, report_every=catalogue.report_every)
-  reported = []
-  note_time = lambda *_: reported.append(Timing(time.perf_counter(), time.process_time()))
+  reported: list[Timing] = []
+
+  def note_time(*_: Any) -> None:
+    reported.append(Timing(time.perf_counter(), time.process_time()))
+
   training, trained = time_call(lambda: train_tokenizer(vectors[: catalogue.trained], config, 0, note_time))
   assign_codes(trained.best, vectors[:4096], _RQVAE)  # compiles
   encoding, (codes, r2) = time_call(lambda: assign_codes(trained.best, vectors, _RQVAE))

@@ -30,9 +30,9 @@ def test_without_peers_a_suite_measures_ours_alone(monkeypatch):
 
 @pytest.mark.slow
 def test_refill_is_compared_with_all_at_once():
-  case = rollout.Refill(prompts=6, group=2, prompt_length=4, max_new_tokens=12, mean_length=4, settings=((0, 0), (2, 1)))
+  case = rollout.Refill(prompts=6, group=2, prompt_length=4, max_new_tokens=12, mean_length=4, settings=((None, None), (2, 1)))
   at_once, refilled = rollout.compare_refill("small", case, rounds=1)
-  assert at_once["peer"] == "gr2_jax" and refilled["peer"] == "2 slots of 1" and at_once["times_ours"] == 1
+  assert at_once["peer"] == "gr2_jax" and refilled["peer"] == "2 lanes of 1" and at_once["times_ours"] == 1
   assert 0 < at_once["occupancy"] < refilled["occupancy"] <= 1
 
 

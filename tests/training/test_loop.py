@@ -16,7 +16,7 @@ from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.guard import DivergedError, skip_if_not_finite
 from gr2_jax.training.interrupts import Interrupted, StopSignal
-from gr2_jax.training.loop import fit
+from gr2_jax.training.loop import StepResult, batch_step, fit
 from gr2_jax.training.metric import Metric
 from gr2_jax.training.progress import Progress
 from gr2_jax.training.state import OptimizerConfig, TrainState, init_state, make_optimizer
@@ -58,13 +58,15 @@ def toy_update(state, batch):
 update = jax.jit(toy_update, donate_argnums=0)
 
 
-def run(directory, *, steps=9, step_fn=update, save_every=4, max_skips=3, spoilt=(), on_step=None, state=None):
-  """`spoilt`: steps whose batch holds a NaN."""
+def run(directory, *, steps=9, step_fn=update, save_every=4, max_skips=3, spoilt=(), drawn=None, on_step=None, state=None):
+  """`spoilt`: steps whose batch holds a NaN; `drawn`: what a step measures beside its number of rows."""
   batches = make_batches()
 
-  def get_batch(state):
+  def step(state):
     noise = np.float32(np.nan if int(state.step) + 1 in spoilt else 0.1)
-    return next(batches) | {"noise": noise}, {"rows": Metric(4.0, 1.0)}
+    batch = next(batches) | {"noise": noise}
+    new, metrics = step_fn(state, batch)
+    return StepResult(new, batch, {"rows": Metric(4.0, 1.0)} | (drawn or {}), metrics)
 
   with (
     StopSignal() as stop,
@@ -74,8 +76,7 @@ def run(directory, *, steps=9, step_fn=update, save_every=4, max_skips=3, spoilt
   ):
     return fit(
       start() if state is None else state,
-      step_fn,
-      get_batch,
+      step,
       position=batches,
       steps=steps,
       checkpointer=checkpointer,
@@ -178,6 +179,22 @@ def test_metrics_are_means_over_the_counts_of_the_window(tmp_path):
   assert {k: first[k] for k in ("step", "loss", "rows")} == {"step": 2, "loss": 3.5, "rows": 4.0}
   assert "rare" not in first
   assert second["rare"] == 6.0
+
+
+def test_an_updates_metric_goes_before_a_drawn_one_of_its_name(tmp_path):
+  def counted(state, batch):
+    return state.replace(step=state.step + 1), {"loss": Metric(2.0, 1.0), "skipped": Metric(0.0, 1.0)}
+
+  run(tmp_path, steps=2, step_fn=counted, drawn={"loss": Metric(9.0, 1.0), "reward": Metric(3.0, 2.0)})
+  (line,) = read(tmp_path)
+  assert (line["loss"], line["reward"], line["rows"]) == (2.0, 1.5, 4.0)
+
+
+def test_a_step_that_updates_on_given_batches():
+  def double(state, batch):
+    return state + 2 * batch, {"loss": Metric(1.0 * batch, 1.0)}
+
+  assert batch_step(double, lambda state: state + 1)(3) == StepResult(11, 4, {}, {"loss": Metric(4.0, 1.0)})
 
 
 def test_single_bad_batches_are_skipped_and_counted(tmp_path):

@@ -1,0 +1,89 @@
+"""Settings that cannot hold are refused with the key that is at fault; sections of a config become the typed records."""
+
+import math
+
+import pytest
+
+from configs.base import base
+from gr2_jax.errors import ConfigError
+from gr2_jax.objectives.policy import DAPO
+from gr2_jax.rewards.verifiable import RewardConfig
+from gr2_jax.rl.options import CollectOptions, RlOptions, RolloutOptions, read_reward, read_rl_options, read_rollout_options
+from gr2_jax.steps.policy import UpdateConfig
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    ("prompts", 0),
+    ("group", 0),
+    ("max_new_tokens", 0),
+    ("temperature", 0.0),
+    ("temperature", math.nan),
+    ("temperature", math.inf),
+    ("presentation", "sorted"),
+    ("decode_prompts", 0),
+    ("decode_rows", 0),
+    ("decode_rows", 9),
+  ],
+)
+def test_how_a_policy_is_asked(name, value):
+  with pytest.raises(ValueError, match=f"^{name}: "):
+    RolloutOptions(**{name: value})
+
+
+@pytest.mark.parametrize(
+  ("name", "value"), [("overlong_zone", -1), ("overlong_zone", 49), ("max_rounds", 0), ("min_filled", 0.0), ("min_filled", 1.1)]
+)
+def test_which_groups_become_a_batch(name, value):
+  with pytest.raises(ValueError, match=f"^{name}: "):
+    CollectOptions(**{name: value})
+
+
+@pytest.mark.parametrize(
+  ("name", "options"),
+  [
+    ("group", {"collect": CollectOptions(RolloutOptions(group=1))}),
+    ("prompts", {"update": UpdateConfig(minibatches=3)}),
+    ("prompts", {"update": UpdateConfig(minibatches=4, microbatches=8)}),
+    ("rank", {"reward": RewardConfig(rank="mrr")}),
+    ("condition", {"reward": RewardConfig(condition="strict")}),
+  ],
+)
+def test_what_is_learnt(name, options):
+  with pytest.raises(ValueError, match=name):
+    RlOptions(**options)
+
+
+def test_values_at_their_limits_hold():
+  RolloutOptions(prompts=1, group=1, max_new_tokens=1, decode_prompts=1, decode_rows=1, presentation="upstream")
+  CollectOptions(RolloutOptions(max_new_tokens=8), overlong_zone=8, max_rounds=1, min_filled=1.0)
+  RlOptions(update=UpdateConfig(minibatches=4, microbatches=4))
+
+
+def test_the_defaults_of_a_section_are_those_of_the_records():
+  assert read_rl_options(base().rl, 48) == RlOptions()
+  assert read_rollout_options(base().opd, 48) == RolloutOptions()
+
+
+def test_a_section_becomes_the_record():
+  section = base().rl
+  section.update_from_flattened_dict(
+    {"prompts": 8, "temperature": 0.7, "decode_rows": 2, "minibatches": 2, "packed_rows": 3, "loss.clip_high": 0.3, "max_rounds": 1}
+  )
+  section.reward.alpha = 0.5
+  options = read_rl_options(section, 12)
+  assert options.collect.rollout == RolloutOptions(prompts=8, temperature=0.7, decode_rows=2, max_new_tokens=12)
+  assert options.collect.max_rounds == 1 and options.reward == RewardConfig(alpha=0.5)
+  assert (options.update.minibatches, options.update.packed_rows, options.update.loss.clip_high) == (2, 3, 0.3)
+  assert options.update.temperature == 0.7, "the loss is of the rollout's temperature"
+  assert options.update.loss.importance_cap is None and options.update.loss.clip_low == DAPO.clip_low
+  assert read_rollout_options(section, 12, group=1, decode_rows=None).group == 1
+
+
+def test_a_reward_of_ones_own_is_named_in_the_section():
+  section = base().rl.reward
+  assert read_reward(section) == RewardConfig()
+  section.fn = "nowhere:reward"
+  with pytest.raises(ConfigError, match=r"reward\.fn"):
+    read_reward(section)

@@ -1,0 +1,44 @@
+"""What decides an artifact, as values that can be compared."""
+
+import pytest
+from toy_runs import CONFIG, make_config
+
+from gr2_jax.runs.fingerprints import config_to_json, fingerprint_of, flat_keys, hash_path, list_differences, value_at
+
+
+def test_list_differences():
+  assert list_differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "e": 4}) == [
+    "a.c: 2 -> 5",
+    "d: 3 -> (none)",
+    "e: (none) -> 4",
+  ]
+  assert list_differences(CONFIG, CONFIG) == []
+  assert list_differences({"a": None}, {"a": {"b": 1}}) == ['a: null -> {"b": 1}']
+
+
+def test_a_config_as_it_stands_in_its_file():
+  assert config_to_json(make_config()) == {**CONFIG, "rl": {"steps": 4, "sizes": [1, 2]}}
+
+
+def test_dotted_keys():
+  config = make_config()
+  assert set(flat_keys(CONFIG)) == {"seed", "data", "data.source", "data.users", "rl", "rl.sizes", "rl.steps"}
+  assert value_at(config, "rl.steps") == 4 and value_at(config, "seed") == 3
+  with pytest.raises(KeyError):
+    value_at(config, "rl.rate")
+
+
+def test_a_file_is_its_content_and_a_folder_its_names_and_contents(tmp_path):
+  one, two = tmp_path / "one", tmp_path / "two"
+  for folder in (one, two):
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "a.txt").write_text("same")
+  assert hash_path(one) == hash_path(two) and hash_path(one / "inner" / "a.txt") == hash_path(two / "inner" / "a.txt")
+  (two / "inner" / "a.txt").rename(two / "inner" / "b.txt")
+  assert hash_path(one) != hash_path(two) and hash_path(one / "inner" / "a.txt") == hash_path(two / "inner" / "b.txt")
+  (one / "inner" / "a.txt").write_text("other")
+  assert hash_path(one / "inner" / "a.txt") != hash_path(two / "inner" / "b.txt")
+
+
+def test_fingerprints_do_not_depend_on_the_order_of_keys():
+  assert fingerprint_of({"a": 1, "b": [1, 2]}) == fingerprint_of({"b": [1, 2], "a": 1}) != fingerprint_of({"a": 1, "b": [2, 1]})

@@ -1,0 +1,47 @@
+"""The manifest of a run's policies: written by stages, read in their order, and found by stage."""
+
+import pytest
+from toy_runs import COMMAND, DATA, RL, finish, make_config, need
+
+from gr2_jax.runs.policies import PolicyRecord, RankerRecord, find_policy, read_policies, write_policies
+from gr2_jax.runs.run import RunError, begin_run
+from gr2_jax.runs.stages import open_stage
+
+TAUGHT = PolicyRecord("data", (RankerRecord("sft", "SFT policy", "reason"),), prior=True)
+DIRECT = PolicyRecord("data", (RankerRecord("sft_direct", "SFT without reasoning", "direct"),), checkpoints="without_reasoning")
+SCORES = RankerRecord("scores", "one pass", "score", against=("sft", "sft_direct"))
+PRUNED = PolicyRecord("rl", (SCORES, RankerRecord("pruned", "pruned policy", "direct")), layers=2)
+
+
+@pytest.fixture
+def run(tmp_path):
+  """Its stage `rl` comes before `data`."""
+  run = begin_run(tmp_path, make_config(), COMMAND)
+  finish(run, need(DATA, 7, policies=lambda config: (TAUGHT, DIRECT)))
+  finish(run, need(RL, 3, policies=lambda config: (PRUNED,)))
+  return run
+
+
+def test_records_come_back_whole_in_the_order_of_the_stages(run):
+  assert read_policies(run) == [PRUNED, TAUGHT, DIRECT]
+  assert PRUNED.mode == "score" and TAUGHT.mode == "reason"
+
+
+def test_a_stage_without_policies_has_no_part_and_one_that_is_not_finished_counts_not(tmp_path):
+  run = begin_run(tmp_path, make_config(), COMMAND)
+  finish(run, need(DATA))
+  with pytest.raises(RuntimeError), open_stage(run, need(RL, 1)):
+    write_policies(run, "rl", [PRUNED])
+    raise RuntimeError
+  assert read_policies(run) == []
+
+
+def test_the_first_policy_of_a_stage_is_found(run):
+  assert find_policy(run, "data") == TAUGHT and find_policy(run, "rl") == PRUNED
+  with pytest.raises(RunError, match=r"stage: .*'opd'.*: rl, data"):
+    find_policy(run, "opd")
+
+
+def test_a_run_without_any_policy_says_so(tmp_path):
+  with pytest.raises(RunError, match=r"stage: .*name another run"):
+    find_policy(begin_run(tmp_path, make_config(), COMMAND), "rl")
