@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-from gr2_jax.evidence.patterns import fit_patterns
 from ml_collections import ConfigDict
 
 from experiments.checks import check_at_least_one, check_choice
 from gr2_jax.data.schema import DataError
+from gr2_jax.evidence.patterns import fit_patterns
 from gr2_jax.files import write_json
 from gr2_jax.language.prompts import present
 from gr2_jax.rl.options import PRESENTATIONS

@@ -12,7 +12,7 @@ from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.policy import PolicyLossConfig
 from gr2_jax.rewards.judge import Judgement, make_judge
-from gr2_jax.rewards.own import HostView, RewardFn
+from gr2_jax.rewards.own import RewardFn
 from gr2_jax.rewards.verifiable import RewardConfig
 from gr2_jax.rl.collect import Round, collect_groups
 from gr2_jax.rl.draw import Asked, Drawn, SlateStream

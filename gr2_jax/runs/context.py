@@ -29,7 +29,10 @@ from gr2_jax.training.writers import MetricWriter
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StageContext:
-  """The stage `name` of a run, whose section of the config has the same name. Artifacts of stages that it does not declare are not its to read."""
+  """The stage `name` of a run, whose section of the config has the same name.
+
+  Artifacts of stages that it does not declare are not its to read.
+  """
 
   run: Run
   name: str

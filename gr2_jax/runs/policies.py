@@ -13,7 +13,7 @@ _FILE = "policies.json"
 
 @dataclasses.dataclass(frozen=True)
 class RankerRecord:
-  """A policy asked in one mode: `reason` (a reasoning, then the ranking), `direct` (the ranking at once), `score` (one pass, nothing decoded).
+  """A policy asked in one mode: `reason` (a reasoning, then the ranking), `direct` (the ranking at once), `score` (one pass, no decoding).
 
   `name`: in results.json; `title`: in tables; `against`: rankers that it is compared with in pairs, besides the upstream order.
   """

@@ -34,8 +34,8 @@ class Stage:
   `reads`: top-level config keys that decide its artifacts. `inputs`: stages whose artifacts it reads.
   `files`: dotted config keys that may hold the path of an external file or folder it reads.
   `init`: one more input, named by the config. `uses`: inputs only where the config needs them for other stages (see `needed_stages`);
-  `uses_policies`: those that leave a policy are among them. `when`: the dotted config key of a stage that nothing else needs, run only where
-  that is true or not empty. `runs`: pairs of dotted config keys, the directory of another run and its stage read.
+  `uses_policies`: those that leave a policy are among them. `when`: the dotted config key of a stage that nothing else needs, run only
+  where that is true or not empty. `runs`: pairs of dotted config keys, the directory of another run and its stage read.
   `format`: raised when the code writes other artifacts for the same inputs.
   `check(config)` raises ConfigError naming the key of a value that the stage could not use. `batches(config)`: dotted key -> (rows at once,
   gradient steps and parts that they are cut into), which must divide over the mesh. `policies(config)`: what the stage leaves.

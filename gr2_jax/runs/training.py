@@ -77,7 +77,9 @@ def train_lm(
   constraint: SlateConstraint | None = None,
   name: str = "checkpoints",
 ) -> Any:
-  """Trains the run's model on packed rows of likelihood `parts` (name -> weight) and returns the parameters; checkpoints in `RUN/STAGE/name`.
+  """Trains the run's model on packed rows of likelihood `parts` (name -> weight) and returns the parameters.
+
+  Checkpoints lie in `RUN/STAGE/name`.
 
   `new_rows_from`: only token rows from there on move.
   """
