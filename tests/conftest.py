@@ -44,8 +44,9 @@ def make_reranker():
   """`make_reranker(style={}, **options)`: a re-ranker of 40 items with fresh weights, three times as large so that they prefer some;
   prompts are padded to one length unless `prompt_lengths` is (). `compressor={"variant", "budget", ..}` shortens histories; its soft tokens
   are the embeddings of an item's codes."""
-  from gr2_jax.compression.compressor import HistoryCompressor
   from gr2_jax.compression.encoder import code_slots
+
+  from gr2_jax.compression.compressor import HistoryCompressor
   from gr2_jax.data.schema import Catalogue, Item
   from gr2_jax.language.prompts import PromptContext, PromptStyle
   from gr2_jax.language.vocabulary import Vocabulary
