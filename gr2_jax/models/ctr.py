@@ -29,7 +29,7 @@ class CtrConfig:
   max_history: int = 20
 
 
-def history_rows(histories: Sequence[Sequence[int]], max_history: int) -> np.ndarray:
+def history_rows(histories: Sequence[Sequence[int] | np.ndarray], max_history: int) -> np.ndarray:
   """The latest `max_history` rows of each history, int32 `[B, H]`, padded with -1."""
   out = np.full((len(histories), max_history), -1, np.int32)
   for i, rows in enumerate(histories):
