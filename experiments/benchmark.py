@@ -7,6 +7,8 @@ import importlib
 import json
 import pkgutil
 import sys
+from collections.abc import Sequence
+from types import ModuleType
 
 from absl import app, flags
 
@@ -20,11 +22,11 @@ def list_suites() -> list[str]:
   return sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if hasattr(_load(module.name), "run"))
 
 
-def _load(name):
+def _load(name: str) -> ModuleType:
   return importlib.import_module(f"{benchmarks.__name__}.{name}")
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> int:
   if len(argv) > 1:
     print(f"ERROR: {argv[1]!r} is no flag; write --suite=NAME", file=sys.stderr)
     return 1

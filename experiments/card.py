@@ -5,6 +5,7 @@ python -m experiments.card --run=RUN
 
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from absl import app, flags
 
@@ -31,7 +32,7 @@ def rebuild(directory: str | None) -> int:
   return 0
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> int:
   if len(argv) > 1:
     print(f"ERROR: {argv[1]!r} is no flag; write --run=RUN", file=sys.stderr)
     return 1

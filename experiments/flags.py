@@ -49,12 +49,17 @@ def load_config(path: str) -> config_dict.ConfigDict:
 
 
 def load_module(path: str) -> ModuleType:
-  """The config file of `FILE.py` or `FILE.py:args`, for what it holds besides `get_config`. Raises ConfigError for a missing file."""
+  """The config file of `FILE.py` or `FILE.py:args`, for what it holds besides `get_config`.
+
+  Raises ConfigError for a missing file and for one that is no Python.
+  """
   file = pathlib.Path(path.split(":", 1)[0])
   if not file.is_file():
     beside = sorted(str(p) for p in file.parent.glob("*.py") if p.name != "__init__.py") if file.parent.is_dir() else []
     raise ConfigError(f"--{NAME}: no file {str(file)!r}{_near(str(file), beside)}")
   spec = importlib.util.spec_from_file_location(f"{NAME}_file", file)
+  if spec is None or spec.loader is None:
+    raise ConfigError(f"--{NAME}: {str(file)!r} is no Python file; give a file that ends in .py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   if not hasattr(module, "get_config"):
@@ -155,7 +160,7 @@ def _near(name: str, names: Sequence[str], elsewhere: Sequence[str] = ()) -> str
 
 
 def _paths(config: config_dict.ConfigDict, prefix: str = "") -> list[str]:
-  paths = []
+  paths: list[str] = []
   for key, value in config.items():
     paths += _paths(value, f"{prefix}{key}.") if isinstance(value, config_dict.ConfigDict) else [prefix + key]
   return paths

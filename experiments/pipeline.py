@@ -59,7 +59,7 @@ def execute(
   """
   progress = Progress()
 
-  def program():
+  def program() -> None:
     if not workdir:
       raise RunError("--workdir is missing; for example --workdir=runs/quickstart")
     all_stages = load_stages() if known is None else known

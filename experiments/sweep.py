@@ -51,7 +51,7 @@ def execute(
   """The program behind the flags (`names` of stages); returns the exit code and prints what went wrong."""
   progress = Progress()
 
-  def program():
+  def program() -> None:
     if not workdir:
       raise RunError("--workdir is missing; for example --workdir=runs/reward_hacking")
     variants, configs = plan(path, only, seeds, overrides or {}, pathlib.Path(workdir))
@@ -166,7 +166,7 @@ def _share_compiled(folder: pathlib.Path) -> None:
   """Keeps compiled programs on disk for the runs to come, unless the user already has a place for them."""
   import jax
 
-  if jax.config.jax_compilation_cache_dir is None:
+  if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # JAX adds its options as it is imported
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
@@ -177,8 +177,8 @@ def _write_results(
   from gr2_jax.reports.sweeps import build_sweep, render_sweep_table, write_sweep
 
   directories = {variant: {seed: run.directory for seed, run in of.items()} for variant, of in runs.items()}
-  asked = {name.lower(): getattr(ablation, name, {}) for name in ("COMPARISONS", "SHARES")}
-  sweep = build_sweep(directories, variants, **asked)
+  comparisons, shares = getattr(ablation, "COMPARISONS", {}), getattr(ablation, "SHARES", {})
+  sweep = build_sweep(directories, variants, comparisons=comparisons, shares=shares)
   page = write_sweep(workdir, directories, sweep)
   progress.console.print(render_sweep_table(sweep))
   progress.note(f"The tables, with plots, versions and commands: {page}")

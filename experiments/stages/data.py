@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.checks import check_choice
-from gr2_jax.data.jsonl import BadLines, read_interactions, read_items, read_slates, write_interactions, write_items, write_slates
+from gr2_jax.data.jsonl import BadLines, OnError, read_interactions, read_items, read_slates, write_interactions, write_items, write_slates
 from gr2_jax.data.market import MarketConfig, make_market
 from gr2_jax.data.schema import SPLITS, Catalogue, DataError, History, Slate
 from gr2_jax.files import write_json
@@ -89,12 +89,11 @@ def _from_tfds(stage: StageContext, name: str) -> Records:
     shutil.rmtree(own_dir, ignore_errors=True)
 
 
-def _from_files(folder: pathlib.Path, on_error: str, report: BadLines) -> Records:
-  options = {"on_error": on_error, "report": report}
-  catalogue = read_items(_existing(folder, "items"), **options)
-  histories = read_interactions(_existing(folder, "interactions"), catalogue, **options)
+def _from_files(folder: pathlib.Path, on_error: OnError, report: BadLines) -> Records:
+  catalogue = read_items(_existing(folder, "items"), on_error=on_error, report=report)
+  histories = read_interactions(_existing(folder, "interactions"), catalogue, on_error=on_error, report=report)
   paths = {split: _find(folder, f"slates_{split}") for split in SPLITS}
-  slates = {split: read_slates(path, catalogue, **options) for split, path in paths.items() if path}
+  slates = {split: read_slates(path, catalogue, on_error=on_error, report=report) for split, path in paths.items() if path}
   return catalogue, histories, slates
 
 

@@ -65,6 +65,7 @@ def _to_example(
   history = shorten_at_random(slate, context, style, rng) if rng.random() < compressed_share else None
   prompt = render_prompt(slate, shown, context, style, history).tokens
   codes = context.codes[stage.catalogue.to_rows(slate.candidates)]
+  assert trace.ranking is not None  # of an accepted trace
   completion = render_answer(trace.ranking, shown, reasoning, stage.vocabulary, style, codes)
   tokens = prompt + completion.tokens
   return {"tokens": tokens, "parts": [0] * len(prompt) + completion.parts, "weights": [float(slate.weight)] * len(tokens)}

@@ -6,10 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gr2_jax.compression.encoder import slot_ids
-from gr2_jax.compression.rules import compress_by_rules, fit_slots
+from gr2_jax.compression.cache import history_key, open_histories
+from gr2_jax.compression.rules import compress_by_rules, fit_soft_tokens
+from gr2_jax.compression.soft_tokens import soft_token_ids
+from gr2_jax.data.schema import DataError
 from gr2_jax.language.prompts import PromptContext, PromptStyle, history_items
-from gr2_jax.runs.load import RunFiles, history_key, open_histories, prompt_style
+from gr2_jax.runs.load import prompt_style
+from gr2_jax.runs.run import Run
 
 _HISTORIES = 4096  # that are remembered
 _SAMPLE = 256  # items from whose length a prompt's is estimated
@@ -26,7 +29,7 @@ class Compressed(NamedTuple):
 class HistoryCompressor:
   """Compresses histories by one variant of `language.compress.VARIANTS` into `budget` tokens; several threads may call it.
 
-  `context`: the run's own, without new items. `texts`: the rewriter's, by `history_key`. `per_item`: slots of an item. A history of
+  `context`: the run's own, without new items. `texts`: the rewriter's, by `history_key`. `per_item`: soft tokens of an item. A history of
   known items is remembered, the least recently used one forgotten.
   """
 
@@ -39,20 +42,20 @@ class HistoryCompressor:
     budget: int,
     per_item: int = 1,
     texts: Mapping[str, Sequence[int]] | None = None,
-  ):
+  ) -> None:
     self.variant, self.budget = variant, budget
     self._context, self._style, self._per_item = context, style, per_item
     self._texts = {} if texts is None else texts
     self._remembered = functools.lru_cache(_HISTORIES)(lambda history: self._compress(history, context, budget))
 
   @classmethod
-  def load(cls, run: RunFiles, variant: str, context: PromptContext) -> "HistoryCompressor":
+  def load(cls, run: Run, variant: str, context: PromptContext) -> "HistoryCompressor":
     """The compressor of a run that has this variant."""
-    options, texts = run.config.compressor, {}
+    options, texts = run.config.compress, {}
     if variant == "rewriter":
       cache = open_histories(run, variant)
       texts = {key: cache[key]["tokens"] for key in cache if cache[key]["outcome"] == "ok"}
-    return cls(variant, context, prompt_style(run), budget=options.budget, per_item=options.slots.per_item, texts=texts)
+    return cls(variant, context, prompt_style(run), budget=options.budget, per_item=options.soft_tokens.per_item, texts=texts)
 
   @property
   def reuse(self) -> tuple[int, int]:
@@ -84,10 +87,10 @@ class HistoryCompressor:
   def _compress(self, history: tuple[str, ...], context: PromptContext, budget: int) -> Compressed:
     rows = context.catalogue.to_rows(history)
     latest = rows[-self._style.max_history :]
-    if self.variant == "slots":
-      slotted = len(self._context.catalogue)
-      kept = fit_slots([row for row in latest if row < slotted], budget, self._per_item)
-      return Compressed(tuple(slot_ids(np.asarray(kept), self._per_item).tolist()), "slots", len(rows) - len(kept))
+    if self.variant == "soft_tokens":
+      encoded = len(self._context.catalogue)
+      kept = fit_soft_tokens([row for row in latest if row < encoded], budget, self._per_item)
+      return Compressed(tuple(soft_token_ids(kept, self._per_item).tolist()), "soft_tokens", len(rows) - len(kept))
     text = self._texts.get(history_key(history)) if self.variant == "rewriter" else None
     if text is not None and len(text) <= budget:
       read = history_items(rows, context, self._style, self._style.max_prompt_tokens)
@@ -99,3 +102,16 @@ class HistoryCompressor:
     number = sum(token >= vocabulary.sid_start for token in tokens) // vocabulary.num_levels
     kept = set(list(dict.fromkeys(reversed(latest)))[:number])
     return Compressed(tuple(tokens), "sids" if self.variant == "sids" else "rules", sum(row not in kept for row in rows))
+
+
+def compressors_of(run: Run) -> tuple[str, ...]:
+  """The variants by which a run has compressed histories; none where its stage `compress` is not finished."""
+  return tuple(run.config.compress.variants) if run.is_done("compress") else ()
+
+
+def check_compressor(run: Run, variant: str) -> None:
+  """Raises DataError unless the run has that variant."""
+  known = compressors_of(run)
+  if variant not in known:
+    has = f"choose from {', '.join(known)}" if known else "it has none: run the stage compress with config.compress.variants"
+    raise DataError(f"compressor: {run.directory} has no {variant!r}; {has}")

@@ -4,11 +4,14 @@ A model of a million parameters cannot rewrite from nothing, so it starts from t
 rule-based compressions at the same budget; GRPO then moves away from them where that pays.
 """
 
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from gr2_jax.compression.cache import CompressFn
 from gr2_jax.compression.judges import JudgeFn, Question, Verdict, make_chat_judge, make_ranker_judge
@@ -17,201 +20,200 @@ from gr2_jax.compression.rules import compress_by_rules, count_ellipses, origina
 from gr2_jax.data.disk_cache import DiskCache
 from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.data.schema import DataError, Slate
+from gr2_jax.language.prompts import PromptContext, PromptStyle
 from gr2_jax.objectives.advantages import group_advantages
 from gr2_jax.objectives.policy import PolicyLossConfig
+from gr2_jax.rewards.judge import Judgement
+from gr2_jax.rl.collect import Round, collect_groups
+from gr2_jax.rl.draw import draw_indices
 from gr2_jax.rollout.copy_constraint import CopyConstraint
-from gr2_jax.rollout.generate import make_generate
+from gr2_jax.rollout.generate import Rollout, RolloutConfig, make_generate
 from gr2_jax.rollout.rerank import render_prompts, round_length
 from gr2_jax.rollout.sampling import Sampling
-from gr2_jax.runs.artifacts import load_policy, load_slates, make_decoder, run_mesh, slate_constraint, stage_checkpoints, stage_key
-from gr2_jax.runs.slate_training import draw_slates
+from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.training import begin, train, train_lm
-from gr2_jax.steps.rl import Judgement, RlConfig, collect_groups, make_rl_update
+from gr2_jax.steps.policy import UpdateConfig, make_policy_update
 from gr2_jax.teachers.chat import ChatClient, ChatConfig
+from gr2_jax.training.loop import StepResult
 from gr2_jax.training.mesh import jit_update, to_global, to_local
-from gr2_jax.training.metric import Metric, merge
+from gr2_jax.training.metric import Metric
+from gr2_jax.training.state import TrainState
 
 HEADLINE = ("reward", "length_reward", "quality", "valid_rate", "completion_length", "entropy")
 _UNJUDGED = Verdict(False, 0.0, 0.0)
 
 
-def make_rewriter(run, context, style, progress, stop) -> CompressFn:
+@dataclasses.dataclass(frozen=True)
+class RewriterOptions:
+  """How the rewriter learns: `group` texts for each of `prompts` histories a step; `alpha`: weight of length against quality (Eq 11), from
+  the first to the last step. Raises ValueError for values that cannot hold.
+  """
+
+  prompts: int = 8
+  group: int = 8
+  temperature: float = 1.0
+  alpha: tuple[float, float] = (0.3, 0.5)
+  loss: PolicyLossConfig = dataclasses.field(default_factory=PolicyLossConfig)
+
+  def __post_init__(self) -> None:
+    if not (len(self.alpha) == 2 and all(0 <= alpha <= 1 for alpha in self.alpha)):
+      raise ValueError(f"alpha: {self.alpha} must be two weights in 0..1, at the first and the last step")
+    if self.group < 2:
+      raise ValueError(f"group: {self.group} must be at least 2: a text is judged by the others of its group")
+    UpdateConfig(self.loss, self.temperature)
+
+  @classmethod
+  def read(cls, section: ConfigDict) -> "RewriterOptions":
+    """The record of a config section."""
+    names = ("prompts", "group", "temperature")
+    return cls(**{name: section[name] for name in names}, alpha=tuple(section.alpha), loss=PolicyLossConfig(**section.loss))
+
+
+def make_rewriter(stage: StageContext) -> CompressFn:
   """Trains the rewriter where it is not trained yet; a text that cannot be used is replaced by the rules, and counted by its outcome."""
-  slates = load_slates(run, context.catalogue, "train")
-  decoder, mesh = make_decoder(run, context.vocabulary), run_mesh(run)
-  length = round_length(max(len(_prompt(slate, context, style)) for slate in slates))
-  judge = make_judge(run, decoder, slates, context, style)  # first, since it may lack something
-  _warm_up(run, decoder, mesh, slates, context, style, progress, stop)
-  _reinforce(run, decoder, mesh, slates, context, style, judge, length, progress, stop)
-  params = load_policy(run, "compress", decoder, "rewriter")
-  return _make_compress(run, decoder, params, context, style, length)
+  slates = stage.slates("train")
+  length = round_length(max(len(_prompt(stage, slate)) for slate in slates))
+  judge = make_judge(stage, slates)  # first, since it may lack something
+  _warm_up(stage, slates)
+  _reinforce(stage, slates, judge, length)
+  return _make_compress(stage, stage.load_params("compress", "rewriter"), length)
 
 
-def _prompt(slate, context, style):
-  return rewriter_prompt(original_tokens(slate, context, style), context.vocabulary)
+def _prompt(stage: StageContext, slate: Slate) -> list[int]:
+  return rewriter_prompt(original_tokens(slate, stage.prompts, stage.style), stage.vocabulary)
 
 
-def _prompt_rows(slates: Sequence[Slate], context, style, length: int) -> tuple[np.ndarray, np.ndarray]:
+def _prompt_rows(stage: StageContext, slates: Sequence[Slate], length: int) -> tuple[np.ndarray, np.ndarray]:
   """The rewriter's prompts, tokens and mask `[n, length]`; of a history longer than the training ones the oldest tokens go first."""
-  tokens = np.full((len(slates), length), context.vocabulary.pad_id, np.int32)
+  tokens = np.full((len(slates), length), stage.vocabulary.pad_id, np.int32)
   mask = np.zeros_like(tokens)
+  room = length - len(rewriter_prompt([], stage.vocabulary))
   for row, slate in enumerate(slates):
-    room = length - len(rewriter_prompt([], context.vocabulary))
-    prompt = rewriter_prompt(original_tokens(slate, context, style)[-room:], context.vocabulary)
+    prompt = rewriter_prompt(original_tokens(slate, stage.prompts, stage.style)[-room:], stage.vocabulary)
     tokens[row, : len(prompt)] = prompt
     mask[row, : len(prompt)] = 1
   return tokens, mask
 
 
-def _by_rules(run, slate, context, style):
-  return compress_by_rules(prompt_rows(slate, context, style), context, style, budget=run.config.compressor.budget)
+def _by_rules(stage: StageContext, slate: Slate) -> list[int]:
+  rows = prompt_rows(slate, stage.prompts, stage.style)
+  return compress_by_rules(rows, stage.prompts, stage.style, budget=stage.options.budget)
 
 
-def _warm_up(run, decoder, mesh, slates, context, style, progress, stop):
+def _warm_up(stage: StageContext, slates: Sequence[Slate]) -> None:
   """Supervised fine-tuning of the mid-trained model on the rule-based compressions."""
-  options, vocabulary = run.config.compressor.rewriter.warmup, context.vocabulary
+  section, vocabulary = stage.options.rewriter.warmup, stage.vocabulary
 
-  def to_example(slate, rng):
-    prompt, target = _prompt(slate, context, style), [*_by_rules(run, slate, context, style), vocabulary.eos_id]
+  def to_example(slate: Slate, rng: np.random.Generator | None) -> dict[str, list[int]]:
+    prompt, target = _prompt(stage, slate), [*_by_rules(stage, slate), vocabulary.eos_id]
     return {"tokens": prompt + target, "parts": [0] * len(prompt) + [1] * len(target)}
 
   longest = max(len(to_example(slate, None)["tokens"]) for slate in slates)
-  if longest > options.row_length:
+  if longest > section.row_length:
     raise DataError(
-      f"config.compressor.rewriter.warmup.row_length: {options.row_length} is too short for a history with its compression, "
+      f"config.compress.rewriter.warmup.row_length: {section.row_length} is too short for a history with its compression, "
       f"which takes up to {longest} tokens; raise it"
     )
   batches = make_pipeline(
     slates,
-    seed=run.config.seed,
-    batch_size=options.batch_size,
+    seed=stage.seed,
+    batch_size=section.batch_size,
     map_fn=to_example,
-    pack_length=options.row_length,
+    pack_length=section.row_length,
     pad_id=vocabulary.pad_id,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  train_lm(
-    run,
-    "compress",
-    decoder,
-    batches,
-    options,
-    mesh,
-    key=stage_key(run, "compress"),
-    init=stage_checkpoints(run, "midtrain"),
-    part_names=("token",),
-    part_weights=(1.0,),
-    name="rewriter_warmup",
-    progress=progress,
-    stop=stop,
-  )
+  train_lm(stage, section, batches, {"token": 1.0}, init=stage.checkpoints("midtrain"), name="rewriter_warmup")
 
 
-def _reinforce(run, decoder, mesh, slates, context, style, judge, length, progress, stop):
+def _reinforce(stage: StageContext, slates: Sequence[Slate], judge: JudgeFn, length: int) -> None:
   """GRPO: all of a group are kept, and advantages are relative to it."""
-  options = run.config.compressor.rewriter
-  optimizer, state, shardings = begin(decoder, options, mesh, None, stage_checkpoints(run, "compress", "rewriter_warmup"))
-  loss = PolicyLossConfig(**options.loss)
-  constraint = _copy_constraint(run, context.vocabulary, style)
-  update = jit_update(make_rl_update(decoder, optimizer, RlConfig(loss, options.temperature), constraint), mesh, shardings)
-  position = draw_slates(run, slates, options.prompts)
-  generate = _make_generate(run, decoder, context, constraint, group=options.group)
-  sampling = Sampling.create(options.temperature)
+  section, options = stage.options.rewriter, RewriterOptions.read(stage.options.rewriter)
+  optimizer, state, shardings = begin(stage, stage.decoder, section, stage.checkpoints("compress", "rewriter_warmup"))
+  config = UpdateConfig(options.loss, options.temperature)
+  update = jit_update(make_policy_update(stage.decoder, optimizer, config, _copy_constraint(stage)), stage.mesh, shardings)
+  position = draw_indices(len(slates), options.prompts, stage.seed)
+  rewrite, sampling = _make_rewrite(stage, options.group), Sampling.create(options.temperature)
 
-  def get_batch(state):
-    step = int(state.step)
-    alpha = alpha_at(step, options.steps, options.alpha)
-    key = jax.random.fold_in(stage_key(run, "compress"), step)
-    found = []
+  def step(state: TrainState) -> StepResult:
+    number = int(state.step)
+    alpha = alpha_at(number, section.steps, options.alpha)
+    key = jax.random.fold_in(stage.key, number)
 
-    def play_round():
-      chosen = [slates[i] for i in next(position)["slate"]]
-      tokens, mask = to_global(_prompt_rows(chosen, context, style, length), mesh)
-      with jax.set_mesh(mesh):
-        rollout = to_local(generate(state.params, tokens, mask, key, sampling), mesh)
-      judgement, metrics = judge_rewrites(chosen, np.asarray(rollout.completions), judge, context, style, alpha, loss.divide_by_std)
-      found.append(metrics)
-      return rollout, judgement
+    def play_round(_: int) -> Round:
+      chosen = [slates[i] for i in next(position)["slate"]]  # draw slates
+      tokens, mask = to_global(_prompt_rows(stage, chosen, length), stage.mesh)
+      with jax.set_mesh(stage.mesh):
+        rollout = to_local(rewrite(state.params, tokens, mask, key, sampling), stage.mesh)  # roll out
+      completions = np.asarray(rollout.completions)
+      judgement = judge_rewrites(  # read, reward, compare
+        chosen, completions, judge, stage.prompts, stage.style, alpha, divide_by_std=options.loss.divide_by_std
+      )
+      return Round(rollout, judgement, np.array([slate.weight for slate in chosen], np.float32))
 
-    batch, metrics = collect_groups(play_round, num_prompts=options.prompts, max_rounds=1, mask_truncated=loss.mask_truncated)
-    return batch, merge(found) | metrics
+    batch, metrics = collect_groups(play_round, num_prompts=options.prompts, max_rounds=1, mask_truncated=options.loss.mask_truncated)
+    new_state, learnt = update(state, batch)
+    return StepResult(new_state, batch, metrics, learnt)
 
-  train(
-    run,
-    "compress",
-    state,
-    update,
-    get_batch,
-    position=position,
-    options=options,
-    name="rewriter",
-    label="compress (rewriter)",
-    headline=HEADLINE,
-    progress=progress,
-    stop=stop,
-  )
+  train(stage, section, state, step, position, name="rewriter", headline=HEADLINE)
 
 
-def _copy_constraint(run, vocabulary, style) -> CopyConstraint | None:
+def _copy_constraint(stage: StageContext) -> CopyConstraint | None:
   """Semantic IDs are copied whole, where answers are constrained too. Codes within markers are left to the reader of the text."""
-  constrained = run.config.decoding.constraint == "slate" and not style.sid_markers
-  return CopyConstraint(vocabulary, style.max_history) if constrained else None
+  constrained = stage.config.decoding.constraint == "slate" and not stage.style.sid_markers
+  return CopyConstraint(stage.vocabulary, stage.style.max_history) if constrained else None
 
 
-def _make_generate(run, decoder, context, constraint, *, group):
-  vocabulary = context.vocabulary
-  generate = make_generate(
-    decoder,
-    group=group,
-    max_new_tokens=run.config.compressor.budget + 1,  # eos
-    eos_id=vocabulary.eos_id,
-    pad_id=vocabulary.pad_id,
-    constraint=constraint,
-  )
+def _make_rewrite(stage: StageContext, group: int) -> Callable[..., Rollout]:
+  """`rewrite(params, prompts, mask, key, sampling) -> Rollout` of texts within the budget, and eos."""
+  constraint = _copy_constraint(stage)
+  sizes = {"group": group, "max_new_tokens": stage.options.budget + 1}
+  generate = make_generate(RolloutConfig.of(stage.decoder, stage.vocabulary, constraint=constraint, **sizes))
 
-  def rewrite(params, tokens, mask, key, sampling):
+  def rewrite(params: Any, tokens: jax.Array, mask: jax.Array, key: jax.Array, sampling: Sampling) -> Rollout:
     references = None if constraint is None else constraint.references(tokens)
     return generate(params, tokens, mask, key, sampling, None, references)
 
   return rewrite
 
 
-def make_judge(run, decoder, slates, context, style) -> JudgeFn:
+def make_judge(stage: StageContext, slates: Sequence[Slate]) -> JudgeFn:
   """The judge that the config names: the run's policy, frozen, or a chat endpoint whose answers are kept in `RUN/compress/chat.jsonl`."""
-  options = run.config.compressor.rewriter
-  if options.judge == "chat":
-    config = ChatConfig(**options.chat)
+  section = stage.options.rewriter
+  if section.judge == "chat":
+    config = ChatConfig(**section.chat)
     key = os.environ.get(config.api_key_variable) if config.api_key_variable else None
     if config.api_key_variable and not key:
-      raise DataError(f"config.compressor.rewriter.chat.api_key_variable: {config.api_key_variable} is not set; export the key under it")
-    cache = DiskCache(run.path("compress", "chat.jsonl"), write=run.main)
-    return make_chat_judge(ChatClient(config, cache, api_key=key), context, style)
-  generate = make_generate(
-    decoder,
-    group=1,
-    max_new_tokens=run.config.rl.max_new_tokens,
-    eos_id=context.vocabulary.eos_id,
-    pad_id=context.vocabulary.pad_id,
-    constraint=slate_constraint(run, context.vocabulary),
-  )
+      raise DataError(f"config.compress.rewriter.chat.api_key_variable: {config.api_key_variable} is not set; export the key under it")
+    cache = DiskCache(stage.path("chat.jsonl"), write=stage.run.main)
+    return make_chat_judge(ChatClient(config, cache, api_key=key), stage.prompts, stage.style)
+  sizes = {"group": 1, "max_new_tokens": stage.config.decoding.max_new_tokens}
+  generate = make_generate(RolloutConfig.of(stage.decoder, stage.vocabulary, constraint=stage.constraint(stage.style), **sizes))
   in_order = [np.arange(len(slate.candidates)) for slate in slates]
-  bare = render_prompts(slates, in_order, context, style, histories=[[]] * len(slates)).tokens.shape[1]
+  bare = render_prompts(slates, in_order, stage.prompts, stage.style, histories=[[]] * len(slates)).tokens.shape[1]
   return make_ranker_judge(
     generate,
-    load_policy(run, "rl", decoder),
-    context,
-    style,
-    metric=options.metric,
-    batch_size=options.prompts,
-    length=round_length(bare + run.config.compressor.budget),
+    stage.load_params("rl"),
+    stage.prompts,
+    stage.style,
+    metric=section.metric,
+    batch_size=section.prompts,
+    length=round_length(bare + stage.options.budget),
   )
 
 
 def judge_rewrites(
-  slates: Sequence[Slate], completions: np.ndarray, judge: JudgeFn, context, style, alpha: float, divide_by_std: bool = True
-) -> tuple[Judgement, dict[str, Metric]]:
-  """Eq 11 of the completions `[P, G, Lc]` to the slates' histories, and what its parts are on the mean; a text that is none earns 0."""
+  slates: Sequence[Slate],
+  completions: np.ndarray,
+  judge: JudgeFn,
+  context: PromptContext,
+  style: PromptStyle,
+  alpha: float,
+  *,
+  divide_by_std: bool = True,
+) -> Judgement:
+  """Eq 11 of the completions `[P, G, Lc]` to the slates' histories, with the means of its parts; a text that is none earns 0."""
   shape = completions.shape[:2]
   rows = [prompt_rows(slate, context, style) for slate in slates]
   texts = [read_rewrite(completion, rows[p], context, style) for p in range(shape[0]) for completion in completions[p]]
@@ -231,7 +233,7 @@ def judge_rewrites(
     alpha=alpha,
   )
 
-  def mean(values, where=None):
+  def mean(values: Any, where: np.ndarray | None = None) -> Metric:
     where = np.ones_like(valid) if where is None else where
     return Metric(float(np.sum(np.where(where, values, 0.0))), float(np.sum(where)))
 
@@ -248,22 +250,21 @@ def judge_rewrites(
   }
   total = terms.total.reshape(shape)
   advantages, _ = group_advantages(total, total, divide_by_std=divide_by_std)
-  return Judgement(total, valid.reshape(shape), np.asarray(advantages), np.ones(shape[0], bool)), metrics
+  return Judgement(total, valid.reshape(shape), np.asarray(advantages), np.ones(shape[0], bool), metrics)
 
 
-def _make_compress(run, decoder, params, context, style, length) -> CompressFn:
+def _make_compress(stage: StageContext, params: Any, length: int) -> CompressFn:
   """Greedy rewrites, in batches of one shape."""
-  generate = _make_generate(run, decoder, context, _copy_constraint(run, context.vocabulary, style), group=1)
-  batch_size, greedy = run.config.compressor.batch_size, Sampling.create(temperature=0.0)
+  rewrite, batch_size, greedy = _make_rewrite(stage, group=1), stage.options.batch_size, Sampling.create(temperature=0.0)
 
   def compress(slates: Sequence[Slate]) -> list[tuple[list[int], str]]:
-    tokens, mask = _prompt_rows([slates[i % len(slates)] for i in range(batch_size)], context, style, length)
-    completions = np.asarray(generate(params, tokens, mask, jax.random.key(0), greedy).completions)[: len(slates), 0]
+    tokens, mask = _prompt_rows(stage, [slates[i % len(slates)] for i in range(batch_size)], length)
+    completions = np.asarray(rewrite(params, tokens, mask, jax.random.key(0), greedy).completions)[: len(slates), 0]
     found = []
     for slate, completion in zip(slates, completions, strict=True):
-      text, outcome = read_rewrite(completion, prompt_rows(slate, context, style), context, style)
+      text, outcome = read_rewrite(completion, prompt_rows(slate, stage.prompts, stage.style), stage.prompts, stage.style)
       outcome = outcome if slate.history else "no_history"
-      found.append((text if outcome == "ok" else _by_rules(run, slate, context, style), outcome))
+      found.append((text if outcome == "ok" else _by_rules(stage, slate), outcome))
     return found
 
   return compress

@@ -15,7 +15,7 @@ from gr2_jax.language.prompts import PromptContext, PromptStyle, history_items, 
 from gr2_jax.language.vocabulary import Vocabulary
 
 # How a history can be shortened: to semantic IDs alone, by fixed rules, by a trained language model, to vectors of its items.
-VARIANTS = ("sids", "rules", "rewriter", "slots")
+VARIANTS = ("sids", "rules", "rewriter", "soft_tokens")
 # What became of a history: it was compressed, there was none, or the rewriter's text cannot be used and why.
 OUTCOMES = ("ok", "no_history", "overlong", "empty", "wrong_format", "unknown_item")
 _ELLIPSIS = re.compile(r"\.{3,}|…")
@@ -74,8 +74,8 @@ def shorten_at_random(slate: schema.Slate, context: PromptContext, style: Prompt
   return compress_by_rules(rows[-number:], context, style, budget=sum(map(len, items[-number:])))
 
 
-def fit_slots(rows: Sequence[int], budget: int, per_item: int) -> list[int]:
-  """The latest `rows` whose slots, `per_item` each, fit into `budget` tokens, oldest first."""
+def fit_soft_tokens(rows: Sequence[int], budget: int, per_item: int) -> list[int]:
+  """The latest `rows` whose soft tokens, `per_item` each, fit into `budget` tokens, oldest first."""
   return list(rows[max(len(rows) - budget // per_item, 0) :])
 
 
@@ -141,7 +141,7 @@ def _is_content(token: int, vocabulary: Vocabulary) -> bool:
 
 
 def _quoted_sids(tokens: Sequence[int], vocabulary: Vocabulary) -> list[tuple[int, ...]]:
-  """Codes in runs, cut after each `num_levels`: whole semantic IDs where they were copied exactly. A slot's id is no code."""
+  """Codes in runs, cut after each `num_levels`: whole semantic IDs where they were copied exactly. A soft token's id is no code."""
   sids: list[tuple[int, ...]] = []
   run: list[int] = []
   for token in [*tokens, None]:

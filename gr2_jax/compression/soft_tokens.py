@@ -1,160 +1,122 @@
-"""Variant C of the compressor: a few vectors for each item, from an encoder that is trained against the frozen policy."""
+"""Soft tokens: an encoder turns an item's tokens into a few vectors, which the frozen decoder reads in their place.
 
-from collections.abc import Sequence
+Memory vectors for a frozen decoder as in ICAE (arXiv 2307.06945), but a fixed number for each item, so that they are computed once an
+item. They start as the embeddings of the item's codes, which mid-training made a short description of it. They are trained so that the
+frozen ranker goes on from them as it does from the full history.
+"""
+
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from flax import struct
 
-from gr2_jax.compression.cache import CompressFn
-from gr2_jax.compression.encoder import SlotEncoder, encode_items, init_encoder, slot_ids
-from gr2_jax.compression.rules import check_budget, fit_slots, prompt_rows
-from gr2_jax.compression.update import SlotBatch, make_slot_update
-from gr2_jax.data.schema import Slate
-from gr2_jax.rollout.generate import make_generate
-from gr2_jax.rollout.rerank import render_prompts
-from gr2_jax.rollout.sampling import Sampling
-from gr2_jax.runs.artifacts import load_policy, load_slates, make_decoder, run_mesh, slate_constraint, stage_key
-from gr2_jax.runs.load import memory_path
-from gr2_jax.runs.slate_training import draw_slates, make_next_prompts
-from gr2_jax.runs.training import train
-from gr2_jax.training.mesh import batch_sharding, init_sharded, replicated, to_global, to_local
-from gr2_jax.training.state import OptimizerConfig, init_state, make_optimizer
+from gr2_jax.models.transformer import Decoder
+from gr2_jax.objectives.token_loss import distillation_terms
+from gr2_jax.rollout.completions import completion_hidden, legal_states, make_to_logits
+from gr2_jax.rollout.slate_constraint import SlateConstraint
+from gr2_jax.steps.update import Loss
+from gr2_jax.training.metric import Metric
 
-_ENCODED = 512  # items at once
+_HEADS = 4
 
 
-def make_slots(run, context, style, progress, stop) -> CompressFn:
-  """Trains the encoder where it is not trained yet, writes the slots of all items, and names a history's items by their slots."""
-  options = run.config.compressor.slots
-  check_budget(run.config.compressor.budget, options.per_item)
-  policy = load_policy(run, "rl", make_decoder(run, context.vocabulary))
-  items = _item_arrays(context, style)
-  encoder = SlotEncoder(options.per_item, options.width)
-  params = _train(run, encoder, policy, items, context, style, progress, stop)
-  if run.main:
-    np.save(memory_path(run), _encode_all(encoder, params, policy["embedding"], items))
+class SoftTokenEncoder(nn.Module):
+  """`per_item` queries of each item attend to its tokens; what they find is added to the embeddings of its codes. `width`: hidden width."""
 
-  def compress(slates: Sequence[Slate]) -> list[tuple[list[int], str]]:
-    ids = [slot_ids(_latest(run, slate, context, style), options.per_item).tolist() for slate in slates]
-    return [(of, "ok" if of else "no_history") for of in ids]
+  per_item: int
+  width: int
 
-  return compress
+  @nn.compact
+  def __call__(self, embeddings: jax.Array, mask: jax.Array, base: jax.Array) -> jax.Array:
+    """Memory `[N, m, D]` of items with token `embeddings [N, T, D]` (`mask [N, T]` true at real ones) and `base [N, m, D]`.
 
-
-def _latest(run, slate, context, style) -> list[int]:
-  """Rows of the latest items whose slots fit into the budget."""
-  return fit_slots(prompt_rows(slate, context, style), run.config.compressor.budget, run.config.compressor.slots.per_item)
-
-
-def _item_arrays(context, style) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Tokens and mask `[N, T]` of every item as histories show it, and its code tokens `[N, levels]`."""
-  vocabulary = context.vocabulary
-  rows = range(len(context.catalogue))
-  listed = [context.item_tokens(row, style.history_fields, style) for row in rows]
-  tokens = np.full((len(listed), max(map(len, listed))), vocabulary.pad_id, np.int32)
-  for row, of in enumerate(listed):
-    tokens[row, : len(of)] = of
-  lengths = np.array([[len(of)] for of in listed])
-  mask = (np.arange(tokens.shape[1]) < lengths).astype(np.int32)
-  return tokens, mask, np.array([vocabulary.sid_tokens(context.codes[row]) for row in rows], np.int32)
+    It is `base` exactly before the first update.
+    """
+    features = base.shape[-1]
+    x = nn.LayerNorm(name="token_norm")(embeddings)
+    query = self.param("query", nn.initializers.normal(1.0), (self.per_item, features))
+    q = nn.LayerNorm(name="soft_norm")(base) + query
+    attend = nn.MultiHeadDotProductAttention(_HEADS, qkv_features=self.width, out_features=features, name="attention")
+    q = q + attend(q, x, mask=(mask > 0)[:, None, None, :])
+    hidden = nn.gelu(nn.Dense(self.width, name="up")(nn.LayerNorm(name="mlp_norm")(q)))
+    return base + nn.Dense(features, kernel_init=nn.initializers.zeros_init(), name="down")(hidden)
 
 
-def _encode_all(encoder, params, table, items) -> np.ndarray:
-  """Memory `[N * m, D]` of the whole catalogue."""
-  encode = jax.jit(lambda *of: encode_items(encoder, params, table, *of))
-  size = len(items[0])
-  parts = []
-  for start in range(0, size, _ENCODED):
-    rows = np.arange(start, start + _ENCODED) % size  # the last part is filled up, so that one shape is compiled
-    part = np.asarray(encode(*(of[rows] for of in items)))
-    parts.append(part[: (size - start) * encoder.slots])
-  return np.concatenate(parts)
+def code_soft_tokens(table: jax.Array, sid_tokens: jax.Array, per_item: int) -> jax.Array:
+  """Where soft tokens start: embeddings of the codes, `[N, m, D]` from the token `table [V, D]` and code tokens `sid_tokens [N, levels]`.
+
+  Fewer than levels share the levels in order and take means; of more, the j-th takes level j modulo their number.
+  """
+  levels = sid_tokens.shape[1]
+  codes = jnp.take(table, sid_tokens, axis=0)
+  if per_item >= levels:
+    return codes[:, np.arange(per_item) % levels]
+  return jnp.stack([codes[:, part].mean(axis=1) for part in np.array_split(np.arange(levels), per_item)], axis=1)
 
 
-def _train(run, encoder, policy, items, context, style, progress, stop):
-  options = run.config.compressor.slots
-  slates = load_slates(run, context.catalogue, "train")
-  decoder, mesh = make_decoder(run, context.vocabulary), run_mesh(run)
-  optimizer = make_optimizer(OptimizerConfig(**options.optimizer), options.steps)
-  features = policy["embedding"].shape[1]
-  state, shardings = init_sharded(
-    lambda key: init_state(init_encoder(encoder, key, features), optimizer), jax.random.fold_in(stage_key(run, "compress"), 1), mesh
-  )
-  constraint = slate_constraint(run, context.vocabulary)
-  compiled = jax.jit(
-    make_slot_update(decoder, encoder, optimizer, constraint),
-    in_shardings=(shardings, batch_sharding(mesh), None),
-    out_shardings=(shardings, replicated(mesh)),
-    donate_argnums=0,
-  )
-
-  def update(state, batch):
-    with jax.set_mesh(mesh):
-      return compiled(state, to_global(batch, mesh), policy)
-
-  position = draw_slates(run, slates, options.batch_size)
-  get_batch = _make_get_batch(run, slates, decoder, policy, mesh, items, context, style, position, constraint)
-  return train(
-    run,
-    "compress",
-    state,
-    update,
-    get_batch,
-    position=position,
-    options=options,
-    name="slots",
-    label="compress (slots)",
-    progress=progress,
-    stop=stop,
-  ).params
+def encode_items(
+  encoder: SoftTokenEncoder, params: Any, table: jax.Array, tokens: jax.Array, mask: jax.Array, sid_tokens: jax.Array
+) -> jax.Array:
+  """Memory `[N * m, D]` of items, those of an item side by side; tokens, mask `[N, T]`, `sid_tokens [N, levels]`, `table [V, D]`."""
+  base = code_soft_tokens(table, sid_tokens, encoder.per_item)
+  memory = encoder.apply({"params": params}, jnp.take(table, tokens, axis=0), mask, base)
+  return memory.reshape(-1, memory.shape[-1])
 
 
-def _make_get_batch(run, slates, decoder, policy, mesh, items, context, style, position, constraint):
-  """Builds `get_batch(state)`: the policy answers full prompts of shuffled slates, and the same prompts are written with slots."""
-  options, vocabulary = run.config.compressor.slots, context.vocabulary
-  generate = make_generate(
-    decoder,
-    group=1,
-    max_new_tokens=run.config.rl.max_new_tokens,
-    eos_id=vocabulary.eos_id,
-    pad_id=vocabulary.pad_id,
-    constraint=constraint,
-  )
-  sampling = Sampling.create(options.temperature)
-  most_items = max(len(_latest(run, slate, context, style)) for slate in slates)
-  local = options.batch_size // jax.process_count()
-  in_order = [np.arange(len(slate.candidates)) for slate in slates]
-  bare = render_prompts(slates, in_order, context, style, histories=[[]] * len(slates)).tokens.shape[1]
-  short_length = bare + most_items * options.per_item
-  next_prompts = make_next_prompts(run, "shuffled", slates, context, style, position)
+def soft_token_ids(rows: np.ndarray | list[int], per_item: int) -> np.ndarray:
+  """Ids `[n * m]` by which a decoder finds the soft tokens of items `rows [n]` in the memory (`Decoder`: -1 - s is row s)."""
+  return (-1 - (np.asarray(rows, np.int64)[:, None] * per_item + np.arange(per_item))).reshape(-1)
 
-  def get_batch(state):
-    _, chosen, shown, full = next_prompts()
-    key = jax.random.fold_in(stage_key(run, "compress"), int(state.step))
-    tokens, mask, references = to_global((full.tokens, full.mask, full.references), mesh)
-    with jax.set_mesh(mesh):
-      rollout = to_local(generate(policy, tokens, mask, key, sampling, None, references), mesh)
 
-    rows = np.zeros((len(chosen), most_items), np.int64)
-    histories = []
-    for p, slate in enumerate(chosen):
-      latest = _latest(run, slate, context, style)
-      rows[p, : len(latest)] = latest
-      first = (jax.process_index() * local + p) * most_items
-      histories.append(slot_ids(np.arange(first, first + len(latest)), options.per_item).tolist())
-    short = render_prompts(chosen, shown, context, style, length=short_length, histories=histories)
-    item_tokens, item_mask, sid_tokens = (of[rows] for of in items)
-    batch = SlotBatch(
-      prompts=full.tokens,
-      prompt_mask=full.mask,
-      short=short.tokens,
-      short_mask=short.mask,
-      completions=rollout.completions[:, 0],
-      completion_mask=rollout.completion_mask[:, 0].astype(np.int32),
-      item_tokens=item_tokens,
-      item_mask=item_mask,
-      sid_tokens=sid_tokens,
-    )
-    return batch, {}
+def init_encoder(encoder: SoftTokenEncoder, key: jax.Array, features: int) -> Any:
+  """Fresh parameters for a decoder of width `features`."""
+  zeros = jnp.zeros((1, 1, features))
+  return encoder.init(key, zeros, jnp.ones((1, 1), bool), jnp.zeros((1, encoder.per_item, features)))["params"]
 
-  return get_batch
+
+@struct.dataclass
+class SoftTokenBatch:
+  """P prompts in both forms, and a continuation of each.
+
+  `prompts, prompt_mask [P, Lp]` with full histories; `short, short_mask [P, Ls]` with soft tokens, whose ids count the items of the batch
+  (item h of prompt p is p * H + h, see `soft_token_ids`); `completions, completion_mask [P, Lc]`; `item_tokens, item_mask [P, H, T]` and
+  `sid_tokens [P, H, levels]` of the items; `weights [P]` of the slates.
+  """
+
+  prompts: Any
+  prompt_mask: Any
+  short: Any
+  short_mask: Any
+  completions: Any
+  completion_mask: Any
+  item_tokens: Any
+  item_mask: Any
+  sid_tokens: Any
+  weights: Any
+
+
+def make_soft_token_loss(decoder: Decoder, encoder: SoftTokenEncoder, constraint: SlateConstraint | None = None) -> Loss:
+  """Builds `loss(params, batch: SoftTokenBatch, frozen)`; `frozen` are the decoder's parameters, which get no gradient.
+
+  It is the reverse KL in nats, mean over the completions' tokens, between the decoder's next-token distributions after the soft tokens and
+  after the full history; with the `constraint` of the sampling both are over legal tokens. Metrics: `loss`, and `nll` of the completions
+  after the soft tokens.
+  """
+
+  def loss_fn(params: Any, batch: SoftTokenBatch, frozen: Any) -> tuple[jax.Array, dict[str, Metric]]:
+    items = [x.reshape(-1, x.shape[-1]) for x in (batch.item_tokens, batch.item_mask, batch.sid_tokens)]
+    memory = encode_items(encoder, params, frozen["embedding"], *items)
+    completions, mask = batch.completions[:, None], batch.completion_mask[:, None]
+    full = completion_hidden(decoder, frozen, batch.prompts, batch.prompt_mask, completions, mask)
+    short = completion_hidden(decoder, frozen | {"memory": memory}, batch.short, batch.short_mask, completions, mask)
+    to_logits = make_to_logits(decoder, frozen, constraint)
+    states = legal_states(batch.prompts, completions, mask, constraint)
+    log_probs, _, kl = distillation_terms(to_logits, to_logits, short, jax.lax.stop_gradient(full), completions, *states)
+    weights = mask * batch.weights[:, None, None]
+    loss = Metric.of(kl, weights)
+    return loss.mean(), {"loss": loss, "nll": Metric.of(-log_probs, weights)}
+
+  return loss_fn

@@ -1,7 +1,7 @@
 """Grain input pipelines: seeded, cut by process, packed, and resumable at any batch."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -9,11 +9,21 @@ import numpy as np
 from gr2_jax.data.schema import DataError
 
 Example = Mapping[str, Any]
+
+
+class Source(Protocol):
+  """Records that can be read in any order."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int, /) -> Any: ...
+
+
 MapFn = Callable[[Any, np.random.Generator], Example]
 
 
 def make_pipeline(
-  source: Sequence[Any],
+  source: Source,
   *,
   seed: int,
   batch_size: int,
@@ -68,7 +78,7 @@ def make_pipeline(
 class _Indexed:
   """Records with their index, so that an error can name it."""
 
-  def __init__(self, records: Sequence[Any]) -> None:
+  def __init__(self, records: Source) -> None:
     self._records = records
 
   def __len__(self) -> int:

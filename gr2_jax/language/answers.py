@@ -47,8 +47,8 @@ class _AnswerError(Exception):
 
 
 def render_answer(
-  ranking: Sequence[int],
-  shown: Sequence[int],
+  ranking: Sequence[int] | np.ndarray,
+  shown: Sequence[int] | np.ndarray,
   reasoning: Sequence[int] | None,
   vocabulary: Vocabulary,
   style: PromptStyle,
@@ -73,7 +73,11 @@ def render_answer(
 
 
 def parse_answer(
-  tokens: Sequence[int], shown: Sequence[int], vocabulary: Vocabulary, style: PromptStyle, codes: np.ndarray | None = None
+  tokens: Sequence[int] | np.ndarray,
+  shown: Sequence[int] | np.ndarray,
+  vocabulary: Vocabulary,
+  style: PromptStyle,
+  codes: np.ndarray | None = None,
 ) -> Answer:
   """Reads a completion (a row of ids; all after the first eos is ignored) as a ranking of the candidates `shown [K]`.
 
@@ -103,7 +107,9 @@ def parse_answer(
   return Answer(tuple(int(shown[slot]) for slot in slots), None, reasoning_length)
 
 
-def reference_tokens(shown: Sequence[int], vocabulary: Vocabulary, style: PromptStyle, codes: np.ndarray | None) -> list[tuple[int, ...]]:
+def reference_tokens(
+  shown: Sequence[int] | np.ndarray, vocabulary: Vocabulary, style: PromptStyle, codes: np.ndarray | None
+) -> list[tuple[int, ...]]:
   """Tokens that name the candidate at each slot."""
   if style.reference == "slot":
     return [(vocabulary.candidate_start + slot,) for slot in range(len(shown))]

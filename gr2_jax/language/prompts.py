@@ -155,7 +155,7 @@ def present(num_candidates: int, mode: str, key: tuple[int, int, int]) -> np.nda
 
 
 def render_prompt(
-  slate: schema.Slate, shown: Sequence[int], context: PromptContext, style: PromptStyle, history: Sequence[int] | None = None
+  slate: schema.Slate, shown: Sequence[int] | np.ndarray, context: PromptContext, style: PromptStyle, history: Sequence[int] | None = None
 ) -> Prompt:
   """The prompt of a slate with candidate `shown[s]` at slot s, up to the token that opens the assistant's turn, or the direct opening.
 
@@ -186,7 +186,7 @@ def history_room(slate: schema.Slate, context: PromptContext, style: PromptStyle
 
 
 def _frame_history(
-  slate: schema.Slate, shown: Sequence[int], context: PromptContext, style: PromptStyle
+  slate: schema.Slate, shown: Sequence[int] | np.ndarray, context: PromptContext, style: PromptStyle
 ) -> tuple[list[int], list[int], int]:
   """(the prompt up to `<user>`, its candidate part, tokens left for the history)."""
   special = context.vocabulary.special
@@ -223,7 +223,7 @@ def direct_opening(vocabulary: Vocabulary, style: PromptStyle) -> list[int]:
   return think + vocabulary.encode(templates.JSON_OPEN) + vocabulary.encode(templates.JSON_MIDDLE)
 
 
-def _candidate_tokens(slate: schema.Slate, shown: Sequence[int], context: PromptContext, style: PromptStyle) -> list[int]:
+def _candidate_tokens(slate: schema.Slate, shown: Sequence[int] | np.ndarray, context: PromptContext, style: PromptStyle) -> list[int]:
   by_slot = style.reference == "slot"
   if by_slot and len(slate.candidates) > context.vocabulary.num_candidates:
     raise schema.DataError(

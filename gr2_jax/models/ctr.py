@@ -29,7 +29,7 @@ class CtrConfig:
   max_history: int = 20
 
 
-def history_rows(histories: Sequence[Sequence[int]], max_history: int) -> np.ndarray:
+def history_rows(histories: Sequence[Sequence[int] | np.ndarray], max_history: int) -> np.ndarray:
   """The latest `max_history` rows of each history, int32 `[B, H]`, padded with -1."""
   out = np.full((len(histories), max_history), -1, np.int32)
   for i, rows in enumerate(histories):
@@ -50,8 +50,8 @@ def fit_ctr(
   Returns `history [N, D]`, `item [N, D]` and `bias [N]`. `on_progress(epoch, loss)` is called after each epoch, epochs counted from 1.
   Raises ValueError when no history has two items.
   """
-  histories = [np.asarray(rows) for rows in histories]
-  pairs = [(rows[max(0, t - config.max_history) : t], rows[t]) for rows in histories for t in range(1, len(rows))]
+  arrays = [np.asarray(rows) for rows in histories]
+  pairs = [(rows[max(0, t - config.max_history) : t], rows[t]) for rows in arrays for t in range(1, len(rows))]
   if not pairs:
     raise ValueError("histories: none has two items, so there is no purchase to predict; give a longer log")
   past = jnp.asarray(history_rows([rows for rows, _ in pairs], config.max_history))

@@ -68,9 +68,9 @@ def _attend_forward(q: jax.Array, sources: list[Source]) -> tuple[jax.Array, _Ke
     parts.append(tuple(_unfold(x, q.shape) for x in (out, weights.sum(axis=-1, keepdims=True), top)))
   top = functools.reduce(jnp.maximum, [part_top for _, _, part_top in parts])
   scales = [jnp.exp(part_top - top) for _, _, part_top in parts]
-  total = sum(scale * mass for scale, (_, mass, _) in zip(scales, parts, strict=True))
-  out = sum(scale * part_out for scale, (part_out, _, _) in zip(scales, parts, strict=True))
-  out = (out / total).astype(q.dtype)
+  total = jnp.asarray(sum(scale * mass for scale, (_, mass, _) in zip(scales, parts, strict=True)))
+  merged = sum(scale * part_out for scale, (part_out, _, _) in zip(scales, parts, strict=True))
+  out = (merged / total).astype(q.dtype)
   log_total = top + jnp.log(total)
   # Folded here: a transpose inside the backward pass's exp would be done for every key.
   return out, (q, sources, out, [_fold(log_total, len(k)) for k, _, _ in sources])
@@ -80,7 +80,7 @@ def _attend_backward(kept: _Kept, d_out: jax.Array) -> tuple[jax.Array, list[tup
   q, sources, out, log_totals = kept
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   delta = jnp.sum(d_out.astype(jnp.float32) * out, axis=-1, keepdims=True)
-  d_q, d_sources = 0.0, []
+  d_q, d_sources = jnp.float32(0), []
   for (k, v, mask), log_total in zip(sources, log_totals, strict=True):
     rows = len(k)
     # The barrier takes it out of the layers' stack once, and not inside exp for every key.
@@ -305,6 +305,7 @@ class Decoder(nn.Module):
     hidden = self.final_norm(x)
     if cache is None:
       return hidden, (k, v)
+    assert mask is not None and written is not None  # as the cache is there
     return hidden, Cache(k=k, v=v, mask=mask, length=written + length)
 
   def _embed(self, tokens: jax.Array) -> jax.Array:

@@ -30,7 +30,8 @@ def token_log_probs(
   def terms(logits: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _log_prob_and_entropy(_log_softmax(logits / temperature), t)
 
-  return _over_tokens(terms, logits_fn, (hidden, *extra), (targets,), targets.shape, chunk)
+  log_probs, entropies = _over_tokens(terms, logits_fn, (hidden, *extra), (targets,), targets.shape, chunk)
+  return log_probs, entropies
 
 
 def distillation_terms(
@@ -57,7 +58,9 @@ def distillation_terms(
     teacher_log_p = _log_softmax(jax.lax.stop_gradient(teacher_logits_fn(*teacher_inputs)) / temperature)
     return *_log_prob_and_entropy(log_p, t), kl_fn(log_p, teacher_log_p)
 
-  return _over_tokens(terms, logits_fn, (hidden, *extra), (targets, teacher_hidden, *extra), targets.shape, chunk)
+  others = (targets, teacher_hidden, *extra)
+  log_probs, entropies, divergences = _over_tokens(terms, logits_fn, (hidden, *extra), others, targets.shape, chunk)
+  return log_probs, entropies, divergences
 
 
 def _over_tokens(

@@ -71,8 +71,8 @@ def on_host(fn: RewardFn) -> RewardFn:
   return _OnHost(fn)
 
 
-def runs_on_host(fn: RewardFn) -> bool:
-  """Whether the function is marked by `on_host`."""
+def runs_on_host(fn: object) -> bool:
+  """Whether it is a function marked by `on_host`; a built-in reward is not."""
   return isinstance(fn, _OnHost)
 
 

@@ -31,7 +31,7 @@ def collect_groups(
   min_filled: float = 1.0,
   mask_truncated: bool = False,
   fetch: Callable[[Any], Any] = jax.device_get,
-  gather: Callable[[np.ndarray], np.ndarray] = multihost_utils.process_allgather,
+  gather: Callable[[np.int32], np.ndarray] = multihost_utils.process_allgather,
 ) -> tuple[GroupBatch, dict[str, Metric]]:
   """Play rounds until `num_prompts` groups are kept, for at most `max_rounds` rounds (DAPO's dynamic sampling).
 
@@ -44,7 +44,7 @@ def collect_groups(
   `mask_truncated`: completions cut off at the limit are not learnt from.
 
   Each of several processes fills a share of its own, of `num_prompts` groups; `fetch` brings its rows of device arrays to the host. All
-  go on until the last of them is full: a decision that they take alike, from the counts that `gather` (array -> the arrays of all
+  go on until the last of them is full: a decision that they take alike, from the counts that `gather` (number -> the numbers of all
   processes, stacked) brings together.
 
   Metrics: those of the judgements; `filled_fraction` and `surplus_fraction` of this process's batch; `rounds`; and over everything

@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from gr2_jax.models.cache import Cache
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.numerics import OUT_OF_REACH
 from gr2_jax.rollout.generate import prefill, suffix_cache
@@ -18,7 +20,7 @@ def _legal_log_probs(logits: jax.Array, legal: jax.Array) -> jax.Array:
   return jnp.where(legal, jax.nn.log_softmax(finite, axis=-1), -jnp.inf)
 
 
-def _reorder(cache, parents: jax.Array):
+def _reorder(cache: Cache, parents: jax.Array) -> Cache:
   """Give every beam the cache of the beam that it continues. `parents [P, beams]` index beams of the same prompt."""
   num_prompts = parents.shape[0]
   rows = (jnp.arange(num_prompts)[:, None] * (cache.mask.shape[0] // num_prompts) + parents).reshape(-1)
@@ -27,7 +29,7 @@ def _reorder(cache, parents: jax.Array):
 
 def beam_search(
   decoder: Decoder,
-  params,
+  params: Any,
   prompts: jax.Array,
   prompt_mask: jax.Array,
   trie: DenseTrie | CompressedTrie,
@@ -69,7 +71,7 @@ def beam_search(
     codes = jnp.concatenate([jnp.take_along_axis(codes, parents[..., None], axis=1), code[..., None]], axis=-1)
     cache = _reorder(cache, parents)
 
-  def pad(x, value):  # a catalogue of fewer IDs than beams
+  def pad(x: jax.Array, value: float) -> jax.Array:  # a catalogue of fewer IDs than beams
     return jnp.pad(x, [(0, 0), (0, beams - x.shape[1])] + [(0, 0)] * (x.ndim - 2), constant_values=value)
 
   return pad(jnp.where(states[..., None] >= 0, codes, -1), -1), pad(log_probs, -jnp.inf), pad(states, -1)
@@ -85,7 +87,9 @@ def make_beam_search(decoder: Decoder, *, beams: int, levels: int) -> Callable[.
       raise ValueError(f"{name} must be at least 1, got {value}")
 
   @jax.jit
-  def run(params, prompts, prompt_mask, trie, sid_token_ids):
+  def run(
+    params: Any, prompts: jax.Array, prompt_mask: jax.Array, trie: DenseTrie | CompressedTrie, sid_token_ids: jax.Array
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
     return beam_search(decoder, params, prompts, prompt_mask, trie, sid_token_ids, beams=beams, levels=levels)
 
   return run

@@ -1,6 +1,7 @@
 """The mid-trained model as a retriever: beams over the trie as scores of catalogue items."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from gr2_jax.semantic_ids.trie import SidTrie
 
 
 def make_beam_scores(
-  decoder: Decoder, params, context: PromptContext, *, beams: int, max_history: int
+  decoder: Decoder, params: Any, context: PromptContext, *, beams: int, max_history: int
 ) -> Callable[[np.ndarray], np.ndarray]:
   """Builds `scores(history rows [B, H], -1 = padding at the end) -> [B, N]`: log-probabilities of items, -inf where no beam ends.
 

@@ -1,6 +1,7 @@
 """Completions to prompts as an update reads them: their hidden states and log-probabilities, each prompt computed once."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,12 @@ from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.token_loss import token_log_probs
 from gr2_jax.rollout.generate import Constraint, prefill
 from gr2_jax.rollout.layout import Layout
+from gr2_jax.rollout.legal_tokens import TokenState
 
 
 def completion_hidden(
   decoder: Decoder,
-  params,
+  params: Any,
   prompts: jax.Array,
   prompt_mask: jax.Array,
   completions: jax.Array,
@@ -49,24 +51,26 @@ def completion_hidden(
   return jnp.concatenate([first, suffix.reshape(*tokens.shape, -1)], axis=first.ndim - 2)
 
 
-def make_to_logits(decoder: Decoder, params, constraint: Constraint | None) -> Callable[..., jax.Array]:
+def make_to_logits(decoder: Decoder, params: Any, constraint: Constraint | None) -> Callable[..., jax.Array]:
   """`to_logits(hidden [n, D], *legal_states) -> [n, V]`, over the legal tokens where there is a constraint."""
 
-  def to_logits(hidden: jax.Array, *state) -> jax.Array:
+  def to_logits(hidden: jax.Array, *state: TokenState) -> jax.Array:
     logits = decoder.apply({"params": params}, hidden, method="logits")
     return constraint.apply(logits, *state) if constraint is not None and state else logits
 
   return to_logits
 
 
-def legal_states(prompts: jax.Array, completions: jax.Array, completion_mask: jax.Array, constraint: Constraint | None) -> tuple:
+def legal_states(
+  prompts: jax.Array, completions: jax.Array, completion_mask: jax.Array, constraint: Constraint | None
+) -> tuple[TokenState, ...]:
   """What a logits function of `make_to_logits` reads beside hidden states: nothing, or the automaton's state at every completion token."""
   return () if constraint is None else (constraint.states(prompts, completions, completion_mask),)
 
 
 def completion_log_probs(
   decoder: Decoder,
-  params,
+  params: Any,
   prompts: jax.Array,
   prompt_mask: jax.Array,
   completions: jax.Array,

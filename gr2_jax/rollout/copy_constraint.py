@@ -18,7 +18,7 @@ _FREE, _FIRST, _TEXT, _CODES, _EOS = range(5)
 class CopyConstraint:
   """The automaton of a vocabulary, for prompts with at most `max_items` semantic IDs; what is written is not empty and ends in time."""
 
-  def __init__(self, vocabulary: Vocabulary, max_items: int):
+  def __init__(self, vocabulary: Vocabulary, max_items: int) -> None:
     self.max_items, self.levels = max_items, vocabulary.num_levels
     self.sid_start, self.codebook_size = vocabulary.sid_start, vocabulary.codebook_size
     self.vocabulary_size = vocabulary.size

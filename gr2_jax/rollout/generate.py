@@ -32,16 +32,17 @@ class Rollout:
   `prompts, prompt_mask [P, Lp]`; `completions [P, G, Lc]` with the EOS token kept and pad after it; `completion_mask [P, G, Lc]` True up
   to and including EOS; `behaviour_logps` and `entropy [P, G, Lc]` (float32, nats) of the distribution that each token was drawn from,
   0 where the mask is False; `finished [P, G]` True where EOS came within the limit; `row_steps [P]` decoding steps x rows, in equal shares.
+  On the device as it was made, or brought to the host.
   """
 
-  prompts: jax.Array
-  prompt_mask: jax.Array
-  completions: jax.Array
-  completion_mask: jax.Array
-  behaviour_logps: jax.Array
-  entropy: jax.Array
-  finished: jax.Array
-  row_steps: jax.Array
+  prompts: Any
+  prompt_mask: Any
+  completions: Any
+  completion_mask: Any
+  behaviour_logps: Any
+  entropy: Any
+  finished: Any
+  row_steps: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ class RolloutConfig:
   check_every: int = 4
   constraint: Constraint | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name in ("group", "max_new_tokens", "check_every"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -112,7 +113,7 @@ class Decoding(NamedTuple):
 
 
 def prefill(
-  decoder: Decoder, params, prompts: jax.Array, prompt_mask: jax.Array, prefix: Prefix | None = None
+  decoder: Decoder, params: Any, prompts: jax.Array, prompt_mask: jax.Array, prefix: Prefix | None = None
 ) -> tuple[jax.Array, Prefix, jax.Array]:
   """One forward pass over left-aligned prompts `[P, Lp]`; with a `prefix` of P rows, whose real tokens come first, over what follows it.
 
@@ -136,7 +137,7 @@ def suffix_cache(decoder: Decoder, rows: int, capacity: int) -> Cache:
   """An empty cache for `rows` suffixes, placed on the mesh like the rows."""
   cache = empty_cache(decoder.config, rows, capacity)
 
-  def place(x):
+  def place(x: jax.Array) -> jax.Array:
     return constrain(x, "layers", "batch", "seq", "kv_heads", "head_dim")
 
   return dataclasses.replace(cache, k=place(cache.k), v=place(cache.v))
@@ -147,17 +148,27 @@ def _take(array: jax.Array, member: jax.Array, place: jax.Array) -> jax.Array:
   return jax.vmap(lambda x, m, p: x[m, p])(array, member, place)
 
 
-def _draw(config: RolloutConfig, params, lanes: Lanes, hidden, member, place, alive, sampling: Sampling) -> Lanes:
+def _draw(
+  config: RolloutConfig,
+  params: Any,
+  lanes: Lanes,
+  hidden: jax.Array,
+  member: jax.Array,
+  place: jax.Array,
+  alive: jax.Array,
+  sampling: Sampling,
+) -> Lanes:
   """Draw the tokens at `place` of completions `member` (both `[S, n]`) from `hidden [S * n, D]`, and write those that are `alive`."""
   logits = config.decoder.apply({"params": params}, hidden, method="logits")
   if config.constraint is not None:
+    assert lanes.references is not None, "a constraint reads the references of its prompts"
     written = jnp.take_along_axis(lanes.tokens, member[:, :, None], axis=1).reshape(-1, config.max_new_tokens)
     references = jnp.repeat(lanes.references, member.shape[1], axis=0)
     logits = config.constraint.apply(logits, config.constraint.next_state(written, place.reshape(-1), references))
   drawn = sample_tokens(logits, _take(lanes.uniforms, member, place).reshape(-1), sampling)
   target = jnp.where(alive, member, config.group)  # out of bounds, where nothing is written
 
-  def write(array, values):
+  def write(array: jax.Array, values: jax.Array) -> jax.Array:
     return jax.vmap(lambda x, m, p, v: x.at[m, p].set(v, mode="drop"))(array, target, place, values.reshape(member.shape))
 
   return lanes._replace(
@@ -169,11 +180,11 @@ def _draw(config: RolloutConfig, params, lanes: Lanes, hidden, member, place, al
 
 def begin(
   config: RolloutConfig,
-  params,
-  prompts,
-  prompt_mask,
-  references,
-  row_ids,
+  params: Any,
+  prompts: jax.Array,
+  prompt_mask: jax.Array,
+  references: jax.Array | None,
+  row_ids: jax.Array,
   key: jax.Array,
   sampling: Sampling,
   prefix: Prefix | None = None,
@@ -215,7 +226,7 @@ def _take_members(config: RolloutConfig, lanes: Lanes) -> tuple[Lanes, jax.Array
   return lanes._replace(begun=lanes.begun + fresh.sum(axis=1), member=member, length=length, alive=alive), fresh
 
 
-def _step(config: RolloutConfig, params, sampling: Sampling, state: Decoding) -> Decoding:
+def _step(config: RolloutConfig, params: Any, sampling: Sampling, state: Decoding) -> Decoding:
   """One token more for every row that is alive.
 
   The cache is a ring: all rows write at one place, which no scatter is needed for, and a row's keys may lie anywhere in it, since they are
@@ -236,7 +247,7 @@ def _step(config: RolloutConfig, params, sampling: Sampling, state: Decoding) ->
   return Decoding(lanes._replace(length=length, alive=alive), cache, state.steps + 1)
 
 
-def decode_while(go_on: Callable[[Lanes], jax.Array], config: RolloutConfig, params, sampling: Sampling, state: Decoding) -> Decoding:
+def decode_while(go_on: Callable[[Lanes], jax.Array], config: RolloutConfig, params: Any, sampling: Sampling, state: Decoding) -> Decoding:
   """Decode as long as `go_on(lanes)`, which is asked every `check_every` steps."""
 
   def steps(state: Decoding) -> Decoding:
@@ -255,7 +266,15 @@ def start_decoding(config: RolloutConfig, lanes: Lanes) -> Decoding:
   return Decoding(lanes, cache, jnp.int32(0))
 
 
-def to_rollout(config: RolloutConfig, prompts, prompt_mask, tokens, log_probs, entropy, row_steps: jax.Array) -> Rollout:
+def to_rollout(
+  config: RolloutConfig,
+  prompts: jax.Array,
+  prompt_mask: jax.Array,
+  tokens: jax.Array,
+  log_probs: jax.Array,
+  entropy: jax.Array,
+  row_steps: jax.Array,
+) -> Rollout:
   """Completions `[P, G, Lc]`, written up to EOS or the limit, as a `Rollout`; `row_steps` of all prompts."""
   ends = tokens == config.eos_id
   return Rollout(
@@ -272,7 +291,7 @@ def to_rollout(config: RolloutConfig, prompts, prompt_mask, tokens, log_probs, e
 
 def generate(
   config: RolloutConfig,
-  params,
+  params: Any,
   prompts: jax.Array,
   prompt_mask: jax.Array,
   key: jax.Array,

@@ -36,7 +36,7 @@ class Layout(NamedTuple):
     source = self._flat()
     return jnp.where((source >= 0) & (self.fed(completion_mask) > 0), 1 + source // completion_mask.shape[2], 0)
 
-  def unpack(self, values: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+  def unpack(self, values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Values in the order of `predicted` as `[P, G, Lc]`, which is `shape`; what stands behind a completion's end means nothing."""
     num_prompts, group, _ = shape
     first = jnp.broadcast_to(jnp.arange(group)[:, None], (num_prompts, group, 1))
@@ -68,7 +68,7 @@ def pack(completion_mask: jax.Array, rows: int) -> tuple[Layout, jax.Array]:
   fed = jnp.max(jnp.where(completion_mask > 0, jnp.arange(length), 0), axis=-1)
   order = jnp.argsort(-fed, axis=1)
 
-  def lay(free, size):
+  def lay(free: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
     row = jnp.argmax(free >= size)
     return free.at[row].add(-size), row * width + width - free[row]
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gr2_jax.numerics import OUT_OF_REACH
 
@@ -17,7 +18,7 @@ class TokenState(NamedTuple):
   following: jax.Array
 
 
-def mask_illegal(logits: jax.Array, legal: jax.Array, state: TokenState) -> jax.Array:
+def mask_illegal(logits: jax.Array, legal: jax.Array | np.ndarray, state: TokenState) -> jax.Array:
   """Logits `[n, V]` with all tokens out of reach but those that are `legal [phases, V]` in the state's phase, and the following ones."""
   legal = jnp.asarray(legal)[state.phase]
   legal = legal.at[jnp.arange(len(legal))[:, None], state.following].set(True, mode="drop")

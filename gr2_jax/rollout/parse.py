@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,12 @@ from gr2_jax.language.vocabulary import Vocabulary
 
 class ParsedAnswers(NamedTuple):
   """What completions say, int32: `rankings [P, G, K]` candidate indices best first (-1 where invalid, and past a shorter slate),
-  `codes [P, G]` places in `language.answers.VERDICTS` (0 is valid), `reasoning_lengths [P, G]` in tokens.
+  `codes [P, G]` places in `language.answers.VERDICTS` (0 is valid), `reasoning_lengths [P, G]` in tokens. On the device or on the host.
   """
 
-  rankings: jax.Array
-  codes: jax.Array
-  reasoning_lengths: jax.Array
+  rankings: Any
+  codes: Any
+  reasoning_lengths: Any
 
 
 @functools.partial(jax.jit, static_argnames=("vocabulary", "style"))
@@ -38,9 +38,9 @@ def parse_compact(
 
 
 def parse_completions(
-  completions: jax.Array,
-  references: np.ndarray,
-  shown: np.ndarray,
+  completions: jax.Array | np.ndarray,
+  references: jax.Array | np.ndarray,
+  shown: jax.Array | np.ndarray,
   slates: Sequence[Slate],
   context: PromptContext,
   style: PromptStyle,
@@ -51,7 +51,7 @@ def parse_completions(
   """
   if style.answer == "compact":
     return parse_compact(completions, references[:, : shown.shape[1]], shown, vocabulary=context.vocabulary, style=style)
-  completions = np.asarray(completions)
+  completions, shown = np.asarray(completions), np.asarray(shown)
   parsed = ParsedAnswers(
     rankings=np.full((*completions.shape[:2], shown.shape[1]), -1, np.int32),
     codes=np.zeros(completions.shape[:2], np.int32),
@@ -74,7 +74,7 @@ def _parse(tokens: jax.Array, references: jax.Array, shown: jax.Array, *, vocabu
     tokens = jnp.concatenate([jnp.array(direct_opening(vocabulary, style), tokens.dtype), tokens])
   limit, place, special = tokens.size, jnp.arange(tokens.size), vocabulary.special
 
-  def first(flags):  # the limit where there is none
+  def first(flags: jax.Array) -> jax.Array:  # the limit where there is none
     return jnp.min(jnp.where(flags, place, limit))
 
   end = first(tokens == vocabulary.eos_id)

@@ -9,7 +9,7 @@ prefix at every step, as decoding without a shared prefix does.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,13 +41,14 @@ def _store(queue: _Queue, lane: jax.Array) -> _Queue:
 def _put(lanes: Lanes, new: Lanes, lane: jax.Array) -> Lanes:
   """Replace the lanes `lane [r]` by new ones."""
 
-  def put_layers(x, y):
+  def put_layers(x: jax.Array, y: jax.Array) -> jax.Array:
     return constrain(x.at[:, lane].set(y), "layers", "batch", "seq", "kv_heads", "head_dim")
 
   old, prefix = lanes.prefix, new.prefix
   prefix = dataclasses.replace(old, k=put_layers(old.k, prefix.k), v=put_layers(old.v, prefix.v), mask=old.mask.at[lane].set(prefix.mask))
-  put = jax.tree.map(lambda x, y: x.at[lane].set(y), lanes._replace(prefix=None), new._replace(prefix=None))
-  return put._replace(prefix=prefix)
+  _, *old_rest = lanes
+  _, *new_rest = new
+  return Lanes(prefix, *jax.tree.map(lambda x, y: x.at[lane].set(y), old_rest, new_rest))
 
 
 def _refill_size(lanes: int) -> int:
@@ -61,7 +62,7 @@ def _refill_size(lanes: int) -> int:
 def generate_queue(
   config: RolloutConfig,
   num_lanes: int | None,
-  params,
+  params: Any,
   prompts: jax.Array,
   prompt_mask: jax.Array,
   key: jax.Array,
@@ -79,12 +80,12 @@ def generate_queue(
   size = _refill_size(num_lanes)
   queue = (prompts, prompt_mask, references, jnp.arange(num_prompts) if row_ids is None else row_ids)
 
-  def begin_at(place):
-    chosen = jax.tree.map(lambda x: x.at[place].get(mode="clip"), queue)
-    lanes = begin(config, params, *chosen, key, sampling)
+  def begin_at(place: jax.Array) -> Lanes:
+    tokens, mask, named, ids = jax.tree.map(lambda x: x.at[place].get(mode="clip"), queue)
+    lanes = begin(config, params, tokens, mask, named, ids, key, sampling)
     return lanes._replace(begun=jnp.where(place < num_prompts, 0, config.group))  # nothing to do for places past the end
 
-  def is_due(lanes, taken):
+  def is_due(lanes: Lanes, taken: jax.Array) -> jax.Array:
     return (taken < num_prompts) & ((~lanes.busy).sum() >= size)
 
   def refill(state: _Queue) -> _Queue:
@@ -108,7 +109,8 @@ def generate_queue(
   )
   state = jax.lax.while_loop(lambda state: state.taken < num_prompts, refill, state)
   state = _store(state, jnp.arange(num_lanes))
-  return to_rollout(config, prompts, prompt_mask, *state.finished, state.decoding.steps * empty.member.size)
+  tokens, log_probs, entropy = state.finished
+  return to_rollout(config, prompts, prompt_mask, tokens, log_probs, entropy, state.decoding.steps * empty.member.size)
 
 
 def make_generate_queue(config: RolloutConfig, lanes: int | None) -> Callable[..., Rollout]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,8 +49,8 @@ def render_prompts(
 
   `histories`: for each slate the tokens that stand there instead of its history.
   """
-  histories = [None] * len(slates) if histories is None else histories
-  prompts = [render_prompt(*of, context, style, history) for *of, history in zip(slates, shown, histories, strict=True)]
+  given: Sequence[Sequence[int] | None] = [None] * len(slates) if histories is None else histories
+  prompts = [render_prompt(slate, order, context, style, history) for slate, order, history in zip(slates, shown, given, strict=True)]
   longest = max(len(prompt.tokens) for prompt in prompts)
   length = round_length(longest) if length is None else length
   tokens = np.full((len(prompts), length), context.vocabulary.pad_id, np.int32)
@@ -65,7 +66,7 @@ def round_length(tokens: int) -> int:
   return -(-tokens // 16) * 16
 
 
-def _references(slates, shown, context, style):
+def _references(slates: Sequence[Slate], shown: Sequence[np.ndarray], context: PromptContext, style: PromptStyle) -> np.ndarray:
   if style.answer != "compact":
     return np.full((len(slates), 1, 1), -1, np.int32)  # free text is decoded without a constraint
   named = []
@@ -87,7 +88,7 @@ def pad_shown(shown: Sequence[np.ndarray], width: int) -> np.ndarray:
 
 def rank_slates(
   generate: Callable[..., Rollout],
-  params,
+  params: Any,
   slates: Sequence[Slate],
   shown: Sequence[np.ndarray],
   context: PromptContext,
@@ -113,21 +114,22 @@ def rank_slates(
   batch_size = -(-len(slates) // -(-len(slates) // batch_size))
   batches = [np.arange(start, start + batch_size) % len(slates) for start in range(0, len(slates), batch_size)]
 
-  def decode(rows):
+  def decode(rows: np.ndarray) -> Rollout:
     return generate(params, prompts.tokens[rows], prompts.mask[rows], key, sampling, rows, prompts.references[rows])
 
-  def read(rows, rollout):
+  def read(rows: np.ndarray, rollout: Rollout) -> tuple[np.ndarray, ...]:
     parsed = parse_completions(
       rollout.completions, prompts.references[rows], presented[rows], [slates[row] for row in rows], context, style
     )
     return jax.device_get((*parsed, rollout.completions, rollout.completion_mask))
 
   parts = []
-  rollout = decode(batches[0])
+  following = decode(batches[0])
   for number, rows in enumerate(batches, start=1):
-    following = decode(batches[number]) if number < len(batches) else None
-    parts.append(read(rows, rollout))
     rollout = following
+    if number < len(batches):
+      following = decode(batches[number])
+    parts.append(read(rows, rollout))
     if on_progress is not None:
       on_progress(min(number * batch_size, len(slates)))
   rankings, codes, reasoning, tokens, mask = (np.concatenate(arrays)[: len(slates), 0] for arrays in zip(*parts, strict=True))

@@ -1,6 +1,6 @@
 """Draw tokens, and say with which log-probability each was drawn."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def draw_uniforms(key: jax.Array, rows: jax.Array, length: int) -> jax.Array:
   decoding begins, it costs the loop nothing.
   """
 
-  def draw(row, place):
+  def draw(row: jax.Array, place: jax.Array) -> jax.Array:
     return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, row), place))
 
   return jax.vmap(jax.vmap(draw, in_axes=(None, 0)), in_axes=(0, None))(rows, jnp.arange(length))
@@ -58,7 +58,7 @@ def _nucleus_threshold(probs: jax.Array, top_p: jax.Array) -> jax.Array:
   need no sort, and work on a vocabulary that is split over devices.
   """
 
-  def halve(_, bounds):
+  def halve(_: Any, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     low, high = bounds  # the mass at `low` reaches top_p, that at `high` does not
     middle = low + (high - low) // 2
     threshold = jax.lax.bitcast_convert_type(middle, jnp.float32)

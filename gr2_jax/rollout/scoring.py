@@ -4,6 +4,7 @@ The single-token case (slots as names) is FIRST's (arXiv 2406.15657); semantic I
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ def append_tokens(prompts: jax.Array, prompt_mask: jax.Array, tokens: Sequence[i
   places = prompt_mask.astype(jnp.int32).sum(axis=1)[:, None] + jnp.arange(len(tokens))
   rows = jnp.arange(len(prompts))[:, None]
 
-  def write(array, values):
+  def write(array: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.pad(array, ((0, 0), (0, len(tokens)))).at[rows, places].set(values)
 
   return write(prompts, jnp.asarray(tokens, prompts.dtype)), write(prompt_mask, jnp.ones((), prompt_mask.dtype))
@@ -41,7 +42,7 @@ def answer_opening(vocabulary: Vocabulary, style: PromptStyle) -> list[int]:
 
 def score_candidates(
   decoder: Decoder,
-  params,
+  params: Any,
   prompts: jax.Array,
   prompt_mask: jax.Array,
   references: jax.Array,
@@ -72,7 +73,7 @@ def make_score(decoder: Decoder, vocabulary: Vocabulary, style: PromptStyle, con
   opening = answer_opening(vocabulary, style)
 
   @jax.jit
-  def score(params, prompts, prompt_mask, references) -> jax.Array:
+  def score(params: Any, prompts: jax.Array, prompt_mask: jax.Array, references: jax.Array) -> jax.Array:
     return score_candidates(decoder, params, prompts, prompt_mask, references, opening=opening, constraint=constraint)
 
   return score
@@ -90,7 +91,7 @@ def sort_by_scores(scores: np.ndarray, shown: np.ndarray) -> np.ndarray:
 
 def rank_by_scores(
   score: Callable,
-  params,
+  params: Any,
   slates: Sequence[Slate],
   shown: Sequence[np.ndarray],
   context: PromptContext,

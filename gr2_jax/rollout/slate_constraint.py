@@ -21,7 +21,7 @@ _FREE, _START, _THINK, _THINK_CLOSE, _ANSWER, _REFERENCE, _ANSWER_CLOSE, _EOS = 
 class SlateConstraint:
   """The automaton of a vocabulary and style. Raises ValueError for answers that are not compact."""
 
-  def __init__(self, vocabulary: Vocabulary, style: PromptStyle):
+  def __init__(self, vocabulary: Vocabulary, style: PromptStyle) -> None:
     if style.answer != "compact":
       raise ValueError("constraint: the slate automaton reads compact answers alone; set prompt.answer='compact'")
     self.max_candidates = vocabulary.num_candidates
@@ -68,7 +68,10 @@ class SlateConstraint:
     begun = jnp.take_along_axis(answer, jnp.minimum(complete, self.max_candidates - 1)[:, None, None], axis=1)
     agrees = jnp.all((references == begun) | (jnp.arange(self.reference_length) >= level[:, None, None]), axis=-1)
     following = jnp.take_along_axis(references, level[:, None, None], axis=2)[:, :, 0]
-    seen = lambda token: jnp.any(tokens == token, axis=1)
+
+    def seen(token: int) -> jax.Array:
+      return jnp.any(tokens == token, axis=1)
+
     phase = self._phase(
       first=length == 0,
       late=length >= limit - (size * self.reference_length + _FRAMES),
@@ -97,14 +100,14 @@ class SlateConstraint:
     first_place = jnp.concatenate([jnp.ones_like(segment_ids[:, :1], bool), segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1)
     segment_start = jax.lax.cummax(jnp.where(first_place, index, 0), axis=1)
 
-    def count_before(flags):  # how often before each place, in its segment
+    def count_before(flags: jax.Array) -> jax.Array:  # how often before each place, in its segment
       total = jnp.cumsum(flags.astype(jnp.int32), axis=1) - flags
       return total - jnp.take_along_axis(total, segment_start, axis=1)
 
-    def last_seen(flags):  # place of the latest flag up to each place, -1 before any
+    def last_seen(flags: jax.Array) -> jax.Array:  # place of the latest flag up to each place, -1 before any
       return jax.lax.cummax(jnp.where(flags, index, -1), axis=1)
 
-    def next_seen(flags):
+    def next_seen(flags: jax.Array) -> jax.Array:
       return jax.lax.cummin(jnp.where(flags, index, width), axis=1, reverse=True)
 
     opens, closes = completion & (tokens == self.answer), completion & (tokens == self.answer_close)
@@ -117,11 +120,11 @@ class SlateConstraint:
     candidates = jnp.arange(self.max_candidates)
     agrees = (candidates >= current[..., None]) & (candidates < size[..., None])
     following = jnp.full(agrees.shape, self.vocabulary_size)
-    for place in range(self.reference_length):
-      theirs = self._gather(tokens, start[..., None] + candidates * self.reference_length + place)
-      own = self._gather(tokens, start + current * self.reference_length + place)
-      following = jnp.where((level == place)[..., None], theirs, following)
-      agrees &= (theirs == own[..., None]) | (level <= place)[..., None]
+    for depth in range(self.reference_length):
+      theirs = self._gather(tokens, start[..., None] + candidates * self.reference_length + depth)
+      own = self._gather(tokens, start + current * self.reference_length + depth)
+      following = jnp.where((level == depth)[..., None], theirs, following)
+      agrees &= (theirs == own[..., None]) | (level <= depth)[..., None]
     place = count_before(completion)
     limit = jnp.inf if max_new_tokens is None else max_new_tokens
     phase = self._phase(
@@ -152,7 +155,9 @@ class SlateConstraint:
     return jnp.take_along_axis(tokens, flat, axis=1).reshape(places.shape)
 
   @staticmethod
-  def _phase(*, first, late, thought, answering, complete, closed):
+  def _phase(
+    *, first: jax.Array, late: jax.Array, thought: jax.Array, answering: jax.Array, complete: jax.Array, closed: jax.Array
+  ) -> jax.Array:
     phase = jnp.where(late, _THINK_CLOSE, _THINK)
     phase = jnp.where(first, _START, phase)
     phase = jnp.where(thought, _ANSWER, phase)

@@ -31,8 +31,7 @@ RL_HEADLINE = ("reward", "recall@1", "valid_rate", "near_identity_rate", "kept_f
 def make_stream(stage: StageContext, style: PromptStyle, rollout: RolloutOptions, slates: Sequence[Slate] | None = None) -> SlateStream:
   """Training slates (or those given) as prompts of a style, drawn by the run's seed."""
   slates = stage.slates("train") if slates is None else slates
-  sizes = {"prompts": rollout.prompts, "presentation": rollout.presentation}
-  return SlateStream(slates, stage.prompts, style, seed=stage.seed, **sizes)
+  return SlateStream(slates, stage.prompts, style, seed=stage.seed, prompts=rollout.prompts, presentation=rollout.presentation)
 
 
 def train_by_reward(stage: StageContext, section: ConfigDict, options: RlOptions, style: PromptStyle, init: Checkpointer) -> None:

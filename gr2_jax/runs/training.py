@@ -79,7 +79,7 @@ def train_lm(
 ) -> Any:
   """Trains the run's model on packed rows of likelihood `parts` (name -> weight) and returns the parameters.
 
-  Checkpoints lie in `RUN/STAGE/name`.   `new_rows_from`: only token rows from there on move.
+  Checkpoints lie in `RUN/STAGE/name`. `new_rows_from`: only token rows from there on move.
   """
   optimizer, state, shardings = begin(stage, stage.decoder, section, init)
   moved = optimizer if new_rows_from is None else only_rows(optimizer, new_rows_from)

@@ -120,7 +120,7 @@ def export_table(
   codes = nearest
   if last_level != "nearest":
     codes = random_last_level(nearest, config.codebook_size, seed, replacement=last_level == "independent")
-  report = {
+  report: dict[str, Any] = {
     "items": len(codes),
     "codebook_size": config.codebook_size,
     "last_level": last_level,

@@ -6,6 +6,7 @@ r_1 = h, z_k = argmin_j ||r_k - e_j||, r_{k+1} = r_k - e_{z_k}, so that h = Σ_k
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class RqVaeConfig:
   ema_decay: float = 0.99
   kmeans_samples: int = 8192
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.levels < 1 or self.codebook_size < 2:
       raise ValueError(f"levels={self.levels}, codebook_size={self.codebook_size}; use at least 1 level of at least 2 codes")
     if not 0 <= self.ema_decay < 1:
@@ -56,21 +57,21 @@ class Autoencoder(nn.Module):
   latent: int
   width: int
 
-  def setup(self):
+  def setup(self) -> None:
     self.encoder = [nn.Dense(width) for width in (*self.hidden, self.latent)]
     self.decoder = [nn.Dense(width) for width in (*self.hidden[::-1], self.width)]
 
-  def __call__(self, vectors):
+  def __call__(self, vectors: jax.Array) -> jax.Array:
     return self.decode(self.encode(vectors))
 
-  def encode(self, vectors):
+  def encode(self, vectors: jax.Array) -> jax.Array:
     return _mlp(self.encoder, vectors)
 
-  def decode(self, latents):
+  def decode(self, latents: jax.Array) -> jax.Array:
     return _mlp(self.decoder, latents)
 
 
-def _mlp(layers, x):
+def _mlp(layers: Sequence[nn.Dense], x: jax.Array) -> jax.Array:
   for layer in layers[:-1]:
     x = nn.relu(layer(x))
   return layers[-1](x)
@@ -132,7 +133,7 @@ def quantize(tables: jax.Array, latents: jax.Array) -> Quantized:
   """Nearest centroid level by level: tables `[L, C, d]`, latents `[B, d]`. Gradients reach the residuals, never the tables."""
   tables = jax.lax.stop_gradient(tables)
 
-  def level(residual, table):
+  def level(residual: jax.Array, table: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     # ||r||² is the same for every code. Full precision: a TPU's default bfloat16 product would flip near ties.
     products = jnp.matmul(residual, table.T, precision=Precision.HIGHEST)
     distances = jnp.square(table).sum(axis=-1) - 2 * products
@@ -165,7 +166,9 @@ def update_codebooks(codebooks: Codebooks, quantized: Quantized, weights: jax.Ar
   )
 
 
-def rqvae_loss(model: Autoencoder, params: Any, tables: jax.Array, batch: dict[str, jax.Array], beta: float):
+def rqvae_loss(
+  model: Autoencoder, params: Any, tables: jax.Array, batch: dict[str, jax.Array], beta: float
+) -> tuple[jax.Array, tuple[dict[str, jax.Array], Quantized]]:
   """||x - x̂||² + β Σ_k ||r_k - sg(e_{z_k})||², mean over rows; the codebook term is absent since the EMA moves the tables.
 
   Batch: `vectors [B, D]`, `weights [B]` (0 = padding). Returns (loss, (terms, Quantized)); terms are sums over rows.

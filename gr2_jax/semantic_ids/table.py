@@ -17,7 +17,7 @@ class SemanticIDTable:
   codes: np.ndarray
   codebook_size: int
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     codes = np.array(self.codes, dtype=np.int32)  # a copy: nobody else can change a table
     check_codes(codes, self.codebook_size)
     codes.flags.writeable = False

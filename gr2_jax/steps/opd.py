@@ -1,6 +1,7 @@
 """On-policy distillation: the student's own rollouts, scored by a frozen teacher in the program that updates the student (GR2 Eq 4)."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -33,7 +34,7 @@ class OpdConfig:
   temperature: float = 1.0
   microbatches: int = 1
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not 0 <= self.reward_weight < math.inf:
       raise ValueError(f"reward_weight: {self.reward_weight} must not be negative, and finite; 0 is distillation without a reward")
     if not 0 < self.temperature < math.inf:
@@ -71,11 +72,11 @@ def make_opd_update(
 
   def compare(params: Any, teacher_params: Any, batch: GroupBatch) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(log-probabilities, entropy, KL or its sampled log-ratio) of every completion token, each `[P, G, Lc]`."""
-    options = {"temperature": config.temperature, "constraint": constraint}
     if per_token:
-      own = completion_log_probs(student, params, *batch.texts, **options)
-      teacher_logps, _ = completion_log_probs(teacher, teacher_params, *batch.texts, **options)
-      return *own, batch.behaviour_logps - teacher_logps
+      log_probs_of = functools.partial(completion_log_probs, temperature=config.temperature, constraint=constraint)
+      log_probs, entropy = log_probs_of(student, params, *batch.texts)
+      teacher_logps, _ = log_probs_of(teacher, teacher_params, *batch.texts)
+      return log_probs, entropy, batch.behaviour_logps - teacher_logps
     models = (student, params), (teacher, teacher_params)
     hidden, teacher_hidden = (completion_hidden(decoder, of, *batch.texts) for decoder, of in models)
     to_logits, to_teacher_logits = (make_to_logits(decoder, of, constraint) for decoder, of in models)
@@ -94,10 +95,13 @@ def make_opd_update(
     denominator = loss_denominator(batch.loss_mask, config.policy.aggregation, batch.completion_weights)
     return {"beta": beta_at(distillation, step, steps), "denominator": denominator}
 
-  def loss_fn(params: Any, batch: GroupBatch, teacher_params: Any, *, beta: jax.Array, denominator: jax.Array):
+  def loss_fn(
+    params: Any, batch: GroupBatch, teacher_params: Any, *, beta: jax.Array, denominator: jax.Array
+  ) -> tuple[jax.Array, dict[str, Metric]]:
     mask = batch.loss_mask
     log_probs, entropy, kl = compare(params, teacher_params, batch)
-    advantages, kl_loss = config.reward_weight * batch.advantages, 0.0
+    advantages = config.reward_weight * batch.advantages
+    kl_loss: jax.Array | float = 0.0
     if per_token:
       advantages = distilled_advantages(advantages, kl, beta, distillation.clip)
     else:

@@ -16,6 +16,7 @@ from gr2_jax.semantic_ids.embed import check_vectors
 from gr2_jax.semantic_ids.export import assign_codes, describe_codes
 from gr2_jax.semantic_ids.rqvae import (
   Codebooks,
+  Quantized,
   RqVae,
   RqVaeConfig,
   centroids,
@@ -48,7 +49,7 @@ class TokenizerConfig:
   learning_rate: float = 1e-3
   report_every: int = 10
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if min(self.epochs, self.batch_size, self.report_every) < 1 or self.warmup_epochs < 0:
       raise ValueError(f"epochs, batch_size and report_every must be at least 1 and warmup_epochs at least 0, got {self}")
 
@@ -65,14 +66,18 @@ class TokenizerState:
 
 @flax.struct.dataclass
 class TokenizerRun:
-  """A training between two compiled calls: all that is needed to go on, and the best tokenizer so far."""
+  """A training between two compiled calls: all that is needed to go on, and the best tokenizer so far.
+
+  `best_collisions` float32 and `best_epoch` int32 are scalars, of NumPy or on the device.
+  """
 
   state: TokenizerState
   best: RqVae
-  best_collisions: np.ndarray
-  best_epoch: np.ndarray
+  best_collisions: Any
+  best_epoch: Any
 
 
+Batch = dict[str, jax.Array]
 ProgressFn = Callable[[TokenizerRun, dict[str, float]], None]
 
 
@@ -83,8 +88,8 @@ def make_tokenizer_update(config: RqVaeConfig, width: int, optimizer: optax.Grad
   """
   model = make_autoencoder(config, width)
 
-  def update(state: TokenizerState, batch):
-    def loss_fn(params):
+  def update(state: TokenizerState, batch: Batch) -> tuple[TokenizerState, dict[str, Metric]]:
+    def loss_fn(params: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], Quantized]]:
       return rqvae_loss(model, params, centroids(state.codebooks), batch, config.beta)
 
     (loss, (terms, quantized)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -106,12 +111,12 @@ def make_warmup_update(config: RqVaeConfig, width: int, optimizer: optax.Gradien
   """Builds `update(state, batch) -> (state, metrics)` of a `TrainState`: the autoencoder alone, nothing quantised."""
   model = make_autoencoder(config, width)
 
-  def loss_fn(params, batch):
+  def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, Metric]]:
     errors = jnp.square(model.apply({"params": params}, batch["vectors"]) - batch["vectors"]).sum(axis=-1)
     metric = Metric.of(errors, where=batch["weights"])
     return metric.mean(), {"loss": metric}
 
-  def update(state: TrainState, batch):
+  def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Metric]]:
     grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     return TrainState(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state), metrics
@@ -126,8 +131,8 @@ def make_epochs(update: Callable, mesh: Mesh, rows: int) -> Callable:
   all else is replicated.
   """
 
-  def many(state, vectors, order):
-    def one(state, chosen):
+  def many(state: Any, vectors: jax.Array, order: jax.Array) -> tuple[Any, dict[str, Metric]]:
+    def one(state: Any, chosen: jax.Array) -> tuple[Any, dict[str, Metric]]:
       batch = {
         "vectors": constrain(vectors[chosen], "batch", None),
         "weights": constrain((chosen < rows).astype(jnp.float32), "batch"),
@@ -140,7 +145,7 @@ def make_epochs(update: Callable, mesh: Mesh, rows: int) -> Callable:
   whole = replicated(mesh)
   compiled = jax.jit(many, in_shardings=(whole, whole, whole), out_shardings=whole, donate_argnums=0)
 
-  def run(state, vectors, order):
+  def run(state: Any, vectors: jax.Array, order: np.ndarray) -> tuple[Any, dict[str, Metric]]:
     with jax.set_mesh(mesh):
       return compiled(state, vectors, order)
 
@@ -179,19 +184,20 @@ def train_tokenizer(
   optimizer = optax.adamw(config.learning_rate)
 
   if start is None:
-    state = _init_networks(config.rqvae, vectors.shape[1], optimizer, seed)
+    warm = _init_networks(config.rqvae, vectors.shape[1], optimizer, seed)
     if config.warmup_epochs:
       warm_up = make_epochs(make_warmup_update(config.rqvae, vectors.shape[1], optimizer), mesh, len(vectors))
-      state, _ = warm_up(state, padded, order(0, config.warmup_epochs))
-    state = _start_quantising(state, vectors, config, seed)
+      warm, _ = warm_up(warm, padded, order(0, config.warmup_epochs))
+    state = _start_quantising(warm, vectors, config, seed)
     start = TokenizerRun(state=state, best=_snapshot(state), best_collisions=np.float32(np.inf), best_epoch=np.int32(0))
-  run = start.replace(state=jax.device_put(_copy(start.state), replicated(mesh)))  # the state is donated, `start` stays the caller's
+  # A copy, since the state is donated and `start` stays the caller's.
+  run = dataclasses.replace(start, state=jax.device_put(_copy(start.state), replicated(mesh)))
 
   run_epochs = make_epochs(make_tokenizer_update(config.rqvae, vectors.shape[1], optimizer), mesh, len(vectors))
   for epoch in range(int(run.state.step) // batches, config.epochs, config.report_every):
     last = min(epoch + config.report_every, config.epochs)
     state, metrics = run_epochs(run.state, padded, order(epoch, last))
-    run, figures = _select(run.replace(state=state), vectors, config, last)
+    run, figures = _select(dataclasses.replace(run, state=state), vectors, config, last)
     figures |= {name: float(metric.mean()) for name, metric in jax.device_get(metrics).items()}
     if on_progress is not None:
       on_progress(run, figures)
@@ -202,7 +208,7 @@ def abstract_run(config: TokenizerConfig, width: int) -> TokenizerRun:
   """Shapes and dtypes of a training on vectors of `width` dimensions, on one device: what a checkpoint is restored to."""
   rqvae = config.rqvae
 
-  def make():
+  def make() -> TokenizerRun:
     warm = _init_networks(rqvae, width, optax.adamw(config.learning_rate), seed=0)
     shape = (rqvae.levels, rqvae.codebook_size)
     codebooks = Codebooks(counts=jnp.zeros(shape), sums=jnp.zeros((*shape, rqvae.latent)))
@@ -214,7 +220,7 @@ def abstract_run(config: TokenizerConfig, width: int) -> TokenizerRun:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), jax.eval_shape(make))
 
 
-def _init_networks(config: RqVaeConfig, width: int, optimizer, seed: int) -> TrainState:
+def _init_networks(config: RqVaeConfig, width: int, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
   model = make_autoencoder(config, width)
   return jax.jit(lambda key: init_state(model.init(key, jnp.zeros((1, width)))["params"], optimizer))(jax.random.key(seed))
 
@@ -228,7 +234,7 @@ def _start_quantising(warm: TrainState, vectors: np.ndarray, config: TokenizerCo
   return TokenizerState(step=jnp.int32(0), params=warm.params, opt_state=warm.opt_state, codebooks=codebooks)
 
 
-def _copy(tree):
+def _copy(tree: Any) -> Any:
   return jax.tree.map(np.array, tree)
 
 
@@ -245,5 +251,5 @@ def _select(run: TokenizerRun, vectors: np.ndarray, config: TokenizerConfig, epo
   figures = {"epoch": epoch, "epochs": config.epochs, "prefix_collisions": collisions, "r2": r2}
   figures |= {f"usage_{level}": figure["usage"] for level, figure in enumerate(report["levels"], start=1)}
   if (epoch > IGNORED_SHARE * config.epochs or epoch == config.epochs) and collisions <= run.best_collisions:
-    run = run.replace(best=tokenizer, best_collisions=np.float32(collisions), best_epoch=np.int32(epoch))
+    run = dataclasses.replace(run, best=tokenizer, best_collisions=np.float32(collisions), best_epoch=np.int32(epoch))
   return run, figures

@@ -24,7 +24,7 @@ class CheckpointError(UserError):
 class Checkpointer:
   """The newest `keep` checkpoints of one stage, in `directory/STEP/{state,data,format}`."""
 
-  def __init__(self, directory: str | os.PathLike, keep: int = 2):
+  def __init__(self, directory: str | os.PathLike, keep: int = 2) -> None:
     self.directory = pathlib.Path(directory).absolute()
     self._keep = keep
 
@@ -71,11 +71,11 @@ class Checkpointer:
       except Exception as error:  # Orbax and TensorStore report damage as many different types.
         failures[step] = error
         continue
-      for damaged, error in failures.items():
-        self._set_aside(damaged, error, used=step)
+      for damaged, failure in failures.items():
+        self._set_aside(damaged, failure, used=step)
       return state, data_state, step
     if failures:
-      reasons = "; ".join(f"step {step}: {_first_sentence(error)}" for step, error in failures.items())
+      reasons = "; ".join(f"step {step}: {_first_sentence(failure)}" for step, failure in failures.items())
       raise CheckpointError(
         f"{self.directory}: none of the checkpoints fits this state ({reasons}); use another --workdir, "
         "or move this folder away to start the stage anew"
@@ -110,7 +110,7 @@ class Checkpointer:
   def __enter__(self) -> "Checkpointer":
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: object) -> None:
     self.close()
 
   def _restore(self, step: int, abstract_state: Any) -> tuple[Any, Any]:

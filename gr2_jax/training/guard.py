@@ -28,7 +28,7 @@ def skip_if_not_finite(old: Any, new: Any, metrics: Mapping[str, Metric]) -> tup
   """
   finite = jnp.all(jnp.array([jnp.isfinite(metrics[name].sum) for name in _WATCHED]))
 
-  def choose(x, y):
+  def choose(x: Any, y: Any) -> jax.Array:
     return jnp.where(finite, x, y)
 
   metrics = {name: Metric(choose(metric.sum, 0.0), choose(metric.count, 0.0)) for name, metric in metrics.items()}
@@ -42,7 +42,7 @@ class SkipCounter:
   In a row, not in all: single bad batches do no harm, but when every batch fails the parameters are at fault.
   """
 
-  def __init__(self, limit: int, directory: pathlib.Path):
+  def __init__(self, limit: int, directory: pathlib.Path) -> None:
     self._limit = limit
     self._directory = directory
     self._row = 0
@@ -64,4 +64,5 @@ def save_arrays(path: pathlib.Path, tree: Any) -> None:
   """Writes a pytree's arrays to an `.npz` file, each under its path in the tree."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   path.parent.mkdir(parents=True, exist_ok=True)
-  np.savez_compressed(path, **{jax.tree_util.keystr(place, simple=True, separator="."): np.asarray(leaf) for place, leaf in leaves})
+  arrays: dict[str, Any] = {jax.tree_util.keystr(place, simple=True, separator="."): np.asarray(leaf) for place, leaf in leaves}
+  np.savez_compressed(path, **arrays)

@@ -2,13 +2,15 @@
 
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 
 class Interrupted(Exception):
   """The program was asked to stop and has saved what it needs to go on; exit with `exit_code` (143 SIGTERM, 130 SIGINT)."""
 
-  def __init__(self, signum: int):
+  def __init__(self, signum: int) -> None:
     super().__init__(f"stopped by {signal.Signals(signum).name}; the same command goes on from here")
     self.exit_code = 128 + signum
 
@@ -19,9 +21,9 @@ class StopSignal:
   Use it in the main thread: Python delivers signals to no other.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.signum: int | None = None
-    self._previous: dict[int, object] = {}
+    self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
   @property
   def requested(self) -> bool:
@@ -37,7 +39,7 @@ class StopSignal:
     self._previous = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: object) -> None:
     for number, handler in self._previous.items():
       signal.signal(number, handler)
 

@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.guard import SkipCounter
-from gr2_jax.training.interrupts import Interrupted, StopSignal
+from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.metric import Metric
 from gr2_jax.training.progress import Task
 from gr2_jax.training.writers import MetricWriter
@@ -120,7 +120,7 @@ def fit(
       saved = done
     if stopping and done < steps:
       checkpointer.close()
-      raise Interrupted(stop.signum)
+      stop.check()  # raises, since it was asked to stop
   if saved != done:
     checkpointer.save(done, state, position.get_state())
   checkpointer.close()
@@ -151,7 +151,7 @@ def _add_processes(totals: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   if jax.process_count() == 1 or not totals:
     return totals
   rows = multihost_utils.process_allgather(np.stack([totals[name] for name in sorted(totals)]))
-  return dict(zip(sorted(totals), np.sum(rows, axis=0, dtype=np.float64), strict=True))
+  return dict(zip(sorted(totals), rows.sum(axis=0, dtype=np.float64), strict=True))
 
 
 def _stop_agreed(stop: StopSignal, step: int, log_every: int) -> bool:

@@ -94,7 +94,7 @@ def jit_update(update: Callable, mesh: Mesh, shardings: Any, frozen: tuple[Any, 
   )
 
   @functools.wraps(update)
-  def run(state, batch):
+  def run(state: Any, batch: Any) -> Any:
     with jax.set_mesh(mesh):
       return compiled(state, to_global(batch, mesh), *frozen)
 
@@ -109,7 +109,7 @@ def to_global(batch: Any, mesh: Mesh) -> Any:
   sharding = batch_sharding(mesh)
   parts = mesh.shape["data"] * mesh.shape["fsdp"]
 
-  def place(x):
+  def place(x: Any) -> jax.Array:
     rows = len(x) if isinstance(x, jax.Array) else len(x) * jax.process_count()
     if rows % parts:
       raise ValueError(f"batch: {rows} rows do not divide over the {parts} parts of the mesh (data x fsdp)")
@@ -123,7 +123,7 @@ def to_global(batch: Any, mesh: Mesh) -> Any:
 def to_local(tree: Any, mesh: Mesh) -> Any:
   """This process's rows of global arrays, as numpy arrays: the inverse of `to_global`, for what was computed from its arrays."""
 
-  def fetch(x):
+  def fetch(x: jax.Array) -> np.ndarray:
     shards = jax.device_put(x, batch_sharding(mesh)).addressable_shards
     parts = {shard.index[0].start or 0: shard.data for shard in shards}  # each lies on all devices along `tensor`
     return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])

@@ -1,7 +1,7 @@
 """Progress of a stage: a live bar on a terminal, a plain line every few seconds in a log."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.progress import Progress as Bars
 class Task:
   """One bar; made by `Progress.task`."""
 
-  def __init__(self, show, total: int, every: float, headline: Sequence[str]):
+  def __init__(self, show: Callable[["Task"], None], total: int, every: float, headline: Sequence[str]) -> None:
     self._show = show
     self._every = every
     self._headline = headline
@@ -62,7 +62,7 @@ class Task:
 class Progress:
   """The progress of a run. `console` decides whether there is a terminal; `every`: seconds between plain lines."""
 
-  def __init__(self, console: Console | None = None, every: float = 10.0):
+  def __init__(self, console: Console | None = None, every: float = 10.0) -> None:
     self.console = console or Console()
     self._every = every
     self._bars: Bars | None = None
@@ -80,14 +80,15 @@ class Progress:
       task.finish()
       return
     outermost = self._bars is None
-    if outermost:
+    if self._bars is None:
       self._bars = _make_bars(self.console)
       self._bars.start()
-    row = self._bars.add_task(name, total=total, rate="", remaining="", figures="")
+    bars = self._bars
+    row = bars.add_task(name, total=total, rate="", remaining="", figures="")
 
     def show(t: Task) -> None:
       rate, remaining = f"{t.rate():.3g} {unit}/s", f"{t.remaining()} left"
-      self._bars.update(row, completed=t.done, rate=rate, remaining=remaining, figures=t.figures())
+      bars.update(row, completed=t.done, rate=rate, remaining=remaining, figures=t.figures())
 
     task = Task(show, total, 0, headline)
     try:
@@ -95,7 +96,7 @@ class Progress:
       task.finish()
     finally:
       if outermost:
-        self._bars.stop()
+        bars.stop()
         self._bars = None
 
 

@@ -93,7 +93,7 @@ def _decayed(params: Any) -> Any:
 def _matrix_axes(params: Any) -> Any:
   """Which axes of each kernel are a matrix's rows and columns; None for what is no matrix. Axis 0 counts the layers."""
 
-  def of(path, leaf):
+  def of(path: tuple[Any, ...], leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
     names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]  # not the boxes of logical axes
     if names[-1] != "kernel":
       return None

@@ -6,6 +6,7 @@ import os
 import pathlib
 import time
 from collections.abc import Mapping
+from typing import Any, TextIO
 
 from gr2_jax.files import replacing
 
@@ -18,23 +19,28 @@ class MetricWriter:
   `active`: False on every process but the first; then nothing is written.
   """
 
-  def __init__(self, path: str | os.PathLike, *, wandb_project: str | None = None, run_name: str | None = None, active: bool = True):
+  def __init__(
+    self, path: str | os.PathLike, *, wandb_project: str | None = None, run_name: str | None = None, active: bool = True
+  ) -> None:
     self._path = pathlib.Path(path)
     self._active = active
     self._began = time.monotonic()
-    self._file = None
-    self._tensorboard = None
-    self._wandb = _start_wandb(wandb_project, run_name or self._path.stem) if active and wandb_project else None
+    self._file: TextIO | None = None
+    self._tensorboard: Any = None
+    self._wandb: Any = _start_wandb(wandb_project, run_name or self._path.stem) if active and wandb_project else None
 
   def resume(self, step: int) -> None:
     """Drops the lines past `step`, which the steps to come will write again; call it before the first `write`."""
-    if not self._active:
-      return
+    if self._active:
+      self._open(step)
+
+  def _open(self, step: int) -> TextIO:
+    """The file behind the lines up to `step`, and TensorBoard's events beside it."""
     if self._file is not None:
       self._file.close()
     self._path.parent.mkdir(parents=True, exist_ok=True)
     lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-    kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= step]
+    kept = [line for line in lines if (written := _step_of(line)) is not None and written <= step]
     if len(kept) < len(lines):
       with replacing(self._path) as partial:
         partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
@@ -42,17 +48,17 @@ class MetricWriter:
     self._began = time.monotonic() - before
     self._file = self._path.open("a", encoding="utf-8")
     self._tensorboard = _start_tensorboard(self._path.with_suffix(""), step)
+    return self._file
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Appends one line; NaN and infinities become null, which every JSON reader takes."""
     if not self._active:
       return
-    if self._file is None:
-      self.resume(step - 1)
-    line = {"step": step, "time": round(time.monotonic() - self._began, 3)}
+    file = self._open(step - 1) if self._file is None else self._file
+    line: dict[str, float | None] = {"step": step, "time": round(time.monotonic() - self._began, 3)}
     line |= {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
-    self._file.write(json.dumps(line) + "\n")
-    self._file.flush()
+    file.write(json.dumps(line) + "\n")
+    file.flush()
     if self._tensorboard is not None:
       for name, value in values.items():
         self._tensorboard.add_scalar(name, float(value), step)
@@ -74,7 +80,7 @@ class MetricWriter:
   def __enter__(self) -> "MetricWriter":
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: object) -> None:
     self.close()
 
 
@@ -93,7 +99,7 @@ def _step_of(line: str) -> int | None:
     return None
 
 
-def _start_tensorboard(directory: pathlib.Path, step: int):
+def _start_tensorboard(directory: pathlib.Path, step: int) -> Any:
   try:
     from tensorboardX import SummaryWriter
   except ImportError:
@@ -102,7 +108,7 @@ def _start_tensorboard(directory: pathlib.Path, step: int):
   return SummaryWriter(str(directory), purge_step=step + 1)
 
 
-def _start_wandb(project: str, name: str):
+def _start_wandb(project: str, name: str) -> Any:
   try:
     import wandb
   except ImportError:

@@ -135,7 +135,7 @@ def test_shorter_histories_are_padded_to_shorter_lengths(make_reranker):
     assert padded(short, candidates) < padded(full, candidates)
   assert short.engine.prompt_lengths[-1] == full.engine.prompt_lengths[-1]
 
-  reused = make(make_reranker, "sids", prompt_lengths=(), prefix_slots=1)
+  reused = make(make_reranker, "sids", prompt_lengths=(), prefix_cache=1)
   row = reused.prepare(Request(history, CANDIDATES)).rows[0]
   assert reused.engine.rest_lengths == (32,) and 16 < len(row.tokens) - row.shared <= 32
   expected, found = (reranker.rank(history, CANDIDATES) for reranker in (short, reused))

@@ -100,3 +100,11 @@ def amazon_run(tmp_path_factory, run_here):
   config.data.source, config.data.on_error = str(folder / "dataset"), "skip"
   assert run_here(config, folder / "run") == 0
   return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def verbose_run(tmp_path_factory, run_here):
+  """A finished run of `configs/verbose_prompts.py:tiny`: full instructions, semantic IDs as names, answers in JSON."""
+  run = tmp_path_factory.mktemp("verbose") / "run"
+  assert run_here(load_config(f"{ROOT / 'configs' / 'verbose_prompts.py'}:tiny"), run) == 0
+  return run

@@ -18,6 +18,8 @@ CONFIGS = {
   "quickstart.py": ("", "seed=3", "tiny"),
   "small_market.py": ("", "seed=1", "tiny"),
   "amazon.py": ("beauty", "sports", "toys,small", "beauty,tiny"),
+  "rl_losses.py": ("dapo", "grpo,seed=1", "dr_grpo", "gspo", "tis", "gspo,tiny"),
+  "verbose_prompts.py": ("", "seed=1", "tiny"),
   "ablations/internalise.py": ("", "seed=1", "tiny"),
   "ablations/prior.py": ("", "beauty", "beauty,tiny", "seed=1,tiny"),
   "ablations/pruning.py": ("", "seed=1", "tiny"),
@@ -28,7 +30,7 @@ CONFIGS = {
 
 def test_no_config_file_is_left_out():
   files = {str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.py")}
-  assert files - {"base.py", "rl_losses.py", "__init__.py"} == set(CONFIGS)
+  assert files - {"base.py", "__init__.py"} == set(CONFIGS)
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +51,7 @@ def metrics(run, stage):
   return [json.loads(line) for line in (run / "metrics" / f"{stage}.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("run", ["tiny_run", pytest.param("amazon_run", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("run", ["tiny_run", *(pytest.param(run, marks=pytest.mark.slow) for run in ("amazon_run", "verbose_run"))])
 def test_the_tiny_variant_steps_through_every_stage(run, request):
   directory = request.getfixturevalue(run)
   config = json.loads((directory / "config.json").read_text())
@@ -144,6 +146,25 @@ def test_every_named_loss_is_one_that_the_stage_can_use(name):
   RL_LOSSES[name](config)
   check_values(config)
   assert (PolicyLossConfig(**config.rl.loss) == before) == (name == "dapo")
+
+
+@pytest.mark.parametrize("name", RL_LOSSES)
+def test_an_rl_algorithm_chosen_by_its_name_changes_rl_alone(name):
+  plain = load_config(f"{ROOT / 'configs' / 'small_market.py'}:tiny").to_dict()
+  chosen = load_config(f"{ROOT / 'configs' / 'rl_losses.py'}:{name},tiny").to_dict()
+  assert chosen["name"] == f"rl_{name}"
+  assert {key for key in plain if chosen[key] != plain[key]} - {"name"} == (set() if name == "dapo" else {"rl"})
+
+
+def test_the_rl_algorithms_are_all_different():
+  chosen = [load_config(f"{ROOT / 'configs' / 'rl_losses.py'}:{name},tiny").rl.to_json() for name in RL_LOSSES]
+  assert len(set(chosen)) == len(RL_LOSSES)
+
+
+@pytest.mark.parametrize("arg", ["", ":tiny", ":grpo,gspo"])
+def test_one_rl_algorithm_must_be_chosen(arg):
+  with pytest.raises(ConfigError, match="dapo, grpo, dr_grpo, gspo, tis"):
+    load_config(f"{ROOT / 'configs' / 'rl_losses.py'}{arg}")
 
 
 def test_a_teacher_of_another_tokenizer_is_refused_before_work_starts(tmp_path):

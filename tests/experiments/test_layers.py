@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: who imports whom, and the style of every file."""
+"""The house rules that a machine can check: who imports whom, types, and the style of every file."""
 
 import pathlib
 import shutil
@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(command, where=ROOT):
-  done = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=120)
+  done = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=300)
   return done.returncode, done.stdout + done.stderr
 
 
@@ -40,6 +40,11 @@ def test_the_layers_contract_sees_a_wrong_import(tmp_path):
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]])
 def test_ruff(command):
   code, told = run([sys.executable, "-m", "ruff", *command, "--no-cache", "."])
+  assert code == 0, told
+
+
+def test_types():
+  code, told = run([sys.executable, "-m", "mypy"])
   assert code == 0, told
 
 

@@ -78,6 +78,9 @@ def test_right_overrides_pass(config_file):
 def test_missing_files_and_functions(tmp_path, config_file):
   with pytest.raises(ConfigError, match=r"no file '.*toi\.py'; did you mean .*toy\.py"):
     load_config(str(tmp_path / "toi.py"))
+  (tmp_path / "toy.json").write_text("{}")
+  with pytest.raises(ConfigError, match=r"toy\.json' is no Python file"):
+    load_config(str(tmp_path / "toy.json"))
   (tmp_path / "empty.py").write_text("")
   with pytest.raises(ConfigError, match="has no get_config"):
     load_config(str(tmp_path / "empty.py"))

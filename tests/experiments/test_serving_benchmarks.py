@@ -10,7 +10,7 @@ from experiments.benchmarks import serving, serving_load
 
 @pytest.mark.slow
 def test_whole_and_reused_slates_are_compared_and_timed():
-  rerankers = {name: serving.make_reranker(2, slots, size="test", modes=("score",)) for name, slots in (("whole", 0), ("reused", 2))}
+  rerankers = {name: serving.make_reranker(2, cached, size="test", modes=("score",)) for name, cached in (("whole", 0), ("reused", 2))}
   lines = list(serving._measure(rerankers, "score", 2, 1))
   assert [line["slate"] for line in lines] == ["whole", "reused", "reused, first time"]
   assert all(line["ms"] > 0 and line["case"] == "score x2" for line in lines)

@@ -9,10 +9,9 @@ import sys
 import pytest
 from small_runs import ROOT
 
-from gr2_jax.data.schema import DataError
 from gr2_jax.reports.card import write_card
-from gr2_jax.runs import load
-from gr2_jax.runs.run import RunError
+from gr2_jax.runs.policies import PolicyRecord, RankerRecord, find_policy
+from gr2_jax.runs.run import Run, RunError
 from gr2_jax.serving.measure import choose_settings, find_settings, measure
 from gr2_jax.serving.reranker import Reranker
 from gr2_jax.training.progress import Progress
@@ -40,18 +39,15 @@ def test_a_file_is_ranked_and_wrong_flags_are_told(tiny_run, program_environment
     assert record["id"] == line["user"] and sorted(record["order"]) == sorted(line["candidates"]) and not record["fallback"]
   lacking = [*flags[:2], f"--output={tmp_path / 'other.jsonl'}", "--compressor=rules"]
   wrong_flags = (
-    ("rerank", flags, "exists; remove it"),
-    ("rerank", lacking, "has no 'rules'; it has none: run the stage compress"),
-    ("serve", [], "--run is missing"),
-    (
-      "latency",
-      [f"--run={tiny_run}", "--stages=direct"],
-      "not finished: direct; run these stages first, or name a stage that is trained: sft, rl",
-    ),
+    ("rerank", flags, ("ranked.jsonl",)),
+    ("rerank", lacking, ("compressor: ", "'rules'")),
+    ("rerank", [*lacking[:3], "--stage=midtrain"], ("stage: ", "'midtrain'", "sft, rl")),
+    ("serve", [], ("--run",)),
+    ("latency", [f"--run={tiny_run}", "--stages=direct"], ("stage: ", "'direct'", "sft, rl")),
   )
   for name, wrong, told in wrong_flags:
     code, _, err = program(program_environment, name, *wrong)
-    assert code == 1 and err.count("ERROR: ") == 1 and told in err and "Traceback" not in err, err
+    assert code == 1 and err.count("ERROR: ") == 1 and all(part in err for part in told) and "Traceback" not in err, err
 
 
 @pytest.mark.slow
@@ -65,36 +61,39 @@ def test_latency_stands_in_the_card(tiny_run, tmp_path):
   assert [(point["run"], point["presentations"]) for point in points] == [(str(r), n) for r in (run, other) for n in (1, 2)]
   for point in points:
     assert 0 < point["p50_ms"] <= point["p95_ms"] and point["n"] == 24 and point["requests"] == 3
+    assert (point["stage"], point["title"]) == ("rl", "RL policy")
     assert point["ci95"][0] <= point["recall@1"] <= point["ci95"][1]
   assert points[0]["recall@1"] == points[2]["recall@1"]
   results = json.loads((run / "evaluation" / "results.json").read_text())
   assert json.loads(path.read_text())["upstream"]["recall@1"] == pytest.approx(results["orders"]["upstream"]["recall@1"])
   card = write_card(run).read_text(encoding="utf-8")
-  assert "(plots/latency.png)" in card and "| test (other) | RL | score ×2 | full |" in card
+  assert "(plots/latency.png)" in card and "| test (other) | RL policy | score ×2 | full |" in card
 
 
-def test_points_are_those_that_say_something(monkeypatch):
-  own = {"rl": "reason", "direct": "score", "prune": "reason"}
-  monkeypatch.setattr(load, "policy_mode", lambda run, stage: own[stage])
-  choose = lambda modes, *presentations: choose_settings(None, list(own), ["full", "rules"], modes, presentations)
+def test_points_are_those_that_say_something():
+  modes_of = {"rl": "reason", "direct": "score", "prune": "reason"}
+  policies = [PolicyRecord(stage, (RankerRecord(stage, stage, mode),)) for stage, mode in modes_of.items()]
+  choose = lambda modes, *presentations: choose_settings(policies, ["full", "rules"], modes, presentations)
   settings = choose(["reason", "direct", "score"], 1, 3)
   assert len(set(settings)) == len(settings) == 3 + 2 + 3 + 3 + 1
-  assert not [s for s in settings if s.stage == "direct" and s.mode == "reason"]
-  assert {s[:3] for s in settings if s.compressor == "rules"} == {(stage, "rules", mode) for stage, mode in own.items()}
-  assert [s for s in settings if s.presentations == 3] == [("rl", "full", "reason", 3)]
+  assert not [s for s in settings if s.policy.stage == "direct" and s.mode == "reason"]
+  assert {s[:3] for s in settings if s.compressor == "rules"} == {(policy, "rules", policy.mode) for policy in policies}
+  assert [s for s in settings if s.presentations == 3] == [(policies[0], "full", "reason", 3)]
   assert {s.mode for s in choose(["score"], 1) if s.compressor == "rules"} == {"score"}
-  assert choose(["reason"], 3) == [("rl", "full", "reason", 3)]
+  assert choose(["reason"], 3) == [(policies[0], "full", "reason", 3)]
 
 
 def test_a_run_without_a_policy_to_measure_is_told(tiny_run):
-  saved = load.SavedRun.open(tiny_run)
+  run = Run.open(tiny_run)
   named = {"modes": ["score"], "presentations": [1]}
-  with pytest.raises(RunError, match="it has finished none; name others by --stages"):
-    find_settings(saved, ["direct"], None, strict=False, **named)
-  with pytest.raises(DataError, match="has no 'slots'; it has none"):
-    find_settings(saved, None, ["slots"], strict=True, **named)
-  assert find_settings(saved, ["rl", "direct"], ["full", "slots"], strict=False, **named) == [("rl", "full", "score", 1)]
-  with pytest.raises(DataError, match="'midtrain' leaves no policy; choose from sft, opd, rl, direct, prune"):
+  with pytest.raises(RunError, match="stages"):
+    find_settings(run, ["direct"], None, strict=False, **named)
+  with pytest.raises(RunError, match=r"compressor: .*'soft_tokens'"):
+    find_settings(run, None, ["soft_tokens"], strict=True, **named)
+  last = find_policy(run, "rl")
+  assert find_settings(run, None, None, strict=True, **named) == [(last, "full", "score", 1)]
+  assert find_settings(run, ["rl", "direct"], ["full", "soft_tokens"], strict=False, **named) == [(last, "full", "score", 1)]
+  with pytest.raises(RunError, match=r"stage: .*'midtrain'.*sft, rl"):
     Reranker.load(tiny_run, stage="midtrain")
 
 

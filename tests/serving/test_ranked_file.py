@@ -96,7 +96,7 @@ def test_nothing_is_overwritten_or_mixed(reranker, source, tmp_path):
   with pytest.raises(RunError, match='mode: "score" -> "direct"'):
     rank(reranker, source, tmp_path / "ranked.jsonl", SETTINGS | {"mode": "direct"})
   rank(reranker, source, tmp_path / "ranked.jsonl")
-  with pytest.raises(RunError, match="exists; remove it"):
+  with pytest.raises(RunError, match=r"ranked\.jsonl"):
     rank(reranker, source, tmp_path / "ranked.jsonl")
 
 

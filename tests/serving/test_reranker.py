@@ -29,7 +29,7 @@ def plain(make_reranker):
 
 @pytest.fixture(scope="module")
 def reusing(make_reranker):
-  return make_reranker(prefix_slots=4)
+  return make_reranker(prefix_cache=4)
 
 
 @pytest.mark.parametrize("presentations", [1, 3])
@@ -59,7 +59,7 @@ def test_reused_slates_change_no_answer_and_are_computed_once(plain, reusing, mo
   assert reusing.engine.index.misses - before == 3
 
 
-def test_more_slates_than_slots_are_all_ranked(plain, reusing):
+def test_more_slates_than_are_kept_are_all_ranked(plain, reusing):
   requests = make_requests("score", seed=1) + make_requests("score", seed=2) + make_requests("score", seed=1)
   for ours, expected in zip(reusing.rank_batch(requests), plain.rank_batch(requests), strict=True):
     assert ours.order == expected.order
@@ -132,9 +132,9 @@ def test_a_long_history_is_cut_from_its_old_end_and_said_so(plain):
   np.testing.assert_allclose(short.scores, long.scores, atol=1e-5)
 
 
-@pytest.mark.parametrize("slots", [0, 4])
-def test_after_warming_up_nothing_is_compiled(make_reranker, compilations, slots):
-  reranker = make_reranker(prefix_slots=slots, batch_size=2, prompt_lengths=(48, 98), modes=("score",), mode="score")
+@pytest.mark.parametrize("prefix_cache", [0, 4])
+def test_after_warming_up_nothing_is_compiled(make_reranker, compilations, prefix_cache):
+  reranker = make_reranker(prefix_cache=prefix_cache, batch_size=2, prompt_lengths=(48, 98), modes=("score",), mode="score")
   steps = []
   reranker.warm_up(lambda done, total: steps.append((done, total)))
   assert steps[-1] == (len(steps), len(steps)) and compilations
@@ -170,38 +170,41 @@ def test_text_of_new_items_forges_no_frame_candidate_or_code(make_reranker):
 
 def test_the_least_recently_used_slate_makes_room():
   random, index, naive = np.random.default_rng(0), SlateIndex(3), []
-  slot_of = {}
+  entry_of = {}
   for _ in range(200):
     keys = [bytes([key]) for key in random.integers(6, size=random.integers(1, 4))]
-    slots, missing = index.find(keys)
+    entries, missing = index.find(keys)
     assert missing == [place for place, key in enumerate(keys) if key not in naive and key not in keys[:place]]
-    for place, (key, slot) in enumerate(zip(keys, slots, strict=True)):
+    for place, (key, entry) in enumerate(zip(keys, entries, strict=True)):
       if place not in missing:
-        assert slot_of[key] == slot  # what was not computed again still lies where it was
-      slot_of[key] = slot
+        assert entry_of[key] == entry  # what was not computed again still lies where it was
+      entry_of[key] = entry
     here = [key for key in dict.fromkeys(reversed(keys)) if key in naive][::-1]
     naive = [key for key in naive if key not in here] + here + [keys[place] for place in missing]
     naive = naive[-3:]
-    assert len({slot_of[key] for key in naive}) == len(naive) and max(slots) < 3
-  with pytest.raises(ValueError, match="too few"):
+    assert len({entry_of[key] for key in naive}) == len(naive) and max(entries) < 3
+  with pytest.raises(ValueError, match="size"):
     index.find([b"a", b"b", b"c", b"d"])
 
 
 def test_settings_that_cannot_work_are_refused(make_reranker):
-  with pytest.raises(DataError, match="candidates_first"):
-    make_reranker(style={"order": "history_first"}, prefix_slots=4)
-  with pytest.raises(DataError, match="must hold the slates of a batch"):
-    make_reranker(prefix_slots=2)
-  with pytest.raises(DataError, match="compact"):
+  with pytest.raises(DataError, match=r"prompt\.order"):
+    make_reranker(style={"order": "history_first"}, prefix_cache=4)
+  with pytest.raises(DataError, match="prefix_cache"):
+    make_reranker(prefix_cache=2)
+  with pytest.raises(DataError, match=r"prompt\.answer"):
     make_reranker(style={"answer": "json"})
-  with pytest.raises(DataError, match="must hold the longest prompt"):
+  with pytest.raises(DataError, match="prompt_lengths"):
     make_reranker(prompt_lengths=(64,))
-  with pytest.raises(ValueError, match="'guess' is not known"):
+  with pytest.raises(DataError, match="mode: 'guess'"):
     Options(modes=("guess",))
-  with pytest.raises(ValueError, match="'reason' is not known; choose from score"):
+  with pytest.raises(DataError, match="mode: 'reason'"):
     Options(modes=("score",), mode="reason")
-  with pytest.raises(ValueError, match="modes: none"):
+  with pytest.raises(DataError, match="modes"):
     Options(modes=())
+  for name in ("batch_size", "presentations", "max_presentations"):
+    with pytest.raises(DataError, match=name):
+      Options(**{name: 0})
 
 
 def test_shapes():
@@ -212,8 +215,8 @@ def test_shapes():
 
 @pytest.mark.parametrize("trained, served, mode", [("direct", MODES, "direct"), ("score", MODES, "score"), ("reason", ("score",), "score")])
 def test_a_request_without_a_mode_is_ranked_as_the_policy_was_trained(trained, served, mode):
-  assert Options(modes=served).with_mode(trained).mode == mode
-  assert Options(mode="score", modes=served).with_mode(trained).mode == "score"
+  assert Options(modes=served).mode_for(trained) == mode
+  assert Options(mode="score", modes=served).mode_for(trained) == "score"
 
 
 def test_a_request_is_read_from_json():

@@ -73,7 +73,7 @@ def group_rank_terms(
   prompts, group, size = rankings.shape
   slates = {n: _fit(n, x, (prompts, size), rankings.shape) for n, x in _fill(labels, shown, upstream, mask, size).items()}
   shaping = jnp.zeros((prompts, group)) if shaping is None else _fit("shaping", shaping, (prompts, group), rankings.shape)
-  normalisation = {"std_floor": std_floor, "min_raw_std": min_raw_std, "divide_by_std": divide_by_std}
+  normalisation: dict[str, Any] = {"std_floor": std_floor, "min_raw_std": min_raw_std, "divide_by_std": divide_by_std}
   return _dispatch(rankings, **slates, shaping=shaping, options=options, **normalisation)
 
 
@@ -119,8 +119,8 @@ def _dispatch(
   if not axes:
     return on_platform(*arrays)
   prompts, shards = len(rankings), math.prod(mesh.shape[name] for name in axes)
-  arrays = [jnp.pad(x, [(0, -prompts % shards)] + [(0, 0)] * (x.ndim - 1)) for x in arrays]
+  padded = [jnp.pad(x, [(0, -prompts % shards)] + [(0, 0)] * (x.ndim - 1)) for x in arrays]
   # Rows are independent: all axes share them, whatever they are for.
   rows = PartitionSpec(axes)
-  results = jax.shard_map(on_platform, in_specs=rows, out_specs=rows, axis_names=set(axes), check_vma=False)(*arrays)
+  results = jax.shard_map(on_platform, in_specs=rows, out_specs=rows, axis_names=set(axes), check_vma=False)(*padded)
   return jax.tree.map(lambda x: x[:prompts], results)

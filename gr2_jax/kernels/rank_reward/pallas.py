@@ -115,7 +115,8 @@ def _width(size: int) -> int:
 
 def _structure(options: RankRewardOptions) -> jax.tree_util.PyTreeDef:
   per_cutoff = (0,) * len(options.cutoffs)
-  return jax.tree.structure(RankTerms(*range(len(RankTerms._fields)))._replace(recall=per_cutoff, ndcg=per_cutoff))
+  fields: dict[str, Any] = dict.fromkeys(RankTerms._fields, 0) | {"recall": per_cutoff, "ndcg": per_cutoff}
+  return jax.tree.structure(RankTerms(**fields))
 
 
 def _call(

@@ -83,7 +83,7 @@ class SlateTerms(NamedTuple):
   positive: jax.Array
   gain: jax.Array
   target: jax.Array  # the candidate that promotion follows
-  count: jax.Array  # valid candidates, float32
+  size: jax.Array  # valid candidates, float32
   shown_rank: jax.Array
   upstream_rank: jax.Array
   ideal_dcgs: tuple[jax.Array, ...]  # one a cut-off; the last is that of the whole list
@@ -127,7 +127,7 @@ def _compute_auc(rank: jax.Array, slate: SlateTerms, axis: int) -> jax.Array:
 
 def _compute_tau(discordant: jax.Array, slate: SlateTerms) -> jax.Array:
   """Kendall tau; 1 for a slate of fewer than two candidates, which has nothing to disagree on."""
-  return 1.0 - 2.0 * _ratio(discordant, slate.count * (slate.count - 1) / 2, 0.0)
+  return 1.0 - 2.0 * _ratio(discordant, slate.size * (slate.size - 1) / 2, 0.0)
 
 
 def _compute_rank_rewards(rank: jax.Array, slate: SlateTerms, options: RankRewardOptions, axis: int) -> dict[str, jax.Array]:
@@ -135,7 +135,7 @@ def _compute_rank_rewards(rank: jax.Array, slate: SlateTerms, options: RankRewar
   moved = _sum(slate.upstream_rank - rank, slate.target, axis)
   (dcg,) = compute_dcgs(rank, slate.gain, (slate.mask.shape[axis],), axis)
   return {
-    "promotion": _ratio(moved, slate.count, 0.0),
+    "promotion": _ratio(moved, slate.size, 0.0),
     "auc": _compute_auc(rank, slate, axis),
     "ndcg": _ratio(dcg, slate.ideal_dcgs[-1], 0.0),
   }
@@ -176,7 +176,7 @@ def read_slate(
     positive=positive,
     gain=compute_gain(labels, options),
     target=best_label & (upstream_rank == first_best),
-    count=count(mask, axis),
+    size=count(mask, axis),
     shown_rank=shown_rank,
     upstream_rank=upstream_rank,
     ideal_dcgs=ideal_dcgs,
@@ -193,7 +193,7 @@ def score(
   earned = _compute_rank_rewards(rank, slate, options, axis)
   upstream_earned = _compute_rank_rewards(slate.upstream_rank, slate, options, axis)
   # No order earns more than 1 by Eq 5 and 6; a promotion can at most bring the target to the front.
-  best = _ratio(_sum(slate.upstream_rank, slate.target, axis), slate.count, 0.0) if options.rank == "promotion" else 1.0
+  best = _ratio(_sum(slate.upstream_rank, slate.target, axis), slate.size, 0.0) if options.rank == "promotion" else 1.0
 
   from_shown = count((rank != slate.shown_rank) & slate.mask, axis)
   from_upstream = count((rank != slate.upstream_rank) & slate.mask, axis)
@@ -205,10 +205,11 @@ def score(
 
   positives = count(slate.positive, axis)
   dcgs = compute_dcgs(rank, slate.gain, options.cutoffs, axis)
+  # A tuple by cut-off until `stack_cutoffs` makes an array of it: Pallas cannot stack.
   return RankTerms(
     valid=valid.astype(jnp.float32),
-    recall=tuple(if_valid(_ratio(count(slate.positive & (rank < k), axis), positives, 0.0)) for k in options.cutoffs),
-    ndcg=tuple(if_valid(_ratio(dcg, ideal, 0.0)) for dcg, ideal in zip(dcgs, slate.ideal_dcgs[:-1], strict=True)),
+    recall=tuple(if_valid(_ratio(count(slate.positive & (rank < k), axis), positives, 0.0)) for k in options.cutoffs),  # type: ignore[arg-type]
+    ndcg=tuple(if_valid(_ratio(dcg, ideal, 0.0)) for dcg, ideal in zip(dcgs, slate.ideal_dcgs[:-1], strict=True)),  # type: ignore[arg-type]
     mrr=if_valid(jnp.max(jnp.where(slate.positive, 1.0 / (rank.astype(jnp.float32) + 1.0), 0.0), axis=axis, keepdims=True)),
     auc=if_valid(earned["auc"]),
     ndcg_reward=if_valid(earned["ndcg"]),
@@ -342,8 +343,8 @@ def group_rank_terms(
   prompts, group, size = rankings.shape
   # A slate is repeated for each of its rankings: a division by a shared number may be compiled into a product, and a ranking must get
   # the same bits alone and in a group.
-  slates = (jnp.repeat(x, group, axis=0) for x in (labels, shown, upstream, mask))
-  terms = rank_terms(rankings.reshape(-1, size), *slates, options=options)
+  labels, shown, upstream, mask = (jnp.repeat(x, group, axis=0) for x in (labels, shown, upstream, mask))
+  terms = rank_terms(rankings.reshape(-1, size), labels, shown, upstream, mask, options)
   terms = jax.tree.map(lambda x: x.reshape(prompts, group, *x.shape[1:]), terms)
   return terms, *shaped_advantages(terms, shaping, **normalisation)
 
