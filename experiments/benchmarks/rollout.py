@@ -123,7 +123,7 @@ def compare_refill(name: str, case: Refill, rounds: int = 5) -> Iterator[dict[st
     generate = make_generate_queue(config, lanes)
 
     def sample(generate: Callable[..., Rollout] = generate) -> Rollout:
-      return generate(params, prompts, np.ones_like(prompts), jax.random.key(1), sampling, None, references)
+      return generate(params, prompts, np.ones_like(prompts), jax.random.key(1), sampling, references=references)
 
     peer = "gr2_jax" if lanes is rows is None else f"{lanes or case.prompts} lanes of {rows or case.group}"
     samplers[peer] = sample

@@ -174,7 +174,7 @@ def _make_rewrite(stage: StageContext, group: int) -> Callable[..., Rollout]:
 
   def rewrite(params: Any, tokens: jax.Array, mask: jax.Array, key: jax.Array, sampling: Sampling) -> Rollout:
     references = None if constraint is None else constraint.references(tokens)
-    return generate(params, tokens, mask, key, sampling, None, references)
+    return generate(params, tokens, mask, key, sampling, references=references)
 
   return rewrite
 

@@ -138,7 +138,7 @@ def make_roll_out(
   generate, sampling = make_generate_queue(config, options.decode_prompts), Sampling.create(options.temperature)
 
   def roll_out(params: Any, asked: Asked, key: jax.Array) -> Rollout:
-    return generate(params, asked.tokens, asked.mask, key, sampling, None, asked.references)
+    return generate(params, asked.tokens, asked.mask, key, sampling, references=asked.references)
 
   return roll_out
 

@@ -187,6 +187,7 @@ def begin(
   row_ids: jax.Array,
   key: jax.Array,
   sampling: Sampling,
+  *,
   prefix: Prefix | None = None,
 ) -> Lanes:
   """Prefill prompts `[S, Lp]` into lanes and draw the first token of all their completions, which costs no step of the decoder."""
@@ -296,6 +297,7 @@ def generate(
   prompt_mask: jax.Array,
   key: jax.Array,
   sampling: Sampling,
+  *,
   row_ids: jax.Array | None = None,
   references: jax.Array | None = None,
   prefix: Prefix | None = None,
@@ -308,14 +310,14 @@ def generate(
   prompts are what follows it (see `prefill`).
   """
   row_ids = jnp.arange(len(prompts)) if row_ids is None else row_ids
-  lanes = begin(config, params, prompts, prompt_mask, references, row_ids, key, sampling, prefix)
+  lanes = begin(config, params, prompts, prompt_mask, references, row_ids, key, sampling, prefix=prefix)
   state = decode_while(lambda lanes: lanes.busy.any(), config, params, sampling, start_decoding(config, lanes))
   lanes, row_steps = state.lanes, state.steps * lanes.member.size
   return to_rollout(config, prompts, prompt_mask, lanes.tokens, lanes.log_probs, lanes.entropy, row_steps)
 
 
 def make_generate(config: RolloutConfig) -> Callable[..., Rollout]:
-  """Compile `generate`: `(params, prompts, prompt_mask, key, sampling, row_ids=None, references=None) -> Rollout`.
+  """Compile `generate`: `(params, prompts, prompt_mask, key, sampling, *, row_ids=None, references=None) -> Rollout`.
 
   Only a new prompt shape compiles again.
   """

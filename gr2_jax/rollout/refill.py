@@ -67,6 +67,7 @@ def generate_queue(
   prompt_mask: jax.Array,
   key: jax.Array,
   sampling: Sampling,
+  *,
   row_ids: jax.Array | None = None,
   references: jax.Array | None = None,
 ) -> Rollout:
@@ -76,7 +77,7 @@ def generate_queue(
   """
   num_prompts = len(prompts)
   if num_lanes is None or num_lanes >= num_prompts:
-    return generate(config, params, prompts, prompt_mask, key, sampling, row_ids, references)
+    return generate(config, params, prompts, prompt_mask, key, sampling, row_ids=row_ids, references=references)
   size = _refill_size(num_lanes)
   queue = (prompts, prompt_mask, references, jnp.arange(num_prompts) if row_ids is None else row_ids)
 

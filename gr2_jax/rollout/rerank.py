@@ -115,7 +115,7 @@ def rank_slates(
   batches = [np.arange(start, start + batch_size) % len(slates) for start in range(0, len(slates), batch_size)]
 
   def decode(rows: np.ndarray) -> Rollout:
-    return generate(params, prompts.tokens[rows], prompts.mask[rows], key, sampling, rows, prompts.references[rows])
+    return generate(params, prompts.tokens[rows], prompts.mask[rows], key, sampling, row_ids=rows, references=prompts.references[rows])
 
   def read(rows: np.ndarray, rollout: Rollout) -> tuple[np.ndarray, ...]:
     parsed = parse_completions(

@@ -169,7 +169,7 @@ def needed(**changes):
 def test_the_stages_are_those_of_the_pipeline():
   order = [stage.name for stage in load_stages()]
   assert order[-1] == "evaluation" and len(set(order)) == len(order)
-  main_line = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "opd", "rl", "direct", "prune", "compress", "evaluation")
+  main_line = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "opd", "rl", "direct", "prune", "evaluation")
   for earlier, later in itertools.pairwise(main_line):
     assert order.index(earlier) < order.index(later)
 

@@ -99,7 +99,7 @@ def test_a_reward_on_the_host_sees_what_the_device_ranks(begin, slates):
     return Rewards(hits, hits)
 
   compiled, on_the_host = (rl_step(*begin(reward=reward)) for reward in (last_first, last_first_on_host))
-  assert 0 < compiled.drawn["reward"].mean() < 1
+  assert 0 < compiled.drawn["rank_reward"].mean() < 1
   for name in ("advantages", "completions", "keep"):
     np.testing.assert_allclose(getattr(compiled.batch, name), getattr(on_the_host.batch, name), atol=1e-6)
   assert distance(compiled.state.params, on_the_host.state.params) < 1e-6

@@ -41,7 +41,7 @@ def sample(model, prompts, temperature):
   constraint = CopyConstraint(vocabulary, max_items=4)
   generate = make_generate(RolloutConfig.of(decoder, vocabulary, group=400, max_new_tokens=LIMIT, constraint=constraint))
   references = constraint.references(jnp.asarray(prompts[0]))
-  return constraint, generate(params, *prompts, jax.random.key(1), Sampling.create(temperature), None, references)
+  return constraint, generate(params, *prompts, jax.random.key(1), Sampling.create(temperature), references=references)
 
 
 def test_references_are_the_semantic_ids_of_the_prompt(model, prompts):

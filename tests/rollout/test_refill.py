@@ -58,9 +58,9 @@ def _assert_same(found, expected):
 def test_completions_are_those_of_all_prompts_at_once(params, group, lanes, rows, temperature):
   prompts, mask = _prompts()
   row_ids = jnp.arange(10) * 7 + 2
-  arguments = (params, prompts, mask, jax.random.key(5), Sampling.create(temperature), row_ids)
-  expected = _at_once(group)(*arguments)
-  found = make_generate_queue(_config(group=group, rows=rows), lanes)(*arguments)
+  arguments = (params, prompts, mask, jax.random.key(5), Sampling.create(temperature))
+  expected = _at_once(group)(*arguments, row_ids=row_ids)
+  found = make_generate_queue(_config(group=group, rows=rows), lanes)(*arguments, row_ids=row_ids)
   _assert_same(found, expected)
   if temperature and group > 1:
     lengths = np.asarray(expected.completion_mask.sum(axis=-1))
@@ -93,10 +93,10 @@ def test_constrained_answers_too(reference):
   names = slot_tokens if reference == "slot" else vocabulary.sid_token_ids[[0, 1], codes]
   references = np.where(np.arange(4)[None, :, None] < random.integers(2, 5, (number, 1, 1)), names, -1).astype(np.int32)
   config = RolloutConfig.of(decoder, vocabulary, group=3, max_new_tokens=24, constraint=SlateConstraint(vocabulary, style))
-  arguments = (params, prompts, np.ones_like(prompts), jax.random.key(1), Sampling.create(2.0), None, references)
-  expected = make_generate(config)(*arguments)
+  arguments = (params, prompts, np.ones_like(prompts), jax.random.key(1), Sampling.create(2.0))
+  expected = make_generate(config)(*arguments, references=references)
   assert expected.finished.all() and len(np.unique(expected.completion_mask.sum(axis=-1))) > 1
-  _assert_same(make_generate_queue(dataclasses.replace(config, rows=2), 3)(*arguments), expected)
+  _assert_same(make_generate_queue(dataclasses.replace(config, rows=2), 3)(*arguments, references=references), expected)
 
 
 def test_occupancy_counts_every_row_at_every_step(params):
@@ -113,11 +113,11 @@ def test_occupancy_counts_every_row_at_every_step(params):
 
   lengths = np.array([11, 3, 3, 5, 3], np.int32)
   prompts, mask = _prompts(5)
-  arguments = (params, prompts, mask, jax.random.key(0), Sampling.create(), None, lengths[:, None, None])
+  arguments = (params, prompts, mask, jax.random.key(0), Sampling.create())
 
   def row_steps(lanes, rows):
     queue = make_generate_queue(_config(rows=rows, group=2, check_every=1, constraint=Lengths()), lanes)
-    rollout = queue(*arguments)
+    rollout = queue(*arguments, references=lengths[:, None, None])
     np.testing.assert_array_equal(rollout.completion_mask.sum(axis=-1), np.repeat(lengths[:, None], 2, axis=1))
     np.testing.assert_allclose(rollout.row_steps, rollout.row_steps[0])
     return float(rollout.row_steps.sum())

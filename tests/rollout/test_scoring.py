@@ -102,7 +102,9 @@ def test_decoding_names_its_first_candidate_with_the_scored_probability(model, s
     opened[row, : len(prompt) + 2] = [*prompt, vocabulary.special("think"), vocabulary.special("/think")]
   generate = make_generate(RolloutConfig.of(decoder, vocabulary, group=8, max_new_tokens=16, constraint=constraint))
   lengths = np.array([len(prompt) + 2 for prompt in PROMPTS])
-  found = generate(params, opened, np.arange(6) < lengths[:, None], jax.random.key(0), Sampling.create(), None, jnp.asarray(references))
+  found = generate(
+    params, opened, np.arange(6) < lengths[:, None], jax.random.key(0), Sampling.create(), references=jnp.asarray(references)
+  )
   length, seen = references.shape[-1], 0
   for row in range(3):
     for completion, log_probs in zip(np.asarray(found.completions[row]), np.asarray(found.behaviour_logps[row]), strict=True):

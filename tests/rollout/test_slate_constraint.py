@@ -42,7 +42,7 @@ def sample(model, style, temperature, limit=LIMIT):
   references = np.full((3, 5, len(named[0][0])), -1, np.int32)
   for row, tokens in enumerate(named):
     references[row, : len(tokens)] = tokens
-  return generate(params, prompts, prompts > 0, jax.random.key(1), Sampling.create(temperature), None, references)
+  return generate(params, prompts, prompts > 0, jax.random.key(1), Sampling.create(temperature), references=references)
 
 
 @pytest.mark.parametrize("reference", STYLES)

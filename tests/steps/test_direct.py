@@ -121,7 +121,7 @@ def test_a_slate_of_weight_two_is_the_slate_given_twice(params, batch, name):
 
 
 def test_a_slate_without_a_positive_counts_for_nothing_whatever_it_weighs(params, batch):
-  loss_fn = make_listwise_loss(DECODER, (2, 3), None)
+  loss_fn = jax.jit(make_listwise_loss(DECODER, (2, 3), None))
   scored = {
     "prompts": batch["prompts"],
     "prompt_mask": batch["prompt_mask"],
