@@ -23,8 +23,7 @@ from gr2_jax.teachers.chat import ChatClient
 # A difference of half the reward's range is as good, or as bad, as any: most are far smaller, and would otherwise hardly move q̄.
 _CLIP = 0.5
 
-
-Metric = Literal["auc", "ndcg"]
+RankMetric = Literal["auc", "ndcg"]  # by which the ranker judges
 
 
 class Question(NamedTuple):
@@ -52,7 +51,7 @@ def make_ranker_judge(
   context: PromptContext,
   style: PromptStyle,
   *,
-  metric: Metric,
+  metric: RankMetric,
   batch_size: int,
   length: int,
 ) -> JudgeFn:
@@ -69,7 +68,7 @@ def make_ranker_judge(
     shown = [np.arange(len(slate.candidates)) for slate in slates]
     # Filled up to whole batches, so that the number of questions compiles nothing anew.
     count = -(-len(slates) // batch_size) * batch_size
-    picked = np.arange(count) % len(slates)
+    picked = [i % len(slates) for i in range(count)]
     ranked = rank_slates(
       generate,
       params,
@@ -104,14 +103,14 @@ def make_ranker_judge(
   return judge
 
 
-def _score(rankings: np.ndarray, slates: Sequence[Slate], metric: Metric) -> list[tuple[float, int]]:
+def _score(rankings: np.ndarray, slates: Sequence[Slate], metric: RankMetric) -> list[tuple[float, int]]:
   """(ranking reward, index of the first choice) of each answer; (0, -1) for an invalid one."""
   labels = np.full(rankings.shape, -1)
   for row, slate in enumerate(slates):
     labels[row, : len(slate.labels)] = slate.labels
   shown = np.broadcast_to(np.arange(rankings.shape[1]), rankings.shape)
-  arrays = (jnp.asarray(array) for array in (rankings[:, None], labels, shown))
-  terms = compute_rewards(RewardConfig(rank=metric), *arrays, mask=jnp.asarray(labels >= 0)).terms
+  answers, by_candidate, order, real = map(jnp.asarray, (rankings[:, None], labels, shown, labels >= 0))
+  terms = compute_rewards(RewardConfig(rank=metric), answers, by_candidate, order, mask=real).terms
   rewards = np.asarray(terms.auc if metric == "auc" else terms.ndcg_reward)[:, 0]
   return list(zip(map(float, rewards), map(int, rankings[:, 0]), strict=True))
 
