@@ -44,9 +44,8 @@ def make_reranker():
   """`make_reranker(style={}, **options)`: a re-ranker of 40 items with fresh weights, three times as large so that they prefer some;
   prompts are padded to one length unless `prompt_lengths` is (). `compressor={"variant", "budget", ..}` shortens histories; its soft tokens
   are the embeddings of an item's codes."""
-  from gr2_jax.compression.encoder import code_slots
-
   from gr2_jax.compression.compressor import HistoryCompressor
+  from gr2_jax.compression.soft_tokens import code_soft_tokens
   from gr2_jax.data.schema import Catalogue, Item
   from gr2_jax.language.prompts import PromptContext, PromptStyle
   from gr2_jax.language.vocabulary import Vocabulary
@@ -72,7 +71,7 @@ def make_reranker():
       compressor = HistoryCompressor(context=context, style=style, **compressor)
       if compressor.variant == "soft_tokens":
         sids = np.array([vocabulary.sid_tokens(of) for of in codes])
-        held["memory"] = code_slots(params["embedding"], sids, 2).reshape(-1, params["embedding"].shape[1])
+        held["memory"] = code_soft_tokens(params["embedding"], sids, 2).reshape(-1, params["embedding"].shape[1])
     return Reranker(decoder, held, context, style, max_new_tokens=24, options=options, cold_start=cold_start, compressor=compressor)
 
   return make

@@ -27,7 +27,7 @@ class Compressed(NamedTuple):
 
 
 class HistoryCompressor:
-  """Compresses histories by one variant of `language.compress.VARIANTS` into `budget` tokens; several threads may call it.
+  """Compresses histories by one variant of `compression.rules.VARIANTS` into `budget` tokens; several threads may call it.
 
   `context`: the run's own, without new items. `texts`: the rewriter's, by `history_key`. `per_item`: soft tokens of an item. A history of
   known items is remembered, the least recently used one forgotten.
@@ -100,8 +100,8 @@ class HistoryCompressor:
     if budget >= vocabulary.num_levels + 2 * self._style.sid_markers:
       tokens = compress_by_rules(latest, context, self._style, budget=budget, categories=self.variant != "sids")
     number = sum(token >= vocabulary.sid_start for token in tokens) // vocabulary.num_levels
-    kept = set(list(dict.fromkeys(reversed(latest)))[:number])
-    return Compressed(tuple(tokens), "sids" if self.variant == "sids" else "rules", sum(row not in kept for row in rows))
+    named = set(list(dict.fromkeys(reversed(latest)))[:number])
+    return Compressed(tuple(tokens), "sids" if self.variant == "sids" else "rules", sum(row not in named for row in rows))
 
 
 def compressors_of(run: Run) -> tuple[str, ...]:

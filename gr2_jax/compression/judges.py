@@ -6,20 +6,24 @@ A judge gives solvable s, preservation p̄ and quality q̄; all judges are funct
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gr2_jax.compression.rules import kept_facts, original_tokens, prompt_rows
 from gr2_jax.data.schema import Slate
 from gr2_jax.language.prompts import PromptContext, PromptStyle
 from gr2_jax.rewards.verifiable import RewardConfig, compute_rewards
+from gr2_jax.rollout.generate import Rollout
 from gr2_jax.rollout.rerank import rank_slates
 from gr2_jax.teachers.chat import ChatClient
 
 # A difference of half the reward's range is as good, or as bad, as any: most are far smaller, and would otherwise hardly move q̄.
 _CLIP = 0.5
+
+RankMetric = Literal["auc", "ndcg"]  # by which the ranker judges
 
 
 class Question(NamedTuple):
@@ -42,22 +46,29 @@ JudgeFn = Callable[[Sequence[Question]], list[Verdict]]
 
 
 def make_ranker_judge(
-  generate: Callable, params: Any, context: PromptContext, style: PromptStyle, *, metric: str, batch_size: int, length: int
+  generate: Callable[..., Rollout],
+  params: Any,
+  context: PromptContext,
+  style: PromptStyle,
+  *,
+  metric: RankMetric,
+  batch_size: int,
+  length: int,
 ) -> JudgeFn:
   """The frozen ranker as the judge: its greedy answer with the compressed history against that with the full one.
 
   q̄ maps the difference of `metric` ("auc", Eq 5, or "ndcg", Eq 6), clipped at ±0.5, to [0, 1]: 0.5 where the order is as good as before.
-  s is 1 where the first choice is the same or has a better label. p̄ is the share of facts kept (`language.compress.kept_facts`).
+  s is 1 where the first choice is the same or has a better label. p̄ is the share of facts kept (`compression.rules.kept_facts`).
   `generate`: made for a group of 1. `length`: tokens to which prompts with a compressed history are padded, so that one shape is compiled.
   Answers to full prompts are kept, by slate. The slates' labels are read, so they must be training slates.
   """
   full: dict[Slate, tuple[float, int]] = {}  # as `_score` gives them
 
-  def rank(slates, histories, length):
+  def rank(slates: Sequence[Slate], histories: Sequence[Sequence[int]] | None, length: int | None) -> list[tuple[float, int]]:
     shown = [np.arange(len(slate.candidates)) for slate in slates]
     # Filled up to whole batches, so that the number of questions compiles nothing anew.
     count = -(-len(slates) // batch_size) * batch_size
-    picked = np.arange(count) % len(slates)
+    picked = [i % len(slates) for i in range(count)]
     ranked = rank_slates(
       generate,
       params,
@@ -92,13 +103,14 @@ def make_ranker_judge(
   return judge
 
 
-def _score(rankings: np.ndarray, slates: Sequence[Slate], metric: str) -> list[tuple[float, int]]:
+def _score(rankings: np.ndarray, slates: Sequence[Slate], metric: RankMetric) -> list[tuple[float, int]]:
   """(ranking reward, index of the first choice) of each answer; (0, -1) for an invalid one."""
   labels = np.full(rankings.shape, -1)
   for row, slate in enumerate(slates):
     labels[row, : len(slate.labels)] = slate.labels
   shown = np.broadcast_to(np.arange(rankings.shape[1]), rankings.shape)
-  terms = compute_rewards(RewardConfig(rank=metric), rankings[:, None], labels, shown, mask=labels >= 0).terms
+  answers, by_candidate, order, real = map(jnp.asarray, (rankings[:, None], labels, shown, labels >= 0))
+  terms = compute_rewards(RewardConfig(rank=metric), answers, by_candidate, order, mask=real).terms
   rewards = np.asarray(terms.auc if metric == "auc" else terms.ndcg_reward)[:, 0]
   return list(zip(map(float, rewards), map(int, rankings[:, 0]), strict=True))
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -249,7 +250,8 @@ def judge_rewrites(
     "quality": mean(quality, valid),
   }
   total = terms.total.reshape(shape)
-  advantages, _ = group_advantages(total, total, divide_by_std=divide_by_std)
+  rewards = jnp.asarray(total)
+  advantages, _ = group_advantages(rewards, rewards, divide_by_std=divide_by_std)
   return Judgement(total, valid.reshape(shape), np.asarray(advantages), np.ones(shape[0], bool), metrics)
 
 

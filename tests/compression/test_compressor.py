@@ -4,12 +4,15 @@ import bisect
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from gr2_jax.compression import compressor as compressed
+from gr2_jax.compression.cache import history_key
+from gr2_jax.compression.compressor import check_compressor, compressors_of
 from gr2_jax.compression.rules import compress_by_rules
-from gr2_jax.data.schema import Catalogue, Item, Slate
+from gr2_jax.data.schema import Catalogue, DataError, Item, Slate
 from gr2_jax.language.prompts import PromptContext, render_prompt
-from gr2_jax.runs.load import history_key
+from gr2_jax.runs.run import Run
 from gr2_jax.serving.request import Request
 
 # As texts of items would be: a full history is far longer than its codes.
@@ -60,18 +63,18 @@ def test_rules_stand_in_the_prompt_and_what_they_leave_out_is_counted(make_reran
   assert in_prompt(reranker, ()) == ([], {"history_tokens": 0, "dropped_history": 0, "compressor": variant, "assigned": ()})
 
 
-def test_slots_of_the_codes_rank_as_the_codes_do(make_reranker):
+def test_soft_tokens_of_the_codes_rank_as_the_codes_do(make_reranker):
   codes_alone = {"history_fields": (), "max_history": 8}
   full = make_reranker(codes_alone, modes=("score",), batch_size=1)
-  slots = make(make_reranker, "slots", codes_alone, per_item=2)
+  soft = make(make_reranker, "soft_tokens", codes_alone, per_item=2)
   for history in (HISTORY, HISTORY[:2]):
-    expected, found = (reranker.rank(history, CANDIDATES) for reranker in (full, slots))
+    expected, found = (reranker.rank(history, CANDIDATES) for reranker in (full, soft))
     assert found.order == expected.order and found.history_tokens == 2 * len(history) and found.dropped_history == 0
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
 
 
-def test_slots_leave_out_the_oldest_items_and_new_ones(make_reranker):
-  reranker = make(make_reranker, "slots", budget=4, new_items=True)
+def test_soft_tokens_leave_out_the_oldest_items_and_new_ones(make_reranker):
+  reranker = make(make_reranker, "soft_tokens", budget=4, new_items=True)
   tokens, fields = in_prompt(reranker, (*HISTORY[:5], Item("new", "rose toner"), "i9"))
   assert tokens == [-1 - row for row in (5, 7, 1, 9)]
   assert (fields["dropped_history"], fields["assigned"]) == (3, ("new",))
@@ -96,7 +99,7 @@ def test_the_rewriters_text_is_read_where_there_is_one_and_else_the_rules_are_na
   assert in_prompt(reranker, ("i0",) * 3 + HISTORY)[1]["compressor"] == "rules"
 
 
-@pytest.mark.parametrize("variant", ["sids", "rules", "slots"])
+@pytest.mark.parametrize("variant", ["sids", "rules", "soft_tokens"])
 def test_where_the_candidates_leave_less_room_than_the_budget_less_is_kept(make_reranker, variant):
   slate = Slate("", (), CANDIDATES, (0,) * 3)
   plain = make_reranker(VERBOSE)
@@ -141,3 +144,16 @@ def test_shorter_histories_are_padded_to_shorter_lengths(make_reranker):
   expected, found = (reranker.rank(history, CANDIDATES) for reranker in (short, reused))
   assert found.order == expected.order and not found.fallback
   np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+
+
+def test_a_run_has_the_variants_of_its_finished_stage(tmp_path):
+  run = Run(tmp_path, ConfigDict({"compress": {"variants": ("sids", "rules")}}))
+  assert compressors_of(run) == ()
+  with pytest.raises(DataError, match=r"compressor: .*'rules'.*config\.compress\.variants"):
+    check_compressor(run, "rules")
+  run.path("compress").mkdir()
+  run.path("compress", "done.json").write_text("{}")
+  assert compressors_of(run) == ("sids", "rules")
+  check_compressor(run, "rules")
+  with pytest.raises(DataError, match=r"compressor: .*'soft_tokens'.*sids, rules"):
+    check_compressor(run, "soft_tokens")

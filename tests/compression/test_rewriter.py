@@ -4,14 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from gr2_jax.compression.judges import Verdict
-from gr2_jax.compression.rewriter import judge_rewrites
+from gr2_jax.compression.rewriter import RewriterOptions, judge_rewrites
 from gr2_jax.data.schema import Catalogue, Item, Slate
 from gr2_jax.language.prompts import PromptContext, PromptStyle
 from gr2_jax.language.vocabulary import Vocabulary
+from gr2_jax.objectives.policy import PolicyLossConfig
 
 STYLE = PromptStyle(history_fields=("title", "category"))
+LOSS = PolicyLossConfig(aggregation="sequence_mean", clip_high=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def test_rewards_of_a_group_by_hand(context):
     asked.extend(questions)
     return [Verdict(True, 0.5, 0.9)] * len(questions)
 
-  judgement, metrics = judge_rewrites([slate, other], completions, judge, context, STYLE, alpha=0.25)
+  judgement = judge_rewrites([slate, other], completions, judge, context, STYLE, alpha=0.25)
   # i1 is not in the first history; the second one's texts are empty, have no end, and are fine.
   np.testing.assert_array_equal(judgement.valid, [[True, True, False], [False, False, True]])
   assert [(of.slate.user, of.compressed) for of in asked] == [("u", sid), ("u", texts[0][1][:-1]), ("v", texts[1][2][:-1])]
@@ -54,6 +57,24 @@ def test_rewards_of_a_group_by_hand(context):
     [0.0, 0.0, reward(len(texts[1][2]) - 1, original[1], 1.0)],
   ]
   np.testing.assert_allclose(judgement.rewards, expected)
-  means = {name: metric.sum / metric.count for name, metric in metrics.items()}
+  means = {name: metric.sum / metric.count for name, metric in judgement.monitors.items()}
   assert (means["unknown_item_rate"], means["empty_rate"], means["overlong_rate"], means["wrong_format_rate"]) == (1 / 6, 1 / 6, 1 / 6, 0.0)
   assert (means["solvable_rate"], means["quality"], means["alpha"]) == pytest.approx((1.0, 0.9, 0.25))
+
+
+def section(**changes):
+  """A config section of the rewriter."""
+  flat = {"prompts": 4, "group": 2, "temperature": 0.7, "alpha": (0.3, 0.5), "steps": 9}
+  return ConfigDict(flat | {"loss": dataclasses.asdict(LOSS)} | changes)
+
+
+def test_options_are_read_from_their_section():
+  assert RewriterOptions.read(section()) == RewriterOptions(4, 2, 0.7, (0.3, 0.5), LOSS)
+
+
+@pytest.mark.parametrize(
+  ("key", "value"), [("alpha", (0.3, 1.5)), ("alpha", (0.3,)), ("group", 1), ("temperature", 0.0), ("temperature", float("inf"))]
+)
+def test_options_that_cannot_hold_are_named(key, value):
+  with pytest.raises(ValueError, match=key):
+    RewriterOptions.read(section(**{key: value}))

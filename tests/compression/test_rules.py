@@ -62,7 +62,7 @@ def test_shortened_at_random_a_history_is_any_number_of_its_latest_items_and_nev
 def test_no_history_and_a_budget_of_nothing(context):
   assert compress.compress_by_rules([], context, STYLE, budget=10) == []
   for budget in (0, 2):
-    with pytest.raises(ValueError, match=f"budget: {budget} tokens hold no item, which takes 3"):
+    with pytest.raises(ValueError, match=f"budget: {budget} "):
       compress.compress_by_rules([SHAMPOO], context, STYLE, budget=budget)
 
 

@@ -7,23 +7,24 @@ import numpy as np
 import pytest
 from small_runs import continue_from, hash_files, tiny_config
 
+from gr2_jax.compression.cache import history_key, open_histories
 from gr2_jax.compression.rules import OUTCOMES
 from gr2_jax.data.jsonl import read_slates
 from gr2_jax.data.schema import DataError
-from gr2_jax.runs import load
+from gr2_jax.runs.run import Run
 from gr2_jax.serving.measure import measure
 from gr2_jax.serving.request import Request
 from gr2_jax.serving.reranker import Reranker
 from gr2_jax.training.progress import Progress
 
-VARIANTS = ("sids", "rules", "rewriter", "slots")
+VARIANTS = ("sids", "rules", "rewriter", "soft_tokens")
 BUDGET = 24
 VERBOSE = {"prompt__history_fields": ("title", "categories", "brand"), "prompt__max_prompt_tokens": 400, "sft__row_length": 512}
 BEFORE = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "rl")
 
 
 def compress_config(**changes):
-  return tiny_config(**VERBOSE, **{"compressor__variants": VARIANTS, "compressor__budget": BUDGET} | changes)
+  return tiny_config(**VERBOSE, **{"compress__variants": VARIANTS, "compress__budget": BUDGET} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +59,10 @@ def test_every_test_history_is_compressed_once(compressed, variant):
     assert all(mine["tokens"] == other["tokens"] for mine, other in zip(of, rules, strict=True) if mine["outcome"] != "ok")
 
 
-def test_what_was_trained_is_logged_and_slots_are_those_of_all_items(compressed):
-  lines = {name: (compressed / "metrics" / f"compress_{name}.jsonl").read_text() for name in ("rewriter_warmup", "rewriter", "slots")}
+def test_what_was_trained_is_logged_and_soft_tokens_are_those_of_all_items(compressed):
+  lines = {name: (compressed / "metrics" / f"compress_{name}.jsonl").read_text() for name in ("rewriter_warmup", "rewriter", "soft_tokens")}
   steps = {name: [json.loads(line)["step"] for line in text.splitlines()] for name, text in lines.items()}
-  assert steps == {"rewriter_warmup": [1, 2, 3], "rewriter": [1, 2], "slots": [1, 2, 3]}
+  assert steps == {"rewriter_warmup": [1, 2, 3], "rewriter": [1, 2], "soft_tokens": [1, 2, 3]}
   step = json.loads(lines["rewriter"].splitlines()[-1])
   assert step["alpha"] == 0.5 and 0 <= step["valid_rate"] <= 1
   rates = sum(step[f"{outcome}_rate"] for outcome in ("overlong", "empty", "wrong_format", "unknown_item"))
@@ -87,17 +88,17 @@ def test_the_policy_is_measured_on_each_of_them(compressed):
 def test_requests_get_the_histories_that_were_measured(compressed, variant):
   reranker = Reranker.load(compressed, compressor=variant)
   slates = read_slates(compressed / "slates" / "test.jsonl.gz", reranker.context.catalogue)
-  cached = load.open_histories(load.SavedRun.open(compressed), variant)
+  cached = open_histories(Run.open(compressed), variant)
   history, assistant = (reranker.context.vocabulary.special(name) for name in ("history", "assistant"))
   for slate in slates:
-    entry = cached[load.history_key(slate.history)]
+    entry = cached[history_key(slate.history)]
     prepared = reranker.prepare(Request(slate.history, slate.candidates, timestamp=slate.timestamp))
     tokens = prepared.rows[0].tokens
     assert tokens[tokens.index(history) + 1 : tokens.index(assistant)] == entry["tokens"]
     written = variant != "rewriter" or entry["outcome"] == "ok"
     assert prepared.fields["compressor"] == (variant if written else "rules")
     assert prepared.fields["history_tokens"] == len(entry["tokens"])
-  with pytest.raises(DataError, match="has no 'prose'; choose from sids, rules, rewriter, slots"):
+  with pytest.raises(DataError, match=r"compressor: .*'prose'"):
     Reranker.load(compressed, compressor="prose")
 
 
@@ -109,7 +110,7 @@ def test_compressors_are_points_of_the_latency(compressed, tmp_path):
     str(run),
     [],
     stages=None,
-    compressors=["full", "slots", "sids"],
+    compressors=["full", "soft_tokens", "sids"],
     modes=["score"],
     presentations=[1],
     requests=3,
@@ -117,8 +118,8 @@ def test_compressors_are_points_of_the_latency(compressed, tmp_path):
     progress=Progress(),
   )
   points = {point["compressor"]: point for point in read_json(path)["points"]}
-  assert list(points) == ["full", "slots", "sids"] and {point["stage"] for point in points.values()} == {"rl"}
-  assert points["slots"]["history_tokens"] <= BUDGET < points["full"]["history_tokens"]
+  assert list(points) == ["full", "soft_tokens", "sids"] and {point["stage"] for point in points.values()} == {"rl"}
+  assert points["soft_tokens"]["history_tokens"] <= BUDGET < points["full"]["history_tokens"]
   results = read_json(run / "evaluation" / "results.json")
   assert all(point["n"] == results["n"] and point["p50_ms"] > 0 for point in points.values())
 
@@ -145,32 +146,34 @@ def test_a_stage_that_was_stopped_asks_only_for_what_is_missing(compressed, run_
 
 def test_a_chat_judge_whose_key_is_not_set(compressed, run_here, tmp_path, capsys):
   config = compress_config(
-    compressor__variants=("rewriter",),
-    compressor__rewriter__judge="chat",
-    compressor__rewriter__chat__url="http://localhost:8000/v1",
-    compressor__rewriter__chat__model="m",
-    compressor__rewriter__chat__api_key_variable="NO_SUCH_KEY",
+    compress__variants=("rewriter",),
+    compress__rewriter__judge="chat",
+    compress__rewriter__chat__url="http://localhost:8000/v1",
+    compress__rewriter__chat__model="m",
+    compress__rewriter__chat__api_key_variable="NO_SUCH_KEY",
   )
   run = continue_from(compressed, tmp_path / "run", config, BEFORE)
   assert run_here(config, run, ["compress"]) == 1
   error = capsys.readouterr().err
-  assert error.startswith("ERROR: config.compressor.rewriter.chat.api_key_variable: NO_SUCH_KEY is not set")
+  assert error.startswith("ERROR: config.compress.rewriter.chat.api_key_variable: NO_SUCH_KEY is not set")
 
 
 def test_a_warmup_row_that_holds_no_example(compressed, run_here, tmp_path, capsys):
-  config = compress_config(compressor__variants=("rewriter",), compressor__rewriter__warmup__row_length=64)
+  config = compress_config(compress__variants=("rewriter",), compress__rewriter__warmup__row_length=64)
   run = continue_from(compressed, tmp_path / "run", config, BEFORE)
   assert run_here(config, run, ["compress"]) == 1
-  assert "config.compressor.rewriter.warmup.row_length: 64 is too short for a history" in capsys.readouterr().err
+  assert "config.compress.rewriter.warmup.row_length: 64 is too short for a history" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_slots_that_are_the_codes_of_a_history_of_codes_begin_without_a_loss(tiny_run, run_here, tmp_path):
-  # As many slots as codes start as the codes themselves, and the tiny run's histories are codes alone: both prompts read the same.
-  config = tiny_config(compressor__variants=("slots",), compressor__budget=36, compressor__slots__per_item=3, compressor__slots__steps=1)
+def test_codes_for_a_history_of_codes_begin_without_a_loss(tiny_run, run_here, tmp_path):
+  # As many soft tokens as codes start as the codes themselves, and the tiny run's histories are codes alone: both prompts read the same.
+  config = tiny_config(
+    compress__variants=("soft_tokens",), compress__budget=36, compress__soft_tokens__per_item=3, compress__soft_tokens__steps=1
+  )
   run = continue_from(tiny_run, tmp_path / "run", config, BEFORE)
   assert run_here(config, run, ["compress"]) == 0
-  step = json.loads((run / "metrics" / "compress_slots.jsonl").read_text())
+  step = json.loads((run / "metrics" / "compress_soft_tokens.jsonl").read_text())
   assert step["loss"] == pytest.approx(0.0, abs=1e-5) and step["nll"] > 0
   slates = read_slates(run / "slates" / "test.jsonl.gz", None)
-  assert [len(entry["tokens"]) for entry in entries(run, "slots")] == [3 * len(slate.history) for slate in slates]
+  assert [len(entry["tokens"]) for entry in entries(run, "soft_tokens")] == [3 * len(slate.history) for slate in slates]
