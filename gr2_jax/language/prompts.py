@@ -12,10 +12,10 @@ import numpy as np
 from gr2_jax.data import schema
 from gr2_jax.evidence import counts
 from gr2_jax.language import templates
+from gr2_jax.language.hints import HINTS
 from gr2_jax.language.vocabulary import Vocabulary
 
 _FIELDS: tuple[str, ...] = ("title", "brand", "category", "categories", "price")
-_HINTS: tuple[str, ...] = ("upstream_rank", "bought_after")
 _CHOICES: dict[str, tuple[str, ...]] = {
   "order": ("history_first", "candidates_first"),
   "answer": ("compact", "json"),
@@ -56,7 +56,7 @@ class PromptStyle:
     for name, choices in _CHOICES.items():
       if getattr(self, name) not in choices:
         raise ValueError(f"{name}: {getattr(self, name)!r} is not known; choose one of {', '.join(choices)}")
-    for name, allowed in (("item_fields", _FIELDS), ("history_fields", _FIELDS), ("hints", _HINTS)):
+    for name, allowed in (("item_fields", _FIELDS), ("history_fields", _FIELDS), ("hints", tuple(HINTS))):
       object.__setattr__(self, name, tuple(getattr(self, name)))
       unknown = [value for value in getattr(self, name) if value not in allowed]
       if unknown:
@@ -127,11 +127,11 @@ class PromptContext:
       self._items[key] = tokens
     return tokens
 
-  def hint_counts(self, slate: schema.Slate) -> np.ndarray:
-    """How often each candidate `[K]` was bought right after the slate's last item, strictly before its timestamp; needs `transitions`."""
-    if self.transitions is None:
-      raise schema.DataError("hints: bought_after needs transitions; fit TransitionCounts on the training histories")
-    return counts.next_counts(slate, self.catalogue, self.transitions)
+  def hint_tokens(self, slate: schema.Slate, style: PromptStyle) -> list[list[int]]:
+    """Tokens of the hints on each candidate `[K]`, in the slate's order. Raises DataError for counts without a log."""
+    full = style.instructions == "full"
+    texts = [hint.texts(slate, self.catalogue, self.transitions, full) for name, hint in HINTS.items() if name in style.hints]
+    return [[token for of in texts if of[row] for token in self.text(of[row])] for row in range(len(slate.candidates))]
 
 
 def _field_text(item: schema.Item, field: str) -> str:
@@ -231,19 +231,13 @@ def _candidate_tokens(slate: schema.Slate, shown: Sequence[int] | np.ndarray, co
       "train it with a larger num_candidates"
     )
   rows = context.catalogue.to_rows(slate.candidates)
-  after = context.hint_counts(slate).tolist() if "bought_after" in style.hints else None
-  full = style.instructions == "full"
+  hints = context.hint_tokens(slate, style)
   tokens: list[int] = []
   for slot, candidate in enumerate(map(int, shown)):
     if by_slot:
       tokens.append(context.vocabulary.candidate_start + slot)
     tokens += context.item_tokens(rows[candidate], style.item_fields, style)
-    if "upstream_rank" in style.hints:
-      rank = candidate + 1
-      tokens += context.text(templates.UPSTREAM_FULL.format(rank=rank) if full else str(rank))
-    if after is not None and after[candidate]:
-      words = templates.AFTER_FULL if full else templates.AFTER_SHORT
-      tokens += context.text(words[min(after[candidate], len(words)) - 1])
+    tokens += hints[candidate]
   return tokens
 
 

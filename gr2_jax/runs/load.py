@@ -13,6 +13,7 @@ from gr2_jax.data.splits import Split, leave_one_out
 from gr2_jax.evidence.counts import TransitionCounts
 from gr2_jax.evidence.patterns import mine_priming
 from gr2_jax.language.answers import direct_answer_length
+from gr2_jax.language.hints import HINTS
 from gr2_jax.language.prompts import PromptContext, PromptStyle
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
@@ -65,7 +66,7 @@ def load_context(run: Run, catalogue: Catalogue, log: tuple[History, ...]) -> Pr
     catalogue,
     SemanticIDTable.load(run.path("tokenize", "sids.npz")).codes,
     Vocabulary.load(run.path("tokenize", "vocabulary")),
-    transitions=TransitionCounts.fit(log, catalogue) if "bought_after" in style.hints else None,
+    transitions=TransitionCounts.fit(log, catalogue) if any(HINTS[name].counts for name in style.hints) else None,
     priming=mine_priming(log, catalogue) if style.knowledge_priming else "",
   )
 

@@ -8,6 +8,7 @@ import pytest
 
 from gr2_jax.data import schema
 from gr2_jax.language import prompts
+from gr2_jax.language.hints import HINTS
 from gr2_jax.language.prompts import PromptStyle
 
 FULL = PromptStyle(
@@ -72,9 +73,17 @@ def test_the_full_prompt_holds_the_five_principles(slate, context, vocab):
   assert "Domain patterns" in text and "Domain patterns" not in unprimed
 
 
-def test_hint_counts_see_only_the_past(slate, context):
-  counts = [context.hint_counts(dataclasses.replace(slate, timestamp=when)).tolist() for when in (DAY, 3 * DAY, 3 * DAY + 1, None)]
-  assert counts == [[0, 0, 0, 0], [1, 1, 0, 0], [2, 1, 0, 0], [2, 1, 0, 0]]
+def test_hints_see_only_the_past(slate, context):
+  at = [dataclasses.replace(slate, timestamp=when) for when in (DAY, 3 * DAY, 3 * DAY + 1, None)]
+  words = [HINTS["bought_after"].texts(of, context.catalogue, context.transitions, False) for of in at]
+  assert words == [["", "", "", ""], ["once", "once", "", ""], ["twice", "once", "", ""], ["twice", "once", "", ""]]
+
+
+def test_every_hint_says_something_in_both_forms(slate, context):
+  for hint in HINTS.values():
+    for full in (False, True):
+      texts = hint.texts(slate, context.catalogue, context.transitions, full)
+      assert len(texts) == len(slate.candidates) and any(texts)
 
 
 def test_the_oldest_history_goes_first_and_is_counted(slate, context, vocab):
