@@ -20,7 +20,7 @@ from gr2_jax.data.slates import slate_labels
 from gr2_jax.evaluation import baselines
 from gr2_jax.evaluation.results import RankerAnswers, build_results
 from gr2_jax.evidence.table import LogCounts, slate_features
-from gr2_jax.runs.run import read_config
+from gr2_jax.runs.run import Run
 
 STAGES = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "rl", "evaluation")
 
@@ -168,7 +168,7 @@ def test_leave_one_out_with_slates_of_the_ctr_ranker(amazon_run):
   assert results["n"] == report["slates"]["test"]
   assert results["orders"]["oracle"]["recall@1"] == 1.0  # real slates have no utilities: the oracle is the labels
   histories = [slate.history for split in SPLITS for slate in read_slates(amazon_run / "slates" / f"{split}.jsonl.gz", None)]
-  assert max(map(len, histories)) <= read_config(amazon_run).data.max_history
+  assert max(map(len, histories)) <= Run.open(amazon_run).config.data.max_history
   card = (amazon_run / "evaluation" / "card.md").read_text(encoding="utf-8")
   assert f"| bad lines left out | {len(bad)} (data/bad_lines.jsonl) |" in card
 
