@@ -31,9 +31,9 @@ def make_judge(context, answers, batch_size=2, metric="auc"):
   calls = []
   special = context.vocabulary.special
 
-  def generate(params, tokens, mask, key, sampling, rows, references):
+  def generate(params, tokens, mask, key, sampling, *, row_ids, references):
     calls.append(tokens.shape)
-    out = np.full((len(rows), 1, 12), context.vocabulary.pad_id, np.int32)
+    out = np.full((len(row_ids), 1, 12), context.vocabulary.pad_id, np.int32)
     for place, row in enumerate(tokens):
       row = row.tolist()
       said = context.vocabulary.decode(row[row.index(special("history")) + 1 : row.index(special("candidates"))])
