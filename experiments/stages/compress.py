@@ -1,16 +1,14 @@
 """Stage `compress`: shorter histories by rules, by a trained rewriter, or as vectors, and how short they are."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
 from experiments.checks import check_choice, check_records, check_training
-from gr2_jax.compression.cache import CompressFn, fill_cache
-from gr2_jax.compression.rewriter import RewriterOptions, make_rewriter
-from gr2_jax.compression.rules import VARIANTS, check_budget, compress_by_rules, prompt_rows
-from gr2_jax.compression.soft_token_training import make_soft_tokens
-from gr2_jax.data.schema import Slate
+from gr2_jax.compression.cache import fill_cache
+from gr2_jax.compression.rewriter import RewriterOptions
+from gr2_jax.compression.rules import VARIANTS, check_budget
+from gr2_jax.compression.variants import make_compress
 from gr2_jax.errors import ConfigError
 from gr2_jax.files import write_json
 from gr2_jax.runs.context import StageContext
@@ -23,32 +21,12 @@ def run(stage: StageContext) -> None:
   options, report = stage.options, {}
   slates = [slate for split in options.splits for slate in stage.slates(split)]
   for variant in options.variants:
-    compress = _MAKERS[variant](stage)
+    compress = make_compress(stage, variant)
     with stage.task(f"compress: {variant}", len({slate.history for slate in slates}), "histories") as task:
       of = report[variant] = fill_cache(stage, variant, compress, slates, options.batch_size, task)
     outcomes = ", ".join(f"{outcome.replace('_', ' ')} {count:,}" for outcome, count in of["outcomes"].items())
     stage.say(f"{variant}: {of['compressed_tokens']:.1f} of {of['original_tokens']:.1f} tokens a history, {outcomes}")
   write_json(stage.path("report.json"), report)
-
-
-def _make_rules(stage: StageContext, categories: bool) -> CompressFn:
-  """Variant B, and without categories the baseline of semantic IDs alone."""
-
-  def compress(slates: Sequence[Slate]) -> list[tuple[list[int], str]]:
-    rows = [prompt_rows(slate, stage.prompts, stage.style) for slate in slates]
-    budget = stage.options.budget
-    tokens = [compress_by_rules(of, stage.prompts, stage.style, budget=budget, categories=categories) for of in rows]
-    return [(of, "ok" if of else "no_history") for of in tokens]
-
-  return compress
-
-
-_MAKERS: Mapping[str, Callable[[StageContext], CompressFn]] = {
-  "sids": functools.partial(_make_rules, categories=False),
-  "rules": functools.partial(_make_rules, categories=True),
-  "rewriter": make_rewriter,
-  "soft_tokens": make_soft_tokens,
-}
 
 
 def check(config: ConfigDict) -> None:
