@@ -5,8 +5,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.checks import check_choice, check_records
 from experiments.stages import load_stages
 from gr2_jax.errors import ConfigError
+from gr2_jax.language.prompts import PromptStyle
 from gr2_jax.training.mesh import make_mesh
 
 # Sizes, wherever they stand in the config, that cannot be 0; None stands for no limit where a key allows it.
@@ -22,10 +24,21 @@ def check_values(config: ConfigDict) -> None:
   for key, value in _leaves(config):
     if key.rpartition(".")[2] in _SIZES and value is not None and value < 1:
       raise ConfigError(f"--config.{key}: {value} must be at least 1")
+  _check_answers(config)
   for stage in load_stages():
+    if stage.init is not None:
+      check_choice(config, stage.init.key, stage.init.choices)
     if stage.check is not None:
       stage.check(config)
   _check_devices(config)
+
+
+def _check_answers(config: ConfigDict) -> None:
+  """The sections that all stages share: how prompts and answers are written, and which answers can be decoded."""
+  check_records({"prompt": lambda: PromptStyle(**config.prompt)})
+  check_choice(config, "decoding.constraint", ("none", "slate"))
+  if config.decoding.constraint == "slate" and config.prompt.answer != "compact":
+    raise ConfigError(f"--config.decoding.constraint: 'slate' is for compact answers, not for {config.prompt.answer}; set it to none")
 
 
 def _check_devices(config: ConfigDict) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from experiments.checks import check_records, check_training
-from gr2_jax.errors import ConfigError
 from gr2_jax.rl.options import RlOptions, read_rl_options
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
@@ -24,11 +23,9 @@ def read_options(config: ConfigDict) -> RlOptions:
 
 
 def check(config: ConfigDict) -> None:
-  """Rollout, reward, loss, optimizer, and the form of constrained answers."""
+  """Rollout, reward, loss and optimizer."""
   check_records({"rl": lambda: read_options(config)})
   check_training(config, "rl")
-  if config.decoding.constraint == "slate" and config.prompt.answer != "compact":
-    raise ConfigError(f"--config.decoding.constraint: 'slate' is for compact answers, not for {config.prompt.answer}; set it to none")
 
 
 def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
