@@ -6,6 +6,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gr2_jax.errors import ConfigError
+from gr2_jax.objectives.policy import PolicyLossConfig
+from gr2_jax.rl.options import read_reward, read_rl_options
 from gr2_jax.runs.fingerprints import value_at
 from gr2_jax.training.state import OptimizerConfig, make_optimizer
 
@@ -32,6 +34,18 @@ def check_training(config: ConfigDict, key: str) -> None:
   if section.steps:
     steps = section.steps * section.get("minibatches", 1)
     check_records({f"{key}.optimizer": lambda: make_optimizer(OptimizerConfig(**section.optimizer), steps)})
+
+
+def check_learning(config: ConfigDict, key: str) -> None:
+  """Raises ConfigError, with the key of the part, for a reward, a loss or a rollout that learning from groups could not use."""
+  section = value_at(config, key)
+  check_records(
+    {
+      f"{key}.loss": lambda: PolicyLossConfig(**section.loss),
+      key if section.reward.fn else f"{key}.reward": lambda: read_reward(section.reward),
+      key: lambda: read_rl_options(section, config.decoding.max_new_tokens),
+    }
+  )
 
 
 def check_at_least_one(config: ConfigDict, *keys: str) -> None:

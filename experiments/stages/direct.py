@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.checks import check_at_least_one, check_choice, check_records, check_training
+from experiments.checks import check_at_least_one, check_choice, check_learning, check_training
 from gr2_jax.data.schema import DataError
 from gr2_jax.errors import ConfigError
 from gr2_jax.files import replacing
@@ -154,7 +154,7 @@ def check(config: ConfigDict) -> None:
   direct = config.direct
   check_choice(config, "direct.method", ("rl", "sft", "distil", "scores"))
   check_at_least_one(config, "direct.max_slates")
-  check_records({"direct": lambda: read_options(config)})
+  check_learning(config, "direct")
   if not direct.enabled:
     return
   check_training(config, "direct")

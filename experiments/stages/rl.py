@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from experiments.checks import check_records, check_training
+from experiments.checks import check_learning, check_training
 from gr2_jax.rl.options import RlOptions, read_rl_options
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
@@ -24,7 +24,7 @@ def read_options(config: ConfigDict) -> RlOptions:
 
 def check(config: ConfigDict) -> None:
   """Rollout, reward, loss and optimizer."""
-  check_records({"rl": lambda: read_options(config)})
+  check_learning(config, "rl")
   check_training(config, "rl")
 
 

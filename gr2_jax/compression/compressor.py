@@ -9,10 +9,9 @@ import numpy as np
 from gr2_jax.compression.cache import history_key, open_histories
 from gr2_jax.compression.rules import compress_by_rules, fit_soft_tokens
 from gr2_jax.compression.soft_tokens import soft_token_ids
-from gr2_jax.data.schema import DataError
 from gr2_jax.language.prompts import PromptContext, PromptStyle, history_items
 from gr2_jax.runs.load import prompt_style
-from gr2_jax.runs.run import Run
+from gr2_jax.runs.run import Run, RunError
 
 _HISTORIES = 4096  # that are remembered
 _SAMPLE = 256  # items from whose length a prompt's is estimated
@@ -110,8 +109,8 @@ def compressors_of(run: Run) -> tuple[str, ...]:
 
 
 def check_compressor(run: Run, variant: str) -> None:
-  """Raises DataError unless the run has that variant."""
+  """Raises RunError unless the run has that variant."""
   known = compressors_of(run)
   if variant not in known:
     has = f"choose from {', '.join(known)}" if known else "it has none: run the stage compress with config.compress.variants"
-    raise DataError(f"compressor: {run.directory} has no {variant!r}; {has}")
+    raise RunError(f"compressor: {run.directory} has no {variant!r}; {has}")

@@ -18,6 +18,7 @@ class RewardConfig:
   `condition`: how the ranking reward and the format term are paid, a name in `kernels.rank_reward.conditions.CONDITIONS`, whose records
   say what each does and where it comes from.
   `alpha` (the weight of the format term) and `invalid` (the reward of an invalid answer) default to those of the condition's record.
+  Raises ValueError for an unknown choice.
   """
 
   rank: Literal["promotion", "auc", "ndcg"] = "auc"
@@ -26,8 +27,11 @@ class RewardConfig:
   invalid: float | None = None
   gain: Literal["exponential", "linear"] = "exponential"
 
+  def __post_init__(self) -> None:
+    self.to_options()  # whose record knows the choices
+
   def to_options(self) -> RankRewardOptions:
-    """The kernel's static options; raises ValueError for an unknown choice."""
+    """The kernel's static options."""
     condition = find_condition(self.condition)
     return RankRewardOptions(
       cutoffs=(1, 3),

@@ -88,8 +88,6 @@ class RlOptions:
         f"prompts: {prompts} do not divide into {self.update.minibatches} minibatches of {self.update.microbatches} microbatches; "
         f"use a multiple of {parts}"
       )
-    if isinstance(self.reward, RewardConfig):
-      self.reward.to_options()
 
 
 def read_rollout_options(section: Mapping[str, Any], max_new_tokens: int, **changes: Any) -> RolloutOptions:

@@ -10,9 +10,9 @@ from gr2_jax.compression import compressor as compressed
 from gr2_jax.compression.cache import history_key
 from gr2_jax.compression.compressor import check_compressor, compressors_of
 from gr2_jax.compression.rules import compress_by_rules
-from gr2_jax.data.schema import Catalogue, DataError, Item, Slate
+from gr2_jax.data.schema import Catalogue, Item, Slate
 from gr2_jax.language.prompts import PromptContext, render_prompt
-from gr2_jax.runs.run import Run
+from gr2_jax.runs.run import Run, RunError
 from gr2_jax.serving.request import Request
 
 # As texts of items would be: a full history is far longer than its codes.
@@ -149,11 +149,11 @@ def test_shorter_histories_are_padded_to_shorter_lengths(make_reranker):
 def test_a_run_has_the_variants_of_its_finished_stage(tmp_path):
   run = Run(tmp_path, ConfigDict({"compress": {"variants": ("sids", "rules")}}))
   assert compressors_of(run) == ()
-  with pytest.raises(DataError, match=r"compressor: .*'rules'.*config\.compress\.variants"):
+  with pytest.raises(RunError, match=r"compressor: .*'rules'.*config\.compress\.variants"):
     check_compressor(run, "rules")
   run.path("compress").mkdir()
   run.path("compress", "done.json").write_text("{}")
   assert compressors_of(run) == ("sids", "rules")
   check_compressor(run, "rules")
-  with pytest.raises(DataError, match=r"compressor: .*'soft_tokens'.*sids, rules"):
+  with pytest.raises(RunError, match=r"compressor: .*'soft_tokens'.*sids, rules"):
     check_compressor(run, "soft_tokens")

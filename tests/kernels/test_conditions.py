@@ -60,4 +60,4 @@ def test_a_name_without_a_record_is_refused_with_the_names_that_have_one():
   with pytest.raises(ValueError, match=r"condition: 'eq8' .*relative"):
     find_condition("eq8")
   with pytest.raises(ValueError, match="condition"):
-    RewardConfig(condition="eq8").to_options()
+    RewardConfig(condition="eq8")

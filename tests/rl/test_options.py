@@ -46,8 +46,6 @@ def test_which_groups_become_a_batch(name, value):
     ("group", {"collect": CollectOptions(RolloutOptions(group=1))}),
     ("prompts", {"update": UpdateConfig(minibatches=3)}),
     ("prompts", {"update": UpdateConfig(minibatches=4, microbatches=8)}),
-    ("rank", {"reward": RewardConfig(rank="mrr")}),
-    ("condition", {"reward": RewardConfig(condition="strict")}),
   ],
 )
 def test_what_is_learnt(name, options):
