@@ -138,7 +138,8 @@ def _judge_by_function(fn: RewardFn, penalty: Callable[[jax.Array], jax.Array], 
     answers, slates = _to_views(*(np.asarray(x) for x in (arrays if host.mesh is None else to_local(arrays, host.mesh))))
     answers, slates = answers._replace(texts=host.texts), slates._replace(records=host.records, catalogue=host.catalogue)
     rewards = _check_shapes(fn(answers, slates), name, answers.valid.shape)
-    on_host = jax.tree.map(lambda x: np.asarray(x, np.float32), rewards)
+    as_arrays: list[Any] = [np.asarray(x, np.float32) for x in rewards]  # they may be lists
+    on_host = Rewards(*as_arrays)
     return finish_compiled(on_host if host.mesh is None else to_global(on_host, host.mesh), *arrays)
 
   def judge(answers: Parsed, labels: jax.Array, shown: jax.Array, completion_mask: jax.Array, host: HostView | None = None) -> Judgement:

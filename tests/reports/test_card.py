@@ -121,7 +121,7 @@ def test_card_says_what_is_missing(bare_run):
 
 
 def test_stages_stand_in_the_order_that_their_records_tell_and_the_others_by_name(bare_run):
-  for stage, record in {"rl": {"order": 1}, "sft": {"order": 0}, "tokenize": {}, "data": {}}.items():
+  for stage, record in {"rl": {"place": 1}, "sft": {"place": 0}, "tokenize": {}, "data": {}}.items():
     write(bare_run / stage / "done.json", {"seconds": 2.0} | record)
   assert "Seconds by stage: sft 2, rl 2, data 2, tokenize 2; together 8." in write_card(bare_run).read_text(encoding="utf-8")
 
