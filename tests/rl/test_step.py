@@ -1,5 +1,8 @@
 """A whole step, from slates to new parameters, with a decoder, a list of slates and no run directory."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +16,7 @@ from gr2_jax.rewards.own import Rewards, on_host
 from gr2_jax.rewards.verifiable import RewardConfig
 from gr2_jax.rl.draw import SlateStream
 from gr2_jax.rl.options import CollectOptions, RolloutOptions
-from gr2_jax.rl.step import make_collector, rl_step
+from gr2_jax.rl.step import make_collector, make_roll_out, rl_step
 from gr2_jax.rl.stop import NoSignalError, SilenceCounter
 from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.steps.policy import UpdateConfig, make_policy_update
@@ -34,20 +37,25 @@ def constraint(context, style):
   return SlateConstraint(context.vocabulary, style)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def begin(slates, context, style, decoder, constraint):
-  """`begin(mesh, **collector) -> (state, collector, compiled update)`."""
+  """`begin(mesh, **collector) -> (state, collector, compiled update)`; what is compiled is shared by all tests of a mesh."""
+  roll_out = make_roll_out(decoder, context.vocabulary, ROLLOUT, constraint)
+  one_device = make_mesh(devices=jax.devices()[:1])
 
-  def make(mesh=None, *, options=None, reward=None):
-    mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+  @functools.cache
+  def compile_update(mesh):
+    _, shardings = start_fresh(decoder, OPTIMIZER, jax.random.key(0), mesh)
+    return jit_update(make_policy_update(decoder, OPTIMIZER, UpdateConfig(), constraint), mesh, shardings)
+
+  def make(mesh=one_device, *, options=None, reward=None):
     options = CollectOptions(ROLLOUT, max_rounds=2) if options is None else options
     stream = SlateStream(slates, context, style, prompts=ROLLOUT.prompts, presentation="shuffled", seed=3)
     reward = RewardConfig(condition="naive") if reward is None else reward
     key = jax.random.key(11)
     collector = make_collector(decoder, stream, options, reward=reward, loss=DAPO, constraint=constraint, mesh=mesh, key=key)
-    state, shardings = start_fresh(decoder, OPTIMIZER, jax.random.key(0), mesh)
-    update = make_policy_update(decoder, OPTIMIZER, UpdateConfig(), constraint)
-    return state, collector, jit_update(update, mesh, shardings)
+    state, _ = start_fresh(decoder, OPTIMIZER, jax.random.key(0), mesh)
+    return state, dataclasses.replace(collector, roll_out=roll_out), compile_update(mesh)
 
   return make
 
@@ -76,7 +84,7 @@ def test_a_step_learns_from_answers_to_slates_and_a_resumed_one_equals_it(begin,
 
 @pytest.mark.slow
 def test_a_mesh_takes_the_same_step(begin):
-  results = [rl_step(*begin(mesh)) for mesh in (None, make_mesh(2, 2, 2))]
+  results = [rl_step(*begin(*mesh)) for mesh in ((), (make_mesh(2, 2, 2),))]
   one, two = (jax.device_get((result.state.params, result.batch.completions)) for result in results)
   np.testing.assert_array_equal(one[1], two[1])
   assert distance(one[0], two[0]) < 1e-5
