@@ -42,6 +42,7 @@ def test_three_slates_are_shown_with_their_targets_and_answers(executed):
   assert slates.count("★") >= 3
 
 
+@pytest.mark.slow
 def test_reinforcement_learning_runs_without_a_run(run_notebook):
   executed = run_notebook("reinforcement_learning", GR2_STEPS=2)
   assert any("image/png" in output for output in executed["curves"])
