@@ -81,7 +81,7 @@ def test_a_row_does_not_depend_on_its_batch_nor_on_padding(params, generate_grou
   key, sampling = jax.random.key(2), Sampling.create(0.9, 0.9)
   whole = generate_groups(params, prompts, mask, key, sampling)
   some = jnp.array([3, 1])
-  part = generate_groups(params, prompts[some], mask[some], key, sampling, some)
+  part = generate_groups(params, prompts[some], mask[some], key, sampling, row_ids=some)
   np.testing.assert_array_equal(part.completions, whole.completions[some])
   np.testing.assert_allclose(part.behaviour_logps, whole.behaviour_logps[some], atol=1e-5)
   wide = generate_groups(params, jnp.pad(prompts, ((0, 0), (0, 2))), jnp.pad(mask, ((0, 0), (0, 2))), key, sampling)

@@ -26,13 +26,13 @@ def test_batches(answer):
   completions[3] = completions[3][:-1]  # no eos
   batches, events = [], []
 
-  def generate(params, tokens, mask, key, sampling, rows, references):
-    batches.append(rows.tolist())
+  def generate(params, tokens, mask, key, sampling, *, row_ids, references):
+    batches.append(row_ids.tolist())
     events.append("decode")
-    out = np.full((len(rows), 1, 80), vocabulary.pad_id, np.int32)
-    for place, row in enumerate(rows):
+    out = np.full((len(row_ids), 1, 80), vocabulary.pad_id, np.int32)
+    for place, row in enumerate(row_ids):
       out[place, 0, : len(completions[row])] = completions[row]
-    lengths = np.array([[[len(completions[row])]] for row in rows])
+    lengths = np.array([[[len(completions[row])]] for row in row_ids])
     return Rollout(tokens, mask, out, np.arange(80) < lengths, None, None, None, None)
 
   ranked = rank_slates(
