@@ -16,7 +16,7 @@ from gr2_jax.language.answers import render_answer
 from gr2_jax.language.prompts import present
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.rl.draw import Drawn
-from gr2_jax.rl.options import RlOptions, RolloutOptions, read_rl_options, read_rollout_options
+from gr2_jax.rl.options import RolloutOptions, read_rl_options, read_rollout_options
 from gr2_jax.rollout.generate import RolloutConfig, make_generate
 from gr2_jax.rollout.rerank import PromptBatch, rank_slates, render_prompts
 from gr2_jax.rollout.scoring import answer_opening
@@ -39,7 +39,7 @@ def _rollout(stage: StageContext) -> RolloutOptions:
 
 def _by_reward(stage: StageContext) -> None:
   """The stage `rl` once more, on direct prompts; no answer is overlong."""
-  options = read_options(stage.config)
+  options = read_rl_options(stage.options, stage.config.decoding.max_new_tokens)
   collect = dataclasses.replace(options.collect, rollout=_rollout(stage), overlong_zone=0)
   init = stage.checkpoints(stage.options.init)
   train_by_reward(stage, stage.options, dataclasses.replace(options, collect=collect), stage.direct_style, init)
@@ -142,11 +142,6 @@ def append_reasoning(prompts: PromptBatch, completions: np.ndarray, vocabulary: 
     tokens[row, start : start + length] = completions[row, :length]
     mask[row, start : start + length] = 1
   return tokens, mask, answering.any(axis=1)
-
-
-def read_options(config: ConfigDict) -> RlOptions:
-  """The record of the section `direct`."""
-  return read_rl_options(config.direct, config.decoding.max_new_tokens)
 
 
 def check(config: ConfigDict) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from experiments.checks import check_learning, check_training
-from gr2_jax.rl.options import RlOptions, read_rl_options
+from gr2_jax.rl.options import read_rl_options
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.policy_training import train_by_reward
@@ -14,12 +14,8 @@ from gr2_jax.runs.stages import Init, Stage
 
 def run(stage: StageContext) -> None:
   """Trains the policy of the stage `rl.init`; writes checkpoints."""
-  train_by_reward(stage, stage.options, read_options(stage.config), stage.style, stage.checkpoints(stage.options.init))
-
-
-def read_options(config: ConfigDict) -> RlOptions:
-  """The record of the section `rl`."""
-  return read_rl_options(config.rl, config.decoding.max_new_tokens)
+  options = read_rl_options(stage.options, stage.config.decoding.max_new_tokens)
+  train_by_reward(stage, stage.options, options, stage.style, stage.checkpoints(stage.options.init))
 
 
 def check(config: ConfigDict) -> None:
