@@ -146,15 +146,28 @@ def _messages(question: Question, context: PromptContext, style: PromptStyle) ->
 
 
 def read_verdict(text: str) -> Verdict:
-  """Reads the first JSON object in a judge's answer; raises ValueError unless it holds s in {0, 1}, p and q from 1 to 10."""
-  match = re.search(r"\{[^{}]*\}", text)
-  if match is None:
-    raise ValueError("no JSON object in the answer")
-  fields = json.loads(match[0])
-  missing = [name for name in ("solvable", "preservation", "quality") if not isinstance(fields.get(name), int | float)]
+  """The last verdict in a judge's answer, a JSON object with s in {0, 1}, p and q from 1 to 10; raises ValueError where there is none."""
+  verdicts, reason = [], "no JSON object in the answer"
+  decoder = json.JSONDecoder()
+  for opening in re.finditer(r"\{", text):
+    try:
+      fields, _ = decoder.raw_decode(text, opening.start())
+    except (ValueError, RecursionError):  # a brace of the prose
+      continue
+    try:
+      verdicts.append(_to_verdict(fields))
+    except ValueError as error:
+      reason = str(error)
+  if not verdicts:
+    raise ValueError(reason)
+  return verdicts[-1]
+
+
+def _to_verdict(fields: dict[str, Any]) -> Verdict:
+  missing = [name for name in Verdict._fields if not isinstance(fields.get(name), int | float)]
   if missing:
     raise ValueError(f"{missing[0]} is missing or no number")
-  solvable, preservation, quality = (float(fields[name]) for name in ("solvable", "preservation", "quality"))
+  solvable, preservation, quality = (fields[name] for name in Verdict._fields)
   if solvable not in (0, 1) or not 1 <= preservation <= 10 or not 1 <= quality <= 10:
     raise ValueError("solvable must be 0 or 1, preservation and quality 1 to 10")
   return Verdict(bool(solvable), preservation / 10, quality / 10)

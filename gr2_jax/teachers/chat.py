@@ -1,8 +1,10 @@
 """Questions to a chat endpoint of the OpenAI-compatible form: retried, rate-limited, and answered from disk if asked before."""
 
+import contextlib
 import dataclasses
 import http.client
 import json
+import re
 import threading
 import time
 import urllib.error
@@ -18,6 +20,9 @@ Answer = TypeVar("Answer")
 _RETRIED = (408, 409, 425, 429)  # and everything from 500 on; other refusals will not change
 _LONGEST_WAIT = 120.0  # seconds
 _EXCERPT = 200
+_OTHER_TEMPERATURE = 0.7  # of the second attempt at an answer that could not be read, which greedily would be the same again
+_REASONING = r"(?:think|thinking|thought|reasoning)"
+_OPENING, _CLOSING = (re.compile(pattern, re.IGNORECASE) for pattern in (rf"<{_REASONING}>|\[THINK\]", rf"</{_REASONING}>|\[/THINK\]"))
 
 
 class ChatError(UserError):
@@ -29,17 +34,17 @@ class ChatConfig:
   """Where to ask and how patiently.
 
   `url` ends before `/chat/completions`. `api_key_variable` names the environment variable that holds the key, if one is needed.
-  An attempt fails by a refused or broken connection, a status of 429 or from 500 on, `timeout` seconds without an answer, and an answer
-  that cannot be read; it is repeated up to `attempts` times in all, after `backoff` seconds, doubled each time, or as long as the
-  endpoint asks for. `requests_per_minute`: None for no limit. `workers` ask at the same time.
+  An attempt fails by a refused or broken connection, a status of 429 or from 500 on, or `timeout` seconds without an answer; it is
+  repeated up to `attempts` times in all, after `backoff` seconds, doubled each time, or as long as the endpoint asks for.
+  `max_tokens` of an answer, a model's reasoning included. `requests_per_minute`: None for no limit. `workers` ask at the same time.
   """
 
   url: str = ""
   model: str = ""
   api_key_variable: str = ""
-  max_tokens: int = 256
+  max_tokens: int = 4096
   attempts: int = 6
-  timeout: float = 60.0
+  timeout: float = 300.0
   backoff: float = 1.0
   requests_per_minute: float | None = 60.0
   workers: int = 4
@@ -94,8 +99,9 @@ class ChatClient:
   def ask(self, questions: Sequence[Sequence[dict[str, str]]], read: Callable[[str], Answer]) -> list[Answer]:
     """The answer to each question (chat messages), read by `read`, which raises ValueError for a text that is none.
 
-    What was answered before, in this run or an earlier one, is not asked again: the key is the content of model and messages. Raises
-    ChatError when an answer cannot be had; those that came meanwhile are kept.
+    `read` sees what follows the model's reasoning (`after_reasoning`). A text that cannot be read is asked for once more, at a temperature
+    above 0. What was answered before, in this run or an earlier one, is not asked again: the key is the content of model and messages.
+    Raises ChatError when an answer cannot be had; those that came meanwhile are kept.
     """
     with ThreadPoolExecutor(self._config.workers) as pool:
       futures = [pool.submit(self._answer, question, read) for question in questions]
@@ -109,12 +115,35 @@ class ChatClient:
     body = {"model": self._config.model, "messages": list(question), "temperature": 0, "max_tokens": self._config.max_tokens}
     key = content_key(body)
     if key in self._cache:
-      return read(self._cache[key])
+      with contextlib.suppress(ValueError):  # kept by a version that read it
+        return read(after_reasoning(self._cache[key]))
+    try:
+      text, answer = self._attempt(body, read)
+    except ValueError:
+      try:
+        text, answer = self._attempt(body | {"temperature": _OTHER_TEMPERATURE}, read)
+      except ValueError as error:
+        raise ChatError(
+          f"{self._config.url}: no readable answer, also not at temperature {_OTHER_TEMPERATURE} ({error}); ask another model, or raise "
+          f"max_tokens, {self._config.max_tokens}, if it was cut off"
+        ) from None
+    self._cache.put(key, text)
+    return answer
+
+  def _attempt(self, body: dict[str, Any], read: Callable[[str], Answer]) -> tuple[str, Answer]:
+    """A text and what `read` makes of it; raises ValueError, with the end of the text, where that is nothing."""
+    text = self._post_patiently(body)
+    try:
+      return text, read(after_reasoning(text))
+    except ValueError as error:
+      raise ValueError(f"{error}: {text[-_EXCERPT:]!r}") from None
+
+  def _post_patiently(self, body: dict[str, Any]) -> str:
+    """The text of `_post`, as often as it takes; raises ChatError after the last attempt."""
     for attempt in range(self._config.attempts):
       self._pace.wait()
       try:
-        text = self._post(body)
-        answer = _read(read, text)
+        return self._post(body)
       except _Transient as error:
         if attempt + 1 == self._config.attempts:
           raise ChatError(
@@ -123,13 +152,12 @@ class ChatClient:
           ) from None
         wait = self._config.backoff * 2**attempt if error.wait is None else error.wait
         self._sleep(min(wait, _LONGEST_WAIT))
-      else:
-        self._cache.put(key, text)
-        return answer
     raise AssertionError("attempts is at least 1")
 
   def _post(self, body: dict[str, Any]) -> str:
-    """The text of the first choice; raises _Transient for what another attempt may mend, ChatError for what it won't."""
+    """The text of the first choice; raises _Transient for what another attempt may mend, ChatError for what it won't, and ValueError for
+    a completion without any.
+    """
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._api_key}"} if self._api_key else {})
     url = self._config.url.rstrip("/") + "/chat/completions"
     try:
@@ -147,19 +175,26 @@ class ChatClient:
     except ValueError as error:
       raise ChatError(f"{url}: {error}; give the url as http://HOST:PORT/v1") from None
     try:
-      text = json.loads(content)["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError):
+      choice = json.loads(content)["choices"][0]
+      text, end = choice["message"]["content"], choice.get("finish_reason")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
       raise _Transient(f"not a chat completion: {content[:_EXCERPT].decode('utf-8', 'replace')!r}") from None
+    if text is None and end == "length":
+      raise ValueError("cut off in its reasoning")  # which the endpoint keeps apart
     if not isinstance(text, str):
       raise _Transient(f"no text in the answer: {text!r}")
     return text
 
 
-def _read(read: Callable[[str], Answer], text: str) -> Answer:
-  try:
-    return read(text)
-  except ValueError as error:
-    raise _Transient(f"{error}: {text[:_EXCERPT]!r}") from None
+def after_reasoning(text: str) -> str:
+  """What a model says after the last end of its reasoning, `</think>` or the like; all of it where there is none.
+
+  Raises ValueError where a reasoning is opened and not closed: what it holds are drafts.
+  """
+  rest = _CLOSING.split(text)[-1]
+  if _OPENING.search(rest):
+    raise ValueError("the reasoning has no end")
+  return rest
 
 
 def _retry_after(value: str | None) -> float | None:

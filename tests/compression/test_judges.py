@@ -101,6 +101,23 @@ def test_a_chat_judge_sees_histories_and_candidates_and_no_labels(context):
   assert asked[0] == asked[1]
 
 
+VERDICT = '{"solvable": 1, "preservation": 5, "quality": 9}'
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "The set {toner, razor} is short {.\n" + VERDICT,
+    '{"solvable": 0, "preservation": 1, "quality": 1} was a draft. ' + VERDICT + " {done}",
+    '{"verdict": ' + VERDICT + "}",
+    VERDICT + ' {"solvable": 1}',
+    '{"a":' * 5000 + VERDICT,
+  ],
+)
+def test_the_last_verdict_counts_whatever_braces_stand_around_it(text):
+  assert read_verdict(text) == Verdict(True, 0.5, 0.9)
+
+
 @pytest.mark.parametrize(
   "text",
   [

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from gr2_jax.data.disk_cache import DiskCache
-from gr2_jax.teachers.chat import ChatClient, ChatConfig, ChatError
+from gr2_jax.teachers.chat import ChatClient, ChatConfig, ChatError, after_reasoning
 
 QUESTION = [{"role": "user", "content": "how good?"}]
 
@@ -85,7 +85,7 @@ def test_a_question_in_the_common_form(serve, make_client):
   assert make_client(server, api_key="secret").ask([QUESTION], str.upper) == ["FINE"]
   path, authorization, body, _ = server.requests[0]
   assert (path, authorization) == ("/v1/chat/completions", "Bearer secret")
-  assert body == {"model": "m", "messages": QUESTION, "temperature": 0, "max_tokens": 256}
+  assert body == {"model": "m", "messages": QUESTION, "temperature": 0, "max_tokens": 4096}
 
 
 @pytest.mark.parametrize(
@@ -132,12 +132,47 @@ def test_an_endpoint_that_is_not_there(make_client, serve):
     make_client(server, url="localhost").ask([QUESTION], str)
 
 
-def test_an_answer_that_cannot_be_read_is_asked_for_again_and_never_kept(serve, make_client, tmp_path):
+def test_an_answer_that_cannot_be_read_is_asked_for_once_more_with_a_temperature_and_never_kept(serve, make_client, tmp_path):
   server = serve((200, {}, said("no number")), (200, {}, said("7")))
   assert make_client(server).ask([QUESTION], int) == [7]
+  assert [body["temperature"] > 0 for _, _, body, _ in server.requests] == [False, True]
+  assert make_client(server).ask([QUESTION], int) == [7] and len(server.requests) == 2
   assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1
-  with pytest.raises(ChatError, match="'no number'"):
-    make_client(serve((200, {}, said("no number"))), model="other").ask([QUESTION], int)
+  server = serve((200, {}, said("no number")))
+  with pytest.raises(ChatError, match=r"'no number'.*max_tokens"):
+    make_client(server, model="other", attempts=5).ask([QUESTION], int)
+  assert len(server.requests) == 2
+
+
+def test_a_reader_sees_what_follows_the_reasoning(serve, make_client):
+  server = serve((200, {}, said("<think>1? No</think>2")), (200, {}, said("<think>1, or 2")), (200, {}, said("3")))
+  assert make_client(server).ask([QUESTION], int) == [2]
+  assert make_client(server, model="other").ask([QUESTION], int) == [3]  # what was cut off in its reasoning is no answer
+  cut_off = json.dumps({"choices": [{"message": {"content": None, "reasoning_content": "1, or 2"}, "finish_reason": "length"}]}).encode()
+  server = serve((200, {}, cut_off), (200, {}, said("4")))
+  assert make_client(server, model="third").ask([QUESTION], int) == [4] and server.requests[1][2]["temperature"] > 0
+
+
+@pytest.mark.parametrize(
+  ("text", "answer"),
+  [
+    ("7", "7"),
+    ("a draft</think>7", "7"),  # the template wrote the opening
+    ("<think>a</think>b<think>c</think>7", "7"),
+    ("<THINKING>a</THINKING> 7", " 7"),
+    ("<reasoning>a</reasoning>7", "7"),
+    ("[THINK]a[/THINK]7", "7"),
+    ("<think>a</think>", ""),
+    ("<think>a", None),
+    ("a</think>b<think>c", None),
+  ],
+)
+def test_reasoning_ends_with_its_last_closing(text, answer):
+  if answer is None:
+    with pytest.raises(ValueError, match="no end"):
+      after_reasoning(text)
+  else:
+    assert after_reasoning(text) == answer
 
 
 def test_what_was_answered_is_not_asked_again_after_a_failure(serve, make_client, tmp_path):
