@@ -55,24 +55,26 @@ def _from_ctr(stage: StageContext) -> tuple[Slates, dict[str, Any]]:
   ctr = CtrConfig(**options.ctr)
   limits = {"max_history": stage.config.data.max_history, "per_user": options.per_user}
   folds = list(cross_fit_examples(split.train, options.folds, stage.seed, **limits))
-  with stage.task("slates: upstream ranker", (len(folds) + 1) * ctr.epochs, "epochs") as task:
 
-    def fit(histories: Sequence[History], fit_number: int) -> Callable[[np.ndarray], np.ndarray]:
+  def fit(histories: Sequence[History], fit_number: int, users: str) -> Callable[[np.ndarray], np.ndarray]:
+    rows = [np.asarray(catalogue.to_rows(history.items)) for history in histories]
+    with stage.task(f"slates: upstream ranker, {users}", ctr.epochs, "epochs") as task:
+      task.start_from(0)
+
       def on_progress(epoch: int, loss: float) -> None:
-        task.update(fit_number * ctr.epochs + epoch, {"loss": loss})
+        task.update(epoch, {"loss": loss})
         stage.stop.check()
 
-      rows = [np.asarray(catalogue.to_rows(history.items)) for history in histories]
       params = fit_ctr(rows, len(catalogue), ctr, stage.seed + fit_number, on_progress)
-      return lambda past: np.asarray(ctr_scores(params, jnp.asarray(_latest(past, ctr.max_history))))
+    return lambda past: np.asarray(ctr_scores(params, jnp.asarray(_latest(past, ctr.max_history))))
 
-    train: list[Slate] = []
-    asked = 0
-    for fold, (fitted, held_out) in enumerate(folds):
-      found = slates_from_scores(fit(fitted, fold), held_out, catalogue, size=options.size)
-      train += found.slates
-      asked += found.asked
-    final = fit(split.train, len(folds))
+  train: list[Slate] = []
+  asked = 0
+  for fold, (fitted, held_out) in enumerate(folds):
+    found = slates_from_scores(fit(fitted, fold, f"fold {fold + 1} of {len(folds)}"), held_out, catalogue, size=options.size)
+    train += found.slates
+    asked += found.asked
+  final = fit(split.train, len(folds), "all users")
   validation = slates_from_scores(final, split.validation, catalogue, size=options.size)
   test = slates_from_scores(final, split.test, catalogue, size=options.size)
   report = {

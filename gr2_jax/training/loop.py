@@ -94,7 +94,6 @@ def fit(
     position.set_state(data_state)
   writer.resume(done)
   progress.start_from(done)
-  progress.update(done)
   saved = done if restored is not None else None
   pending: list[_Step] = []
   skips = SkipCounter(max_skips, checkpointer.directory.parent)

@@ -10,53 +10,74 @@ from rich.progress import Progress as Bars
 
 
 class Task:
-  """One bar; made by `Progress.task`."""
+  """One bar; made by `Progress.task`. Its clock starts when the first units are done, since those hold what is compiled."""
 
   def __init__(self, show: Callable[["Task"], None], total: int, every: float, headline: Sequence[str]) -> None:
     self._show = show
     self._every = every
     self._headline = headline
-    self._began = self._shown = time.monotonic()
-    self._first = 0
+    self._shown = time.monotonic()
+    self._news = True  # something that was not shown yet
+    self._before = 0
+    self._waiting = "starting"
+    self._clock: tuple[float, int] | None = None  # when it started, and the units done by then
     self.total = total
     self.done = 0
     self.values: dict[str, float] = {}
 
   def start_from(self, done: int) -> None:
-    """Work that an earlier session finished: shown as done, left out of the rate."""
-    self._first = self.done = done
+    """Work begins by compiling; what an earlier session did is shown as done and left out of the rate."""
+    self._before = self.done = done
+    self._waiting = "compiling"
+    if done < self.total:
+      self._show_now()
 
   def update(self, done: int, values: Mapping[str, float] | None = None) -> None:
     """`done` of `total` units; `values` are the latest metrics and stay until replaced."""
     self.done = done
     self.values |= values or {}
+    self._news = True
     now = time.monotonic()
+    if self._clock is None and done > self._before:
+      self._clock = (now, done)
     if self._every == 0 or now - self._shown >= self._every:
-      self._shown = now
-      self._show(self)
+      self._show_now()
 
   def advance(self, amount: int = 1) -> None:
     """`amount` more units are done."""
     self.update(self.done + amount)
 
   def finish(self) -> None:
-    """Shows the last values, even when they came too early for a line."""
-    self._show(self)
+    """Shows the last values, even when they came too early for a line; not twice."""
+    if self._news:
+      self._show_now()
 
   def rate(self) -> float:
-    """Units a second in this session, 0 before the first."""
-    elapsed = time.monotonic() - self._began
-    return (self.done - self._first) / elapsed if elapsed > 0 else 0.0
+    """Units a second since the clock started, 0 while unknown."""
+    if self._clock is None:
+      return 0.0
+    began, done = self._clock
+    elapsed = time.monotonic() - began
+    return (self.done - done) / elapsed if elapsed > 0 else 0.0
 
   def remaining(self) -> str:
-    """Remaining time at this rate, `-:--` while unknown."""
+    """Remaining time at this rate; what keeps the first units waiting; nothing when all is done."""
+    if self.done >= self.total:
+      return ""
+    if self._clock is None:
+      return self._waiting
     rate = self.rate()
-    return format_seconds((self.total - self.done) / rate) if rate > 0 else "-:--"
+    return f"{format_seconds((self.total - self.done) / rate)} left" if rate > 0 else "-:-- left"
 
   def figures(self) -> str:
     """The latest metrics on one line: those of the headline, or all where it is empty."""
     names = [name for name in self._headline if name in self.values] if self._headline else self.values
     return "  ".join(f"{name} {self.values[name]:.4g}" for name in names)
+
+  def _show_now(self) -> None:
+    self._shown = time.monotonic()
+    self._news = False
+    self._show(self)
 
 
 class Progress:
@@ -84,11 +105,10 @@ class Progress:
       self._bars = _make_bars(self.console)
       self._bars.start()
     bars = self._bars
-    row = bars.add_task(name, total=total, rate="", remaining="", figures="")
+    row = bars.add_task(name, total=total, rate="", remaining="starting", figures="")
 
     def show(t: Task) -> None:
-      rate, remaining = f"{t.rate():.3g} {unit}/s", f"{t.remaining()} left"
-      bars.update(row, completed=t.done, rate=rate, remaining=remaining, figures=t.figures())
+      bars.update(row, completed=t.done, rate=_rate(t, unit), remaining=t.remaining(), figures=t.figures())
 
     task = Task(show, total, 0, headline)
     try:
@@ -107,10 +127,15 @@ def format_seconds(seconds: float) -> str:
   return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def _rate(task: Task, unit: str) -> str:
+  rate = task.rate()
+  return f"{rate:.3g} {unit}/s" if rate > 0 else ""
+
+
 def _plain_line(name: str, unit: str, task: Task) -> str:
   share = f" ({100 * task.done / task.total:.0f} %)" if task.total else ""
-  head = f"{name}: {task.done}/{task.total} {unit}{share}, {task.rate():.3g}/s, {task.remaining()} left"
-  return f"{head}  {task.figures()}".rstrip()
+  parts = (f"{name}: {task.done}/{task.total} {unit}{share}", _rate(task, unit), task.remaining())
+  return f"{', '.join(filter(None, parts))}  {task.figures()}".rstrip()
 
 
 def _make_bars(console: Console) -> Bars:
