@@ -42,7 +42,7 @@ def _by_reward(stage: StageContext) -> None:
   options = read_rl_options(stage.options, stage.config.decoding.max_new_tokens)
   collect = dataclasses.replace(options.collect, rollout=_rollout(stage), overlong_zone=0)
   init = stage.checkpoints(stage.options.init)
-  train_by_reward(stage, stage.options, dataclasses.replace(options, collect=collect), stage.direct_style, init)
+  train_by_reward(stage, dataclasses.replace(options, collect=collect), stage.direct_style, init)
 
 
 def _by_answers(stage: StageContext) -> None:

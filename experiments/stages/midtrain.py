@@ -43,9 +43,9 @@ def run(stage: StageContext) -> None:
   init, parts = None, {"token": 1.0}
   if options.warmup_rows.enabled:
     new_rows_from = stage.vocabulary.new_token_start
-    train_lm(stage, options.warmup_rows, batches(stage.seed + 1), parts, init=None, new_rows_from=new_rows_from, name="warmup_rows")
+    train_lm(stage, "midtrain.warmup_rows", batches(stage.seed + 1), parts, init=None, new_rows_from=new_rows_from, name="warmup_rows")
     init = stage.checkpoints("midtrain", "warmup_rows")
-  params = train_lm(stage, options, batches(stage.seed), parts, init=init)
+  params = train_lm(stage, stage.name, batches(stage.seed), parts, init=init)
   _evaluate(stage, params, stage.split.test)
 
 

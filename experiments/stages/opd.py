@@ -25,7 +25,7 @@ def run(stage: StageContext) -> None:
   """Trains the mid-trained (or SFT) model on its own rollouts under the teacher's scores; writes checkpoints."""
   options, config, collect = stage.options, read_update(stage.options), read_collect(stage.config)
   teacher, teacher_params = load_teacher(stage)
-  optimizer, state, shardings = begin(stage, stage.decoder, options, stage.checkpoints(options.init))
+  optimizer, state, shardings = begin(stage, stage.decoder, stage.name, stage.checkpoints(options.init))
   constraint = stage.constraint(stage.style)
   update = make_opd_update(stage.decoder, teacher, optimizer, config, steps=options.steps, constraint=constraint)
   collector = make_collector(
@@ -38,7 +38,7 @@ def run(stage: StageContext) -> None:
     mesh=stage.mesh,
     key=stage.key,
   )
-  train_in_steps(stage, options, state, collector, jit_update(update, stage.mesh, shardings, frozen=(teacher_params,)), HEADLINE)
+  train_in_steps(stage, state, collector, jit_update(update, stage.mesh, shardings, frozen=(teacher_params,)), HEADLINE)
 
 
 def read_update(section: ConfigDict) -> OpdConfig:

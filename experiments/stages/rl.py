@@ -15,7 +15,7 @@ from gr2_jax.runs.stages import Init, Stage
 def run(stage: StageContext) -> None:
   """Trains the policy of the stage `rl.init`; writes checkpoints."""
   options = read_rl_options(stage.options, stage.config.decoding.max_new_tokens)
-  train_by_reward(stage, stage.options, options, stage.style, stage.checkpoints(stage.options.init))
+  train_by_reward(stage, options, stage.style, stage.checkpoints(stage.options.init))
 
 
 def check(config: ConfigDict) -> None:

@@ -51,7 +51,7 @@ def _teach(stage: StageContext, traces: Sequence[Trace], style: PromptStyle, nam
     process_count=jax.process_count(),
   )
   parts = {"reasoning": options.reasoning_weight, "answer": options.answer_weight}
-  train_lm(stage, options, batches, parts, init=stage.checkpoints("midtrain"), constraint=stage.constraint(style), name=name)
+  train_lm(stage, stage.name, batches, parts, init=stage.checkpoints("midtrain"), constraint=stage.constraint(style), name=name)
 
 
 def _to_example(

@@ -125,13 +125,13 @@ def _warm_up(stage: StageContext, slates: Sequence[Slate]) -> None:
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  train_lm(stage, section, batches, {"token": 1.0}, init=stage.checkpoints("midtrain"), name="rewriter_warmup")
+  train_lm(stage, "compress.rewriter.warmup", batches, {"token": 1.0}, init=stage.checkpoints("midtrain"), name="rewriter_warmup")
 
 
 def _reinforce(stage: StageContext, slates: Sequence[Slate], judge: JudgeFn, length: int) -> None:
   """GRPO: all of a group are kept, and advantages are relative to it."""
   section, options = stage.options.rewriter, RewriterOptions.read(stage.options.rewriter)
-  optimizer, state, shardings = begin(stage, stage.decoder, section, stage.checkpoints("compress", "rewriter_warmup"))
+  optimizer, state, shardings = begin(stage, stage.decoder, "compress.rewriter", stage.checkpoints("compress", "rewriter_warmup"))
   config = UpdateConfig(options.loss, options.temperature)
   update = jit_update(make_policy_update(stage.decoder, optimizer, config, _copy_constraint(stage)), stage.mesh, shardings)
   position = draw_indices(len(slates), options.prompts, stage.seed)
@@ -157,7 +157,7 @@ def _reinforce(stage: StageContext, slates: Sequence[Slate], judge: JudgeFn, len
     new_state, learnt = update(state, batch)
     return StepResult(new_state, batch, metrics, learnt)
 
-  train(stage, section, state, step, position, name="rewriter", headline=HEADLINE)
+  train(stage, "compress.rewriter", state, step, position, name="rewriter", headline=HEADLINE)
 
 
 def _copy_constraint(stage: StageContext) -> CopyConstraint | None:

@@ -112,7 +112,7 @@ def _train(stage: StageContext, encoder: SoftTokenEncoder, policy: Any, items: I
     rolled = answer(policy, drawn, jax.random.fold_in(stage.key, int(state.step)))
     return _to_batch(stage, drawn, rolled.completions[:, 0], rolled.completion_mask[:, 0], items, most_items, bare)
 
-  return train(stage, options, state, batch_step(update, get_batch), stream, name="soft_tokens").params
+  return train(stage, "compress.soft_tokens", state, batch_step(update, get_batch), stream, name="soft_tokens").params
 
 
 def _to_batch(

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gr2_jax.training.guard import check_finite
+
 Params = dict[str, jax.Array]
 
 
@@ -48,7 +50,7 @@ def fit_ctr(
   """Fits on every purchase after the first of each history (catalogue rows, oldest first); deterministic in `seed`.
 
   Returns `history [N, D]`, `item [N, D]` and `bias [N]`. `on_progress(epoch, loss)` is called after each epoch, epochs counted from 1.
-  Raises ValueError when no history has two items.
+  Raises ValueError when no history has two items, and DivergedError when the loss of an epoch is no number.
   """
   arrays = [np.asarray(rows) for rows in histories]
   pairs = [(rows[max(0, t - config.max_history) : t], rows[t]) for rows in arrays for t in range(1, len(rows))]
@@ -61,6 +63,7 @@ def fit_ctr(
   opt_state = optax.adam(config.learning_rate).init(params)
   for epoch in range(config.epochs):
     params, opt_state, loss = _run_epoch(params, opt_state, past, target, jax.random.fold_in(key, epoch), config)
+    check_finite(float(loss), f"in epoch {epoch + 1} of the click model", "slates.ctr.learning_rate")
     if on_progress is not None:
       on_progress(epoch + 1, float(loss))
   return params

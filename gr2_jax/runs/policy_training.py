@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from gr2_jax.data.schema import Slate
 from gr2_jax.language.prompts import PromptStyle
@@ -34,10 +33,10 @@ def make_stream(stage: StageContext, style: PromptStyle, rollout: RolloutOptions
   return SlateStream(slates, stage.prompts, style, seed=stage.seed, prompts=rollout.prompts, presentation=rollout.presentation)
 
 
-def train_by_reward(stage: StageContext, section: ConfigDict, options: RlOptions, style: PromptStyle, init: Checkpointer) -> None:
+def train_by_reward(stage: StageContext, options: RlOptions, style: PromptStyle, init: Checkpointer) -> None:
   """Reinforcement learning from the parameters in `init`, on prompts of a style."""
   constraint = stage.constraint(style)
-  optimizer, state, shardings = begin(stage, stage.decoder, section, init)
+  optimizer, state, shardings = begin(stage, stage.decoder, stage.name, init)
   update = make_policy_update(stage.decoder, optimizer, options.update, constraint)
   stream = make_stream(stage, style, options.collect.rollout)
   collector = make_collector(
@@ -50,13 +49,12 @@ def train_by_reward(stage: StageContext, section: ConfigDict, options: RlOptions
     mesh=stage.mesh,
     key=stage.key,
   )
-  silence = SilenceCounter(section.max_skips)
-  train_in_steps(stage, section, state, collector, jit_update(update, stage.mesh, shardings), RL_HEADLINE, silence)
+  silence = SilenceCounter(stage.options.max_skips)
+  train_in_steps(stage, state, collector, jit_update(update, stage.mesh, shardings), RL_HEADLINE, silence)
 
 
 def train_in_steps(
   stage: StageContext,
-  section: ConfigDict,
   state: TrainState,
   collector: Collector,
   update: Update,
@@ -64,7 +62,7 @@ def train_in_steps(
   silence: SilenceCounter | None = None,
 ) -> None:
   """The loop over `rl_step`; `update` is compiled."""
-  train(stage, section, state, lambda state: rl_step(state, collector, update, silence), collector.stream, headline=headline)
+  train(stage, stage.name, state, lambda state: rl_step(state, collector, update, silence), collector.stream, headline=headline)
 
 
 def train_by_loss(
@@ -78,14 +76,14 @@ def train_by_loss(
   frozen: tuple[Any, ...] = (),
 ) -> None:
   """Trains `decoder` from the parameters in `init` by a loss of `steps.direct`; `make_batch(params, step, drawn)`: what it reads."""
-  optimizer, state, shardings = begin(stage, decoder, stage.options, init)
+  optimizer, state, shardings = begin(stage, decoder, stage.name, init)
   update = jit_update(make_update(optimizer, loss_fn), stage.mesh, shardings, frozen=frozen)
 
   def get_batch(state: TrainState) -> dict[str, Any]:
     drawn = next(stream)
     return make_batch(state.params, int(state.step), drawn) | {"weights": drawn.weights}
 
-  train(stage, stage.options, state, batch_step(update, get_batch), stream, headline=("loss", "entropy", "recall@1"))
+  train(stage, stage.name, state, batch_step(update, get_batch), stream, headline=("loss", "entropy", "recall@1"))
 
 
 def make_local_roll_out(

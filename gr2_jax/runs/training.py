@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import grain
 import optax
-from ml_collections import ConfigDict
 
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.fingerprints import value_at
 from gr2_jax.steps.lm import make_lm_loss
 from gr2_jax.steps.start import start_fresh, start_from
 from gr2_jax.steps.update import make_update, only_rows
@@ -27,8 +27,9 @@ class Begun(NamedTuple):
   shardings: Any
 
 
-def begin(stage: StageContext, decoder: Decoder, section: ConfigDict, init: Checkpointer | None) -> Begun:
-  """Where a training with the settings `section` begins: with the parameters of `init`, or random ones (None)."""
+def begin(stage: StageContext, decoder: Decoder, key: str, init: Checkpointer | None) -> Begun:
+  """Where the training with the settings at a dotted config `key` begins: with the parameters of `init`, or random ones (None)."""
+  section = value_at(stage.config, key)
   optimizer = make_optimizer(OptimizerConfig(**section.optimizer), section.steps * section.get("minibatches", 1))
   if init is None:
     return Begun(optimizer, *start_fresh(decoder, optimizer, stage.key, stage.mesh))
@@ -37,7 +38,7 @@ def begin(stage: StageContext, decoder: Decoder, section: ConfigDict, init: Chec
 
 def train(
   stage: StageContext,
-  section: ConfigDict,
+  key: str,
   state: TrainState,
   step: Callable[[TrainState], StepResult],
   position: Position,
@@ -47,8 +48,10 @@ def train(
 ) -> TrainState:
   """Runs the loop with this run's files: checkpoints in `RUN/STAGE/name`, metrics in `RUN/metrics`; returns the final state.
 
-  `section`: `steps`, `save_every`, `log_every`, `max_skips`. `headline`: the metrics that the bar has room for (all where empty).
+  `key`: where `steps`, `save_every`, `log_every`, `max_skips` stand in the config. `headline`: the metrics that the bar has room for (all
+  where empty).
   """
+  section = value_at(stage.config, key)
   label, metrics = (stage.name, stage.name) if name == "checkpoints" else (f"{stage.name} ({name})", f"{stage.name}_{name}")
   with stage.progress.task(label, section.steps, headline=headline) as task, stage.metric_writer(metrics) as writer:
     return fit(
@@ -63,12 +66,13 @@ def train(
       log_every=section.log_every,
       max_skips=section.max_skips,
       stop=stage.stop,
+      section=key,
     )
 
 
 def train_lm(
   stage: StageContext,
-  section: ConfigDict,
+  key: str,
   batches: grain.DatasetIterator,
   parts: Mapping[str, float],
   *,
@@ -79,9 +83,9 @@ def train_lm(
 ) -> Any:
   """Trains the run's model on packed rows of likelihood `parts` (name -> weight) and returns the parameters.
 
-  Checkpoints lie in `RUN/STAGE/name`. `new_rows_from`: only token rows from there on move.
+  `key`: of its settings in the config. Checkpoints lie in `RUN/STAGE/name`. `new_rows_from`: only token rows from there on move.
   """
-  optimizer, state, shardings = begin(stage, stage.decoder, section, init)
+  optimizer, state, shardings = begin(stage, stage.decoder, key, init)
   moved = optimizer if new_rows_from is None else only_rows(optimizer, new_rows_from)
   update = jit_update(make_update(moved, make_lm_loss(stage.decoder, parts, constraint)), stage.mesh, shardings)
-  return train(stage, section, state, batch_step(update, lambda _: next(batches)), batches, name=name).params
+  return train(stage, key, state, batch_step(update, lambda _: next(batches)), batches, name=name).params

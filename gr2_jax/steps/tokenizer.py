@@ -25,12 +25,14 @@ from gr2_jax.semantic_ids.rqvae import (
   start_codebooks,
   update_codebooks,
 )
+from gr2_jax.training.guard import check_finite
 from gr2_jax.training.mesh import constrain, make_mesh, replicated
 from gr2_jax.training.metric import Metric
 from gr2_jax.training.state import TrainState, init_state
 
 # The low collision rate right after the k-means start is an artefact of the start: these first epochs are never chosen.
 IGNORED_SHARE = 0.1
+_LEARNING_RATE = "tokenize.training.learning_rate"  # its key in a config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +173,7 @@ def train_tokenizer(
   `best` has the lowest collision rate of the first L-1 codes after the first tenth of the epochs, not the lowest loss: the loss rises
   late while collisions still fall. `on_progress(run, metrics)` is called after every `report_every` epochs; a `run` it copied or
   saved (the next call donates its state) can be passed as `start`, and the training ends with the same bits.
-  Without `mesh` it uses one device. Raises DataError for broken vectors.
+  Without `mesh` it uses one device. Raises DataError for broken vectors, and DivergedError for a loss that is no number.
   """
   check_vectors(vectors)
   vectors = np.asarray(vectors, np.float32)
@@ -187,7 +189,8 @@ def train_tokenizer(
     warm = _init_networks(config.rqvae, vectors.shape[1], optimizer, seed)
     if config.warmup_epochs:
       warm_up = make_epochs(make_warmup_update(config.rqvae, vectors.shape[1], optimizer), mesh, len(vectors))
-      warm, _ = warm_up(warm, padded, order(0, config.warmup_epochs))
+      warm, metrics = warm_up(warm, padded, order(0, config.warmup_epochs))
+      check_finite(float(metrics["loss"].mean()), "in the tokenizer's warm-up", _LEARNING_RATE)
     state = _start_quantising(warm, vectors, config, seed)
     start = TokenizerRun(state=state, best=_snapshot(state), best_collisions=np.float32(np.inf), best_epoch=np.int32(0))
   # A copy, since the state is donated and `start` stays the caller's.
@@ -197,6 +200,7 @@ def train_tokenizer(
   for epoch in range(int(run.state.step) // batches, config.epochs, config.report_every):
     last = min(epoch + config.report_every, config.epochs)
     state, metrics = run_epochs(run.state, padded, order(epoch, last))
+    check_finite(float(metrics["loss"].mean()), f"in the tokenizer's epochs up to {last}", _LEARNING_RATE)
     run, figures = _select(dataclasses.replace(run, state=state), vectors, config, last)
     figures |= {name: float(metric.mean()) for name, metric in jax.device_get(metrics).items()}
     if on_progress is not None:

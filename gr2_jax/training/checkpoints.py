@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from gr2_jax.errors import UserError
 
-FORMAT = "gr2_jax.train_state.1"
+FORMAT = "gr2_jax.train_state.2"
 
 
 class CheckpointError(UserError):

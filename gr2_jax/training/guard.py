@@ -1,5 +1,6 @@
-"""Updates that are no longer numbers are skipped and counted; a run in which they follow each other is stopped."""
+"""Updates that are no longer numbers are skipped and counted; a training with many of them, or some in a row, has failed."""
 
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +15,13 @@ from gr2_jax.training.metric import Metric
 # Other metrics may be infinite for good reasons.
 _WATCHED = ("loss", "grad_norm")
 
+# Share of a training's updates that may be skipped. A bad batch here and there does no harm; where every tenth update overflows, the
+# learning rate is at the edge of what the model bears, and what was trained is not what the settings say.
+MOST_SKIPPED = 0.1
+
 
 class DivergedError(UserError):
-  """Too many updates in a row had to be skipped; the message names the steps and the file with the last one's batch."""
+  """A loss that is no number, or too many updates that had to be skipped; the message names the key of the learning rate."""
 
 
 def skip_if_not_finite(old: Any, new: Any, metrics: Mapping[str, Metric]) -> tuple[Any, dict[str, Metric]]:
@@ -36,27 +41,44 @@ def skip_if_not_finite(old: Any, new: Any, metrics: Mapping[str, Metric]) -> tup
   return jax.tree.map(choose, new, old), metrics | {"skipped": skipped}
 
 
-class SkipCounter:
-  """Counts steps in a row with a skipped update, from the metric of `skip_if_not_finite`; begins at 0 when a run is continued.
+def check_finite(loss: float, when: str, key: str) -> None:
+  """Raises DivergedError, with the dotted config key of the learning rate, for a loss that is no number where nothing is skipped."""
+  if not math.isfinite(loss):
+    raise DivergedError(f"the loss is {loss} {when}; lower --config.{key}")
 
-  In a row, not in all: single bad batches do no harm, but when every batch fails the parameters are at fault.
+
+class SkipCounter:
+  """Counts skipped updates by the metric of `skip_if_not_finite`: in a row, and as a share of all.
+
+  In a row, since when every batch fails the parameters are at fault; that count begins at 0 when a run is continued.
   """
 
-  def __init__(self, limit: int, directory: pathlib.Path) -> None:
-    self._limit = limit
-    self._directory = directory
+  def __init__(self, limit: int, steps: int, directory: pathlib.Path, section: str) -> None:
+    """`limit`: steps in a row; `steps`: of the whole training; `section`: the dotted config key of its settings."""
+    self.total = 0.0  # updates skipped, as steps: a step of several updates counts by its share
     self._row = 0
+    self._limit, self._steps = limit, steps
+    self._directory, self._section = directory, section
 
   def add(self, step: int, batch: Any, metrics: Mapping[str, Metric]) -> None:
-    """Raises DivergedError at the limit, with this process's share of the batch saved in the directory as `.npz`."""
-    self._row = self._row + 1 if metrics["skipped"].sum > 0 else 0
-    if self._row < self._limit:
+    """Raises DivergedError at the limit, and when more than MOST_SKIPPED of all steps are skipped already, whatever the rest will do.
+
+    This process's share of the batch is saved in the directory as `.npz` then.
+    """
+    skipped = metrics["skipped"]
+    self._row = self._row + 1 if skipped.sum > 0 else 0
+    self.total += float(skipped.sum) / float(skipped.count)
+    if self._row >= self._limit:
+      where = f"in {self._row} steps in a row, up to step {step}"
+    elif self.total > MOST_SKIPPED * self._steps:
+      where = f"in {self.total:.3g} of the first {step} steps, which is more than {MOST_SKIPPED:.0%} of all {self._steps}"
+    else:
       return
     path = self._directory / f"skipped_step{step}_process{jax.process_index()}.npz"
     save_arrays(path, batch)
     raise DivergedError(
-      f"the loss or its gradient was not finite in {self._row} steps in a row, up to step {step}, and their updates were skipped; "
-      f"the batch of step {step} is in {path}; lower the learning rate or clip_norm, or warm up longer"
+      f"the loss or its gradient was not finite {where}, and the updates were skipped; the batch of step {step} is in {path}; lower "
+      f"--config.{self._section}.optimizer.learning_rate or its clip_norm, or raise its warmup_steps"
     )
 
 

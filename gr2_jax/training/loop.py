@@ -71,6 +71,7 @@ def fit(
   log_every: int,
   max_skips: int,
   stop: StopSignal,
+  section: str,
   on_step: Callable[[int, Any], None] | None = None,
 ) -> Any:
   """Runs `step` until `steps` calls have been made, counting those of earlier sessions, and returns the final state.
@@ -80,23 +81,25 @@ def fit(
   resumed run equals an uninterrupted one bit for bit. The metrics that it drew are added up over processes: each is of this process's
   share, or the same in all of them, which changes no mean. Its update passes through `guard.skip_if_not_finite`, whose metric `skipped` is
   watched here.
-  `max_skips`: steps in a row with a skipped update after which the run stops.
+  `max_skips`: steps in a row with a skipped update after which the run stops. `section`: the dotted config key of the training's settings,
+  for what is said then.
   `on_step(step, state)`: called after each step with the number of steps done.
   Metrics stay on the device until they are logged or saved, so the host never waits for a step.
 
-  Raises Interrupted after a stop signal, with everything saved, and DivergedError after `max_skips` skipped updates in a row, noticed
-  when metrics are written; the batch of the last one lies beside the checkpoints then.
+  Raises Interrupted after a stop signal, with everything saved, and DivergedError after `max_skips` skipped updates in a row or too many
+  in all (see `guard.SkipCounter`), noticed when metrics are written; the batch of the last one lies beside the checkpoints then.
   """
   restored = checkpointer.restore_latest(jax.tree.map(_abstract, state))
+  skips = SkipCounter(max_skips, steps, checkpointer.directory.parent, section)
   done = 0
   if restored is not None:
-    state, data_state, done = restored
-    position.set_state(data_state)
+    state, place, done = restored
+    position.set_state(place["position"])
+    skips.total = place["skipped"]
   writer.resume(done)
   progress.start_from(done)
   saved = done if restored is not None else None
   pending: list[_Step] = []
-  skips = SkipCounter(max_skips, checkpointer.directory.parent)
   while done < steps:
     result = step(state)
     state = result.state
@@ -115,15 +118,20 @@ def fit(
     else:
       progress.update(done)
     if saving:
-      checkpointer.save(done, state, position.get_state())
+      checkpointer.save(done, state, _place(position, skips))
       saved = done
     if stopping and done < steps:
       checkpointer.close()
       stop.check()  # raises, since it was asked to stop
   if saved != done:
-    checkpointer.save(done, state, position.get_state())
+    checkpointer.save(done, state, _place(position, skips))
   checkpointer.close()
   return state
+
+
+def _place(position: Position, skips: SkipCounter) -> dict[str, Any]:
+  """Where the training stands, besides its state."""
+  return {"position": position.get_state(), "skipped": skips.total}
 
 
 def _write_metrics(steps: Sequence[_Step], writer: MetricWriter, progress: Task) -> None:

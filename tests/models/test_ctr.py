@@ -1,10 +1,13 @@
 """The pointwise click model: what it computes, that it learns, that it repeats itself."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from gr2_jax.models.ctr import CtrConfig, _loss, ctr_scores, fit_ctr, history_rows
+from gr2_jax.training.guard import DivergedError
 
 CONFIG = CtrConfig(width=8, epochs=25, learning_rate=0.02, batch=32, max_history=4)
 
@@ -50,6 +53,11 @@ def test_same_seed_same_parameters():
   first, again, other = (fit_ctr(two_worlds(10), 10, CONFIG, seed) for seed in (1, 1, 2))
   assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), first, again))
   assert not np.array_equal(first["item"], other["item"])
+
+
+def test_a_loss_that_is_no_number_names_the_learning_rate():
+  with pytest.raises(DivergedError, match=r"--config\.slates\.ctr\.learning_rate"):
+    fit_ctr(two_worlds(10), 10, dataclasses.replace(CONFIG, learning_rate=1e30), seed=0)
 
 
 def test_a_log_without_a_second_purchase_is_refused():

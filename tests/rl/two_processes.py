@@ -90,6 +90,7 @@ def run(directory, process, processes):
       log_every=1,
       max_skips=1,
       stop=stop,
+      section="rl",
     )
 
 

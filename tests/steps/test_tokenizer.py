@@ -10,6 +10,7 @@ from gr2_jax.data.schema import DataError
 from gr2_jax.semantic_ids.export import assign_codes, export_table, prefix_purity
 from gr2_jax.semantic_ids.rqvae import RqVaeConfig, make_autoencoder, start_codebooks
 from gr2_jax.steps.tokenizer import TokenizerConfig, TokenizerState, make_tokenizer_update, train_tokenizer
+from gr2_jax.training.guard import DivergedError
 from gr2_jax.training.mesh import jit_update, make_mesh, replicated
 
 RQVAE = RqVaeConfig(levels=3, codebook_size=8, latent=4, hidden=(16,))
@@ -157,6 +158,13 @@ def test_a_catalogue_of_one_item_trains():
 def test_broken_vectors_are_refused_before_training():
   with pytest.raises(DataError, match="row 3"):
     train_tokenizer(np.where(np.arange(5)[:, None] == 3, np.nan, 1.0) * np.ones((5, 4)), CONFIG, seed=0)
+
+
+@pytest.mark.parametrize(("warmup_epochs", "where"), [(2, "warm-up"), (0, "epochs up to")])
+def test_a_loss_that_is_no_number_names_the_learning_rate(warmup_epochs, where):
+  config = dataclasses.replace(CONFIG, epochs=4, report_every=4, warmup_epochs=warmup_epochs, learning_rate=1e30)
+  with pytest.raises(DivergedError, match=rf"{where}.*--config\.tokenize\.training\.learning_rate"):
+    train_tokenizer(clustered()[0], config, seed=1)
 
 
 def test_impossible_settings_are_refused():

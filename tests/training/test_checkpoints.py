@@ -108,7 +108,7 @@ def test_another_model_is_an_error_and_renames_nothing(tmp_path):
 def test_another_format_is_an_error(tmp_path):
   with Checkpointer(tmp_path) as checkpointer:
     checkpointer.save(1, make_state(), None)
-  (path,) = [p for p in (tmp_path / "1" / "format").iterdir() if "train_state.1" in p.read_text()]
+  (path,) = [p for p in (tmp_path / "1" / "format").iterdir() if "train_state.2" in p.read_text()]
   path.write_text('{"format": "gr2_jax.train_state.0"}')
   with pytest.raises(CheckpointError, match=r"train_state\.0"):
     Checkpointer(tmp_path).restore_latest(abstract(make_state()))

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from gr2_jax.data.pipelines import make_pipeline
+from gr2_jax.training import guard
 from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.guard import DivergedError, skip_if_not_finite
 from gr2_jax.training.interrupts import Interrupted, StopSignal
@@ -86,6 +87,7 @@ def run(directory, *, steps=9, step_fn=update, save_every=4, max_skips=3, spoilt
       log_every=2,
       max_skips=max_skips,
       stop=stop,
+      section="sft",
       on_step=on_step,
     )
 
@@ -197,7 +199,13 @@ def test_a_step_that_updates_on_given_batches():
   assert batch_step(double, lambda state: state + 1)(3) == StepResult(11, 4, {}, {"loss": Metric(4.0, 1.0)})
 
 
-def test_single_bad_batches_are_skipped_and_counted(tmp_path):
+@pytest.fixture
+def any_share(monkeypatch):
+  """However many updates are skipped, only those in a row end a training."""
+  monkeypatch.setattr(guard, "MOST_SKIPPED", 1.0)
+
+
+def test_single_bad_batches_are_skipped_and_counted(tmp_path, any_share):
   spoilt, states = (3, 4, 6, 8, 9), {}
   run(tmp_path, spoilt=spoilt, on_step=lambda step, state: states.update({step: jax.tree.map(np.array, state)}))
   for step in range(2, 10):
@@ -215,7 +223,7 @@ def test_single_bad_batches_are_skipped_and_counted(tmp_path):
   assert all(line.get("loss", 0) is not None for line in lines)
 
 
-def test_skips_in_a_row_stop_the_run_with_the_batch_saved(tmp_path):
+def test_skips_in_a_row_stop_the_run_with_the_batch_saved(tmp_path, any_share):
   # The third in a row is step 7; it is noticed when step 8 is logged, and step 8 is not saved.
   with pytest.raises(DivergedError, match="in 3 steps in a row, up to step 7,") as caught:
     run(tmp_path, spoilt=(2, 3, 5, 6, 7))
@@ -228,6 +236,17 @@ def test_skips_in_a_row_stop_the_run_with_the_batch_saved(tmp_path):
     np.testing.assert_array_equal(saved[name], value)
   assert read(tmp_path)[-1]["step"] == 8
   assert Checkpointer(tmp_path / "checkpoints").steps() == [4]
+
+
+def test_too_many_skips_fail_the_training_and_are_counted_over_sessions(tmp_path):
+  # Two of twenty are borne, the third, step 13, is not; it is noticed when step 14 is logged.
+  run(tmp_path / "borne", steps=20, spoilt=(3, 7))
+  with pytest.raises(Interrupted):
+    run(tmp_path / "resumed", steps=20, spoilt=(3, 7, 13), on_step=interrupt_at(9, signal.SIGTERM))
+  with pytest.raises(DivergedError, match=r"--config\.sft\.optimizer\.learning_rate") as caught:
+    run(tmp_path / "resumed", steps=20, spoilt=(3, 7, 13))
+  assert str(tmp_path / "resumed" / "skipped_step13_process0.npz") in str(caught.value)
+  assert Checkpointer(tmp_path / "resumed" / "checkpoints").steps() == [9, 12]
 
 
 def test_learns_the_toy_task(tmp_path):
