@@ -46,7 +46,10 @@ def fit_text_encoder(catalogue: Catalogue, dim: int = 256, seed: int = 0) -> tup
   try:
     terms = vectorizer.fit_transform(texts)
   except ValueError:
-    raise DataError("items: no title, brand, category or description holds a word; fill them in or bring your own vectors") from None
+    raise DataError(
+      "items: no title, brand, category or description holds a word; fill them in, or bring your own vectors: "
+      "--config.tokenize.vectors=FILE.npy"
+    ) from None
   if terms.shape[1] <= dim:
     return TextEncoder(vectorizer, None), _to_unit_rows(terms.toarray())
   svd = TruncatedSVD(n_components=min(dim, terms.shape[0]), random_state=seed)
@@ -62,7 +65,7 @@ def tfidf_svd(dim: int = 256, seed: int = 0) -> EmbedFn:
 def vectors_from_npy(path: str | Path) -> EmbedFn:
   """Vectors `[N, D]` of any float type from a `.npy` file, row i for the catalogue's row i.
 
-  Raises DataError when the file is no such array, has another number of rows than the catalogue, or holds NaN.
+  Raises DataError when the file is no such array, has another number of rows than the catalogue, or holds what 32 bits cannot (NaN too).
   """
 
   def embed(catalogue: Catalogue) -> np.ndarray:
@@ -81,14 +84,20 @@ def vectors_from_npy(path: str | Path) -> EmbedFn:
 
 
 def check_vectors(vectors: np.ndarray, source: str = "vectors") -> None:
-  """Raises DataError unless `vectors` is a finite float array `[N, D]` with at least one row and column."""
+  """Raises DataError unless `vectors` is a float array `[N, D]` with at least one row and column, whose rows have a length in 32 bits."""
   if vectors.ndim != 2 or 0 in vectors.shape:
     raise DataError(f"{source}: shape {vectors.shape}; item vectors are [items, dimensions]")
   if not np.issubdtype(vectors.dtype, np.floating):
     raise DataError(f"{source}: type {vectors.dtype}; item vectors are floats")
-  broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+  with np.errstate(over="ignore"):
+    # As they are used: a length that overflows or vanishes would make the row zeros.
+    lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
+  broken = np.flatnonzero(~np.isfinite(lengths) | ((lengths == 0) & vectors.any(axis=1)))
   if len(broken):
-    raise DataError(f"{source}: {len(broken)} rows hold NaN or infinity, the first is row {broken[0]}; recompute these items' vectors")
+    raise DataError(
+      f"{source}: {len(broken)} rows hold NaN, infinity, or values too large or too small for 32 bits, the first is row {broken[0]}; "
+      "recompute or scale these items' vectors"
+    )
 
 
 def _to_unit_rows(vectors: np.ndarray) -> np.ndarray:

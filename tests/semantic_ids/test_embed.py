@@ -55,7 +55,7 @@ def test_any_script_counts_as_words_and_an_empty_text_is_a_zero_row():
 
 
 def test_no_word_at_all_is_an_error_that_says_what_to_do():
-  with pytest.raises(DataError, match="bring your own vectors"):
+  with pytest.raises(DataError, match=r"--config\.tokenize\.vectors="):
     tfidf_svd()(catalogue("", "..."))
 
 
@@ -64,6 +64,13 @@ def test_npy_vectors_are_read_and_scaled_to_unit_norm(tmp_path):
   vectors = vectors_from_npy(tmp_path / "v.npy")(catalogue("a", "b"))
   assert vectors.dtype == np.float32
   np.testing.assert_allclose(vectors, [[0.6, 0.8], [0, 1]], atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [np.inf, 1e300, 1e20, 1e-30, 1e-300])
+def test_npy_vectors_that_32_bits_cannot_scale_are_refused(tmp_path, value):
+  np.save(tmp_path / "v.npy", np.array([[0.0, 0.0], [value, 0.0], [1e18, 1e-18]]))
+  with pytest.raises(DataError, match=r"v\.npy: 1 rows .*row 1"):
+    vectors_from_npy(tmp_path / "v.npy")(catalogue("a", "b", "c"))
 
 
 def test_npy_errors_name_the_file_and_the_fault(tmp_path):
