@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import tensorflow_datasets as tfds
 
 from gr2_jax.data import prepared
-from gr2_jax.data.jsonl import as_id, as_integer, parse_object, read_lines, required
+from gr2_jax.data.jsonl import as_id, as_time, decode_line, parse_object, read_lines, required
 from gr2_jax.data.schema import DataError, History, Item, check_item
 from gr2_jax.data.slate_logs import Splits, numbered
 
@@ -40,7 +40,7 @@ class Review:
 def parse_review_line(line: bytes) -> Review:
   """One line of a reviews file, which is JSON; raises DataError naming the field."""
   record = parse_object(line)
-  return Review(required(record, "reviewerID", as_id), required(record, "asin", as_id), required(record, "unixReviewTime", as_integer))
+  return Review(required(record, "reviewerID", as_id), required(record, "asin", as_id), required(record, "unixReviewTime", as_time))
 
 
 def _clean(record: Mapping[str, object], name: str) -> str:
@@ -63,8 +63,9 @@ def parse_metadata_line(line: bytes, department: str = "") -> Item:
   HTML entities are decoded, an empty brand or `Unknown` and an unusable price become None, and of several category paths the first inside
   `department` is taken (see `_category_path`).
   """
+  text = decode_line(line).strip()
   try:
-    record = ast.literal_eval(line.decode("utf-8").strip())
+    record = ast.literal_eval(text)
   except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
     raise DataError(f"line: not a Python literal ({type(error).__name__}); fetch the metadata file again") from None
   if not isinstance(record, dict):
@@ -98,10 +99,11 @@ def group_reviews(reviews: Iterable[Review]) -> tuple[History, ...]:
 def collect_items(ids: Iterable[str], path: pathlib.Path, department: str) -> tuple[Item, ...]:
   """An item for each of the distinct `ids`, in their order; one without a metadata line has an empty title."""
   items = {item_id: Item(item_id, "") for item_id in ids}
+  wanted = {item_id.encode() for item_id in items}
 
   def parse(line: bytes) -> Item | None:
     found = _ITEM_ID.search(line)
-    if found and found[1].decode("utf-8") not in items:
+    if found and found[1] not in wanted:
       return None
     return parse_metadata_line(line, department)
 

@@ -3,14 +3,16 @@
 import contextlib
 import dataclasses
 import gzip
+import itertools
 import json
 import math
+import operator
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, Literal, TypeVar
 
-from gr2_jax.data.schema import Catalogue, DataError, History, Item, Slate, check_history, check_item, check_slate
+from gr2_jax.data.schema import Catalogue, DataError, History, Item, Slate, check_history, check_item, check_slate, check_time
 from gr2_jax.files import replacing
 
 Path = str | os.PathLike[str]
@@ -20,31 +22,38 @@ Record = TypeVar("Record")
 INTEGER_LIMIT = 2**62  # keeps times and labels inside int64, with room for differences
 
 
+class BadLineError(DataError):
+  """A line that cannot be used, and that reading with `on_error="skip"` would leave out."""
+
+
 @dataclasses.dataclass(frozen=True)
-class BadLine:
-  """One line that was left out; `line` counts from 1."""
+class LeftOut:
+  """A whole `line` of a file, counted from 1, or one `event` of a line that is kept."""
 
   file: str
   line: int
+  left_out: Literal["line", "event"]
   reason: str
 
 
 @dataclasses.dataclass
 class BadLines:
-  """Collects the lines that reading with `on_error="skip"` leaves out."""
+  """Collects what reading with `on_error="skip"` leaves out."""
 
-  lines: list[BadLine] = dataclasses.field(default_factory=list)
+  lines: list[LeftOut] = dataclasses.field(default_factory=list)
+  events: list[LeftOut] = dataclasses.field(default_factory=list)
 
-  def __len__(self) -> int:
-    return len(self.lines)
-
-  def add(self, file: Path, line: int, reason: str) -> None:
+  def add_line(self, file: Path, line: int, reason: str) -> None:
     """Notes one line that is left out."""
-    self.lines.append(BadLine(os.fspath(file), line, reason))
+    self.lines.append(LeftOut(os.fspath(file), line, "line", reason))
+
+  def add_event(self, file: Path, line: int, reason: str) -> None:
+    """Notes one interaction that is left out of its line."""
+    self.events.append(LeftOut(os.fspath(file), line, "event", reason))
 
   def write(self, path: Path) -> None:
-    """Writes one JSON object `{"file", "line", "reason"}` for each bad line."""
-    _write_objects(path, (dataclasses.asdict(line) for line in self.lines))
+    """Writes one JSON object `{"file", "line", "left_out", "reason"}` for each line and each event."""
+    _write_objects(path, map(dataclasses.asdict, (*self.lines, *self.events)))
 
 
 # One line to one record: pure functions of the line's bytes.
@@ -68,7 +77,15 @@ def as_id(value: Any, name: str) -> str:
 def as_integer(value: Any, name: str) -> int:
   """`value` of field `name`, which must be an integer that fits 64 bits; raises DataError for anything else."""
   if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= INTEGER_LIMIT:
-    raise DataError(f"{name}: {value!r} is not a 64-bit integer; write whole numbers (times are Unix seconds)")
+    raise DataError(f"{name}: {value!r} is not a 64-bit integer; write whole numbers")
+  return value
+
+
+def as_time(value: Any, name: str) -> int:
+  """`value` of field `name` as Unix seconds; raises DataError for anything but an integer from 0 to below 1e11."""
+  if isinstance(value, bool) or not isinstance(value, int):
+    raise DataError(f"{name}: {value!r} is no time; write whole Unix seconds")
+  check_time(value, name)
   return value
 
 
@@ -94,7 +111,7 @@ def _as_tuple_of(parse: Callable[[Any, str], Record]) -> Callable[[Any, str], tu
 
 
 _as_ids, _as_texts = _as_tuple_of(as_id), _as_tuple_of(_as_text)
-_as_integers, _as_numbers = _as_tuple_of(as_integer), _as_tuple_of(_as_number)
+_as_integers, _as_numbers, _as_times = _as_tuple_of(as_integer), _as_tuple_of(_as_number), _as_tuple_of(as_time)
 
 
 def required(record: Mapping[str, Any], name: str, parse: Callable[[Any, str], Record]) -> Record:
@@ -116,12 +133,25 @@ def _holds_non_finite(value: Any) -> bool:
   return isinstance(value, list) and any(map(_holds_non_finite, value))
 
 
-def parse_object(line: bytes) -> dict[str, Any]:
-  """The JSON object of one line; raises DataError for anything else (NaN and Infinity are not JSON)."""
+def decode_line(line: bytes) -> str:
+  """The text of one line; raises DataError for bytes that are not UTF-8."""
   try:
-    text = line.decode("utf-8")
+    return line.decode("utf-8")
   except UnicodeDecodeError as error:
     raise DataError(f"byte {error.start + 1}: not UTF-8; save the file as UTF-8") from None
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  record = dict(pairs)
+  if len(record) < len(pairs):
+    names = [name for name, _ in pairs]
+    raise DataError(f"{next(name for name in names if names.count(name) > 1)}: given twice; keep one of the two")
+  return record
+
+
+def parse_object(line: bytes) -> dict[str, Any]:
+  """The JSON object of one line; raises DataError for anything else (NaN and Infinity are not JSON, and a name may stand once)."""
+  text = decode_line(line)
   constants: list[str] = []
 
   def constant(name: str) -> float:
@@ -129,11 +159,13 @@ def parse_object(line: bytes) -> dict[str, Any]:
     return float(name)
 
   try:
-    record = json.loads(text, parse_constant=constant)
+    record = json.loads(text, parse_constant=constant, object_pairs_hook=_unrepeated)
     fields = record.items() if constants and isinstance(record, dict) else ()
     not_finite = next((name for name, value in fields if _holds_non_finite(value)), "line")
     if "\\ud" in text.lower():
       json.dumps(record, ensure_ascii=False).encode("utf-8")
+  except DataError:
+    raise
   except json.JSONDecodeError as error:
     raise DataError(f"column {error.colno}: broken JSON ({error.msg}); write one JSON object a line") from None
   except UnicodeEncodeError:
@@ -174,7 +206,7 @@ def parse_history(line: bytes) -> History:
   history = History(
     user=required(record, "user", as_id),
     items=required(record, "items", _as_ids),
-    timestamps=_optional(record, "timestamps", _as_integers, ()),
+    timestamps=_optional(record, "timestamps", _as_times, ()),
   )
   check_history(history)
   return history
@@ -191,7 +223,7 @@ def parse_slate(line: bytes) -> Slate:
     upstream_scores=_optional(record, "upstream_scores", _as_numbers),
     propensities=_optional(record, "propensities", _as_numbers),
     weight=_optional(record, "weight", _as_number, 1.0),
-    timestamp=_optional(record, "timestamp", as_integer),
+    timestamp=_optional(record, "timestamp", as_time),
     segment=_optional(record, "segment", _as_text),
   )
   check_slate(slate)
@@ -219,7 +251,7 @@ def read_lines(
 ) -> Iterator[tuple[int, Record]]:
   """Streams (line number from 1, record) of a JSONL file.
 
-  A line that `parse` refuses with DataError stops the reading with an error that names file and line; with
+  A line that `parse` refuses with DataError stops the reading with a BadLineError that names file and line; with
   `on_error="skip"` it is left out and noted in `report`, which must then be given. A file that cannot be read, or a damaged
   gzip, always stops.
   """
@@ -234,8 +266,8 @@ def read_lines(
       record = parse(line)
     except DataError as error:
       if report is None or on_error == "stop":
-        raise DataError(f"{path}:{number}: {error}; or pass --config.data.on_error=skip") from None
-      report.add(path, number, str(error))
+        raise BadLineError(f"{path}:{number}: {error}") from None
+      report.add_line(path, number, str(error))
     else:
       yield number, record
 
@@ -254,14 +286,25 @@ def _once(parse: Callable[[bytes], Record], name: str, key: Callable[[Record], s
   return parse_once
 
 
-def _known_items(catalogue: Catalogue | None, record: History | Slate, names: tuple[str, ...]) -> None:
-  if catalogue is None:
+def _check_known(items: tuple[str, ...], catalogue: Catalogue | None, name: str, *, some: bool = False) -> None:
+  """Raises DataError naming the field for an item that the catalogue lacks; with `some` only where it lacks them all."""
+  if catalogue is None or (some and any(item in catalogue.rows for item in items)):
     return
-  for name in names:
-    try:
-      catalogue.to_rows(getattr(record, name))
-    except DataError as error:
-      raise DataError(f"{name}: {error}") from None
+  try:
+    catalogue.to_rows(items)
+  except DataError as error:
+    raise DataError(f"{name}: {error}") from None
+
+
+def _are_known(
+  items: tuple[str, ...], catalogue: Catalogue | None, name: str, path: Path, line: int, report: BadLines | None
+) -> list[bool]:
+  """Whether the catalogue has each item; what it lacks is noted as events that are left out."""
+  known = [catalogue is None or item in catalogue.rows for item in items]
+  if report is not None:
+    for item in itertools.compress(items, map(operator.not_, known)):
+      report.add_event(path, line, f"{name}: unknown item {item!r}; add it to the items file")
+  return known
 
 
 def _not_empty(records: tuple[Record, ...], path: Path) -> tuple[Record, ...]:
@@ -279,28 +322,43 @@ def read_items(path: Path, *, on_error: OnError = "stop", report: BadLines | Non
 def read_interactions(
   path: Path, catalogue: Catalogue | None, *, on_error: OnError = "stop", report: BadLines | None = None
 ) -> tuple[History, ...]:
-  """The histories of an `interactions.jsonl[.gz]` file, one a user; items are looked up when a catalogue is given."""
+  """The histories of an `interactions.jsonl[.gz]` file, one a user; items are looked up when a catalogue is given.
+
+  With `on_error="skip"` an item that the catalogue lacks costs its event alone, and the line only where no other is left.
+  """
 
   def parse(line: bytes) -> History:
     history = parse_history(line)
-    _known_items(catalogue, history, ("items",))
+    _check_known(history.items, catalogue, "items", some=on_error == "skip")
     return history
 
-  lines = read_lines(path, _once(parse, "user", lambda history: history.user), on_error=on_error, report=report)
-  return _not_empty(tuple(history for _, history in lines), path)
+  histories = []
+  for number, history in read_lines(path, _once(parse, "user", lambda history: history.user), on_error=on_error, report=report):
+    known = _are_known(history.items, catalogue, "items", path, number, report)
+    items = tuple(itertools.compress(history.items, known))
+    histories.append(History(history.user, items, tuple(itertools.compress(history.timestamps, known))))
+  return _not_empty(tuple(histories), path)
 
 
 def read_slates(
   path: Path, catalogue: Catalogue | None, *, on_error: OnError = "stop", report: BadLines | None = None
 ) -> tuple[Slate, ...]:
-  """The slates of a `slates.jsonl[.gz]` file, possibly none; items are looked up when a catalogue is given."""
+  """The slates of a `slates.jsonl[.gz]` file, possibly none; items are looked up when a catalogue is given.
+
+  With `on_error="skip"` an item of the history that the catalogue lacks is left out alone, as in `read_interactions`; a candidate never.
+  """
 
   def parse(line: bytes) -> Slate:
     slate = parse_slate(line)
-    _known_items(catalogue, slate, ("history", "candidates"))
+    _check_known(slate.history, catalogue, "history", some=on_error == "skip")
+    _check_known(slate.candidates, catalogue, "candidates")
     return slate
 
-  return tuple(slate for _, slate in read_lines(path, parse, on_error=on_error, report=report))
+  slates = []
+  for number, slate in read_lines(path, parse, on_error=on_error, report=report):
+    known = _are_known(slate.history, catalogue, "history", path, number, report)
+    slates.append(dataclasses.replace(slate, history=tuple(itertools.compress(slate.history, known))))
+  return tuple(slates)
 
 
 def _write_objects(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:

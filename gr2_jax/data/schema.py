@@ -1,12 +1,15 @@
 """The records that every stage speaks, and the checks they pass before any work starts."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
 from gr2_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
+LABELS = (0, 1, 2)  # none, click, conversion
+TIME_LIMIT = 10**11  # Unix seconds, in the year 5138; today's times in milliseconds lie above
 
 
 class DataError(UserError, ValueError):
@@ -44,7 +47,7 @@ class Slate:
   """A request to re-rank: what the user did before, and the candidates in the upstream order.
 
   `labels [K]`: 0 none, 1 click, 2 conversion; a single target is the case of one 1.
-  `upstream_scores [K]`: what the upstream ranker gave the candidates, when known.
+  `upstream_scores [K]`: what the upstream ranker gave the candidates, when known; they never rise along the order.
   `propensities [K]`: probability that the upstream position was examined, when the logger knew it. They stay in the record for
   off-policy estimates; neither training nor metrics read them.
   `weight`: multiplies the slate's part in SFT, RL and every mean of the evaluation.
@@ -61,6 +64,11 @@ class Slate:
   weight: float = 1.0
   timestamp: int | None = None
   segment: str | None = None
+
+  @property
+  def targets(self) -> frozenset[str]:
+    """The candidates that were taken."""
+    return frozenset(item for item, label in zip(self.candidates, self.labels, strict=True) if label)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +108,15 @@ def check_item(item: Item) -> None:
     raise DataError(f"price: {item.price!r} of item {item.id!r} is not a price; leave it out when unknown")
 
 
+def check_time(time: int, name: str) -> None:
+  """Raises DataError unless `time` of field `name` can be Unix seconds: from 0 to below 1e11."""
+  if not 0 <= time < TIME_LIMIT:
+    raise DataError(
+      f"{name}: {time!r} is no time in Unix seconds, which lie from 0 to below {TIME_LIMIT:,}; divide milliseconds by 1,000, "
+      "microseconds by 1,000,000"
+    )
+
+
 def check_history(history: History, catalogue: Catalogue | None = None) -> None:
   """Raises DataError for an empty, unordered or unknown-item history (items are not looked up without a catalogue)."""
   if not history.user:
@@ -112,6 +129,8 @@ def check_history(history: History, catalogue: Catalogue | None = None) -> None:
       raise DataError(f"timestamps: {len(times)} for {len(history.items)} items; give one for each item or none at all")
     if any(b < a for a, b in zip(times, times[1:], strict=False)):
       raise DataError("timestamps: they decrease; sort the interactions by time, oldest first")
+    for time in (times[0], times[-1]):
+      check_time(time, "timestamps")
   if catalogue is not None:
     catalogue.to_rows(history.items)
 
@@ -128,8 +147,8 @@ def check_slate(slate: Slate, catalogue: Catalogue | None = None) -> None:
     raise DataError(f"candidates: {twice!r} is repeated; list each candidate once")
   if len(slate.labels) != size:
     raise DataError(f"labels: {len(slate.labels)} for {size} candidates; give one label for each")
-  if any(not math.isfinite(label) or label < 0 for label in slate.labels):
-    raise DataError(f"labels: {list(slate.labels)} holds a negative or NaN value; use 0 none, 1 click, 2 conversion")
+  if any(label not in LABELS for label in slate.labels):
+    raise DataError(f"labels: {list(slate.labels)}; use 0 none, 1 click, 2 conversion (metrics count a label as 2^label - 1)")
   if not any(slate.labels):
     raise DataError("labels: all are 0, the target is missing from the slate; keep slates that contain it")
   for name in ("upstream_scores", "propensities"):
@@ -138,9 +157,16 @@ def check_slate(slate: Slate, catalogue: Catalogue | None = None) -> None:
       raise DataError(f"{name}: {len(values)} for {size} candidates; give one for each or leave the field out")
     if values is not None and not all(math.isfinite(v) for v in values):
       raise DataError(f"{name}: {list(values)} holds a NaN or infinity; leave the field out when unknown")
+  if slate.upstream_scores is not None and any(b > a for a, b in itertools.pairwise(slate.upstream_scores)):
+    raise DataError(
+      "upstream_scores: they rise along the candidates, which come in the upstream order, best first; sort the candidates by them, "
+      "or leave the field out"
+    )
   if slate.propensities is not None and any(not 0 < p <= 1 for p in slate.propensities):
     raise DataError("propensities: must lie in (0, 1]; they are probabilities of examination")
   if not math.isfinite(slate.weight) or slate.weight <= 0:
     raise DataError(f"weight: {slate.weight!r} must be a positive number")
+  if slate.timestamp is not None:
+    check_time(slate.timestamp, "timestamp")
   if catalogue is not None:
     catalogue.to_rows(slate.history + slate.candidates)

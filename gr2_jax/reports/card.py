@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -164,7 +165,8 @@ def _data_section(results: Mapping[str, Any], run: pathlib.Path) -> str:
   rows += [(f"targets retrieved into slates, {split}", f"{share:.4f}") for split, share in slates.get("recall", {}).items()]
   bad = run / "data" / "bad_lines.jsonl"
   if bad.exists():
-    rows.append(("bad lines left out", f"{len(bad.read_text(encoding='utf-8').splitlines()):,} (data/bad_lines.jsonl)"))
+    kinds = Counter(json.loads(line).get("left_out", "line") for line in bad.read_text(encoding="utf-8").splitlines())
+    rows += [(f"bad {kind}s left out", f"{count:,} (data/bad_lines.jsonl)") for kind, count in kinds.items()]
   return markdown_table(["", ""], rows) + "".join(f"\n\n{note}" for note in results["notes"])
 
 

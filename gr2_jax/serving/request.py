@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gr2_jax.data.jsonl import as_id, as_integer, required, to_item
+from gr2_jax.data.jsonl import as_id, as_integer, as_time, required, to_item
 from gr2_jax.data.schema import DataError, Item
 
 MODES = ("reason", "direct", "score")
@@ -90,7 +90,7 @@ def parse_request(record: Mapping[str, Any]) -> Request:
   """
   kinds: tuple[tuple[str, Callable[[Any, str], Any]], ...] = (
     ("id", as_id),
-    ("timestamp", as_integer),
+    ("timestamp", as_time),
     ("mode", as_id),
     ("presentations", as_integer),
   )

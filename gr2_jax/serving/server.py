@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gr2_jax.compression.rules import VARIANTS
 from gr2_jax.data.jsonl import INTEGER_LIMIT
-from gr2_jax.data.schema import Item
+from gr2_jax.data.schema import TIME_LIMIT, Item
 from gr2_jax.serving.batching import Batcher, Overloaded, Stopped
 from gr2_jax.serving.request import KINDS, MODES, Ranking, Request, RequestError, item_id, upstream_ranking
 from gr2_jax.serving.reranker import Prepared, Reranker
@@ -69,7 +69,7 @@ class RankBody(BaseModel):
   id: _Id | None = Field(None, description="comes back with the answer")
   history: Annotated[list[_Id | ItemBody], Field(max_length=10_000)]
   candidates: Annotated[list[_Id | ItemBody], Field(min_length=1, max_length=10_000)]
-  timestamp: Annotated[StrictInt, Field(gt=-INTEGER_LIMIT, lt=INTEGER_LIMIT)] | None = Field(None, description="Unix seconds")
+  timestamp: Annotated[StrictInt, Field(ge=0, lt=TIME_LIMIT)] | None = Field(None, description="Unix seconds")
   mode: Literal[MODES] | None = None  # type: ignore[valid-type]
   presentations: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
 

@@ -25,8 +25,9 @@ def test_review_line():
   assert parse_review_line(REVIEW) == Review("U1", "B2", 1391040000)
   with pytest.raises(DataError, match="asin: missing"):
     parse_review_line(b'{"reviewerID": "U1", "unixReviewTime": 1}')
-  with pytest.raises(DataError, match="unixReviewTime: '1'"):
-    parse_review_line(b'{"reviewerID": "U1", "asin": "B", "unixReviewTime": "1"}')
+  for time in ('"1"', "-1", "1391040000000"):
+    with pytest.raises(DataError, match=f"unixReviewTime: {time.replace(chr(34), chr(39))} .*Unix seconds"):
+      parse_review_line(b'{"reviewerID": "U1", "asin": "B", "unixReviewTime": ' + time.encode() + b"}")
 
 
 def test_metadata_line():
@@ -41,7 +42,7 @@ def test_metadata_line():
   assert parse_metadata_line(b"{'asin': 'B1', 'price': 1e999}\n") == Item("B1", "")
 
 
-@pytest.mark.parametrize("line", [b"{'asin': open('x')}", b"{'asin': ", b"\xff", b"{[]: 1}", b"(" * 5000, b"{'asin': 'B\x00'}"])
+@pytest.mark.parametrize("line", [b"{'asin': open('x')}", b"{'asin': ", b"{[]: 1}", b"(" * 5000, b"{'asin': 'B\x00'}"])
 def test_metadata_that_is_no_literal_is_refused_not_run(line):
   with pytest.raises(DataError, match="not a Python literal"):
     parse_metadata_line(line)
@@ -50,6 +51,8 @@ def test_metadata_that_is_no_literal_is_refused_not_run(line):
 def test_metadata_without_an_id_or_not_a_dict():
   with pytest.raises(DataError, match="asin: missing"):
     parse_metadata_line(b"{'title': 'x'}")
+  with pytest.raises(DataError, match="byte 12: not UTF-8"):
+    parse_metadata_line(b"{'title': '\xff'}")
   with pytest.raises(DataError, match="a list, not a dict"):
     parse_metadata_line(b"['asin']")
 
@@ -64,7 +67,7 @@ def test_grouping_is_chronological_and_keeps_file_order_within_a_day():
 
 def test_only_wanted_metadata_is_evaluated(tmp_path):
   path = tmp_path / "meta.json"
-  path.write_bytes(b"{'asin': 'OTHER', this is never looked at}\n{'asin': 'B1', 'title': 'one'}\n")
+  path.write_bytes(b"{'asin': 'OTHER', this is never looked at}\n{'asin': '\xff'}\n{'asin': 'B1', 'title': 'one'}\n")
   assert collect_items(["B2", "B1", "B2"], path, "Beauty") == (Item("B2", ""), Item("B1", "one"))
   path.write_bytes(b"{'asin': 'B1', 'title': 'one'}\n{'asin': 'B2', broken}\n")
   with pytest.raises(DataError, match=r"meta\.json:2: line: not a Python literal"):
@@ -122,6 +125,7 @@ def test_a_bad_review_names_its_line_and_leaves_nothing_prepared(tmp_path):
   manual.mkdir()
   (manual / "reviews_Beauty_5.json.gz").write_bytes(gzip.compress(REVIEW + b"\n{}\n"))
   builder = AmazonReviews2014(config="beauty", data_dir=tmp_path / "data")
-  with pytest.raises(DataError, match=r"reviews_Beauty_5\.json\.gz:2: reviewerID: missing"):
+  with pytest.raises(DataError, match=r"reviews_Beauty_5\.json\.gz:2: reviewerID: missing") as refused:
     prepared.prepare(builder, manual)
+  assert "on_error" not in str(refused.value)  # TFDS sources skip nothing
   assert not list((tmp_path / "data").rglob("*.array_record*"))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr2_jax.data import jsonl
-from gr2_jax.data.jsonl import BadLines, parse_history, parse_item, parse_slate, read_interactions, read_items, read_slates
+from gr2_jax.data.jsonl import BadLineError, BadLines, parse_history, parse_item, parse_slate, read_interactions, read_items, read_slates
 from gr2_jax.data.schema import Catalogue, DataError, History, Item, Slate
 
 CATALOGUE = Catalogue(tuple(Item(name, name) for name in ("a", "b", "c", "7")))
@@ -38,7 +38,7 @@ items = st.builds(
 @st.composite
 def histories(draw):
   taken = draw(st.lists(ids, min_size=1, max_size=5))
-  times = sorted(draw(st.lists(st.integers(-(2**61), 2**61), min_size=len(taken), max_size=len(taken))))
+  times = sorted(draw(st.lists(st.integers(0, 10**11 - 1), min_size=len(taken), max_size=len(taken))))
   return History(draw(ids), tuple(taken), tuple(times) if draw(st.booleans()) else ())
 
 
@@ -55,10 +55,10 @@ def slates(draw):
     history=tuple(draw(st.lists(ids, min_size=1, max_size=4))),
     candidates=tuple(candidates),
     labels=tuple(draw(st.lists(st.integers(0, 2), min_size=size, max_size=size).filter(any))),
-    upstream_scores=maybe(numbers),
+    upstream_scores=(scores := maybe(numbers)) and tuple(sorted(scores, reverse=True)),
     propensities=maybe(st.floats(1e-9, 1)),
     weight=draw(st.floats(1e-9, 1e9)),
-    timestamp=draw(st.none() | st.integers(-(2**61), 2**61)),
+    timestamp=draw(st.none() | st.integers(0, 10**11 - 1)),
     segment=draw(st.none() | texts),
   )
 
@@ -113,7 +113,9 @@ BAD_OBJECTS = [
   (b'{"user": "\xff"}', "byte 11: not UTF-8"),
   (b'{"user": "u", "x": [{"y": NaN}]}', "x: NaN is not JSON"),
   (b'{"x": -Infinity}', "x: -Infinity is not JSON"),
-  (b'{"x": NaN, "x": 1}', "line: NaN is not JSON"),
+  (b'{"x": 1, "y": 2, "y": 2}', "y: given twice"),
+  (b'{"x": [{"y": 1, "y": 2}]}', "y: given twice"),
+  (b'{"x": NaN, "x": 1}', "x: given twice"),
   (b'{"user": "\\ud800"}', "line: holds half of a surrogate"),
   (b"[" * 100_000, "line: unreadable JSON"),
   (b'{"x": ' + b"9" * 5000 + b"}", "line: unreadable JSON"),
@@ -139,8 +141,10 @@ BAD_HISTORIES = [
   (b'{"user": "u", "items": {"a": 1}}', "items: .* is not a list"),
   (b'{"user": "u", "items": [null]}', "items: None is not an id"),
   (b'{"user": "u", "items": ["z"]}', "items: unknown item 'z'"),
-  (b'{"user": "u", "items": ["a"], "timestamps": [1.5]}', "timestamps: 1.5 is not a 64-bit integer"),
-  (b'{"user": "u", "items": ["a"], "timestamps": [9223372036854775808]}', "timestamps: .* is not a 64-bit integer"),
+  (b'{"user": "u", "items": ["a"], "timestamps": [1.5]}', "timestamps: 1.5 is no time; write whole Unix seconds"),
+  (b'{"user": "u", "items": ["a"], "timestamps": [9223372036854775808]}', "timestamps: .* Unix seconds"),
+  (b'{"user": "u", "items": ["a"], "timestamps": [1700000000000]}', "timestamps: 1700000000000 .* divide milliseconds"),
+  (b'{"user": "u", "items": ["a"], "timestamps": [-1]}', "timestamps: -1"),
   (b'{"user": "u", "items": ["a"], "timestamps": [1, 2]}', "timestamps: 2 for 1 items"),
   (b'{"user": "u", "items": ["a", "b"], "timestamps": [2, 1]}', "timestamps: they decrease"),
 ]
@@ -153,15 +157,18 @@ BAD_SLATES = [
     ({"candidates": ["b"], "labels": [1]}, "candidates: a slate of 1"),
     ({"candidates": ["b", "b"]}, "candidates: 'b' is repeated"),
     ({"labels": [0, 0]}, "labels: all are 0"),
-    ({"labels": [-1, 1]}, "labels: .* negative"),
+    ({"labels": [-1, 1]}, "labels: .* use 0 none"),
+    ({"labels": [0, 3]}, "labels: .* use 0 none"),
     ({"labels": [float("nan"), 1]}, "labels: NaN is not JSON"),
-    ({"labels": [0.5, 1]}, "labels: 0.5 is not a 64-bit integer"),
+    ({"labels": [0.5, 1]}, "labels: 0.5 is not a 64-bit integer; write whole numbers$"),
     ({"labels": None}, "labels: missing"),
     ({"upstream_scores": [1.0]}, "upstream_scores: 1 for 2"),
     ({"upstream_scores": ["1", 2]}, "upstream_scores: '1' is not a number"),
+    ({"upstream_scores": [1, 2]}, "upstream_scores: they rise"),
     ({"propensities": [0, 1]}, "propensities: must lie"),
     ({"weight": 0}, "weight: 0.0 must be"),
     ({"timestamp": "now"}, "timestamp: 'now'"),
+    ({"timestamp": 10**11}, "timestamp: 100000000000"),
     ({"segment": 3}, "segment: 3 is not text"),
   ]
 ]
@@ -176,15 +183,30 @@ CASES = [
 @pytest.mark.parametrize(("read", "good", "bad", "message"), CASES)
 def test_a_bad_line_stops_or_is_skipped_and_listed(tmp_path, read, good, bad, message):
   path = _write(tmp_path / "file.jsonl", good, bad)
-  with pytest.raises(DataError, match=rf"file\.jsonl:2: ({message}).*; or pass --config\.data\.on_error=skip$"):
+  with pytest.raises(BadLineError, match=rf"file\.jsonl:2: ({message})"):
     read(path)
   report = BadLines()
   assert len(read(path, on_error="skip", report=report)) == 1
-  assert len(report) == 1
+  assert (len(report.lines), report.events) == (1, [])
   report.write(tmp_path / "bad.jsonl")
   listed = json.loads((tmp_path / "bad.jsonl").read_text())
-  assert listed == {"file": str(path), "line": 2, "reason": report.lines[0].reason}
-  assert "on_error" not in listed["reason"]
+  assert listed == {"file": str(path), "line": 2, "left_out": "line", "reason": report.lines[0].reason}
+
+
+def test_told_to_skip_an_unknown_item_costs_its_event_alone(tmp_path):
+  report = BadLines()
+  log = _write(tmp_path / "log.jsonl", '{"user": "u", "items": ["y", "a", "z", "b"], "timestamps": [1, 2, 3, 4]}', GOOD_HISTORY)
+  assert read_interactions(log, CATALOGUE, on_error="skip", report=report) == (History("u", ("a", "b"), (2, 4)), History("good", ("a",)))
+  slates = _write(tmp_path / "slates.jsonl", json.dumps({**SLATE, "history": ["z", "a"]}), json.dumps({**SLATE, "candidates": ["b", "z"]}))
+  assert read_slates(slates, CATALOGUE, on_error="skip", report=report) == (Slate("u", ("a",), ("b", "c"), (0, 1)),)
+  report.write(tmp_path / "bad.jsonl")
+  listed = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+  assert [(entry["file"], entry["line"], entry["left_out"], entry["reason"].split(";")[0]) for entry in listed] == [
+    (str(slates), 2, "line", "candidates: unknown item 'z'"),
+    (str(log), 1, "event", "items: unknown item 'y'"),
+    (str(log), 1, "event", "items: unknown item 'z'"),
+    (str(slates), 1, "event", "history: unknown item 'z'"),
+  ]
 
 
 def test_repeated_items_and_users_are_refused(tmp_path):

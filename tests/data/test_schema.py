@@ -15,7 +15,10 @@ def test_good_records_pass():
   check_item(Item("a", "", price=0.0))
   check_history(History("u", ("a", "b", "a"), (1, 1, 2)), CATALOGUE)
   check_history(History("u", ("a",)), CATALOGUE)
-  check_slate(dataclasses.replace(SLATE, upstream_scores=(-1.0, 2.0), propensities=(1.0, 0.5), weight=0.1), CATALOGUE)
+  check_history(History("u", ("a", "b"), (0, 10**11 - 1)))
+  check_slate(dataclasses.replace(SLATE, upstream_scores=(2.0, -1.0), propensities=(1.0, 0.5), weight=0.1), CATALOGUE)
+  check_slate(dataclasses.replace(SLATE, upstream_scores=(2.0, 2.0), labels=(2, 1), timestamp=0))
+  assert dataclasses.replace(SLATE, candidates=("b", "c", "a"), labels=(2, 0, 1)).targets == {"a", "b"}
 
 
 def test_catalogue_rows_and_unknown_items():
@@ -42,6 +45,8 @@ def test_bad_items(item, message):
     (History("u", ()), "no interactions"),
     (History("u", ("a", "b"), (1,)), "timestamps: 1 for 2 items"),
     (History("u", ("a", "b"), (2, 1)), "they decrease"),
+    (History("u", ("a", "b"), (-1, 1)), "timestamps: -1 .* Unix seconds"),
+    (History("u", ("a", "b"), (1, 1_700_000_000_000)), "timestamps: 1700000000000 .* divide milliseconds"),
     (History("u", ("a", "z")), "unknown item 'z'"),
   ],
 )
@@ -57,8 +62,10 @@ def test_bad_histories(history, message):
     ({"candidates": ("b",), "labels": (1,)}, "a slate of 1"),
     ({"candidates": ("b", "b")}, "'b' is repeated"),
     ({"labels": (1,)}, "labels: 1 for 2"),
-    ({"labels": (-1, 1)}, "negative"),
-    ({"labels": (math.nan, 1)}, "NaN"),
+    *(({"labels": (label, 1)}, "labels: .*use 0 none, 1 click, 2 conversion") for label in (-1, math.nan, 0.5, 3, 31, 128, 3 * 10**9)),
+    ({"timestamp": -1}, "timestamp: -1"),
+    ({"timestamp": 10**11}, "timestamp: 100000000000 .* Unix seconds"),
+    ({"upstream_scores": (0.2, 0.9)}, "upstream_scores: they rise"),
     ({"labels": (0, 0)}, "target is missing"),
     ({"upstream_scores": (1.0,)}, "upstream_scores: 1 for 2"),
     ({"upstream_scores": (1.0, math.inf)}, "upstream_scores"),

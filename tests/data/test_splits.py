@@ -39,12 +39,6 @@ def test_requests_are_cut_from_the_old_end_and_training_is_not():
   assert split.test[0].history == ("d", "e")
 
 
-def test_days_before_1970_count_as_days():
-  split = leave_one_out([History("u", ("a", "b", "c"), (-DAY, -1, 0))], max_history=9)
-  assert split.validation[0].segment == "same_day"
-  assert split.test[0].segment == "different_day"
-
-
 def test_ten_thousand_items_work():
   items = tuple(map(str, range(10_000)))
   split = leave_one_out([History(str(user), items, tuple(range(10_000))) for user in range(20)], max_history=50)

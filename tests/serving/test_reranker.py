@@ -222,7 +222,8 @@ def test_a_request_without_a_mode_is_ranked_as_the_policy_was_trained(trained, s
 def test_a_request_is_read_from_json():
   record = {"user": 7, "history": [1, {"item": "x", "title": "Rose"}], "candidates": ["a"], "labels": [1], "mode": "score", "id": 3}
   assert parse_request(record) == Request(("1", Item("x", "Rose")), ("a",), id="3", mode="score")
-  for broken in ({"candidates": ["a"]}, {"history": "a", "candidates": ["a"]}, {"history": [], "candidates": [None]}):
+  milliseconds = {"history": [], "candidates": ["a"], "timestamp": 17 * 10**11}
+  for broken in ({"candidates": ["a"]}, {"history": "a", "candidates": ["a"]}, {"history": [], "candidates": [None]}, milliseconds):
     with pytest.raises(RequestError) as error:
       parse_request(broken)
     assert error.value.kind == "bad_request"
