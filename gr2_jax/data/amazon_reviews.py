@@ -115,23 +115,31 @@ def collect_items(ids: Iterable[str], path: pathlib.Path, department: str) -> tu
 
 @dataclasses.dataclass
 class AmazonConfig(tfds.core.BuilderConfig):
-  """`category` as the file names spell it; `department` is the root of its category paths; `of_items` chooses the records."""
+  """`dataset`: a key of `CATEGORIES`; `department` is the root of its category paths; `of_items` chooses the records."""
 
-  category: str = ""
+  dataset: str = ""
   department: str = ""
   of_items: bool = False
 
 
+CATEGORIES = {
+  "beauty": ("Beauty", "Beauty"),
+  "sports": ("Sports_and_Outdoors", "Sports & Outdoors"),
+  "toys": ("Toys_and_Games", "Toys & Games"),
+}  # by the name of the config: the category as the file names spell it, and the department
+
+
+def raw_files(name: str) -> dict[str, str]:
+  """The names of the files that the data set `beauty`, `sports` or `toys` is made of: its `reviews` and its `metadata`."""
+  category, _ = CATEGORIES[name]
+  return {"reviews": f"reviews_{category}_5.json.gz", "metadata": f"meta_{category}.json.gz"}
+
+
 def _configs() -> list[AmazonConfig]:
-  categories = {
-    "beauty": ("Beauty", "Beauty"),
-    "sports": ("Sports_and_Outdoors", "Sports & Outdoors"),
-    "toys": ("Toys_and_Games", "Toys & Games"),
-  }
   kinds = (("", "one example a user", False), ("_items", "one example an item", True))
   return [
-    AmazonConfig(name=name + suffix, description=description, category=category, department=department, of_items=of_items)
-    for name, (category, department) in categories.items()
+    AmazonConfig(name=name + suffix, description=description, dataset=name, department=department, of_items=of_items)
+    for name, (_, department) in CATEGORIES.items()
     for suffix, description, of_items in kinds
   ]
 
@@ -144,7 +152,8 @@ class AmazonReviews2014(tfds.core.GeneratorBasedBuilder):
   lie there (`reviews_Beauty_5.json.gz`, `meta_Beauty.json.gz`). For research use; cite the two papers.
   """
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("1.0.1")
+  RELEASE_NOTES = {"1.0.1": "What is prepared from files of a manual_dir no longer lies in TFDS's own folder."}  # noqa: RUF012
   BUILDER_CONFIGS = _configs()
   MANUAL_DOWNLOAD_INSTRUCTIONS = f"Optional: put reviews_CATEGORY_5.json.gz and meta_CATEGORY.json.gz from {ADDRESS} into manual_dir."
 
@@ -164,13 +173,20 @@ class AmazonReviews2014(tfds.core.GeneratorBasedBuilder):
     except AssertionError:  # how TFDS says that the folder is not there or is empty
       folder = None
     manual = {kind: folder / name for kind, name in names.items() if folder and (folder / name).is_file()}
-    fetched = dl_manager.download({kind: ADDRESS + name for kind, name in names.items() if kind not in manual})
+    missing = {kind: ADDRESS + name for kind, name in names.items() if kind not in manual}
+    try:
+      fetched = dl_manager.download(missing)
+    except (OSError, tfds.core.download.DownloadError) as error:
+      raise DataError(
+        f"{', '.join(missing.values())}: cannot be downloaded ({error}); fetch by other means, and give the folder as "
+        "--config.data.manual_dir"
+      ) from error
     return manual | {kind: pathlib.Path(path) for kind, path in fetched.items()}
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> Splits:
-    names = {"reviews": f"reviews_{self.builder_config.category}_5.json.gz"}
-    if self.builder_config.of_items:
-      names["metadata"] = f"meta_{self.builder_config.category}.json.gz"
+    names = raw_files(self.builder_config.dataset)
+    if not self.builder_config.of_items:
+      del names["metadata"]
     return {"all_records": self._generate_examples(self._files(dl_manager, names))}
 
   def _generate_examples(self, files: Mapping[str, pathlib.Path]) -> Iterator[tuple[int, prepared.Example]]:

@@ -12,27 +12,15 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from gr2_jax.data import prepared
+from gr2_jax.data.folders import find_file, find_slates
 from gr2_jax.data.jsonl import read_interactions, read_items, read_slates
-from gr2_jax.data.schema import SPLITS, DataError
+from gr2_jax.data.schema import DataError
 
 Splits = dict[str, Iterator[tuple[int, prepared.Example]]]  # split name -> its numbered examples, as a builder gives them
 
 
-def find_log(folder: pathlib.Path, name: str) -> pathlib.Path | None:
-  """`NAME.jsonl.gz` or `NAME.jsonl` of the folder, None when it has neither; raises DataError when it has both."""
-  found = [path for suffix in (".jsonl.gz", ".jsonl") if (path := folder / f"{name}{suffix}").is_file()]
-  if len(found) == 2:
-    raise DataError(f"{found[0]}: {found[1].name} lies beside it; keep one of the two")
-  return found[0] if found else None
-
-
-def has_slates(folder: pathlib.Path) -> bool:
-  """Whether the folder has any of the files that `SlateLog` reads slates from."""
-  return any(find_log(folder, name) for name in ("slates", *(f"slates_{split}" for split in SPLITS)))
-
-
-def _existing_log(folder: pathlib.Path, name: str) -> pathlib.Path:
-  path = find_log(folder, name)
+def _existing(folder: pathlib.Path, name: str) -> pathlib.Path:
+  path = find_file(folder, name)
   if path is None:
     raise DataError(f"{folder / name}.jsonl[.gz]: not found; put the file there, or give its folder as manual_dir")
   return path
@@ -67,10 +55,10 @@ class InteractionLog(tfds.core.GeneratorBasedBuilder):
     return {"all_records": self._generate_examples(folder)}
 
   def _generate_examples(self, folder: pathlib.Path) -> Iterator[tuple[int, prepared.Example]]:
-    catalogue = read_items(_existing_log(folder, "items"))
+    catalogue = read_items(_existing(folder, "items"))
     if self.builder_config.name == "items":
       return numbered(prepared.encode_item, catalogue.items)
-    return numbered(prepared.encode_history, read_interactions(_existing_log(folder, "interactions"), catalogue))
+    return numbered(prepared.encode_history, read_interactions(_existing(folder, "interactions"), catalogue))
 
 
 class SlateLog(tfds.core.GeneratorBasedBuilder):
@@ -99,16 +87,11 @@ class SlateLog(tfds.core.GeneratorBasedBuilder):
     folder = pathlib.Path(dl_manager.manual_dir)
     if self.builder_config.name == "items":
       return {"all_records": self._generate_examples(folder, None)}
-    files = {split: path for split in SPLITS if (path := find_log(folder, f"slates_{split}"))}
-    if files and find_log(folder, "slates"):
-      raise DataError(
-        f"{folder / 'slates'}.jsonl[.gz]: lies beside {files[next(iter(files))].name}; keep the split files or the single one"
-      )
-    files = files or {"train": _existing_log(folder, "slates")}
+    files = find_slates(folder) or {"train": _existing(folder, "slates")}
     return {split: self._generate_examples(folder, path) for split, path in files.items()}
 
   def _generate_examples(self, folder: pathlib.Path, slates: pathlib.Path | None) -> Iterator[tuple[int, prepared.Example]]:
-    catalogue = read_items(_existing_log(folder, "items"))
+    catalogue = read_items(_existing(folder, "items"))
     if slates is None:
       return numbered(prepared.encode_item, catalogue.items)
     records = read_slates(slates, catalogue)

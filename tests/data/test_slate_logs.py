@@ -7,7 +7,7 @@ from gr2_jax.data.schema import DataError, History, Item, Slate
 from gr2_jax.data.slate_logs import InteractionLog, SlateLog
 
 ITEMS = (Item("b", "ハサミ", "Brand", ("X", "Y"), "long", 9.99), Item("a", ""), Item("c", "see", price=0.1))
-HISTORIES = (History("v", ("a", "b", "a"), (-5, 0, 2**40)), History("u", ("c",)))
+HISTORIES = (History("v", ("a", "b", "a"), (0, 5, 2**36)), History("u", ("c",)))
 SLATES = (
   Slate("u", ("a",), ("b", "c"), (0, 2), (0.1, -3.5), (1.0, 0.25), 0.3, 1_400_000_000, "same_day"),
   Slate("v", ("c", "c"), ("a", "c", "b"), (1, 0, 1)),
@@ -54,7 +54,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path, folder):
   with pytest.raises(DataError, match=r"slates_test\.jsonl: holds no slate"):
     _prepared(SlateLog, "slates", tmp_path, folder)
   jsonl.write_slates(folder / "slates.jsonl", SLATES)
-  with pytest.raises(DataError, match=r"lies beside slates_test\.jsonl"):
+  with pytest.raises(DataError, match=r"slates\.jsonl: slates_test\.jsonl lies beside it"):
     _prepared(SlateLog, "slates", tmp_path, folder)
   jsonl.write_items(folder / "items.jsonl", ITEMS)
   with pytest.raises(DataError, match=r"items\.jsonl lies beside it"):

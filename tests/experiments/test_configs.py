@@ -122,6 +122,11 @@ def test_a_value_that_no_stage_could_use_is_named(key, value, message):
     check_values(tiny_config(**{key: value}))
 
 
+def test_bad_lines_of_a_prepared_source_cannot_be_skipped():
+  with pytest.raises(ConfigError, match=r"--config\.data\.on_error: 'skip'"):
+    check_values(tiny_config(data__source="tfds:beauty", data__on_error="skip"))
+
+
 def test_layers_that_there_are_not_cannot_be_kept():
   with pytest.raises(ConfigError, match=r"--config\.prune\.layers: 3"):
     check_values(tiny_config(prune__enabled=True, prune__layers=3))
