@@ -76,10 +76,10 @@ def base() -> ConfigDict:
       "wandb_project": "",
       "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
       "data": {
-        # or a folder with items.jsonl[.gz], interactions.jsonl[.gz] (and slates_*.jsonl[.gz]), or tfds:NAME (beauty, sports, toys, own_log)
+        # or a folder with items.jsonl[.gz] and interactions.jsonl[.gz], slates_*.jsonl[.gz] or both; or tfds:beauty, sports, toys, own_log
         "source": "synthetic",
         "manual_dir": "",
-        "on_error": "stop",  # or skip: count bad lines, list them in RUN/data/bad_lines.jsonl, leave them out
+        "on_error": "stop",  # or skip: leave out bad lines and events of unknown items, count them, list them in RUN/data/bad_lines.jsonl
         "max_history": 50,
         "market_seed": 0,
         "market": section(MarketConfig()),

@@ -3,25 +3,48 @@
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.checks import check_choice
-from gr2_jax.data.jsonl import BadLines, OnError, read_interactions, read_items, read_slates, write_interactions, write_items, write_slates
+from gr2_jax.data.folders import find_file, find_slates
+from gr2_jax.data.jsonl import (
+  BadLineError,
+  BadLines,
+  OnError,
+  read_interactions,
+  read_items,
+  read_slates,
+  write_interactions,
+  write_items,
+  write_slates,
+)
 from gr2_jax.data.market import MarketConfig, make_market
 from gr2_jax.data.schema import SPLITS, Catalogue, DataError, History, Slate
+from gr2_jax.data.slate_histories import histories_of_slates
+from gr2_jax.errors import ConfigError
 from gr2_jax.files import write_json
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.stages import Stage
 
-Records = tuple[Catalogue, Sequence[History], Mapping[str, Sequence[Slate]]]  # the slates by split
+
+class Records(NamedTuple):
+  """What a source holds: `histories` None where it has slates alone, which are given by split."""
+
+  catalogue: Catalogue
+  histories: Sequence[History] | None
+  slates: Mapping[str, Sequence[Slate]]
 
 
 def run(stage: StageContext) -> None:
   """Writes `items.jsonl.gz` and `interactions.jsonl.gz`; `slates_SPLIT.jsonl.gz` where the source has slates; a market's utilities."""
   catalogue, histories, slates = _load(stage)
   _check_slates(stage.config, slates)
+  if histories is None:
+    histories = _histories_of_slates(stage, slates)
+  _note_targets_in_histories(stage, slates)
   write_items(stage.path("items.jsonl.gz"), catalogue.items)
   write_interactions(stage.path("interactions.jsonl.gz"), histories)
   for split, records in slates.items():
@@ -37,6 +60,30 @@ def run(stage: StageContext) -> None:
   stage.say(f"{counts['items']:,} items, {counts['users']:,} users, {counts['interactions']:,} interactions")
 
 
+def _histories_of_slates(stage: StageContext, slates: Mapping[str, Sequence[Slate]]) -> Sequence[History]:
+  if stage.config.slates.source != "log":
+    raise DataError(
+      f"config.slates.source: {stage.config.slates.source!r} builds slates from interactions.jsonl[.gz], which the source lacks; add that "
+      "file, or re-rank the slates that are there: --config.slates.source=log"
+    )
+  histories = histories_of_slates(slates)
+  if not histories:
+    raise DataError(
+      "slates: without timestamps no user has a history that holds none of their targets; give timestamps, or interactions.jsonl[.gz]"
+    )
+  stage.progress.note(f"data: no interactions.jsonl; the histories of the slates of {len(histories):,} users are the log")
+  return histories
+
+
+def _note_targets_in_histories(stage: StageContext, slates: Mapping[str, Sequence[Slate]]) -> None:
+  every = [slate for of_split in slates.values() for slate in of_split]
+  if found := sum(not slate.targets.isdisjoint(slate.history) for slate in every):
+    stage.progress.note(
+      f"data: {found:,} of {len(every):,} slates have a target that their history holds already: right where people buy again, wrong where "
+      "a history was written after its request"
+    )
+
+
 def _load(stage: StageContext) -> Records:
   source = stage.options.source
   if source == "synthetic":
@@ -46,11 +93,14 @@ def _load(stage: StageContext) -> Records:
   report, listed = BadLines(), stage.path("bad_lines.jsonl")
   try:
     return _from_files(pathlib.Path(source), stage.options.on_error, report)
+  except BadLineError as error:
+    raise BadLineError(f"{error}; or pass --config.data.on_error=skip") from None
   finally:  # the list is wanted most when too little is left
     listed.unlink(missing_ok=True)  # of an attempt that failed
-    if len(report):
+    kinds = {"bad lines": len(report.lines), "events of unknown items": len(report.events)}
+    if told := " and ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count):
       report.write(listed)
-      stage.progress.note(f"data: {len(report):,} bad lines left out, listed in {listed}")
+      stage.progress.note(f"data: {told} left out, listed in {listed}")
 
 
 def _check_slates(config: ConfigDict, slates: Mapping[str, Sequence[Slate]]) -> None:
@@ -72,37 +122,32 @@ def _synthetic(stage: StageContext) -> Records:
   market = make_market(MarketConfig(**stage.options.market), stage.options.market_seed)
   for split, utilities in market.utilities.items():
     np.save(stage.path(f"utilities_{split}.npy"), utilities)
-  return market.catalogue, market.histories, market.slates
+  return Records(market.catalogue, market.histories, market.slates)
 
 
 def _from_tfds(stage: StageContext, name: str) -> Records:
   """A source that TFDS prepares; the user's own files in a folder that is gone again when they are read."""
   from gr2_jax.data.sources import load_source  # TFDS takes its time
 
-  if stage.options.on_error == "skip":
-    raise DataError("config.data.on_error: 'skip' is for a folder of JSONL files; give that folder as config.data.source")
   manual_dir = pathlib.Path(stage.options.manual_dir) if stage.options.manual_dir else None
   own_dir = stage.path("tfds")
   try:
-    return load_source(name, manual_dir=manual_dir, own_dir=own_dir)
+    return Records(*load_source(name, manual_dir=manual_dir, own_dir=own_dir))
   finally:
     shutil.rmtree(own_dir, ignore_errors=True)
 
 
 def _from_files(folder: pathlib.Path, on_error: OnError, report: BadLines) -> Records:
   catalogue = read_items(_existing(folder, "items"), on_error=on_error, report=report)
-  histories = read_interactions(_existing(folder, "interactions"), catalogue, on_error=on_error, report=report)
-  paths = {split: _find(folder, f"slates_{split}") for split in SPLITS}
-  slates = {split: read_slates(path, catalogue, on_error=on_error, report=report) for split, path in paths.items() if path}
-  return catalogue, histories, slates
-
-
-def _find(folder: pathlib.Path, stem: str) -> pathlib.Path | None:
-  return next((folder / name for name in (f"{stem}.jsonl", f"{stem}.jsonl.gz") if (folder / name).exists()), None)
+  slate_files = find_slates(folder)
+  log = find_file(folder, "interactions") if slate_files else _existing(folder, "interactions")
+  histories = None if log is None else read_interactions(log, catalogue, on_error=on_error, report=report)
+  slates = {split: read_slates(path, catalogue, on_error=on_error, report=report) for split, path in slate_files.items()}
+  return Records(catalogue, histories, slates)
 
 
 def _existing(folder: pathlib.Path, stem: str) -> pathlib.Path:
-  path = _find(folder, stem)
+  path = find_file(folder, stem)
   if path is None:
     raise DataError(f"config.data.source: {folder} has no {stem}.jsonl or {stem}.jsonl.gz; give a folder that has, or 'synthetic'")
   return path
@@ -111,6 +156,8 @@ def _existing(folder: pathlib.Path, stem: str) -> pathlib.Path:
 def check(config: ConfigDict) -> None:
   """What becomes of bad lines."""
   check_choice(config, "data.on_error", ("stop", "skip"))
+  if config.data.on_error == "skip" and config.data.source.startswith("tfds:"):
+    raise ConfigError("--config.data.on_error: 'skip' is for a folder of JSONL files; give that folder as --config.data.source")
 
 
 STAGE = Stage("data", run, reads=("seed", "data"), files=("data.source", "data.manual_dir"), check=check)

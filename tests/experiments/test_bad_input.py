@@ -1,5 +1,6 @@
 """Input that cannot be used ends in one line that names file, line and field, before any training; told to skip, the rest is used."""
 
+import gzip
 import json
 import shutil
 
@@ -9,6 +10,7 @@ from small_runs import UNUSUAL, continue_from, edit_line, hash_files, tiny_confi
 
 from experiments.pipeline import execute
 from gr2_jax.data.jsonl import read_interactions, read_items, read_slates
+from gr2_jax.data.schema import SPLITS, History
 from gr2_jax.evaluation.results import ResultsError
 from gr2_jax.rl.stop import NoSignalError
 from gr2_jax.runs.stages import Stage
@@ -40,7 +42,12 @@ BROKEN = {
     "candidates: 'item0000' is repeated",
   ),
   "slate of one": (SLATES, 5, {"candidates": ["item0000"], "labels": [1], "upstream_scores": None}, "candidates: a slate of 1"),
-  "negative label": (SLATES, 5, {"labels": [-1] + [1] * 9}, "holds a negative or NaN value"),
+  "negative label": (SLATES, 5, {"labels": [-1] + [1] * 9}, "use 0 none, 1 click, 2 conversion"),
+  "a grade too many": (SLATES, 5, {"labels": [3] + [0] * 9}, "use 0 none, 1 click, 2 conversion"),
+  "milliseconds, interactions": ("interactions.jsonl", 2, {"items": ["item0000"], "timestamps": [17 * 10**11]}, "timestamps: 17000000"),
+  "milliseconds, slates": (SLATES, 5, {"timestamp": 1700000000000}, "timestamp: 1700000000000"),
+  "scores against the order": (SLATES, 5, {"upstream_scores": list(range(10))}, "upstream_scores: they rise"),
+  "a field given twice": (SLATES, 5, '{"user": "u", "user": "v"}', "user: given twice"),
   "fractional label": (SLATES, 5, {"labels": [0.5] + [1] * 9}, "labels: 0.5 is not a 64-bit integer"),
   "fewer labels than candidates": (SLATES, 5, {"labels": [1]}, "labels: 1 for 10 candidates"),
   "NaN label": (SLATES, 5, {"labels": [float("nan")] + [1] * 9}, "labels: NaN is not JSON"),
@@ -71,10 +78,11 @@ def test_a_bad_line_stops_the_run_and_is_skipped_when_told_to(case, dataset, run
 
   # The advice works in the same run directory, since nothing was made in it.
   assert go(run_here, dataset, run, data__on_error="skip") == 0
-  bad = read_json_lines(run / "data" / "bad_lines.jsonl")
+  bad = [line for line in read_json_lines(run / "data" / "bad_lines.jsonl") if line["left_out"] == "line"]
   assert (bad[0]["file"], bad[0]["line"]) == (str(file), number)
   assert message in bad[0]["reason"]
-  assert f"{len(bad):,} bad lines left out, listed in {run / 'data' / 'bad_lines.jsonl'}" in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert f"data: {len(bad):,} bad lines" in out and f"left out, listed in {run / 'data' / 'bad_lines.jsonl'}" in out
   counts = json.loads((run / "data" / "counts.json").read_text())
   read = {"items.jsonl": counts["items"], "interactions.jsonl": counts["users"], SLATES: counts["slates"]["train"]}
   left_out = {file: sum(line["file"] == str(dataset / file) for line in bad) for file in read}
@@ -108,7 +116,6 @@ def test_text_in_any_script_and_long_histories_are_kept_as_they_are(dataset, run
   ("gone", "message"),
   [
     ("items.jsonl", "config.data.source: {} has no items.jsonl or items.jsonl.gz"),
-    ("interactions.jsonl", "config.data.source: {} has no interactions.jsonl or interactions.jsonl.gz"),
     ("slates_test.jsonl", "config.slates.source: 'log' needs slates_test.jsonl[.gz] with at least one usable line"),
   ],
 )
@@ -116,6 +123,40 @@ def test_a_missing_file_is_named_before_any_training(gone, message, dataset, run
   (dataset / gone).unlink()
   assert go(run_here, dataset, tmp_path / "run") == 1
   assert message.format(dataset) in capsys.readouterr().err
+
+
+def test_a_folder_of_items_alone(dataset, run_here, tmp_path, capsys):
+  for path in dataset.iterdir():
+    if path.name != "items.jsonl":
+      path.unlink()
+  assert go(run_here, dataset, tmp_path / "run") == 1
+  assert f"config.data.source: {dataset} has no interactions.jsonl or interactions.jsonl.gz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["items.jsonl", "interactions.jsonl", SLATES])
+def test_a_file_both_plain_and_as_gzip(name, dataset, run_here, tmp_path, capsys):
+  (dataset / f"{name}.gz").write_bytes(gzip.compress((dataset / name).read_bytes()))
+  assert go(run_here, dataset, tmp_path / "run") == 1
+  assert f"{dataset / name}.gz: {name} lies beside it" in capsys.readouterr().err
+
+
+def test_slates_alone_are_their_own_log(dataset, run_here, tmp_path, capsys):
+  (dataset / "interactions.jsonl").unlink()
+  assert go(run_here, dataset, tmp_path / "ctr", slates__source="ctr") == 1
+  assert "config.slates.source: 'ctr' builds slates from interactions.jsonl" in capsys.readouterr().err
+  assert go(run_here, dataset, tmp_path / "run") == 0
+  assert "the histories of the slates of 104 users are the log" in capsys.readouterr().out
+  slates = [slate for split in SPLITS for slate in read_slates(dataset / f"slates_{split}.jsonl", None)]
+  log = read_interactions(tmp_path / "run" / "data" / "interactions.jsonl.gz", None)
+  assert log == tuple(History(slate.user, slate.history, (slate.timestamp,) * len(slate.history)) for slate in slates)
+
+
+def test_targets_that_their_history_holds_are_told_once(dataset, run_here, tmp_path, capsys):
+  for number in (2, 3):
+    change = {"history": ["item0000"], "candidates": ["item0000", "item0001"], "labels": [number - 2, 1], "upstream_scores": None}
+    edit_line(dataset / SLATES, number, change)
+  assert go(run_here, dataset, tmp_path / "run") == 0
+  assert capsys.readouterr().out.count("1 of 104 slates have a target that their history holds already") == 1
 
 
 def test_files_of_which_nothing_is_left(dataset, run_here, tmp_path, capsys):
