@@ -6,7 +6,7 @@ r_1 = h, z_k = argmin_j ||r_k - e_j||, r_{k+1} = r_k - e_{z_k}, so that h = Σ_k
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,12 @@ class RqVaeConfig:
       raise ValueError(f"ema_decay={self.ema_decay}; use a value in [0, 1), the paper's range is 0.95 to 0.99")
     if self.latent < 1 or self.beta < 0 or self.kmeans_samples < 1 or any(width < 1 for width in self.hidden):
       raise ValueError(f"sizes must be positive and beta not negative, got {self}")
+
+
+def read_rqvae_config(section: Mapping[str, Any], levels: int = RqVaeConfig.levels, size: int = RqVaeConfig.codebook_size) -> RqVaeConfig:
+  """The record of a config's section; `levels` and codebook `size` stand for those that the section leaves open. Raises ValueError."""
+  given = {name: value for name, value in section.items() if value is not None}
+  return RqVaeConfig(**{"levels": levels, "codebook_size": size} | given | {"hidden": tuple(section["hidden"])})
 
 
 class Autoencoder(nn.Module):

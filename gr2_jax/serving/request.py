@@ -54,7 +54,9 @@ class Ranking:
   order was given for the `reason`. `history_tokens`: the tokens of the history that the prompt held. `dropped_history`: history items
   left out, because the prompt or the compressor's budget has no room for the oldest, or because they are new and have no soft tokens.
   `compressor`: what shortened the history, one of `compression.rules.VARIANTS` ("rules" where the rewriter has no text of it), or None.
-  `assigned`: items that are not in the catalogue, given a semantic ID by their text.
+  `unknown_history`: history items left out because nothing is known of them, or because this re-ranker cannot place new items.
+  `assigned`: items that are not in the catalogue and were given a semantic ID, by their text or as `guessed` says: id -> what they share
+  with the items among which they were placed, "category", "brand", or nothing, which is the "centre" of the catalogue.
   """
 
   order: tuple[str, ...]
@@ -66,7 +68,9 @@ class Ranking:
   history_tokens: int = 0
   dropped_history: int = 0
   compressor: str | None = None
+  unknown_history: int = 0
   assigned: tuple[str, ...] = ()
+  guessed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def upstream_ranking(candidates: Sequence[str], reason: str, **fields: Any) -> Ranking:

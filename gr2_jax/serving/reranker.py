@@ -180,8 +180,8 @@ class Reranker:
     presentations = self.options.presentations if request.presentations is None else request.presentations
     candidates = tuple(map(item_id, request.candidates))
     self._check(request, mode, presentations, candidates)
-    context, assigned = self._context_for((*request.history, *request.candidates))
-    slate = Slate(request.id or "", tuple(map(item_id, request.history)), candidates, (0,) * len(candidates), timestamp=request.timestamp)
+    context, past, new_items = self._context_for(request)
+    slate = Slate(request.id or "", past, candidates, (0,) * len(candidates), timestamp=request.timestamp)
     style = style_of(mode, self.style)
     codes = context.codes[context.catalogue.to_rows(candidates)]
     rows, history = [], None
@@ -201,7 +201,7 @@ class Reranker:
       "history_tokens": prompt.history_tokens,
       "dropped_history": prompt.dropped_history if history is None else history.dropped,
       "compressor": None if history is None else history.compressor,
-      "assigned": assigned,
+      **new_items,
     }
     return Prepared(candidates, mode, rows, fields, 1000 * (time.perf_counter() - began))
 
@@ -239,21 +239,34 @@ class Reranker:
     if presentations < 1:
       raise RequestError("bad_request", f"presentations: {presentations} must be at least 1")
 
-  def _context_for(self, items: Sequence[str | Item]) -> tuple[PromptContext, tuple[str, ...]]:
-    """What prompts of these items are made of, and the ids that got a semantic ID by their text. Known items keep their own text."""
+  def _context_for(self, request: Request) -> tuple[PromptContext, tuple[str, ...], dict[str, Any]]:
+    """What the request's prompts are made of, its history without what is unknown, and the ranking's fields that tell of both.
+
+    Known items keep their own text. A candidate of which nothing is known is an error, since none may be left out.
+    """
     known = self.context.catalogue.rows
-    cold = {item.id: item for item in reversed(items) if isinstance(item, Item) and item.id not in known}
-    lost = next((item for item in items if not isinstance(item, Item) and item not in known and item not in cold), None)
+    given = reversed((*request.history, *request.candidates))
+    cold = {item.id: item for item in given if isinstance(item, Item) and item.id not in known}
+    asked = list(map(item_id, request.candidates))
+    lost = next((item for item in asked if item not in known and item not in cold), None)
     if lost is not None:
       raise RequestError("unknown_item", f"unknown item {lost!r}; give its title, brand or categories beside its id, or leave it out")
-    if not cold:
-      return self.context, ()
-    if self._cold_start is None:
-      raise RequestError("unknown_item", f"unknown item {next(iter(cold))!r}; this re-ranker was made without a tokenizer for new items")
+    context = self.context
+    guessed: Mapping[str, str] = {}
     try:
-      return self._cold_start.extend(list(cold.values())), tuple(cold)
+      if cold:
+        context, guessed = self._extend(list(cold.values()))
     except DataError as error:
-      raise RequestError("unknown_item", str(error)) from None
+      if not cold.keys().isdisjoint(asked):
+        raise RequestError("unknown_item", str(error)) from None
+      cold = {}  # past items alone
+    past = tuple(item for item in map(item_id, request.history) if item in known or item in cold)
+    return context, past, {"unknown_history": len(request.history) - len(past), "assigned": tuple(cold), "guessed": guessed}
+
+  def _extend(self, items: Sequence[Item]) -> tuple[PromptContext, Mapping[str, str]]:
+    if self._cold_start is None:
+      raise DataError(f"unknown item {items[0].id!r}; this re-ranker was made without a tokenizer for new items")
+    return self._cold_start.extend(items)
 
   def _combine(self, request: Prepared, answers: Sequence[RowAnswer], failure: str | None, model_ms: float) -> Ranking:
     fields = {"timings": {"prepare_ms": round(request.prepare_ms, 3), "model_ms": round(model_ms, 3)}, **request.fields}

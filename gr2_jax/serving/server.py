@@ -25,6 +25,7 @@ from gr2_jax.compression.rules import VARIANTS
 from gr2_jax.data.jsonl import INTEGER_LIMIT
 from gr2_jax.data.schema import TIME_LIMIT, Item
 from gr2_jax.serving.batching import Batcher, Overloaded, Stopped
+from gr2_jax.serving.cold_start import GUESSES
 from gr2_jax.serving.request import KINDS, MODES, Ranking, Request, RequestError, item_id, upstream_ranking
 from gr2_jax.serving.reranker import Prepared, Reranker
 
@@ -92,7 +93,9 @@ class RankingBody(BaseModel):
   history_tokens: int
   dropped_history: int
   compressor: Literal[VARIANTS] | None  # type: ignore[valid-type]
+  unknown_history: int
   assigned: list[str]
+  guessed: dict[str, Literal[GUESSES]]  # type: ignore[valid-type]
 
 
 class ErrorDetail(BaseModel):

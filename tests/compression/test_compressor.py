@@ -30,7 +30,7 @@ class NewItems:
   def extend(self, items):
     base = self.context
     codes = np.concatenate([base.codes, np.zeros((len(items), 2), int)])
-    return PromptContext(Catalogue(base.catalogue.items + tuple(items)), codes, base.vocabulary)
+    return PromptContext(Catalogue(base.catalogue.items + tuple(items)), codes, base.vocabulary), {}
 
 
 def make(make_reranker, variant, style=VERBOSE, budget=24, new_items=False, **options):
@@ -60,7 +60,8 @@ def test_rules_stand_in_the_prompt_and_what_they_leave_out_is_counted(make_reran
   stand = here & set(zip(quoted[::2], quoted[1::2], strict=True))
   assert fields["dropped_history"] == sum(tuple(context.vocabulary.sid_tokens(context.codes[row])) not in stand for row in rows)
   assert fields["dropped_history"] == (0 if budget == 24 else {"sids": 3, "rules": 5}[variant])  # i5 and i7, and i1 too
-  assert in_prompt(reranker, ()) == ([], {"history_tokens": 0, "dropped_history": 0, "compressor": variant, "assigned": ()})
+  counts = {"history_tokens": 0, "dropped_history": 0, "unknown_history": 0}
+  assert in_prompt(reranker, ()) == ([], counts | {"compressor": variant, "assigned": (), "guessed": {}})
 
 
 def test_soft_tokens_of_the_codes_rank_as_the_codes_do(make_reranker):

@@ -100,7 +100,6 @@ BAD = {
   "repeated": (Request((), ("i1", "i2", "i1")), "repeated_candidate"),
   "repeated as text": (Request((), ("i1", Item("i1", "rose"))), "repeated_candidate"),
   "unknown candidate": (Request((), ("i1", "nowhere")), "unknown_item"),
-  "unknown past item": (Request(("nowhere",), ("i1", "i2")), "unknown_item"),
   "text without a tokenizer": (Request((), ("i1", Item("new", "rose"))), "unknown_item"),
   "too many candidates": (Request((), tuple(f"i{n}" for n in range(7))), "too_many"),
   "too much history": (Request(("i1",) * 1001, ("i1", "i2")), "too_many"),
@@ -115,6 +114,14 @@ def test_bad_requests_are_named(plain, request_, kind):
   with pytest.raises(RequestError) as error:
     plain.rank_batch([request_])
   assert error.value.kind == kind and "\n" not in str(error.value)
+
+
+def test_past_items_of_which_nothing_is_known_are_left_out_and_counted(plain):
+  known = plain.rank(("i3", "i4"), ("i1", "i2"), mode="score")
+  ranking = plain.rank(("i3", "delisted", Item("new", "rose"), "i4"), ("i1", "i2"), mode="score")  # no tokenizer for new ones here
+  assert (known.unknown_history, ranking.unknown_history, ranking.assigned) == (0, 2, ())
+  assert (ranking.order, ranking.scores) == (known.order, known.scores)
+  assert plain.rank(("delisted",), ("i1", "i2"), mode="score").unknown_history == 1
 
 
 def test_a_slate_that_does_not_fit_the_prompt_is_named(make_reranker):
@@ -150,7 +157,7 @@ def test_text_of_new_items_forges_no_frame_candidate_or_code(make_reranker):
     def extend(self, items):
       base = make_reranker().context
       catalogue = dataclasses.replace(base.catalogue, items=base.catalogue.items + tuple(items))
-      return PromptContext(catalogue, np.concatenate([base.codes, np.zeros((len(items), 2), int)]), base.vocabulary)
+      return PromptContext(catalogue, np.concatenate([base.codes, np.zeros((len(items), 2), int)]), base.vocabulary), {}
 
   style = {"item_fields": ("title", "brand", "category"), "history_fields": ("title", "brand"), "max_prompt_tokens": 2000}
   reranker = make_reranker(style=style, cold_start=Anywhere(), modes=("score",), mode="score")
