@@ -27,6 +27,7 @@ def get_config(arg=None):
   config.seed = args.seed
   config.data.source = f"tfds:{chosen[0]}"
   config.tokenize.update({"text_pieces": 2048, "num_candidates": 10})
+  config.tokenize.rqvae.update({"levels": 4, "codebook_size": 256})  # GR2's
   config.slates.source = "ctr"
   # What the quickstart showed for small models; its comments say why.
   config.decoding.constraint = "slate"

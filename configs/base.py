@@ -87,7 +87,8 @@ def base() -> ConfigDict:
       "tokenize": {
         "vectors": "",  # a .npy file of item vectors; empty: TF-IDF + SVD of the items' text
         "dim": 256,
-        "rqvae": section(RqVaeConfig()),
+        # Levels and codebook size None: by the size of the catalogue, see choose_sizes in gr2_jax/semantic_ids/sizes.py.
+        "rqvae": section(RqVaeConfig(), levels=unset(int), codebook_size=unset(int)),
         "training": {"epochs": 500, "batch_size": 2048, "learning_rate": 1e-3, "report_every": 10},
         "last_level": "random",
         "allow_collisions": False,

@@ -21,7 +21,7 @@ def get_config(arg=None):
   # More users than the small model can read twice: on fewer, mid-training and SFT learn them by heart.
   config.data.market.update({"slate_size": 8, "train_slates": 12_000})
   config.tokenize.update({"dim": 64, "text_pieces": 512, "num_candidates": 10})
-  config.tokenize.rqvae.update({"levels": 3, "codebook_size": 32, "latent": 16, "hidden": (64,)})
+  config.tokenize.rqvae.update({"latent": 16, "hidden": (64,)})
   config.tokenize.training.update({"epochs": 200, "report_every": 20})
   config.midtrain.update({"steps": 240, "batch_size": 32, "row_length": 128, "eval_users": 500, "max_history": 12, "corpus_epochs": 8})
   config.midtrain.optimizer.update({"rule": "muon", "learning_rate": 3e-3})

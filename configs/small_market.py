@@ -23,7 +23,7 @@ def shrink(config):
   config.model.preset = "test"
   config.data.market.update({"num_items": 240, "slate_size": 6, "validation_slates": 200})
   config.tokenize.update({"num_candidates": 6})
-  config.tokenize.rqvae.codebook_size = 16
+  config.tokenize.rqvae.update({"levels": 3, "codebook_size": 16})
   config.tokenize.training.epochs = 100
   config.midtrain.update({"steps": 60, "eval_users": 100})
   config.prompt.update({"reference": "slot", "item_fields": (), "max_history": 6, "max_prompt_tokens": 128})

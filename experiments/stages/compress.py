@@ -13,6 +13,7 @@ from gr2_jax.errors import ConfigError
 from gr2_jax.files import write_json
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.stages import Stage
+from gr2_jax.semantic_ids.sizes import FEWEST_LEVELS
 from gr2_jax.teachers.chat import ChatConfig
 
 
@@ -42,7 +43,7 @@ def check(config: ConfigDict) -> None:
     raise ConfigError(f"--config.compress.variants: {unknown[0]!r} is not known; choose from {', '.join(VARIANTS)}")
   if "test" not in options.splits:
     raise ConfigError("--config.compress.splits: the evaluation needs 'test' among them")
-  shortest = config.tokenize.rqvae.levels + 2 * config.prompt.sid_markers  # tokens of an item
+  shortest = (config.tokenize.rqvae.levels or FEWEST_LEVELS) + 2 * config.prompt.sid_markers  # tokens of an item, at least
   if "soft_tokens" in options.variants:
     shortest = max(shortest, soft_tokens.per_item)
   check_records(

@@ -10,9 +10,10 @@ from gr2_jax.files import write_json
 from gr2_jax.language.vocabulary import Vocabulary, corpus_texts
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.stages import Stage
-from gr2_jax.semantic_ids.embed import tfidf_svd, vectors_from_npy
-from gr2_jax.semantic_ids.export import export_table, prefix_purity
-from gr2_jax.semantic_ids.rqvae import RqVaeConfig, save_rqvae
+from gr2_jax.semantic_ids.embed import item_text, tfidf_svd, vectors_from_npy
+from gr2_jax.semantic_ids.export import check_distinct, export_table, prefix_purity
+from gr2_jax.semantic_ids.rqvae import read_rqvae_config, save_rqvae
+from gr2_jax.semantic_ids.sizes import choose_sizes, count_inputs
 from gr2_jax.steps.tokenizer import TokenizerConfig, TokenizerRun, abstract_run, train_tokenizer
 
 SAVE_EVERY = 60  # seconds
@@ -24,11 +25,20 @@ def run(stage: StageContext) -> None:
   embed = vectors_from_npy(options.vectors) if options.vectors else tfidf_svd(options.dim, stage.seed)
   vectors = embed(catalogue)
   np.save(stage.path("vectors.npy"), vectors)
-  rqvae_config = RqVaeConfig(**options.rqvae)
+  inputs = count_inputs((row.tobytes() for row in vectors) if options.vectors else map(item_text, catalogue.items))
+  if options.last_level == "nearest" and not options.allow_collisions:
+    check_distinct(inputs.distinct / inputs.items, inputs, "nearest")  # the same input gets the same codes, however long it is trained
+  rqvae_config = read_rqvae_config(options.rqvae, *choose_sizes(inputs, options.rqvae.levels, options.rqvae.codebook_size))
   trained = _train(stage, vectors, TokenizerConfig(rqvae=rqvae_config, **options.training))
   save_rqvae(trained.best, stage.path("rqvae.msgpack"))
   table, report = export_table(
-    trained.best, vectors, rqvae_config, seed=stage.seed, last_level=options.last_level, allow_collisions=options.allow_collisions
+    trained.best,
+    vectors,
+    rqvae_config,
+    seed=stage.seed,
+    inputs=inputs,
+    last_level=options.last_level,
+    allow_collisions=options.allow_collisions,
   )
   leaves = np.unique([item.leaf for item in catalogue.items], return_inverse=True)[1]
   report["leaf_category_purity"] = prefix_purity(table.codes, leaves)
@@ -44,9 +54,15 @@ def run(stage: StageContext) -> None:
   )
   vocabulary.save(stage.path("vocabulary"))
   stage.say(
-    f"{report['before']['distinct_share']:.2%} of {len(table):,} items distinct as trained, "
-    f"{report['after']['distinct_share']:.2%} exported; R² {report['r2']:.3f}; vocabulary {vocabulary.size:,}"
+    f"{table.num_levels} levels of {table.codebook_size} codes: {report['before']['distinct_share']:.2%} of {len(table):,} items distinct "
+    f"by the learned codes alone, {report['after']['distinct_share']:.2%} as exported; R² {report['r2']:.3f}; "
+    f"vocabulary {vocabulary.size:,}"
   )
+  if table.num_levels > rqvae_config.levels:
+    stage.say(
+      f"{table.num_levels - rqvae_config.levels} of the levels added: more items share their first codes than a level has values; up to "
+      f"{inputs.largest:,} have the same {'vector' if options.vectors else 'text'}"
+    )
 
 
 def _train(stage: StageContext, vectors: np.ndarray, config: TokenizerConfig) -> TokenizerRun:
@@ -81,7 +97,7 @@ def check(config: ConfigDict) -> None:
   check_choice(config, "tokenize.last_level", ("random", "independent", "nearest"))
   check_records(
     {
-      "tokenize.rqvae": lambda: RqVaeConfig(**config.tokenize.rqvae),
+      "tokenize.rqvae": lambda: read_rqvae_config(config.tokenize.rqvae),
       "tokenize.training": lambda: TokenizerConfig(**config.tokenize.training),
     }
   )

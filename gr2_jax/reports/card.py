@@ -175,18 +175,24 @@ def _tokenizer_section(run: pathlib.Path) -> str:
   if report is None:
     return "No tokenizer report in this run."
   rows = []
-  for when, title in (("before", "as trained"), ("after", "as exported")):
+  for when, title in (("before", "learned alone"), ("after", "as exported")):
     of = report[when]
     levels = "; ".join(f"{level['used']} used, perplexity {level['perplexity']:.1f}" for level in of["levels"])
     sizes = [int(s) for s in of["prefix_buckets"]]
     rows.append([title, f"{of['distinct_share']:.4f}", f"{of['own_share']:.4f}", levels, max(sizes)])
   table = markdown_table(["codes", "distinct IDs / items", "items alone on their ID", "levels", "largest prefix bucket"], rows)
   head = (
-    f"{report['items']:,} items, codebook {report['codebook_size']}, last level {report['last_level']}, "
+    f"{report['items']:,} items{_write_twins(report)}, codebook {report['codebook_size']}, last level {report['last_level']}, "
     f"reconstruction R² {report['r2']:.3f}."
   )
   note = "A last level drawn without replacement makes IDs unique by construction; the first row is the tokenizer's own doing."
   return f"{head}\n\n{table}\n\n{note}"
+
+
+def _write_twins(report: Mapping[str, Any]) -> str:
+  """How many items share their text (or vector), in runs that have counted it."""
+  distinct = report.get("distinct_inputs", report["items"])
+  return f" with {distinct:,} texts (or vectors), of which one has {report['largest_input']:,} items" if distinct < report["items"] else ""
 
 
 def _retrieval_section(run: pathlib.Path) -> str:

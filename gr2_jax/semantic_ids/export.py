@@ -1,5 +1,6 @@
 """From a trained RQ-VAE to the table of semantic IDs, with a report of what the codes are like before and after the last level is drawn."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 
 from gr2_jax.data.schema import DataError
 from gr2_jax.semantic_ids.rqvae import Autoencoder, RqVae, RqVaeConfig, centroids, make_autoencoder, quantize
+from gr2_jax.semantic_ids.sizes import Inputs, count_inputs
 from gr2_jax.semantic_ids.table import SemanticIDTable, prefix_groups, uniqueness
 
 MIN_DISTINCT_SHARE = 0.99
@@ -37,7 +39,7 @@ def assign_codes(rqvae: RqVae, vectors: np.ndarray, config: RqVaeConfig, rows: i
   return np.concatenate(codes), float(1 - error / variance) if variance > 0 else float(error == 0)
 
 
-def random_last_level(codes: np.ndarray, codebook_size: int, seed: int, replacement: bool = False) -> np.ndarray:
+def random_last_level(codes: np.ndarray, codebook_size: int, seed: int | Sequence[int], replacement: bool = False) -> np.ndarray:
   """Codes `[N, L]` with the last level drawn at random instead of nearest (GR2 2.2, technique 4).
 
   Without replacement: distinct values among the items that share the first L-1 codes, so no two items collide in buckets of up to
@@ -53,6 +55,17 @@ def random_last_level(codes: np.ndarray, codebook_size: int, seed: int, replacem
       draws = np.concatenate([rng.permutation(codebook_size) for _ in range(rounds)])
       last[members] = draws[: len(members)]
   return np.concatenate([codes[:, :-1], last[:, None]], axis=1).astype(np.int32)
+
+
+def draw_apart(codes: np.ndarray, codebook_size: int, seed: int) -> np.ndarray:
+  """Codes `[N, L]` with the last level drawn as `random_last_level` does, and as many drawn levels behind it as make all items distinct.
+
+  A level is added where the first L-1 codes are those of more items than a codebook has values, as of many items with the same text.
+  """
+  drawn = random_last_level(codes, codebook_size, seed)
+  while uniqueness(drawn)["distinct_share"] < 1:  # the draws are even, so each level divides a bucket by the whole codebook
+    drawn = random_last_level(np.pad(drawn, ((0, 0), (0, 1))), codebook_size, (seed, drawn.shape[1]))
+  return drawn
 
 
 def describe_codes(codes: np.ndarray, codebook_size: int) -> dict[str, Any]:
@@ -98,40 +111,55 @@ def prefix_purity(codes: np.ndarray, labels: np.ndarray) -> list[float]:
   return purity
 
 
+def check_distinct(share: float, inputs: Inputs, last_level: str) -> None:
+  """Raises DataError below 99 % distinct IDs; the message tells whether items have the same input, which no training helps."""
+  if share >= MIN_DISTINCT_SHARE:
+    return
+  remedies = ["--config.tokenize.last_level=random"] if last_level != "random" else []
+  if inputs.distinct >= MIN_DISTINCT_SHARE * inputs.items:
+    remedies += ["more --config.tokenize.training.epochs", "a larger --config.tokenize.rqvae.codebook_size"]
+  raise DataError(
+    f"semantic IDs: at most {share:.2%} of {inputs.items:,} items are distinct with --config.tokenize.last_level={last_level}, at least "
+    f"{MIN_DISTINCT_SHARE:.0%} are needed; there are {inputs.distinct:,} different texts or vectors, and up to {inputs.largest:,} items "
+    f"have the same one; use {', '.join(remedies)}, or allow collisions by --config.tokenize.allow_collisions=True"
+  )
+
+
 def export_table(
   rqvae: RqVae,
   vectors: np.ndarray,
   config: RqVaeConfig,
   *,
   seed: int,
+  inputs: Inputs | None = None,
   last_level: str = "random",
   allow_collisions: bool = False,
 ) -> tuple[SemanticIDTable, dict[str, Any]]:
-  """The table for vectors `[N, D]` and its report (JSON-able).
+  """The table for vectors `[N, D]` and its report (JSON-able). `inputs`: what the items are told apart by (None: their vectors).
 
-  `last_level`: `random` (drawn without replacement in each prefix bucket), `independent` (with replacement) or `nearest` (as trained).
+  `last_level`: `random` (drawn without replacement in each prefix bucket, with further drawn levels where a bucket has no room),
+  `independent` (with replacement) or `nearest` (as trained). `allow_collisions`: no level is added, and few distinct IDs are no error.
   The report holds `r2` and `describe_codes` both `before` and `after`: after drawing without replacement uniqueness is 1 by
-  construction, so only `before` says something about the tokenizer. Raises DataError below 99 % distinct IDs unless
-  `allow_collisions`.
+  construction, so only `before`, the learned codes alone, says something about the tokenizer. Raises DataError below 99 % distinct IDs.
   """
   if last_level not in ("random", "independent", "nearest"):
     raise ValueError(f"last_level={last_level!r}; use 'random', 'independent' or 'nearest'")
-  nearest, r2 = assign_codes(rqvae, vectors, config)
-  codes = nearest
-  if last_level != "nearest":
-    codes = random_last_level(nearest, config.codebook_size, seed, replacement=last_level == "independent")
+  inputs = count_inputs(row.tobytes() for row in vectors) if inputs is None else inputs
+  codes, r2 = assign_codes(rqvae, vectors, config)
   report: dict[str, Any] = {
     "items": len(codes),
+    "distinct_inputs": inputs.distinct,
+    "largest_input": inputs.largest,
     "codebook_size": config.codebook_size,
     "last_level": last_level,
     "r2": r2,
-    "before": describe_codes(nearest, config.codebook_size),
-    "after": describe_codes(codes, config.codebook_size),
+    "before": describe_codes(codes, config.codebook_size),
   }
-  distinct = report["after"]["distinct_share"]
-  if distinct < MIN_DISTINCT_SHARE and not allow_collisions:
-    raise DataError(
-      f"semantic IDs: only {distinct:.2%} of {len(codes)} items are distinct with last_level={last_level!r}, at least "
-      f"{MIN_DISTINCT_SHARE:.0%} are needed; use last_level='random', train longer, enlarge codebook_size or levels, or allow collisions"
-    )
+  if last_level == "random" and not allow_collisions:
+    codes = draw_apart(codes, config.codebook_size, seed)
+  elif last_level != "nearest":
+    codes = random_last_level(codes, config.codebook_size, seed, replacement=last_level == "independent")
+  report["after"] = describe_codes(codes, config.codebook_size)
+  if not allow_collisions:
+    check_distinct(report["after"]["distinct_share"], inputs, last_level)
   return SemanticIDTable(codes=codes, codebook_size=config.codebook_size), report

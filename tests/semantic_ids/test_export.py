@@ -8,8 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr2_jax.data.schema import DataError
-from gr2_jax.semantic_ids.export import assign_codes, describe_codes, export_table, prefix_purity, random_last_level
+from gr2_jax.semantic_ids.export import (
+  assign_codes,
+  check_distinct,
+  describe_codes,
+  draw_apart,
+  export_table,
+  prefix_purity,
+  random_last_level,
+)
 from gr2_jax.semantic_ids.rqvae import Codebooks, RqVae, RqVaeConfig, make_autoencoder
+from gr2_jax.semantic_ids.sizes import Inputs
 from gr2_jax.semantic_ids.table import uniqueness
 
 # Networks that hand their input through: one identity layer each way. Level 1 holds 0 and 10, level 2 holds -1 and 1.
@@ -93,12 +102,42 @@ def test_the_report_tells_before_from_after_and_is_json():
 
 def test_export_refuses_collisions_unless_told():
   vectors = np.array([[1.0], [1.1], [9.0]], np.float32)
-  with pytest.raises(DataError, match=r"only 66.67% of 3 items are distinct .* allow collisions"):
+  with pytest.raises(DataError, match=r"66\.67% of 3 items.* 3 different.*level=random, .*rqvae\.codebook_size, .*allow_collisions"):
     export_table(identity_tokenizer(), vectors, CONFIG, seed=0, last_level="nearest")
   table, report = export_table(identity_tokenizer(), vectors, CONFIG, seed=0, last_level="nearest", allow_collisions=True)
   assert table.items_of([0, 1]) == [0, 1] and report["after"] == report["before"]
-  with pytest.raises(DataError, match="distinct"):  # one bucket of 5 items cannot have 2 codes
-    export_table(identity_tokenizer(), np.full((5, 1), 1, np.float32), CONFIG, seed=0)
+
+
+def test_the_error_names_items_that_no_training_tells_apart():
+  vectors = np.array([[1.0]] * 4 + [[9.0]], np.float32)
+  with pytest.raises(DataError, match=r"2 different.* up to 4 items have the same.*\.last_level=random, or allow"):
+    export_table(identity_tokenizer(), vectors, CONFIG, seed=0, last_level="nearest")
+  with pytest.raises(DataError, match=r"8 items.* 1 different"):
+    check_distinct(1 / 8, Inputs(8, 1, 8), "nearest")
+  check_distinct(0.99, Inputs(100, 99, 2), "nearest")
+
+
+def test_a_level_is_added_where_a_bucket_has_no_room_unless_collisions_are_allowed():
+  vectors = np.array([[1.0]] * 5 + [[9.0]], np.float32)  # five items of the codes 0, 1; behind the 0 the last level tells two apart
+  table, report = export_table(identity_tokenizer(), vectors, CONFIG, seed=0)
+  assert table.num_levels == 4 and report["after"]["own_share"] == 1.0 and len(report["after"]["levels"]) == 4
+  assert (report["before"]["distinct_share"], report["distinct_inputs"], report["largest_input"]) == (2 / 6, 2, 5)
+  assert table.codes[:, 0].tolist() == [0] * 5 + [1]
+  fixed, report = export_table(identity_tokenizer(), vectors, CONFIG, seed=0, allow_collisions=True)
+  assert fixed.num_levels == 2 and report["after"]["distinct_share"] == 3 / 6
+  np.testing.assert_array_equal(fixed.codes, table.codes[:, :2])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(2, 4), st.integers(0, 2**31))
+def test_no_more_levels_are_added_than_the_largest_bucket_needs(buckets, size, seed):
+  codes = np.array([(bucket, 0) for bucket in buckets], np.int32)
+  drawn = draw_apart(codes, size, seed)
+  np.testing.assert_array_equal(drawn[:, :2], random_last_level(codes, size, seed))
+  largest = max(map(buckets.count, buckets))
+  assert uniqueness(drawn)["own_share"] == 1 and drawn.max() < max(size, 4)
+  levels = drawn.shape[1] - 1
+  assert size**levels >= largest and (levels == 1 or size ** (levels - 1) < largest)
 
 
 def test_an_unknown_way_to_draw_is_refused():
