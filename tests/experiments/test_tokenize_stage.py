@@ -1,14 +1,21 @@
-"""The tokenizer's training, stopped between two compiled calls, ends with the codes of an uninterrupted one."""
+"""The tokenizer's training, stopped between two compiled calls, ends with the codes of an uninterrupted one; every catalogue gets IDs."""
+
+import json
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from small_runs import tiny_config
 
+from experiments.stages import tokenize
 from experiments.stages.tokenize import _train
+from gr2_jax.data.schema import Catalogue, DataError, Item
+from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.run import Run
 from gr2_jax.semantic_ids.rqvae import RqVaeConfig
+from gr2_jax.semantic_ids.table import SemanticIDTable
 from gr2_jax.steps.tokenizer import TokenizerConfig
 from gr2_jax.training.interrupts import Interrupted, StopSignal
 from gr2_jax.training.progress import Progress
@@ -40,3 +47,59 @@ def test_stopped_training_goes_on(tmp_path):
   assert (tmp_path / "cut" / "tokenize" / "checkpoints" / "10").is_dir()
   resumed = train(tmp_path / "cut", StopSignal())
   jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+
+def untitled(alone, groups):
+  """Items without titles: `alone` have brand and category to themselves, and so many as each of `groups` says share theirs."""
+  sizes = [1] * alone + list(groups)
+  makers = [(f"{a}{b}ra", f"{c}{a}lo") for a in "bdfgklmnprst" for b in "aeiou" for c in "bdfgklmnprst" for _ in range(20)]
+  owners = [(f"{brand} {number}", ("care", f"{leaf} {number % 97}")) for number, (brand, leaf) in enumerate(makers[: len(sizes)])]
+  items = [(brand, path) for size, (brand, path) in zip(sizes, owners, strict=True) for _ in range(size)]
+  return Catalogue(tuple(Item(f"i{number}", "", brand, path) for number, (brand, path) in enumerate(items)))
+
+
+def run_stage(folder, catalogue, **changes):
+  """The stage's table, report and vocabulary for a catalogue, by the quickstart's config."""
+  config = tiny_config(**{"tokenize__text_pieces": 400} | {f"tokenize__{key}": value for key, value in changes.items()})
+  (folder / "tokenize").mkdir(parents=True)
+  with StopSignal() as stop:
+    stage = StageContext(Run(folder, config), "tokenize", Progress(), stop)
+    vars(stage)["catalogue"] = catalogue
+    tokenize.run(stage)
+  report = json.loads((folder / "tokenize" / "report.json").read_text())
+  return SemanticIDTable.load(folder / "tokenize" / "sids.npz"), report, Vocabulary.load(folder / "tokenize" / "vocabulary")
+
+
+def check_ids(table, report, vocabulary, items, largest):
+  assert table.uniqueness() == {"distinct_share": 1.0, "own_share": 1.0} and len(table) == items
+  assert table.codebook_size**2 > largest > table.codebook_size and table.num_levels == 4  # three by the rule, and one for the largest
+  assert report["after"]["distinct_share"] == 1 > report["before"]["distinct_share"]
+  assert report["before"]["distinct_share"] <= report["distinct_inputs"] / items and report["largest_input"] == largest
+  assert (vocabulary.num_levels, vocabulary.codebook_size) == (table.num_levels, table.codebook_size)
+
+
+def test_a_catalogue_of_items_with_the_same_text_gets_distinct_ids(tmp_path):
+  sizes = (270, *(2 + number % 5 for number in range(60)))
+  catalogue = untitled(40, sizes)
+  check_ids(*run_stage(tmp_path, catalogue, training__epochs=2), 40 + sum(sizes), 270)
+  with pytest.raises(DataError, match=r"last_level=nearest.* up to 270 items have the same"):
+    run_stage(tmp_path / "nearest", catalogue, last_level="nearest")
+  assert not (tmp_path / "nearest" / "tokenize" / "checkpoints").exists()  # found before the training
+
+
+@pytest.mark.slow
+def test_sizes_that_are_set_stay_where_collisions_are_allowed(tmp_path):
+  changes = {"rqvae__levels": 2, "rqvae__codebook_size": 8, "allow_collisions": True, "training__epochs": 1}
+  table, report, vocabulary = run_stage(tmp_path, untitled(40, (20, 7, 5)), **changes)
+  assert (table.num_levels, table.codebook_size) == (vocabulary.num_levels, vocabulary.codebook_size) == (2, 8)
+  assert report["after"]["own_share"] < 1 and report["largest_input"] == 20
+
+
+@pytest.mark.slow
+def test_a_whole_catalogue_without_titles(tmp_path):
+  """18,357 items, 15,416 of which share brand and categories with another one."""
+  sizes = [460] + [max(2, 460 // rank) for rank in range(2, 2600)]
+  while sum(sizes) > 15_416:
+    sizes.pop()
+  sizes[-1] += 15_416 - sum(sizes)
+  check_ids(*run_stage(tmp_path, untitled(2941, sizes), text_pieces=512, training__epochs=20), 18_357, 460)
