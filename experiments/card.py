@@ -9,30 +9,29 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from gr2_jax.evaluation.results import ResultsError
-from gr2_jax.reports.card import write_card
+from experiments.exit_code import exit_code_of
+from gr2_jax.errors import UserError
 
 _RUN = flags.DEFINE_string("run", None, "run directory with evaluation/results.json")
 
 
 def rebuild(directory: str | None) -> int:
   """Writes the card and says where it lies; returns the exit code and prints what went wrong."""
-  if not directory:
-    print("ERROR: --run is missing; for example --run=runs/quickstart", file=sys.stderr)
-    return 1
-  if not pathlib.Path(directory).is_dir():
-    print(f"ERROR: --run: {directory} is no folder; give the --workdir of a run", file=sys.stderr)
-    return 1
-  try:
-    card = write_card(directory)
-  except ResultsError as error:
-    print(f"ERROR: {error}", file=sys.stderr)
-    return 1
-  print(card)
-  return 0
+
+  def program() -> None:
+    from gr2_jax.reports.card import write_card  # here, since --help should not wait for JAX
+
+    if not directory:
+      raise UserError("--run is missing; for example --run=runs/quickstart")
+    if not pathlib.Path(directory).is_dir():
+      raise UserError(f"--run: {directory} is no folder; give the --workdir of a run")
+    print(write_card(directory))
+
+  return exit_code_of(program, directory)
 
 
 def main(argv: Sequence[str]) -> int:
+  """Writes the card of the run that the flag names."""
   if len(argv) > 1:
     print(f"ERROR: {argv[1]!r} is no flag; write --run=RUN", file=sys.stderr)
     return 1

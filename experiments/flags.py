@@ -17,6 +17,10 @@ from gr2_jax.errors import ConfigError
 
 NAME = "config"
 
+# What flags may name, spelt out, since the packages that define it bring JAX, for which --help should not wait.
+MODES = ("reason", "direct", "score")
+COMPRESSORS = ("sids", "rules", "rewriter", "soft_tokens")
+
 # So that --help of a program lists the flag that `define_config` defines for it.
 flags.disclaim_key_flags()
 
@@ -32,8 +36,10 @@ def define_config() -> flags.FlagHolder:
 def parse_flags(argv: Sequence[str]) -> list[str]:
   """For `absl.app.run(main, flags_parser=parse_flags)`: a wrong flag is one clear line and exit code 1, not a traceback."""
   try:
-    if not any(re.match(r"--?help", arg) for arg in argv):
-      check_overrides(load_config(_config_path(argv)), _overrides(argv))
+    asked = [arg for arg in argv if re.match(r"--?help", arg)]
+    if asked:
+      return flags.FLAGS([argv[0], *asked])  # alone, since a config brings JAX
+    check_overrides(load_config(_config_path(argv)), _overrides(argv))
     return flags.FLAGS(list(argv))
   except (ConfigError, flags.Error) as error:
     print(f"ERROR: {error}", file=sys.stderr)

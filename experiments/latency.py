@@ -12,19 +12,14 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from experiments.exit_code import exit_code_of
-from gr2_jax.reports.card import write_card
-from gr2_jax.reports.latency import FULL_HISTORIES
-from gr2_jax.runs.run import RunError
-from gr2_jax.serving.measure import measure
-from gr2_jax.serving.request import MODES
-from gr2_jax.training.progress import Progress
+from experiments.flags import MODES
+from gr2_jax.errors import UserError
+from gr2_jax.files import check_writable
 
 _RUN = flags.DEFINE_string("run", None, "run directory of a trained policy")
 _COMPARE = flags.DEFINE_list("compare", [], "further runs over the same test slates")
 _STAGES = flags.DEFINE_list("stages", None, "stages whose policies are measured (all but those that others may start from)")
-_COMPRESSORS = flags.DEFINE_list(
-  "compressors", None, f"how histories are shortened; {FULL_HISTORIES}: not ({FULL_HISTORIES} and all that the run has)"
-)
+_COMPRESSORS = flags.DEFINE_list("compressors", None, "how histories are shortened; full: not (full and all that the run has)")
 _MODES = flags.DEFINE_list("modes", list(MODES), "modes to measure, of those that a policy can answer in")
 _PRESENTATIONS = flags.DEFINE_list(
   "presentations", ["1", "3"], "in how many orders a slate is shown; above 1 to the first policy alone, in its own mode, on full histories"
@@ -38,14 +33,21 @@ def main(argv: Sequence[str]) -> int:
 
   def program() -> None:
     if len(argv) > 1:
-      raise RunError(f"{argv[1]!r} is no flag; write --run=RUN")
+      raise UserError(f"{argv[1]!r} is no flag; write --run=RUN")
     if not _RUN.value:
-      raise RunError("--run is missing; for example --run=runs/quickstart")
+      raise UserError("--run is missing; for example --run=runs/quickstart")
     if not _PRESENTATIONS.value or not all(count.isdecimal() and int(count) for count in _PRESENTATIONS.value):
-      raise RunError(f"--presentations: {','.join(_PRESENTATIONS.value)}: write whole numbers from 1 on, as in 1,3")
+      raise UserError(f"--presentations: {','.join(_PRESENTATIONS.value)}: write whole numbers from 1 on, as in 1,3")
     wrong = next((mode for mode in _MODES.value if mode not in MODES), None)
     if wrong is not None:
-      raise RunError(f"--modes: {wrong!r} is not known; choose from {', '.join(MODES)}")
+      raise UserError(f"--modes: {wrong!r} is not known; choose from {', '.join(MODES)}")
+    # Here, since --help should not wait for JAX.
+    from gr2_jax.reports.card import write_card
+    from gr2_jax.runs.run import Run
+    from gr2_jax.serving.measure import measure
+    from gr2_jax.training.progress import Progress
+
+    check_writable(Run.open(_RUN.value).path("evaluation"))
     progress = Progress()
     path = measure(
       _RUN.value,
@@ -62,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
       path = write_card(_RUN.value)
     progress.note(str(path))
 
-  return exit_code_of(program)
+  return exit_code_of(program, _RUN.value)
 
 
 if __name__ == "__main__":

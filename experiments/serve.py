@@ -9,15 +9,12 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from experiments.exit_code import exit_code_of
-from gr2_jax.compression.rules import VARIANTS
-from gr2_jax.runs.run import RunError
-from gr2_jax.serving.request import MODES
-from gr2_jax.serving.reranker import Options, Reranker
-from gr2_jax.training.progress import Progress
+from experiments.flags import COMPRESSORS, MODES
+from gr2_jax.errors import UserError
 
 _RUN = flags.DEFINE_string("run", None, "run directory of a trained policy")
 _STAGE = flags.DEFINE_string("stage", "rl", "the stage whose policy ranks")
-_COMPRESSOR = flags.DEFINE_enum("compressor", None, VARIANTS, "by which histories are shortened; the run must have it (none)")
+_COMPRESSOR = flags.DEFINE_enum("compressor", None, COMPRESSORS, "by which histories are shortened; the run must have it (none)")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen at; the default is reached from this machine alone")
 _PORT = flags.DEFINE_integer("port", 8000, "port to listen at; 0: any that is free", lower_bound=0, upper_bound=65535)
 _MODE = flags.DEFINE_enum("mode", None, MODES, "how requests are ranked that name no mode (as the policy was trained to answer)")
@@ -34,13 +31,17 @@ _MAX_BODY = flags.DEFINE_integer("max_body", 256 * 1024, "bytes of a request", l
 def serve() -> None:
   """Loads, compiles, listens until a signal comes, and lets the requests under way end."""
   if not _RUN.value:
-    raise RunError("--run is missing; for example --run=runs/quickstart")
+    raise UserError("--run is missing; for example --run=runs/quickstart")
+  # Here, since --help should not wait for JAX.
+  from gr2_jax.serving.reranker import Options, Reranker
+  from gr2_jax.training.progress import Progress
+
   try:
     import uvicorn
 
     from gr2_jax.serving.server import ServerOptions, make_app
   except ImportError as error:
-    raise RunError(f"{error.name} is not installed; pip install 'gr2_jax[serving]'") from None
+    raise UserError(f"{error.name} is not installed; pip install 'gr2_jax[serving]'") from None
   options = Options(
     mode=_MODE.value,
     modes=tuple(dict.fromkeys([_MODE.value] * bool(_MODE.value) + _MODES.value)),

@@ -147,13 +147,3 @@ def test_a_wrong_flag_is_one_line_and_exit_code_1(config_file):
     assert result.stderr.startswith(message)
     assert result.stderr.count("\n") == 1
   assert program().stderr == "ERROR: --config is missing; for example --config=configs/quickstart.py\n"
-
-
-def test_help_lists_the_flags_and_loads_nothing_heavy():
-  check = (
-    "import sys\nimport experiments.run\nprint([m for m in ('jax', 'flax', 'orbax', 'grain', 'tensorflow_datasets') if m in sys.modules])"
-  )
-  assert run_python("-c", check).stdout == "[]\n"
-  result = run_python("-m", "experiments.run", "--help")
-  for flag in ("--config:", "--stages:", "--workdir:"):
-    assert flag in result.stdout

@@ -8,7 +8,7 @@ import signal
 import pytest
 from small_runs import ROOT, continue_from, hash_files
 
-from experiments import sweep
+from experiments import variants as sweep
 from experiments.flags import load_module
 from experiments.pipeline import choose_stages
 from experiments.stages import load_stages
@@ -78,7 +78,7 @@ def write_ablation(folder, variants, seeds=(0, 1)):
   [
     ({"rl.stepz": 3}, r"variant b: --config\.rl\.stepz: config\.rl has no key 'stepz'; did you mean steps"),
     ({"rl.steps": "many"}, r"variant b: --config\.rl\.steps: expected int"),
-    ({"rl.reward.condition": "v3"}, r"variant b: --config\.rl: .*v3"),
+    ({"rl.reward.condition": "v3"}, r"variant b: --config\.rl\.reward: .*v3"),
   ],
 )
 def test_a_wrong_variant_is_named_before_anything_starts(in_process, tmp_path, capsys, changes, message):
