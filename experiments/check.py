@@ -10,6 +10,7 @@ from experiments.stages import load_stages
 from gr2_jax.errors import ConfigError
 from gr2_jax.language.prompts import PromptStyle
 from gr2_jax.training.mesh import make_mesh
+from gr2_jax.training.writers import import_wandb
 
 # Sizes, wherever they stand in the config, that cannot be 0; None stands for no limit where a key allows it.
 _SIZES = {
@@ -25,6 +26,8 @@ def check_values(config: ConfigDict) -> None:
     if key.rpartition(".")[2] in _SIZES and value is not None and value < 1:
       raise ConfigError(f"--config.{key}: {value} must be at least 1")
   _check_answers(config)
+  if config.get("wandb_project"):
+    check_records({"wandb_project": import_wandb})
   for stage in load_stages():
     if stage.init is not None:
       check_choice(config, stage.init.key, stage.init.choices)

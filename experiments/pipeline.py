@@ -78,7 +78,7 @@ def execute(
     if run.main and card.exists():
       progress.note(f"The table, with data, seeds and versions: {card}")
 
-  return exit_code_of(program)
+  return exit_code_of(program, workdir)
 
 
 def _open_everywhere(workdir: str, config: ConfigDict, command: Sequence[str]) -> Run:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,8 +21,22 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   try:
     yield partial
     os.replace(partial, path)
+  except OSError as error:
+    error.filename = error.filename or str(path)  # a write to an open file knows no name
+    raise
   finally:
     partial.unlink(missing_ok=True)
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+  """Raises OSError, with the folder's name, where no file can be written; the folder is made where it is missing."""
+  try:
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    error.filename = str(folder)
+    raise
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

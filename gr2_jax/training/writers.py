@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from gr2_jax.errors import ConfigError
 from gr2_jax.files import replacing
 
 
@@ -15,7 +16,7 @@ class MetricWriter:
   """One JSON object a line: `step`, `time` (seconds of work since the start, over interruptions) and the values.
 
   `path`: the JSONL file; TensorBoard events go to a folder beside it, named after it.
-  `wandb_project`: also log there, under the name `run_name`; raises ImportError with the remedy when wandb is missing.
+  `wandb_project`: also log there, under the name `run_name`; raises ConfigError with the remedy when wandb is missing or refuses.
   `active`: False on every process but the first; then nothing is written.
   """
 
@@ -108,9 +109,22 @@ def _start_tensorboard(directory: pathlib.Path, step: int) -> Any:
   return SummaryWriter(str(directory), purge_step=step + 1)
 
 
-def _start_wandb(project: str, name: str) -> Any:
+def import_wandb() -> Any:
+  """The module; raises ConfigError with the remedy where it is not installed."""
   try:
     import wandb
-  except ImportError:
-    raise ImportError("Weights & Biases was asked for but is not installed; run `pip install gr2_jax[wandb]`") from None
-  return wandb.init(project=project, name=name, id=name.replace("/", "-"), resume="allow")
+  except ImportError as error:
+    raise ConfigError(
+      f"Weights & Biases was asked for but cannot be imported ({error}); run `pip install 'gr2_jax[wandb]'`, or leave wandb_project empty"
+    ) from None
+  return wandb
+
+
+def _start_wandb(project: str, name: str) -> Any:
+  wandb = import_wandb()
+  try:
+    return wandb.init(project=project, name=name, id=name.replace("/", "-"), resume="allow")
+  except wandb.Error as error:
+    raise ConfigError(
+      f"--config.wandb_project: Weights & Biases refuses ({error}); run `wandb login`, or set WANDB_MODE=offline"
+    ) from error

@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+import types
 
 import jax
 import pytest
@@ -125,6 +127,14 @@ def test_a_value_that_no_stage_could_use_is_named(key, value, message):
 def test_bad_lines_of_a_prepared_source_cannot_be_skipped():
   with pytest.raises(ConfigError, match=r"--config\.data\.on_error: 'skip'"):
     check_values(tiny_config(data__source="tfds:beauty", data__on_error="skip"))
+
+
+def test_a_writer_that_is_not_installed_is_found_before_work_starts(monkeypatch):
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(ConfigError, match=r"--config\.wandb_project: .*pip install"):
+    check_values(tiny_config(wandb_project="mine"))
+  monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
+  check_values(tiny_config(wandb_project="mine"))
 
 
 def test_layers_that_there_are_not_cannot_be_kept():

@@ -1,12 +1,12 @@
 """One line a step, none twice, none half-written."""
 
-import builtins
 import json
 import sys
 import types
 
 import pytest
 
+from gr2_jax.errors import ConfigError
 from gr2_jax.training.writers import MetricWriter, read_metrics
 
 
@@ -73,15 +73,20 @@ def test_missing_tensorboard_is_no_error(tmp_path, monkeypatch):
 
 
 def test_missing_wandb_names_the_remedy(tmp_path, monkeypatch):
-  imported = builtins.__import__
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(ConfigError, match=r"pip install 'gr2_jax\[wandb\]'"):
+    MetricWriter(tmp_path / "x.jsonl", wandb_project="p")
 
-  def without(name, *args, **kwargs):
-    if name == "wandb":
-      raise ImportError(name)
-    return imported(name, *args, **kwargs)
 
-  monkeypatch.setattr(builtins, "__import__", without)
-  with pytest.raises(ImportError, match=r"pip install gr2_jax\[wandb\]"):
+def test_wandb_that_refuses_is_an_error_of_the_config(tmp_path, monkeypatch):
+  class Refused(Exception):
+    pass
+
+  def init(**_):
+    raise Refused("no API key")
+
+  monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, Error=Refused))
+  with pytest.raises(ConfigError, match=r"wandb_project: .*no API key"):
     MetricWriter(tmp_path / "x.jsonl", wandb_project="p")
 
 
