@@ -10,8 +10,7 @@ from small_runs import continue_from, hash_files, tiny_config
 from gr2_jax.compression.cache import history_key, open_histories
 from gr2_jax.compression.rules import OUTCOMES
 from gr2_jax.data.jsonl import read_slates
-from gr2_jax.data.schema import DataError
-from gr2_jax.runs.run import Run
+from gr2_jax.runs.run import Run, RunError
 from gr2_jax.serving.measure import measure
 from gr2_jax.serving.request import Request
 from gr2_jax.serving.reranker import Reranker
@@ -98,7 +97,7 @@ def test_requests_get_the_histories_that_were_measured(compressed, variant):
     written = variant != "rewriter" or entry["outcome"] == "ok"
     assert prepared.fields["compressor"] == (variant if written else "rules")
     assert prepared.fields["history_tokens"] == len(entry["tokens"])
-  with pytest.raises(DataError, match=r"compressor: .*'prose'"):
+  with pytest.raises(RunError, match=r"compressor: .*'prose'"):
     Reranker.load(compressed, compressor="prose")
 
 
