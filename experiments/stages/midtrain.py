@@ -57,7 +57,8 @@ def _evaluate(stage: StageContext, params: Any, requests: Sequence[NextItem]) ->
   scores = make_beam_scores(stage.decoder, params, stage.prompts, beams=options.beams, max_history=options.max_history)
   with stage.task("midtrain: retrieval", len(requests), "users") as task:
     report = stage.on_progress(task)
-    ranks = retrieval_ranks(scores, requests, stage.catalogue, on_progress=lambda count: report(task.done + count))
+    ranker = "the mid-trained model (config.midtrain)"
+    ranks = retrieval_ranks(scores, requests, stage.catalogue, ranker=ranker, on_progress=lambda count: report(task.done + count))
   found: dict[str, Any] = {"beams": options.beams, "requests": len(requests)}
   found |= {name: retrieval_metrics(values) for name, values in ranks.items()}
   for segment in sorted({request.segment for request in requests if request.segment}):

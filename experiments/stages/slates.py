@@ -21,6 +21,7 @@ from gr2_jax.runs.stages import Stage
 from gr2_jax.teachers.sampling import best_labelled
 
 Slates = dict[str, Sequence[Slate]]  # by split
+_CTR, _BEAMS = "the click model (config.slates.ctr)", "the mid-trained model (config.midtrain)"
 
 
 def run(stage: StageContext) -> None:
@@ -71,14 +72,15 @@ def _from_ctr(stage: StageContext) -> tuple[Slates, dict[str, Any]]:
   train: list[Slate] = []
   asked = 0
   for fold, (fitted, held_out) in enumerate(folds):
-    found = slates_from_scores(fit(fitted, fold, f"fold {fold + 1} of {len(folds)}"), held_out, catalogue, size=options.size)
+    scores = fit(fitted, fold, f"fold {fold + 1} of {len(folds)}")
+    found = slates_from_scores(scores, held_out, catalogue, size=options.size, ranker=_CTR)
     train += found.slates
     asked += found.asked
   final = fit(split.train, len(folds), "all users")
-  validation = slates_from_scores(final, split.validation, catalogue, size=options.size)
-  test = slates_from_scores(final, split.test, catalogue, size=options.size)
+  validation = slates_from_scores(final, split.validation, catalogue, size=options.size, ranker=_CTR)
+  test = slates_from_scores(final, split.test, catalogue, size=options.size, ranker=_CTR)
   report = {
-    "retrieval": {name: retrieval_metrics(values) for name, values in retrieval_ranks(final, split.test, catalogue).items()},
+    "retrieval": {name: retrieval_metrics(values) for name, values in retrieval_ranks(final, split.test, catalogue, ranker=_CTR).items()},
     "recall": {"train": len(train) / asked, "validation": validation.recall, "test": test.recall},
   }
   return {"train": train, "validation": validation.slates, "test": test.slates}, report
@@ -102,8 +104,8 @@ def _from_beams(stage: StageContext) -> tuple[Slates, dict[str, Any]]:
       task.update(min(task.done + len(past), task.total))
       return found
 
-    held_out = slates_from_scores(counted, split.validation, stage.catalogue, size=options.size)
-    test = slates_from_scores(counted, split.test, stage.catalogue, size=options.size)
+    held_out = slates_from_scores(counted, split.validation, stage.catalogue, size=options.size, ranker=_BEAMS)
+    test = slates_from_scores(counted, split.test, stage.catalogue, size=options.size, ranker=_BEAMS)
   cut = max(1, round(len(held_out.slates) * (1 - options.validation_share)))
   order = np.random.default_rng(stage.seed).permutation(len(held_out.slates))
 

@@ -25,12 +25,13 @@ class RetrievedSlates:
 
 
 def score_requests(
-  scores_fn: Callable[[np.ndarray], np.ndarray], examples: Sequence[NextItem], catalogue: Catalogue
+  scores_fn: Callable[[np.ndarray], np.ndarray], examples: Sequence[NextItem], catalogue: Catalogue, *, ranker: str = "the ranker"
 ) -> Iterator[tuple[Sequence[NextItem], np.ndarray, np.ndarray]]:
   """Yields (requests, their history rows `[b, H]`, scores of all items `[b, N]`) in batches.
 
   `scores_fn`: history rows int32 `[B, H]` (oldest first, padded with -1 at the end) -> scores `[B, N]`; B and H do not change between
-  calls, so a jitted function compiles once. Raises DataError for an unknown item.
+  calls, so a jitted function compiles once. `ranker`: what gives the scores, for the message. Raises DataError for an unknown item, and
+  for a score that is NaN, which has no place in an order.
   """
   width = max((len(example.history) for example in examples), default=0)
   for start in range(0, len(examples), SCORE_BATCH):
@@ -38,7 +39,10 @@ def score_requests(
     chunk = examples[start : start + SCORE_BATCH]
     for i, example in enumerate(chunk):
       past[i, : len(example.history)] = catalogue.to_rows(example.history)
-    yield chunk, past[: len(chunk)], np.array(scores_fn(past), np.float32)[: len(chunk)]
+    scores = np.array(scores_fn(past), np.float32)[: len(chunk)]
+    if np.isnan(scores).any():
+      raise DataError(f"{ranker}: its scores are NaN, since its training diverged; lower its learning rate and train it again")
+    yield chunk, past[: len(chunk)], scores
 
 
 def slates_from_scores(
@@ -48,12 +52,13 @@ def slates_from_scores(
   *,
   size: int,
   mask_history: bool = True,
+  ranker: str = "the ranker",
 ) -> RetrievedSlates:
   """The `size` best items of each request in score order, kept when the target is among them.
 
   `scores_fn`: history rows int32 `[B, H]` (oldest first, padded with -1 at the end) -> scores `[B, N]`; B and H do not change between
   calls, so a jitted function compiles once. With `mask_history` an item of the history is never a candidate. Raises DataError for an
-  unknown item or a catalogue that cannot fill a slate.
+  unknown item, a score that is NaN (naming the `ranker`), or a catalogue that cannot fill a slate.
   """
   width = max((len(example.history) for example in examples), default=0)
   if size < 2 or len(catalogue) < size + (width if mask_history else 0):
@@ -63,7 +68,7 @@ def slates_from_scores(
   if not examples:
     return RetrievedSlates((), 0)
   rows, scores = [], []
-  for _, past, table in score_requests(scores_fn, examples, catalogue):
+  for _, past, table in score_requests(scores_fn, examples, catalogue, ranker=ranker):
     if mask_history:
       which, step = np.nonzero(past >= 0)
       table[which, past[which, step]] = -np.inf

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import lightgbm
 import numpy as np
 
-from gr2_jax.data.schema import Catalogue, Slate
+from gr2_jax.data.schema import Catalogue, DataError, Slate
 from gr2_jax.data.slates import slate_labels
 from gr2_jax.evidence.counts import ItemCounts, TransitionCounts
 from gr2_jax.evidence.table import FEATURE_NAMES, candidate_counts, last_item_rows
@@ -34,9 +34,18 @@ PARAMETERS = {
 }
 
 
-def rank_by_scores(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """Rankings by `scores [n, K]`, highest first, ties by upstream rank; padding (label -1) last."""
-  return np.argsort(-np.where(labels >= 0, scores, -np.inf), axis=1, kind="stable")
+def rank_by_scores(scores: np.ndarray, labels: np.ndarray, ranker: str) -> np.ndarray:
+  """Rankings by `scores [n, K]`, highest first, ties by upstream rank; padding (label -1) last.
+
+  Raises DataError that names the `ranker` where one of them is NaN.
+  """
+  real = labels >= 0
+  wrong = np.count_nonzero(np.isnan(scores[real]))
+  if wrong:
+    raise DataError(
+      f"{ranker}: {wrong:,} of its {np.count_nonzero(real):,} scores are NaN, which have no place in an order; check its inputs"
+    )
+  return np.argsort(-np.where(real, scores, -np.inf), axis=1, kind="stable")
 
 
 def upstream_ranking(labels: np.ndarray) -> np.ndarray:
@@ -46,28 +55,28 @@ def upstream_ranking(labels: np.ndarray) -> np.ndarray:
 
 def random_ranking(labels: np.ndarray, seed: int) -> np.ndarray:
   """A uniform permutation of each slate."""
-  return rank_by_scores(np.random.default_rng(seed).random(labels.shape), labels)
+  return rank_by_scores(np.random.default_rng(seed).random(labels.shape), labels, "random")
 
 
 def ideal_ranking(labels: np.ndarray) -> np.ndarray:
   """The ranking that none can beat: by label."""
-  return rank_by_scores(labels, labels)
+  return rank_by_scores(labels, labels, "oracle")
 
 
 def utility_ranking(utilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """The oracle's ranking: by true utility `[n, K]`, which knows everything but the chance in the choice."""
-  return rank_by_scores(utilities, labels)
+  return rank_by_scores(utilities, labels, "oracle")
 
 
 def popularity_ranking(slates: Sequence[Slate], catalogue: Catalogue, popularity: ItemCounts) -> np.ndarray:
   """By interactions before the request."""
-  return rank_by_scores(candidate_counts(slates, catalogue, popularity), slate_labels(slates))
+  return rank_by_scores(candidate_counts(slates, catalogue, popularity), slate_labels(slates), "popularity")
 
 
 def last_transition_ranking(slates: Sequence[Slate], catalogue: Catalogue, transitions: TransitionCounts) -> np.ndarray:
   """By how often the candidate followed the user's last item before the request."""
   counts = candidate_counts(slates, catalogue, transitions, last_item_rows(slates, catalogue))
-  return rank_by_scores(counts, slate_labels(slates))
+  return rank_by_scores(counts, slate_labels(slates), "last_transition")
 
 
 def fit_lambdamart(
@@ -87,7 +96,7 @@ def lambdamart_ranking(model: lightgbm.Booster, features: np.ndarray, labels: np
   """The model's ranking; of `labels` only the padding is read."""
   n, size, _ = features.shape
   scores = model.predict(features.reshape(n * size, -1), num_iteration=model.best_iteration, num_threads=PARAMETERS["num_threads"])
-  return rank_by_scores(np.asarray(scores).reshape(n, size), labels)
+  return rank_by_scores(np.asarray(scores).reshape(n, size), labels, "lambdamart")
 
 
 def _dataset(features: np.ndarray, labels: np.ndarray) -> lightgbm.Dataset:

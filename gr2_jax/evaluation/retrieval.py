@@ -10,14 +10,14 @@ from gr2_jax.data.splits import NextItem
 
 
 def target_ranks(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-  """Rank of each target, 0 = first, among scores `[B, N]`; N where it was not retrieved at all.
+  """Rank of each target, 0 = first, among scores `[B, N]`; N where it was not retrieved at all: its score is -inf or NaN.
 
   Items that tie with the target stand before it: two items of one semantic ID share a score, and neither may count as a free hit.
   """
   own = np.take_along_axis(scores, targets[:, None], axis=1)
   ranks = np.sum(scores >= own, axis=1) - 1
-  known: np.ndarray = np.where(np.isneginf(own[:, 0]), scores.shape[1], ranks)
-  return known
+  retrieved: np.ndarray = np.where(own[:, 0] > -np.inf, ranks, scores.shape[1])
+  return retrieved
 
 
 def retrieval_ranks(
@@ -25,14 +25,15 @@ def retrieval_ranks(
   examples: Sequence[NextItem],
   catalogue: Catalogue,
   *,
+  ranker: str = "the ranker",
   on_progress: Callable[[int], None] | None = None,
 ) -> dict[str, np.ndarray]:
   """Ranks of the targets `[n]` among all items: `open`, and `masked` where items of the history cannot be recommended again.
 
-  `scores_fn` as in `data.slates.score_requests`; -inf for an item that was not retrieved.
+  `scores_fn` and `ranker` as in `data.slates.score_requests`; -inf for an item that was not retrieved.
   """
   ranks: dict[str, list[np.ndarray]] = {"open": [], "masked": []}
-  for requests, past, scores in score_requests(scores_fn, examples, catalogue):
+  for requests, past, scores in score_requests(scores_fn, examples, catalogue, ranker=ranker):
     targets = np.array([catalogue.rows[request.target] for request in requests])
     ranks["open"].append(target_ranks(scores, targets))
     own = np.take_along_axis(scores, targets[:, None], axis=1)

@@ -82,10 +82,11 @@ def make_score(decoder: Decoder, vocabulary: Vocabulary, style: PromptStyle, con
 def sort_by_scores(scores: np.ndarray, shown: np.ndarray) -> np.ndarray:
   """Rankings `[P, K]` (candidate indices, best first; -1 past a shorter slate) by scores `[P, K]` of slots, shown as `[P, K]`.
 
-  Equal scores keep the order shown, as an answer that names a shared semantic ID twice is read.
+  A row with a NaN is no ranking: -1 throughout. Equal scores keep the order shown, as an answer that names a shared semantic ID twice is
+  read.
   """
   slots = np.argsort(-scores, axis=1, kind="stable")
-  missing = np.isneginf(np.take_along_axis(scores, slots, axis=1))
+  missing = np.isneginf(np.take_along_axis(scores, slots, axis=1)) | np.isnan(scores).any(axis=1, keepdims=True)
   return np.where(missing, -1, np.take_along_axis(shown, slots, axis=1))
 
 
@@ -102,7 +103,7 @@ def rank_by_scores(
 ) -> RankedSlates:
   """Every slate sorted by `score` (of `make_score`): what `rank_slates` gives, with empty completions.
 
-  Batches all have one shape: the last is filled up with repeated slates.
+  The error of a slate with a NaN is `not_finite`. Batches all have one shape: the last is filled up with repeated slates.
   """
   prompts = render_prompts(slates, shown, context, style)
   presented = pad_shown(shown, max(len(slate.candidates) for slate in slates))
@@ -115,10 +116,10 @@ def rank_by_scores(
     parts.append(sort_by_scores(np.asarray(scores), presented[rows]))
     if on_progress is not None:
       on_progress(min(start + batch_size, len(slates)))
-  nothing = np.zeros(len(slates), np.int32)
+  rankings, nothing = np.concatenate(parts)[: len(slates)], np.zeros(len(slates), np.int32)
   return RankedSlates(
-    rankings=np.concatenate(parts)[: len(slates)],
-    errors=[None] * len(slates),
+    rankings=rankings,
+    errors=[None if first >= 0 else "not_finite" for first in rankings[:, 0]],
     completions=[[] for _ in slates],
     prompt_tokens=prompts.mask.sum(axis=1),
     completion_tokens=nothing,

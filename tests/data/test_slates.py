@@ -88,3 +88,8 @@ def test_cross_fitting_holds_every_user_out_once_and_never_fits_on_a_target():
 def test_more_folds_than_users_is_refused():
   with pytest.raises(DataError, match="folds"):
     next(cross_fit_examples([History("u", ("i1", "i2", "i3"))], 2, seed=0, max_history=5))
+
+
+def test_a_ranker_whose_scores_are_nan_is_named_and_makes_no_slates():
+  with pytest.raises(DataError, match="the click model"):
+    slates_from_scores(fixed_scores([np.nan] * 8), [NextItem("a", ("i1",), "i3")], CATALOGUE, size=2, ranker="the click model")

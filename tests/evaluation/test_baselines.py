@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gr2_jax.data.market import MarketConfig, make_market
-from gr2_jax.data.schema import SPLITS, Catalogue, History, Item, Slate
+from gr2_jax.data.schema import SPLITS, Catalogue, DataError, History, Item, Slate
 from gr2_jax.data.slates import slate_labels
 from gr2_jax.evaluation import baselines
 from gr2_jax.evidence.counts import ItemCounts, TransitionCounts
@@ -36,6 +36,16 @@ def test_simple_orders_by_hand():
   assert baselines.upstream_ranking(labels).tolist() == [[0, 1, 2], [0, 1, 2]]
   assert baselines.ideal_ranking(labels).tolist() == [[1, 0, 2], [0, 1, 2]]
   assert baselines.utility_ranking(np.asarray([[1.0, 3, 2], [-5, -4, 0]]), labels).tolist() == [[1, 2, 0], [1, 0, 2]]
+
+
+@pytest.mark.parametrize("scores", [[[np.nan, 1.0, 2.0]], [[1.0, np.nan, 2.0]]])
+def test_a_ranker_whose_scores_are_nan_is_named(scores):
+  labels = np.asarray([[0, 1, -1]])
+  with pytest.raises(DataError, match=r"^lambdamart: 1 of its 2 scores"):
+    baselines.rank_by_scores(np.asarray(scores), labels, "lambdamart")
+  with pytest.raises(DataError, match=r"^oracle: "):
+    baselines.utility_ranking(np.asarray(scores), labels)
+  assert baselines.rank_by_scores(np.asarray([[1.0, 2.0, np.nan]]), labels, "lambdamart").tolist() == [[1, 0, 2]]  # padding has no score
 
 
 def test_random_order_is_a_seeded_permutation_with_padding_last():

@@ -121,6 +121,11 @@ def test_sorting_keeps_the_order_shown_where_scores_are_equal():
   np.testing.assert_array_equal(sort_by_scores(scores, shown), [[0, 1, 2, -1], [0, 2, 1, 3]])
 
 
+def test_scores_that_are_nan_are_no_ranking():
+  scores = np.array([[-2.0, np.nan, -1.0], [-3.0, -1.0, -2.0]], np.float32)
+  np.testing.assert_array_equal(sort_by_scores(scores, np.array([[0, 1, 2]] * 2)), [[-1, -1, -1], [1, 2, 0]])
+
+
 def test_slates_are_ranked_in_batches_each_at_its_place(model):
   vocabulary, decoder, params = model
   style, items = STYLES["sid"], tuple(Item(f"i{n}", "best", None, (), None, None) for n in range(5))
@@ -132,12 +137,14 @@ def test_slates_are_ranked_in_batches_each_at_its_place(model):
   shown = [random.permutation(size) for size in SIZES]
   score, done = make_score(decoder, vocabulary, style), []
   ranked = rank_by_scores(score, params, slates, shown, context, style, batch_size=2, on_progress=done.append)
-  assert done == [2, 3] and ranked.rankings.shape == (3, 5)
+  assert done == [2, 3] and ranked.rankings.shape == (3, 5) and ranked.errors == [None] * 3
   for row, (slate, order) in enumerate(zip(slates, shown, strict=True)):
     alone = rank_by_scores(score, params, [slate], [order], context, style, batch_size=1).rankings[0]
     np.testing.assert_array_equal(ranked.rankings[row, : SIZES[row]], alone)
     assert sorted(alone) == list(range(SIZES[row])) and (ranked.rankings[row, SIZES[row] :] == -1).all()
     assert ranked.prompt_tokens[row] == len(render_prompt(slate, order, context, style).tokens)
+  diverged = rank_by_scores(lambda *args: score(*args).at[1, 0].set(jnp.nan), params, slates, shown, context, style, batch_size=3)
+  assert diverged.errors == [None, "not_finite", None] and (diverged.rankings[1] == -1).all()
 
 
 def test_free_text_has_no_first_reference(model):
