@@ -10,6 +10,7 @@ from logging import LogRecord
 from absl import logging
 
 from gr2_jax.errors import UserError
+from gr2_jax.printable import escape_lines
 
 _AGAIN = "then give the same command again: what is finished stays"
 _REMEDIES = {
@@ -100,5 +101,5 @@ def _describe_library(name: str) -> str:
 
 
 def _fail(message: str) -> int:
-  print(f"ERROR: {message}", file=sys.stderr)
+  print(f"ERROR: {escape_lines(message)}", file=sys.stderr)
   return 1

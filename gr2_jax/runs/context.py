@@ -153,4 +153,4 @@ class StageContext:
 
   def say(self, text: str) -> None:
     """A line under the stage's bars."""
-    self.progress.console.print(f"  {text}", highlight=False)
+    self.progress.note(f"  {text}")

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
+from gr2_jax.printable import escape_controls, escape_lines
+
 
 class Task:
   """One bar; made by `Progress.task`. Its clock starts when the first units are done, since those hold what is compiled."""
@@ -90,7 +92,7 @@ class Progress:
 
   def note(self, text: str) -> None:
     """A line of its own, above the bars."""
-    self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+    self.console.print(escape_lines(text), highlight=False, markup=False, soft_wrap=True)
 
   @contextmanager
   def task(self, name: str, total: int, unit: str = "steps", headline: Sequence[str] = ()) -> Iterator[Task]:
@@ -105,7 +107,7 @@ class Progress:
       self._bars = _make_bars(self.console)
       self._bars.start()
     bars = self._bars
-    row = bars.add_task(name, total=total, rate="", remaining="starting", figures="")
+    row = bars.add_task(escape_controls(name), total=total, rate="", remaining="starting", figures="")
 
     def show(t: Task) -> None:
       bars.update(row, completed=t.done, rate=_rate(t, unit), remaining=t.remaining(), figures=t.figures())
@@ -140,7 +142,7 @@ def _plain_line(name: str, unit: str, task: Task) -> str:
 
 def _make_bars(console: Console) -> Bars:
   return Bars(
-    TextColumn("{task.description}"),
+    TextColumn("{task.description}", markup=False),
     BarColumn(bar_width=24),
     MofNCompleteColumn(),
     TextColumn("{task.fields[rate]}"),
