@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -52,7 +53,7 @@ def run(stage: StageContext) -> None:
   users, weights = [slate.user for slate in test], np.array([slate.weight for slate in test])
   declared = [ranker for policy in policies for ranker in policy.rankers]
   results = build_results(
-    dataset=stage.config.name,
+    dataset=name_data(stage.config.data),
     seeds=[stage.seed],
     labels=labels,
     rankers=rankers,
@@ -78,6 +79,14 @@ def run(stage: StageContext) -> None:
     write_per_slate(stage.path("per_slate.npz"), metrics, users, weights)
     write_card(stage.run.directory)
   stage.progress.console.print(render_console_table(results))
+
+
+def name_data(data: ConfigDict) -> str:
+  """What a run's data are called: the market, the public dataset, or the folder that they came from."""
+  if data.source == "synthetic":
+    return "synthetic market"
+  folder = data.manual_dir if data.source == "tfds:own_log" else data.source
+  return folder.removeprefix("tfds:") if folder.startswith("tfds:") else pathlib.Path(folder).resolve().name
 
 
 def _classical_rankers(stage: StageContext, slates: Mapping[str, Sequence[Slate]], labels: np.ndarray) -> dict[str, RankerAnswers]:

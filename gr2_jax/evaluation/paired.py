@@ -113,6 +113,16 @@ def paired_bootstrap(
   )
 
 
+def paired_means(values: np.ndarray, baseline: np.ndarray, weights: np.ndarray | None = None) -> Paired:
+  """What metrics `[n, M]` of the same n slates differ by, where one user leaves nothing to resample: intervals and p are NaN."""
+  weights = check_weights(weights, len(values))
+  base = weighted_mean(baseline, weights)
+  delta = weighted_mean(values - baseline, weights)
+  unknown = np.full(len(delta), np.nan)
+  relative = np.divide(delta, base, out=unknown.copy(), where=base != 0)
+  return Paired(delta, unknown, unknown, relative, unknown, unknown, unknown)
+
+
 class Share(NamedTuple):
   """A share of a gain, each `[M]`; all NaN where the gain may be none."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from gr2_jax.errors import UserError
 from gr2_jax.evaluation.diagnostics import compute_diagnostics, permutation_consistency
 from gr2_jax.evaluation.metrics import METRICS, compute_metrics
-from gr2_jax.evaluation.paired import RESAMPLES, paired_bootstrap
+from gr2_jax.evaluation.paired import RESAMPLES, paired_bootstrap, paired_means
 from gr2_jax.evaluation.weights import check_weights, weighted_mean
 from gr2_jax.files import write_json
 
@@ -49,7 +49,8 @@ class Answers:
 class RankerAnswers:
   """What one ranker answered, by presentation (`upstream`, `shuffled`, ...; the main tables show the first), and its cost per slate.
 
-  `cost`: `prompt_tokens`, `completion_tokens`, `ms_per_slate`, all means.
+  `cost`: `prompt_tokens`, `completion_tokens`, `ms_per_slate`, all means; the last is of the minutes in which this ranker was asked, so
+  those of two rankers are comparable only on a machine that did nothing else.
   """
 
   answers: Mapping[str, Answers]
@@ -78,12 +79,15 @@ def compare_rankers(
   """`{"NAME_vs_BASE": {METRIC: paired difference}}` of all (NAME, BASE) pairs, from one set of resamples.
 
   `metrics`: NAME -> METRIC -> values `[n]` of the same n slates. `clusters [n]`: names of what is drawn together. `weights [n]`: how
-  much each slate counts (default: alike). Empty where there are too few slates to resample.
+  much each slate counts (default: alike). With one cluster there is nothing to resample: `delta_ci95`, `ci95` and `p` are null.
   """
-  if len(set(clusters)) < 2 or not pairs:
+  if not pairs:
     return {}
   names, bases = (np.stack([metrics[pair[side]][m] for pair in pairs for m in METRICS], axis=1) for side in (0, 1))
-  of = paired_bootstrap(names, bases, seed=seed, resamples=resamples, clusters=clusters, weights=weights)
+  if len(set(clusters)) < 2:
+    of = paired_means(names, bases, weights)
+  else:
+    of = paired_bootstrap(names, bases, seed=seed, resamples=resamples, clusters=clusters, weights=weights)
 
   def number(x: float) -> float | None:
     return float(x) if math.isfinite(x) else None
@@ -98,7 +102,7 @@ def compare_rankers(
       "delta_ci95": interval(of.delta_low[column], of.delta_high[column]),
       "relative": number(of.relative[column]),
       "ci95": interval(of.relative_low[column], of.relative_high[column]),
-      "p": float(of.p[column]),
+      "p": number(of.p[column]),
     }
   return compared
 
@@ -156,8 +160,9 @@ def build_results(
   counts of slates do not heed them. `train_labels [m, K]`: for the histogram of the target's upstream rank. `notes`: sentences for the
   card, such as how features treat time. `metrics`: what `measure_rankers` made of the rankers, where it is at hand.
 
-  In `paired`, `ci95` is the interval of `relative` and `delta_ci95` that of `delta`; both null where the baseline's mean is 0. Raises
-  ValueError for rankers without `upstream` or of other slates, and for weights that are not above 0.
+  In `paired`, `ci95` is the interval of `relative`, both null where the baseline's mean is 0, and `delta_ci95` that of `delta`; slates of
+  one user leave both intervals and p null. Raises ValueError for rankers without `upstream` or of other slates, and for weights that are
+  not above 0.
   """
   labels = np.asarray(labels)
   if BASELINE not in rankers:

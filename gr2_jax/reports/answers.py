@@ -15,6 +15,7 @@ from rich.text import Text
 
 from gr2_jax.data.schema import Catalogue, Item
 from gr2_jax.evaluation.results import ResultsError
+from gr2_jax.reports.tables import console_text
 
 _LATEST = 5  # items of the history that are shown
 _WIDTH = 60  # of an item's text
@@ -69,30 +70,31 @@ def _to_answer(record: Mapping[str, Any]) -> AnsweredSlate:
 def show_answer(answer: AnsweredSlate, catalogue: Catalogue) -> RenderableType:
   """One slate as a Rich table: each rank's item before (upstream order) and after, labelled items starred; around it history and text.
 
-  A star stands for a label of 1, two for 2. An invalid answer has its error's kind in place of the ranking.
+  A star stands for a label of 1, two for 2. An invalid answer has its error's kind in place of the ranking. Control characters in titles
+  and texts are escaped.
   Raises DataError for an item that the catalogue lacks.
   """
   stars = {item: "★" * label for item, label in zip(answer.candidates, answer.labels, strict=True)}
 
   def cells(ids: Sequence[str]) -> list[Text]:
     items = [catalogue.items[row] for row in catalogue.to_rows(ids)]
-    return [Text(f"{stars[item.id]} {_item_text(item)}".strip(), style="bold" if stars[item.id] else "") for item in items]
+    return [console_text(f"{stars[item.id]} {_item_text(item)}".strip(), "bold" if stars[item.id] else "") for item in items]
 
   before = cells(answer.candidates)
   after = [Text("")] * len(before) if answer.ranking is None else cells(answer.ranking)
   table = Table(box=box.SIMPLE_HEAD, title=_history_text(answer, catalogue), title_justify="left", title_style="")
   table.add_column("rank", justify="right")
   table.add_column("before: upstream order")
-  table.add_column("after" if answer.ranking is not None else f"after: invalid answer ({answer.error})")
+  table.add_column("after" if answer.ranking is not None else console_text(f"after: invalid answer ({answer.error})"))
   for rank, row in enumerate(zip(before, after, strict=True), start=1):
     table.add_row(str(rank), *row)
-  return Group(table, Text(f"Answer: {answer.completion}"))
+  return Group(table, console_text(f"Answer: {answer.completion}"))
 
 
 def _history_text(answer: AnsweredSlate, catalogue: Catalogue) -> Text:
   latest = [catalogue.items[row] for row in catalogue.to_rows(answer.history[-_LATEST:])]
   head = f"User {answer.user}, the latest {len(latest)} of {len(answer.history)} items, newest last:"
-  return Text("\n".join([head, *(f"  {_item_text(item)}" for item in latest)]))
+  return Text("\n").join(map(console_text, [head, *(f"  {_item_text(item)}" for item in latest)]))
 
 
 def _item_text(item: Item) -> str:

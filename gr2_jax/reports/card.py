@@ -16,7 +16,18 @@ from gr2_jax.reports import plots
 from gr2_jax.reports.compression import compression_table
 from gr2_jax.reports.latency import latency_table, plot_latency
 from gr2_jax.reports.names import TABLE_METRICS, ranker_title, sort_rankers
-from gr2_jax.reports.tables import TABLE_STYLE, format_lift, format_number, lift_style, markdown_table
+from gr2_jax.reports.tables import (
+  ONE_USER_NOTE,
+  TABLE_STYLE,
+  code_block,
+  console_text,
+  escape_markdown,
+  format_lift,
+  format_number,
+  lift_style,
+  markdown_table,
+)
+from gr2_jax.reports.verdict import verdict
 from gr2_jax.training.writers import read_metrics
 
 _MONITORS = {
@@ -27,10 +38,37 @@ _MONITORS = {
   "kendall_tau_to_upstream": "τ upstream",
   "permutation_consistency": "agreement",
 }
+
+# What the columns mean, below each table.
+_METRICS_NOTE = (
+  "R@k: the share of a slate's positive candidates among the first k; with a single target, how often it stands there. N@k: NDCG of the "
+  "first k, which counts a place the less the later it comes. MRR: mean of 1 / rank of the first positive one. All lie in 0 to 1, and "
+  "higher is better; an invalid answer scores 0."
+)
+_PAIRS_NOTE = "p: two-sided, of the difference being 0, from the same resamples."
 _MONITORS_NOTE = (
-  "Copies repeat the shown or the upstream order; near copies differ from one of them by at most one swap of two candidates. "
-  "τ is Kendall's, agreement the mean τ between the answers to one slate shown in two orders. All but `valid` are over valid answers; "
-  "an invalid answer scores 0 in every metric."
+  "valid: share of answers that are a full permutation of the candidates; the other columns are over these. Copies repeat the shown or the "
+  "upstream order; near copies differ from one of them by at most one swap of two candidates. τ: Kendall's, to the shown and to the "
+  "upstream order; agreement: mean τ between the answers to one slate shown in two orders. 1 is the same order, 0 no relation."
+)
+_PRESENTATIONS_NOTE = (
+  "shown: the order in which the prompt lists the candidates. A model that re-ranks well only when it is shown the upstream order has "
+  "learnt positions."
+)
+_TOKENIZER_NOTE = (
+  "distinct IDs / items: 1 where no two items share an ID. levels: codes in use at each level, and their perplexity, the number of codes "
+  "that would be as many if all were used alike. largest prefix bucket: items that share all codes but the last. A last level drawn "
+  "without replacement makes IDs unique by construction; the first row is the tokenizer's own doing."
+)
+_RETRIEVAL_NOTE = (
+  "n: test requests, each with one target among all items of the catalogue. Open: any item can be recommended; masked: not those of the "
+  "history. Items that share a semantic ID stand before the target."
+)
+_TRACES_NOTE = "slates: whose traces were asked for; accepted: of these, with a trace that passed the check."
+_COST_NOTE = (
+  "Mean tokens of a slate's prompt and of its answer; prefill ms: the forward pass over a batch of prompts, by slate, timed in turns. How "
+  "long a ranker takes is measured by `experiments.latency`, in turns too: rankers timed one after another would be told apart by what "
+  "else the machine did."
 )
 
 _HARD_NOTE = (
@@ -41,6 +79,10 @@ _HARD_NOTE = (
 def _titles(results: Mapping[str, Any]) -> Mapping[str, str]:
   titles: Mapping[str, str] = results.get("titles", {})  # files of the versions without titles have none
   return titles
+
+
+def _ranker(name: str, titles: Mapping[str, str]) -> str:
+  return escape_markdown(ranker_title(name, titles))
 
 
 def _lift_over_upstream(table: Mapping[str, Any], name: str, metric: str) -> str:
@@ -54,7 +96,7 @@ def _rankers_table(table: Mapping[str, Any], metrics: Mapping[str, str], titles:
     for metric in metrics:
       lift = _lift_over_upstream(table, name, metric)
       cells.append(format_number(table["orders"][name][metric]) + (f"<br>{lift}" if lift else ""))
-    rows.append([ranker_title(name, titles), *cells])
+    rows.append([_ranker(name, titles), *cells])
   return markdown_table(["ranker", *metrics.values()], rows)
 
 
@@ -79,7 +121,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any
 
 def _write_number(value: Any) -> str:
   if isinstance(value, bool) or not isinstance(value, int | float):
-    return "–" if value is None else str(value)
+    return "–" if value is None else escape_markdown(str(value))
   return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
@@ -87,25 +129,26 @@ def _main_section(results: Mapping[str, Any]) -> str:
   titles = _titles(results)
   missing = [name for name in REQUIRED_RANKERS if name not in results["orders"]]
   of = results["bootstrap"]
-  clusters = of["clusters"]
+  drawn = f"{of['clusters']:,} {'slates' if of['clusters'] == results['n'] else 'users'}"
+  interval = "no interval, since all slates are of one user" if of["clusters"] == 1 else "its paired 95 % interval"
+  resamples = "" if of["clusters"] == 1 else f" ({of['resamples']:,} resamples of {drawn})"
   text = [
-    f"{results['n']:,} test slates; NDCG with {results['gain']} gain. Below each value the relative difference to "
-    f"the upstream order with its paired 95 % interval ({of['resamples']:,} resamples of {clusters:,} "
-    f"{'slates' if clusters == results['n'] else 'users'}).",
+    f"{results['n']:,} test {_slates(results['n'])}; NDCG with {results['gain']} gain. Below each value the relative "
+    f"difference to the upstream order with {interval}{resamples}.",
     _rankers_table(results, TABLE_METRICS, titles),
+    _METRICS_NOTE,
   ]
   if missing:
-    text.append(f"Not measured in this run: {', '.join(ranker_title(name, titles) for name in missing)}.")
+    text.append(f"Not measured in this run: {', '.join(_ranker(name, titles) for name in missing)}.")
   others = [pair for pair in results["paired"] if not pair.endswith(f"_vs_{BASELINE}") and not pair.startswith(COMPRESSED)]
   if others:
     rows = []
     for pair in others:
       name, base = pair.split("_vs_")
-      label = f"{ranker_title(name, titles)} over {ranker_title(base, titles)}"
-      rows.append(
-        [label, *(f"{format_lift(results['paired'][pair][m])}<br>p = {results['paired'][pair][m]['p']:.4f}" for m in TABLE_METRICS)]
-      )
-    text.append(markdown_table(["relative difference", *TABLE_METRICS.values()], rows))
+      paired = [results["paired"][pair][metric] for metric in TABLE_METRICS]
+      cells = (f"{format_lift(of)}<br>p = {format_number(of['p'])}" for of in paired)
+      rows.append([f"{_ranker(name, titles)} over {_ranker(base, titles)}", *cells])
+    text += [markdown_table(["relative difference", *TABLE_METRICS.values()], rows), _PAIRS_NOTE]
   return "\n\n".join(text)
 
 
@@ -113,7 +156,7 @@ def _monitors_section(results: Mapping[str, Any]) -> str:
   diagnostics, titles = results["diagnostics"], _titles(results)
   rows = []
   for name in sort_rankers(diagnostics, titles):
-    title = ranker_title(name, titles)
+    title = _ranker(name, titles)
     rows.append([title, *(format_number(diagnostics[name].get(key), ".3f") for key in _MONITORS)])
     for presentation in list(results["presentations"].get(name, {}))[1:]:
       of = diagnostics[name].get(presentation, {})
@@ -121,9 +164,7 @@ def _monitors_section(results: Mapping[str, Any]) -> str:
   text = [markdown_table(["ranker", *_MONITORS.values()], rows), _MONITORS_NOTE]
   failing = [(name, kind, share) for name, of in diagnostics.items() for kind, share in of.get("errors", {}).items() if share]
   if failing:
-    text.append(
-      "Invalid answers: " + "; ".join(f"{ranker_title(n, titles)} {k.replace('_', ' ')} {100 * s:.1f} %" for n, k, s in failing) + "."
-    )
+    text.append("Invalid answers: " + "; ".join(f"{_ranker(n, titles)} {k.replace('_', ' ')} {100 * s:.1f} %" for n, k, s in failing) + ".")
   return "\n\n".join(text)
 
 
@@ -132,12 +173,11 @@ def _presentations_section(results: Mapping[str, Any]) -> str:
   if not presented:
     return "All rankers were measured with the candidates shown in the upstream order only."
   rows = [
-    [ranker_title(name, titles), presentation.replace("_", " "), *(format_number(of[m]) for m in TABLE_METRICS)]
+    [_ranker(name, titles), presentation.replace("_", " "), *(format_number(of[m]) for m in TABLE_METRICS)]
     for name in sort_rankers(presented, titles)
     for presentation, of in presented[name].items()
   ]
-  note = "A model that re-ranks well only when it is shown the upstream order has learnt positions."
-  return markdown_table(["ranker", "shown", *TABLE_METRICS.values()], rows) + "\n\n" + note
+  return markdown_table(["ranker", "shown", *TABLE_METRICS.values()], rows) + "\n\n" + _PRESENTATIONS_NOTE
 
 
 def _segments_section(results: Mapping[str, Any]) -> str:
@@ -146,7 +186,9 @@ def _segments_section(results: Mapping[str, Any]) -> str:
     return "The slates carry no segments."
   metrics = {m: TABLE_METRICS[m] for m in ("recall@1", "recall@3", "ndcg@3")}
   tables = {
-    f"**{name.replace('_', ' ')}** ({table['n']:,} slates)": _rankers_table(table, metrics, _titles(results))
+    f"**{escape_markdown(name.replace('_', ' '))}** ({table['n']:,} {_slates(table['n'])})": _rankers_table(
+      table, metrics, _titles(results)
+    )
     for name, table in (segments | subsets).items()
   }
   text = [f"{head}\n\n{table}" for head, table in tables.items()]
@@ -157,7 +199,7 @@ def _segments_section(results: Mapping[str, Any]) -> str:
 
 def _data_section(results: Mapping[str, Any], run: pathlib.Path) -> str:
   size = results["slate_size"]
-  rows = [("dataset", results["dataset"]), ("test slates", f"{results['n']:,}")]
+  rows = [("dataset", escape_markdown(results["dataset"])), ("test slates", f"{results['n']:,}")]
   rows += [("candidates per slate", f"{size['mean']:.1f} (at most {size['max']})")]
   counts, slates = _read(run, "data", "counts.json") or {}, _read(run, "slates", "report.json") or {}
   rows += [(key, _write_number(value)) for key, value in _flatten(counts) if not (key.startswith("slates.") and slates)]
@@ -185,8 +227,7 @@ def _tokenizer_section(run: pathlib.Path) -> str:
     f"{report['items']:,} items{_write_twins(report)}, codebook {report['codebook_size']}, last level {report['last_level']}, "
     f"reconstruction R² {report['r2']:.3f}."
   )
-  note = "A last level drawn without replacement makes IDs unique by construction; the first row is the tokenizer's own doing."
-  return f"{head}\n\n{table}\n\n{note}"
+  return f"{head}\n\n{table}\n\n{_TOKENIZER_NOTE}"
 
 
 def _write_twins(report: Mapping[str, Any]) -> str:
@@ -204,8 +245,7 @@ def _retrieval_section(run: pathlib.Path) -> str:
     return "No full-catalogue metrics in this run."
   metrics = [m for m in next(iter(tables.values())) if m != "n"]
   rows = [[name, f"{int(of['n']):,}", *(format_number(of.get(m)) for m in metrics)] for name, of in tables.items()]
-  note = "Open: any item can be recommended; masked: not those of the history. Items that share a semantic ID stand before the target."
-  return markdown_table(["ranker", "n", *metrics], rows) + "\n\n" + note
+  return markdown_table(["ranker", "n", *metrics], rows) + "\n\n" + _RETRIEVAL_NOTE
 
 
 def _traces_section(run: pathlib.Path) -> str:
@@ -219,16 +259,16 @@ def _traces_section(run: pathlib.Path) -> str:
     f"{report['sampling'].capitalize()} sampling: {report['accepted']:,} of {report['slates']:,} slates with an accepted trace, "
     f"{report['attempts']:,} attempts ({reasons})."
   )
-  return head + "\n\n" + markdown_table(["target's upstream rank", "slates", "accepted", "share"], rows)
+  return "\n\n".join([head, markdown_table(["target's upstream rank", "slates", "accepted", "share"], rows), _TRACES_NOTE])
 
 
 def _cost_section(results: Mapping[str, Any], run: pathlib.Path) -> str:
   text = []
   if results["cost"]:
-    columns = list(dict.fromkeys(key for of in results["cost"].values() for key in of))
+    columns = [key for key in dict.fromkeys(key for of in results["cost"].values() for key in of) if key != "ms_per_slate"]
     titles = _titles(results)
-    rows = [[ranker_title(name, titles), *(format_number(of.get(c), ",.1f") for c in columns)] for name, of in results["cost"].items()]
-    text.append(markdown_table(["ranker", *(c.replace("_", " ") for c in columns)], rows))
+    rows = [[_ranker(name, titles), *(format_number(of.get(c), ",.1f") for c in columns)] for name, of in results["cost"].items()]
+    text += [markdown_table(["ranker", *(c.replace("_", " ") for c in columns)], rows), _COST_NOTE]
   seconds = _stage_seconds(run)
   if seconds:
     stages = ", ".join(f"{stage} {s:.0f}" for stage, s in seconds.items())
@@ -252,9 +292,9 @@ def _provenance_section(results: Mapping[str, Any], run: pathlib.Path) -> str:
   command = run / "command.txt"
   lines = command.read_text(encoding="utf-8").strip() if command.exists() else "(command.txt is missing)"
   versions = _flatten(_read(run, "versions.json") or {})
-  text = f"Seeds: {', '.join(map(str, results['seeds']))}. The resolved config is `config.json`.\n\n```\n{lines}\n```"
+  text = f"Seeds: {', '.join(map(str, results['seeds']))}. The resolved config is `config.json`.\n\n{code_block(lines)}"
   if versions:
-    text += "\n\nVersions: " + ", ".join(f"{name} {value}" for name, value in versions if value is not None) + "."
+    text += "\n\nVersions: " + ", ".join(f"{name} {escape_markdown(str(value))}" for name, value in versions if value is not None) + "."
   return text
 
 
@@ -282,6 +322,15 @@ def _write_plots(results: Mapping[str, Any], run: pathlib.Path, folder: pathlib.
   return captions
 
 
+def _slates(count: int) -> str:
+  return "slate" if count == 1 else "slates"
+
+
+def _seeds(results: Mapping[str, Any]) -> str:
+  seeds = results["seeds"]
+  return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+
+
 def write_card(run_directory: str | pathlib.Path) -> pathlib.Path:
   """Writes `evaluation/card.md` and `evaluation/plots/*.png` of a run from its artifacts; returns the card's path.
 
@@ -307,16 +356,22 @@ def write_card(run_directory: str | pathlib.Path) -> pathlib.Path:
     "Plots": "\n\n".join(f"**{caption}**\n\n![{caption}](plots/{name})" for name, caption in captions.items()),
     "How it was run": _provenance_section(results, run),
   }
-  title = f"# {config.get('name', run.resolve().name)} on {results['dataset']}"
+  names = dict.fromkeys([config.get("name", run.resolve().name), results["dataset"]])  # one name where they are the same
+  title = f"# {': '.join(map(escape_markdown, names))}, {_seeds(results)}"
   card = folder / "card.md"
-  card.write_text("\n\n".join([title, *(f"## {name}\n\n{text}" for name, text in sections.items())]) + "\n", encoding="utf-8")
+  card.write_text(
+    "\n\n".join([title, f"**{verdict(results)}**", *(f"## {name}\n\n{text}" for name, text in sections.items())]) + "\n", encoding="utf-8"
+  )
   return card
 
 
 def render_console_table(results: Mapping[str, Any]) -> RenderableType:
-  """The rankers with their paired intervals, and the monitors, as Rich tables that fit into 80 columns."""
-  head, titles = f"{results['dataset']}: {results['n']:,} test slates", _titles(results)
-  rankers = Table(title=head, caption="below: relative to the upstream order, with its paired 95 % interval", **TABLE_STYLE)
+  """The rankers with their paired intervals, and the monitors, as Rich tables that fit into 80 columns; last the verdict."""
+  head, titles = f"{results['dataset']}, {_seeds(results)}: {results['n']:,} test {_slates(results['n'])}", _titles(results)
+  caption = "below: relative to the upstream order, with its paired 95 % interval"
+  if results["bootstrap"]["clusters"] == 1:
+    caption += f"\n{ONE_USER_NOTE}"
+  rankers = Table(title=console_text(head, "table.title"), caption=Text(caption, "table.caption"), **TABLE_STYLE)
   rankers.add_column("ranker", no_wrap=True)
   for label in TABLE_METRICS.values():
     rankers.add_column(label, justify="right", no_wrap=True)
@@ -326,11 +381,13 @@ def render_console_table(results: Mapping[str, Any]) -> RenderableType:
       of = results["paired"].get(f"{name}_vs_{BASELINE}", {}).get(metric)
       lines = [f"{results['orders'][name][metric]:.4f}", *format_lift(of, digits=0).replace(", ", ",").replace(" [", "\n[").splitlines()]
       cells.append(Text(lines[0]).append("".join(f"\n{line}" for line in lines[1:]), style=lift_style(of)))
-    rankers.add_row(ranker_title(name, titles), *cells)
+    rankers.add_row(console_text(ranker_title(name, titles)), *cells)
   monitors = Table(title="hacking monitors", caption="all but the first over valid answers", **TABLE_STYLE)
   monitors.add_column("ranker", no_wrap=True)
   for label in _MONITORS.values():
     monitors.add_column(label, justify="right")
   for name in sort_rankers(results["diagnostics"], titles):
-    monitors.add_row(ranker_title(name, titles), *(format_number(results["diagnostics"][name].get(key), ".3f") for key in _MONITORS))
-  return Group(rankers, monitors)
+    monitors.add_row(
+      console_text(ranker_title(name, titles)), *(format_number(results["diagnostics"][name].get(key), ".3f") for key in _MONITORS)
+    )
+  return Group(rankers, monitors, Text(verdict(results), style="bold"))

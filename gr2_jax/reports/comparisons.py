@@ -19,10 +19,14 @@ from gr2_jax.evaluation.paired import share_of_gain
 from gr2_jax.evaluation.per_slate import PerSlate, Pooled, have_same_slates, pool_seeds
 from gr2_jax.evaluation.results import BASELINE, compare_rankers, mean_metrics
 from gr2_jax.reports.names import TABLE_METRICS, ranker_title
-from gr2_jax.reports.tables import format_lift, format_number, markdown_table
+from gr2_jax.reports.tables import escape_markdown, format_lift, format_number, markdown_table
 
 Tested = Mapping[str, Mapping[int, PerSlate]]  # variant -> seed -> metrics of each test slate
 _SHOWN = ("recall@1", "ndcg@3")
+_PAIRS_NOTE = (
+  "difference: relative, of the ranker to the one that it stands against, on the same slates, with its paired 95 % interval; p: two-sided, "
+  "of there being none; n: slates of all seeds that both have."
+)
 
 
 def pool_rankers(tested: Tested, names: Sequence[str]) -> Pooled | None:
@@ -64,14 +68,17 @@ def compare_variants(tested: Tested, comparisons: Mapping[str, Sequence[tuple[st
 def compute_shares(tested: Tested, shares: Mapping[str, Sequence[str]], resamples: int) -> list[dict[str, Any]]:
   """`{"order", "teacher", METRIC: {"share", "ci95"}}` of each student: its part of the teacher's gain over the upstream order.
 
-  Share and interval are null where the teacher's gain may be none.
+  Share and interval are null where the teacher's gain may be none, and where there is one user, who leaves nothing to resample.
   """
   found = []
   for teacher, students in shares.items():
     base = f"{teacher.split('/')[0]}/{BASELINE}"
     for student in students:
       pooled = pool_rankers(tested, (student, teacher, base))
-      if pooled is None or len(set(pooled.clusters)) < 2:
+      if pooled is None:
+        continue
+      if len(set(pooled.clusters)) < 2:
+        found.append({"order": student, "teacher": teacher, **dict.fromkeys(METRICS, _share(math.nan, math.nan, math.nan))})
         continue
       stacked = [np.stack([pooled.rankers[name][metric] for metric in METRICS], axis=1) for name in (student, teacher, base)]
       of = share_of_gain(*stacked, seed=0, resamples=resamples, clusters=pooled.clusters, weights=pooled.weights)
@@ -126,7 +133,7 @@ def comparison_differences(sweep: Mapping[str, Any]) -> dict[str, dict[str, Any]
   """What `plots.plot_differences` draws of `sweep["comparisons"]`."""
   titles = sweep.get("titles", {})
   return {
-    title: {f"{_title(of['order'], titles)} – {_title(of['base'], titles)}": of["paired"] for of in lines}
+    title: {f"{_title(of['order'], titles)} – {_title(of['base'], titles)} (n = {of['n']:,})": of["paired"] for of in lines}
     for title, lines in sweep["comparisons"].items()
   }
 
@@ -137,15 +144,16 @@ def _title(name: str, titles: Mapping[str, str]) -> str:
 
 
 def _pairs_table(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> str:
-  header = ["ranker", "against", *(label for metric in _SHOWN for label in (TABLE_METRICS[metric], "difference", "p"))]
+  header = ["ranker", "against", "n", *(label for metric in _SHOWN for label in (TABLE_METRICS[metric], "difference", "p"))]
   rows = []
   for of in lines:
     cells = []
     for metric in _SHOWN:
       paired = of["paired"].get(metric)
       cells += [format_number(of["values"][metric]), format_lift(paired), format_number(paired and paired["p"])]
-    rows.append([_title(of["order"], titles), _title(of["base"], titles), *cells])
-  return markdown_table(header, rows)
+    names = (escape_markdown(_title(of[side], titles)) for side in ("order", "base"))
+    rows.append([*names, f"{of['n']:,}", *cells])
+  return markdown_table(header, rows) + "\n\n" + _PAIRS_NOTE
 
 
 def _shares_table(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> str:
@@ -155,10 +163,11 @@ def _shares_table(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str])
     low, high = of["ci95"]
     return f"{100 * of['share']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
 
-  rows = [[_title(of["order"], titles), _title(of["teacher"], titles), *(cell(of[metric]) for metric in TABLE_METRICS)] for of in lines]
+  names = [[escape_markdown(_title(of[side], titles)) for side in ("order", "teacher")] for of in lines]
+  rows = [[*pair, *(cell(of[metric]) for metric in TABLE_METRICS)] for pair, of in zip(names, lines, strict=True)]
   note = (
     "(student - upstream) / (teacher - upstream) on the same slates, with percentile intervals over resampled users; – where the teacher's "
-    "own interval holds 0."
+    "own interval holds 0, or all slates are of one user."
   )
   return markdown_table(["student", "teacher", *TABLE_METRICS.values()], rows) + "\n\n" + note
 

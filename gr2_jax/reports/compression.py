@@ -13,8 +13,8 @@ from gr2_jax.reports.tables import format_lift, format_number, markdown_table
 _METRICS = ("recall@3", "ndcg@3")
 _NOTE = (
   "The same policy on prompts whose history was compressed; differences are relative to its answers to full prompts, with paired 95 % "
-  "intervals. Tokens are those of the whole prompt, candidates and instructions included. Prefill: the forward pass over a batch of "
-  "prompts, by slate."
+  "intervals. Tokens are those of the whole prompt, candidates and instructions included; kept: their share of the full one's. Prefill: "
+  "the forward pass over a batch of prompts, by slate, all histories taking turns."
 )
 
 
@@ -37,10 +37,10 @@ def compression_table(
     for metric in _METRICS:
       of = paired.get(f"{name}_vs_{POLICY}", {}).get(metric)
       row += [format_number(orders[name][metric]), format_lift(of)]
-    rows.append([*row, format_number(cost[name].get("prefill_ms"), ".2f"), format_number(cost[name].get("ms_per_slate"), ".1f")])
+    rows.append([*row, format_number(cost[name].get("prefill_ms"), ".2f")])
   header = ["history", "prompt tokens", "kept"]
   header += [text for metric in _METRICS for text in (TABLE_METRICS[metric], "over full")]
-  return markdown_table([*header, "prefill ms", "ms per slate"], rows) + "\n\n" + _NOTE
+  return markdown_table([*header, "prefill ms"], rows) + "\n\n" + _NOTE
 
 
 def pool_compressed(tested: Mapping[int, PerSlate], results: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any]:

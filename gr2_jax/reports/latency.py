@@ -8,11 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from gr2_jax.reports.plots import BLUE, GREEN, GREY, ORANGE, PURPLE
-from gr2_jax.reports.tables import format_number, markdown_table
+from gr2_jax.reports.plots import SERIES, UNDECIDED
+from gr2_jax.reports.tables import ONE_USER, escape_markdown, format_number, markdown_table
 
 FULL_HISTORIES = "full"  # what a point says of histories that are not compressed
-_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9")
 _MARKERS = {"reason": "o", "direct": "s", "score": "^"}
 _KEY_ROWS = 26  # of the plot's key; more points have further columns
 
@@ -25,6 +24,11 @@ def pareto_front(points: Sequence[Mapping[str, float]]) -> list[int]:
     if not front or points[place]["recall@1"] > points[front[-1]]["recall@1"]:
       front.append(place)
   return front
+
+
+def _find_front(latency: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> list[int]:
+  """The front's places among `points`: those that are also better than the upstream order, which takes no time."""
+  return [place - 1 for place in pareto_front([{"p50_ms": 0.0, **latency["upstream"]}, *points]) if place]
 
 
 def _sorted_points(latency: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -56,7 +60,7 @@ def plot_latency(latency: Mapping[str, Any]) -> Figure:
   """Each point at its median latency, a whisker to its 95th percentile and its interval of R@1; the Pareto front as a line.
 
   Colours tell the runs apart, or the policies of one run; shapes the modes; open ones have compressed histories. Numbers are those of the
-  key, the fastest first.
+  key, the fastest first. The upstream order, with which the front begins, stands at 0 ms, left of the logarithmic scale.
   """
   points = _sorted_points(latency)
   runs = _run_titles(points)
@@ -64,20 +68,21 @@ def plot_latency(latency: Mapping[str, Any]) -> Figure:
   def told(point: Mapping[str, Any]) -> str:
     return _policy_title(point) if len(runs) == 1 else runs[point["run"]]
 
-  colours = {name: _COLOURS[place % len(_COLOURS)] for place, name in enumerate(dict.fromkeys(map(told, latency["points"])))}
+  colours = {name: SERIES[place % len(SERIES)] for place, name in enumerate(dict.fromkeys(map(told, latency["points"])))}
   columns = -(-len(points) // _KEY_ROWS)
   width, height = 6.6 + (2.1 if len(runs) == 1 else 2.5) * columns, max(4.6, 0.6 + 0.18 * -(-(len(points) + 2) // columns))  # inches
   figure = Figure(figsize=(width, height))
-  ax = figure.add_axes((0.7 / width, 0.55 / height, 5.7 / width, (height - 0.7) / height))
+  ax = figure.add_axes((0.85 / width, 0.55 / height, 5.55 / width, (height - 0.7) / height))
   handles = [_draw_point(ax, point, colours[told(point)]) for point in points]
   for number, (point, handle) in enumerate(zip(points, handles, strict=True), start=1):
     parts = [_policy_title(point), _mode_title(point), *([_compressor(point)] if _compressor(point) != FULL_HISTORIES else [])]
     handle.set_label(f"{number}  " + ", ".join(([runs[point["run"]]] if len(runs) > 1 else []) + parts))
-  front = [points[place] for place in pareto_front(points)]
-  line = ax.plot([p["p50_ms"] for p in front], [p["recall@1"] for p in front], color=GREY, linewidth=1, linestyle="--", zorder=1)[0]
-  line.set_label("Pareto front")
-  upstream = ax.axhline(latency["upstream"]["recall@1"], color="black", linewidth=0.8, linestyle=":", label="upstream order", zorder=1)
-  _scale(ax, points)
+  zero, base = 0.55 * min(point["p50_ms"] for point in points), latency["upstream"]["recall@1"]
+  front = [(zero, base), *((points[place]["p50_ms"], points[place]["recall@1"]) for place in _find_front(latency, points))]
+  line = ax.plot(*zip(*front, strict=True), color=UNDECIDED, linewidth=1, linestyle="--", zorder=1, label="Pareto front")[0]
+  ax.axhline(base, color="black", linewidth=0.8, linestyle=":", zorder=1)
+  upstream = ax.plot(zero, base, color="black", marker="*", markersize=9, linestyle=":", label="upstream order", zorder=3)[0]
+  _scale(ax, points, zero)
   _number(ax, points)
   figure.legend(
     handles=[*handles, line, upstream],
@@ -95,7 +100,8 @@ def plot_latency(latency: Mapping[str, Any]) -> Figure:
 
 def _draw_point(ax: Axes, point: Mapping[str, Any], colour: str) -> Line2D:
   median, quality = point["p50_ms"], point["recall@1"]
-  ax.plot([median, median], point["ci95"], color=colour, alpha=0.25, linewidth=1, zorder=2)
+  if point["ci95"] is not None:
+    ax.plot([median, median], point["ci95"], color=colour, alpha=0.25, linewidth=1, zorder=2)
   ax.plot([median, max(point["p95_ms"], median)], [quality, quality], color=colour, alpha=0.4, linewidth=1, zorder=2)
   return ax.plot(
     median,
@@ -109,16 +115,18 @@ def _draw_point(ax: Axes, point: Mapping[str, Any], colour: str) -> Line2D:
   )[0]
 
 
-def _scale(ax: Axes, points: Sequence[Mapping[str, Any]]) -> None:
+def _scale(ax: Axes, points: Sequence[Mapping[str, Any]], zero: float) -> None:
+  """A logarithmic axis of the points' times, and left of it the place that stands for 0 ms."""
   ax.set_xscale("log")
-  ax.set_xlim(0.8 * min(point["p50_ms"] for point in points), 1.15 * max(point["p95_ms"] for point in points))
+  low, high = 0.8 * min(point["p50_ms"] for point in points), 1.15 * max(point["p95_ms"] for point in points)
+  ax.set_xlim(0.8 * zero, high)
   ax.margins(y=0.08)
-  low, high = ax.get_xlim()
+  ax.axvspan(0.8 * zero, low, color="#f4f4f4", zorder=0)
   for bases in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), np.arange(10, 100) / 10):  # finer ones where there are few
     shown = [base * 10**power for power in range(-2, 7) for base in bases if low <= base * 10**power <= high]
     if len(shown) > 2:
       break
-  ax.set_xticks(shown, [f"{tick:g}" for tick in shown])
+  ax.set_xticks([zero, *shown], ["0", *(f"{tick:g}" for tick in shown)])
   ax.set_xticks([], minor=True)
   ax.set_xlabel("ms a request, one after the other: median, whisker to the 95th percentile")
   ax.set_ylabel("R@1 with its 95 % interval")
@@ -152,26 +160,37 @@ def _number(ax: Axes, points: Sequence[Mapping[str, Any]]) -> None:
       ha="center",
       va="center",
       fontsize=7.5,
-      arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3} if far else None,
+      arrowprops={"arrowstyle": "-", "color": UNDECIDED, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3} if far else None,
       zorder=4,
     )
 
 
 def latency_table(latency: Mapping[str, Any]) -> str:
-  """The points as Markdown, the fastest first, numbered as in the plot, those of the front marked."""
+  """The upstream order and the points as Markdown, the fastest first, numbered as in the plot, those of the front marked."""
   points = _sorted_points(latency)
-  runs, front = _run_titles(points), set(pareto_front(points))
+  runs, front = _run_titles(points), set(_find_front(latency, points))
   header = ["", "policy", "mode", "history", "its tokens", "p50, ms", "p95, ms", "R@1", "on the Pareto front"]
   rows = []
   for place, point in enumerate(points):
-    quality = f"{format_number(point['recall@1'])} [{format_number(point['ci95'][0])}, {format_number(point['ci95'][1])}]"
     times = [format_number(point[name], ",.2f") for name in ("p50_ms", "p95_ms")]
     what = [_policy_title(point), _mode_title(point), _compressor(point), format_number(point.get("history_tokens"), ",.1f")]
-    rows.append([place + 1, *what, *times, quality, "yes" if place in front else ""])
+    rows.append([place + 1, *what, *times, _quality(point), "yes" if place in front else ""])
   if len(runs) > 1:
     header.insert(1, "run")
     for row, point in zip(rows, points, strict=True):
-      row.insert(1, runs[point["run"]])
-  head = f"Device: {latency['machine']['device']}. Upstream order: R@1 {format_number(latency['upstream']['recall@1'])}."
-  note = "Requests were sent one after the other; compressed histories were those of users who ask again."
-  return f"{head} {note}\n\n{markdown_table(header, rows)}"
+      row.insert(1, escape_markdown(runs[point["run"]]))
+  run = [""] * (len(runs) > 1)
+  rows.insert(0, ["", *run, "upstream order", "", "", "", "0", "0", _quality(latency["upstream"]), "yes"])
+  head = f"Device: {latency['machine']['device']}."
+  note = (
+    "Requests were sent one after the other, the rankers taking turns; compressed histories were those of users who ask again. p50, p95: "
+    "the median request and the one in twenty. its tokens: mean of the history's. R@1: with its 95 % interval, over all test slates. On "
+    "the Pareto front: none is faster and at least as good; the upstream order comes at no time of its own."
+  )
+  return f"{head}\n\n{markdown_table(header, rows)}\n\n{note}"
+
+
+def _quality(point: Mapping[str, Any]) -> str:
+  """R@1 with its interval."""
+  between = ONE_USER if point["ci95"] is None else "[" + ", ".join(map(format_number, point["ci95"])) + "]"
+  return f"{format_number(point['recall@1'])} {between}"

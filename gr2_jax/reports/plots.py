@@ -1,4 +1,7 @@
-"""The card's pictures, each a matplotlib Figure; colours of Okabe and Ito, which colour-blind readers can tell apart."""
+"""The card's pictures, each a matplotlib Figure; colours of Okabe and Ito, which colour-blind readers can tell apart.
+
+A colour means one thing in all of them: blue is better, orange worse, grey not told apart; series have the other colours.
+"""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -7,22 +10,27 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from gr2_jax.data.schema import SPLITS
-from gr2_jax.reports.names import ranker_title, sort_rankers
+from gr2_jax.reports.names import TABLE_METRICS, ranker_title, sort_rankers
+from gr2_jax.reports.tables import is_decided
 
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
-_MARKERS = ("o", "s", "^", "D")
+BETTER, WORSE, UNDECIDED = "#0072B2", "#D55E00", "#666666"
+SERIES = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v")
+_STYLES = ("-", "--", ":")
 
 # Panels of the RL figure: title, unit of the y axis, and the logged metrics drawn in it.
 _RL_PANELS = (
   ("reward", "reward", {"reward": "after the condition", "rank_reward": "ranking reward alone"}),
+  ("R@1 of the sampled answers", "R@1", {"recall@1": "R@1"}),
   ("copying", "share of valid answers", {"identity_rate": "copies", "near_identity_rate": "copies up to one swap"}),
-  ("valid answers", "share of answers", {"valid_rate": "valid"}),
+  ("what can be learnt from", "share", {"valid_rate": "valid answers", "kept_fraction": "groups kept"}),
   ("KL to the teacher", "nats per token", {"reverse_kl": "reverse KL"}),
   ("entropy", "nats per token", {"entropy": "entropy"}),
   ("answer length", "tokens", {"completion_length": "tokens"}),
-  ("groups kept", "share of groups", {"kept_fraction": "kept"}),
 )
 
 
@@ -41,21 +49,40 @@ def _count_from_one(ax: Axes, size: int) -> None:
 
 
 def _draw_difference(ax: Axes, place: int, of: Mapping[str, Any]) -> None:
-  """A paired difference with its interval; grey where that holds 0."""
-  (low, high), delta = of["delta_ci95"], of["delta"]
-  colour = GREY if low <= 0 <= high else BLUE if delta > 0 else ORANGE
-  ax.plot([low, high], [place, place], color=colour, linewidth=2)
-  ax.plot(delta, place, marker="o" if low <= 0 <= high else "D", color=colour)
+  """A paired difference with its interval, where it has one; grey where that holds 0."""
+  decided = is_decided(of)
+  colour = (BETTER if of["delta"] > 0 else WORSE) if decided else UNDECIDED
+  if of["delta_ci95"] is not None:
+    ax.plot(of["delta_ci95"], [place, place], color=colour, linewidth=2)
+  ax.plot(of["delta"], place, marker="D" if decided else "o", color=colour)
+
+
+def _explain_differences(figure: Figure) -> None:
+  """What the colours of `_draw_difference` mean, under the panels."""
+  meanings = {"better": (BETTER, "D"), "worse": (WORSE, "D"), "the interval holds 0, or there is none": (UNDECIDED, "o")}
+  handles = [Line2D([], [], color=colour, marker=marker, linewidth=2, label=label) for label, (colour, marker) in meanings.items()]
+  figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
+
+
+def _legend_above(ax: Axes, title: str, columns: int = 2) -> None:
+  """The panel's title, and between it and the panel its legend, which hides no curve there."""
+  labelled = len(ax.get_legend_handles_labels()[0])
+  ax.set_title(title, fontsize=10, loc="left", pad=8 + (16 * -(-labelled // columns) if labelled > 1 else 0))
+  if labelled > 1:
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=8, borderaxespad=0.2)
 
 
 def plot_differences(
   groups: Mapping[str, Mapping[str, Mapping[str, Any]]], metrics: Sequence[str] = ("recall@1", "ndcg@3")
 ) -> Figure | None:
-  """Paired differences with their intervals, `groups`: heading -> label -> metric -> paired difference; the labels stand under headings."""
+  """Paired differences with their intervals, `groups`: heading -> label -> metric -> paired difference; the labels stand under headings.
+
+  Labels say of what a positive difference is the gain, as in `ours – theirs (n = 300)`.
+  """
   rows = [row for heading, of in groups.items() for row in ((heading, None), *of.items())]
   if not rows:
     return None
-  figure = Figure(figsize=(4 * len(metrics) + 5, 1 + 0.27 * len(rows)), layout="constrained")
+  figure = Figure(figsize=(4 * len(metrics) + 5, 1.4 + 0.27 * len(rows)), layout="constrained")
   axes = _axes(figure, 1, len(metrics))[0]
   for ax, metric in zip(axes, metrics, strict=True):
     for place, (_, paired) in enumerate(rows):
@@ -64,20 +91,21 @@ def plot_differences(
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_yticks(range(len(rows)), [label for label, _ in rows] if ax is axes[0] else [""] * len(rows), fontsize=8)
-    ax.set_xlabel(f"{metric}, difference with its 95 % interval")
+    ax.set_xlabel(f"{TABLE_METRICS[metric]}, difference with its 95 % interval")
   for label, (_, paired) in zip(axes[0].get_yticklabels(), rows, strict=True):
     label.set_fontweight("bold" if paired is None else "normal")
+  _explain_differences(figure)
   return figure
 
 
 def plot_rankers(results: Mapping[str, Any], metrics: Sequence[str] = ("recall@1", "ndcg@3")) -> Figure | None:
-  """Difference of each ranker to the upstream order with its paired 95 % interval; the oracle, far outside, is told in the title."""
+  """Difference of each ranker to the upstream order with its paired 95 % interval; the oracle, far outside, and n are told in the title."""
   titles = results.get("titles", {})
   sorted_names = sort_rankers(results["orders"], titles)
   names = [name for name in sorted_names if name not in ("upstream", "oracle") and f"{name}_vs_upstream" in results["paired"]]
   if not names:
     return None
-  figure = Figure(figsize=(4.4 * len(metrics) + 1, 1.4 + 0.42 * len(names)), layout="constrained")
+  figure = Figure(figsize=(4.4 * len(metrics) + 1, 1.8 + 0.42 * len(names)), layout="constrained")
   for ax, metric in zip(_axes(figure, 1, len(metrics))[0], metrics, strict=True):
     base = results["orders"]["upstream"][metric]
     for place, name in enumerate(names):
@@ -85,9 +113,11 @@ def plot_rankers(results: Mapping[str, Any], metrics: Sequence[str] = ("recall@1
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_yticks(range(len(names)), [ranker_title(name, titles) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.set_xlabel(f"{metric} minus upstream's, 95 % interval")
+    ax.set_xlabel(f"{TABLE_METRICS[metric]} minus upstream's, 95 % interval")
     oracle = results["orders"].get("oracle", {}).get(metric)
-    ax.set_title(f"{metric}: upstream {base:.3f}" + ("" if oracle is None else f", oracle {oracle:.3f}"), fontsize=10)
+    told = [f"upstream {base:.3f}", *([] if oracle is None else [f"oracle {oracle:.3f}"]), f"n = {results['n']:,}"]
+    ax.set_title(f"{TABLE_METRICS[metric]}: {', '.join(told)}", fontsize=10)
+  _explain_differences(figure)
   return figure
 
 
@@ -97,7 +127,7 @@ def plot_rank_histogram(histogram: Mapping[str, Sequence[int]]) -> Figure:
   ax = _axes(figure)[0, 0]
   splits = [s for s in SPLITS if s in histogram]
   width = 0.8 / len(splits)
-  for place, (split, colour) in enumerate(zip(splits, (BLUE, GREEN, ORANGE), strict=False)):
+  for place, (split, colour) in enumerate(zip(splits, SERIES, strict=False)):
     counts = np.asarray(histogram[split], float)
     ranks = np.arange(1, len(counts) + 1) + (place - (len(splits) - 1) / 2) * width
     hatch = (None, "..", "//")[place]
@@ -113,7 +143,7 @@ def plot_rank_histogram(histogram: Mapping[str, Sequence[int]]) -> Figure:
   ax.set_xlabel("target's rank in the upstream order")
   ax.set_ylabel("share of slates")
   _count_from_one(ax, max(len(histogram[s]) for s in splits))
-  ax.legend(frameon=False)
+  _legend_above(ax, "", columns=len(splits))
   return figure
 
 
@@ -131,19 +161,19 @@ def plot_top1_share(results: Mapping[str, Any], name: str) -> Figure | None:
   slots, title = np.arange(1, len(targets) + 1), ranker_title(name, results.get("titles", {}))
   ax.bar(slots, targets / max(targets.sum(), 1), color="#dddddd", label="targets, upstream order")
   for place, (presentation, share) in enumerate(shares.items()):
-    colour = (BLUE, ORANGE, GREEN, PURPLE)[place % 4]
-    ax.plot(slots, share, marker=_MARKERS[place % 4], color=colour, label=f"{title}, shown {presentation.replace('_', ' ')}")
+    style = {"color": SERIES[place % len(SERIES)], "marker": _MARKERS[place % len(_MARKERS)]}
+    ax.plot(slots, share, label=f"{title}, shown {presentation.replace('_', ' ')}", **style)
   ax.set_xlabel("slot at which the candidate was shown")
   ax.set_ylabel("share of first choices")
   ax.set_ylim(bottom=0)
   _count_from_one(ax, len(slots))
-  ax.legend(frameon=False)
+  _legend_above(ax, "")
   return figure
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-  """Centred moving mean over a twentieth of the run."""
-  half = len(values) // 40
+  """Centred moving mean over a tenth of the run."""
+  half = len(values) // 20
   return np.array([values[max(i - half, 0) : i + half + 1].mean() for i in range(len(values))])
 
 
@@ -151,30 +181,33 @@ def _draw_steps(ax: Axes, lines: Sequence[Mapping[str, Any]], names: Mapping[str
   """Metrics `{name: label}` over the steps: as logged, and smoothed."""
   for place, (name, label) in enumerate(names.items()):
     points = np.array([(line["step"], line[name]) for line in lines if line.get(name) is not None], float)
-    colour = (BLUE, ORANGE)[place % 2]
-    ax.plot(points[:, 0], points[:, 1], color=colour, alpha=0.25, linewidth=0.8)
-    ax.plot(points[:, 0], _smooth(points[:, 1]), color=colour, linewidth=1.8, linestyle=("-", "--")[place % 2], label=label)
+    colour = SERIES[place % len(SERIES)]
+    ax.plot(points[:, 0], points[:, 1], color=colour, alpha=0.3, linewidth=0.8)
+    style = _STYLES[place % len(_STYLES)]
+    ax.plot(
+      points[:, 0], _smooth(points[:, 1]), color=colour, linewidth=1.8 if place or len(names) == 1 else 2.6, linestyle=style, label=label
+    )
   ax.set_xlabel("step")
+  ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
 def plot_rl(lines: Sequence[Mapping[str, Any]]) -> Figure | None:
-  """Reward, copying, valid rate, entropy, length and kept groups over the RL steps; None where nothing of it was logged."""
+  """Reward, R@1, copying, valid answers, entropy and length over the RL steps; None where nothing of it was logged."""
   logged = _logged(lines)
   panels = [(title, unit, names) for title, unit, names in _RL_PANELS if logged & names.keys()]
   if not panels:
     return None
   columns = min(3, len(panels))
   rows = -(-len(panels) // columns)
-  figure = Figure(figsize=(3.7 * columns, 2.6 * rows), layout="constrained")
+  figure = Figure(figsize=(4.0 * columns, 2.9 * rows), layout="constrained")
   axes = _axes(figure, rows, columns).flat
   for ax, (title, unit, names) in zip(axes, panels, strict=False):
     _draw_steps(ax, lines, {name: label for name, label in names.items() if name in logged})
-    ax.set_title(title, fontsize=10)
+    _legend_above(ax, title)
     ax.set_ylabel(unit)
     if unit.startswith("share"):
-      ax.set_ylim(-0.03, 1.03)
-    if len(names) > 1:
-      ax.legend(frameon=False, fontsize=8)
+      top = 1.0 if title != "copying" else max(ax.get_ylim()[1], 0.1)
+      ax.set_ylim(-0.03 * top, 1.03 * top)
   for ax in axes:
     ax.remove()
   return figure
@@ -191,24 +224,60 @@ _SWEEP_PANELS = (
 def plot_sweep(variants: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure | None:
   """Copying and R@1 over the RL steps by variant, the mean of its seeds smoothed; None where nothing was logged.
 
-  `variants`: name -> the metric lines of each seed. The first four have solid lines, the next four the same colours dashed, and so on.
+  `variants`: name -> the metric lines of each seed. Colours come again with other dashes. Lines that lie on one another are told apart by
+  their widths, the first the widest, by their markers, which take turns along the steps, and by their names, which stand where they end.
   """
   variants = {name: runs for name, runs in variants.items() if any(runs)}
   if not variants:
     return None
-  figure = Figure(figsize=(4.2 * len(_SWEEP_PANELS), 3.9), layout="constrained")
+  figure = Figure(figsize=(5.4 * len(_SWEEP_PANELS), max(3.9, 0.8 + 0.25 * len(variants))), layout="constrained")
   axes = _axes(figure, 1, len(_SWEEP_PANELS))[0]
   for ax, (title, unit, metric) in zip(axes, _SWEEP_PANELS, strict=True):
     for place, (name, runs) in enumerate(variants.items()):
       steps, means = _mean_over_runs(runs, metric)
-      style = {"color": (BLUE, ORANGE, GREEN, PURPLE)[place % 4], "linestyle": ("-", "--", ":")[place // 4 % 3]}
-      ax.plot(steps, _smooth(means), linewidth=1.8, label=name.replace("_", " "), **style)
+      style: dict[str, Any] = {"color": SERIES[place % len(SERIES)], "linestyle": _STYLES[place // len(SERIES) % len(_STYLES)]}
+      style |= {"linewidth": 1.2 + 2.8 * (1 - (place + 1) / len(variants)), "marker": _MARKERS[place % len(_MARKERS)], "markersize": 5}
+      ax.plot(steps, _smooth(means), label=name.replace("_", " "), markevery=_markers_of(place, len(variants), len(steps)), **style)
     ax.set_title(title, fontsize=10)
     ax.set_xlabel("RL step")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     ax.set_ylabel(unit)
-    ax.set_ylim(bottom=0)
-  figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(variants)), frameon=False)
+    if unit.startswith("share"):
+      top = max(ax.get_ylim()[1], 0.05)
+      ax.set_ylim(-0.04 * top, top)  # a line at 0 stays off the axis
+    _name_lines(ax)
   return figure
+
+
+def _name_lines(ax: Axes) -> None:
+  """Writes each line's name right of the panel, as near as others leave it to the line's end, to which it is tied."""
+  low, high = ax.get_ylim()
+  ends = sorted(((line.get_ydata()[-1] - low) / (high - low), place) for place, line in enumerate(ax.lines) if len(line.get_ydata()))
+  heights = np.array([end for end, _ in ends])
+  for place in range(1, len(ends)):
+    heights[place] = max(heights[place], heights[place - 1] + 0.07)
+  heights -= max(heights[-1] - 1, 0) if len(ends) else 0
+  for place in range(len(ends) - 2, -1, -1):  # what was pushed below the panel's foot may be: names are many then
+    heights[place] = min(heights[place], heights[place + 1] - 0.07)
+  for height, (_, place) in zip(heights, ends, strict=True):
+    line = ax.lines[place]
+    ax.annotate(
+      line.get_label(),
+      (line.get_xdata()[-1], line.get_ydata()[-1]),
+      (1.06, height),
+      textcoords="axes fraction",
+      va="center",
+      fontsize=8,
+      color=line.get_color(),
+      arrowprops={"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3},
+      annotation_clip=False,
+    )
+
+
+def _markers_of(place: int, count: int, steps: int) -> list[int]:
+  """At which of the `steps` a line out of `count` has its markers: about six of them, none where another line has one."""
+  apart = max(steps // (6 * count), 1)
+  return list(range(place * apart, steps, count * apart)) or [place % max(steps, 1)] * bool(steps)
 
 
 def _mean_over_runs(runs: Sequence[Sequence[Mapping[str, Any]]], metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -228,13 +297,11 @@ def plot_losses(stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | N
   found = {title: names for title, names in found.items() if names}
   if not found:
     return None
-  figure = Figure(figsize=(3.7 * len(found) + 0.5, 2.8), layout="constrained")
+  figure = Figure(figsize=(3.7 * len(found) + 0.5, 3.2), layout="constrained")
   for ax, (title, names) in zip(_axes(figure, 1, len(found))[0], found.items(), strict=True):
     _draw_steps(ax, stages[title], {name: name.removeprefix("nll_") for name in names})
-    ax.set_title(title, fontsize=10)
+    _legend_above(ax, title)
     ax.set_ylabel("loss, nats per token")
-    if len(names) > 1:
-      ax.legend(frameon=False, fontsize=8)
   return figure
 
 
@@ -247,7 +314,7 @@ def plot_sid_usage(report: Mapping[str, Any]) -> Figure:
   """Share of each level's codes that are used, and their perplexity over the codebook, as trained and as exported."""
   figure = Figure(figsize=(6.4, 3.2), layout="constrained")
   for ax, (key, label) in zip(_axes(figure, 1, 2)[0], (("usage", "codes used"), ("perplexity", "perplexity")), strict=True):
-    for place, (when, title, colour) in enumerate((("before", "as trained", BLUE), ("after", "as exported", ORANGE))):
+    for place, (when, title, colour) in enumerate((("before", "as trained", SERIES[0]), ("after", "as exported", SERIES[1]))):
       scale = report["codebook_size"] if key == "perplexity" else 1
       shares = [level[key] / scale for level in report[when]["levels"]]
       ax.bar(

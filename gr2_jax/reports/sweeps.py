@@ -18,7 +18,18 @@ from gr2_jax.reports import plots
 from gr2_jax.reports.comparisons import compare_variants, comparison_differences, comparison_sections, compute_shares, count_acceptance
 from gr2_jax.reports.compression import compression_table, pool_compressed
 from gr2_jax.reports.names import TABLE_METRICS, ranker_title
-from gr2_jax.reports.tables import TABLE_STYLE, format_lift, format_number, lift_style, markdown_table
+from gr2_jax.reports.tables import (
+  ONE_USER_NOTE,
+  TABLE_STYLE,
+  code_block,
+  code_span,
+  console_text,
+  escape_markdown,
+  format_lift,
+  format_number,
+  lift_style,
+  markdown_table,
+)
 from gr2_jax.training.writers import read_metrics
 
 Runs = Mapping[str, Mapping[int, pathlib.Path]]  # variant -> seed -> directory of a finished run
@@ -29,6 +40,10 @@ _COPYING = {"identity_rate": "copies", "near_identity_rate": "near copies"}
 _TAU = "kendall_tau_to_upstream"
 _PRESENTATIONS = {"upstream": "shown upstream", "shuffled_1": "shown shuffled"}
 _SHORT = ("recall@1", "ndcg@3")  # the metrics with intervals in the tables
+_RANKING_NOTE = (
+  "R@1: how often the first candidate is a positive one; N@3: NDCG of the first three. over: the policy's relative difference to that "
+  "ranker on the same slates."
+)
 _COPYING_NOTE = (
   "Copies repeat the shown or the upstream order; near copies differ from one of them by at most one swap of two candidates. In training: "
   "sampled answers in the variant's own presentation, from the first to the last tenth of the RL steps. At evaluation: greedy answers. "
@@ -158,8 +173,8 @@ def write_sweep(directory: str | pathlib.Path, runs: Runs, sweep: Mapping[str, A
   (directory / "sweep.json").write_text(text + "\n", encoding="utf-8")
   lines = {variant: [_rl_lines(run) for run in of.values()] for variant, of in runs.items()}
   drawn = {
-    "copying.png": ("Copying over the RL steps, mean of the seeds", plots.plot_sweep(lines)),
-    "policies.png": ("Policies against the upstream order, slates of all seeds", plots.plot_rankers(_as_rankers(sweep))),
+    "copying.png": (f"Copying over the RL steps, mean of {_count_seeds(sweep)}", plots.plot_sweep(lines)),
+    "policies.png": (f"Policies against the upstream order, slates of {_count_seeds(sweep)}", plots.plot_rankers(_as_rankers(sweep))),
     "comparisons.png": ("What the ablation asks, in pairs", plots.plot_differences(comparison_differences(sweep))),
   }
   captions = {}
@@ -177,7 +192,8 @@ def write_sweep(directory: str | pathlib.Path, runs: Runs, sweep: Mapping[str, A
     "How it was run": _provenance_section(sweep),
   }
   page = directory / "sweep.md"
-  parts = [f"# Sweep: {sweep['dataset']}", *(f"## {title}\n\n{body}" for title, body in sections.items())]
+  names = escape_markdown(f"{directory.resolve().name}: {sweep['dataset']}")
+  parts = [f"# Sweep {names}", *(f"## {escape_markdown(title)}\n\n{body}" for title, body in sections.items())]
   page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
   return page
 
@@ -186,12 +202,19 @@ def _as_rankers(sweep: Mapping[str, Any]) -> dict[str, Any]:
   """The variants' policies as rankers of one results.json, which is what the plot of rankers reads."""
   variants = sweep["variants"]
   paired = {f"{v}_vs_{BASELINE}": of["paired"][f"{POLICY}_vs_{BASELINE}"] for v, of in variants.items() if of["paired"]}
-  upstream = variants[sweep["reference"]]["orders"][BASELINE]
-  return {"orders": {BASELINE: upstream} | {v: of["orders"][POLICY] for v, of in variants.items()}, "paired": paired}
+  reference = variants[sweep["reference"]]
+  orders = {BASELINE: reference["orders"][BASELINE]} | {v: of["orders"][POLICY] for v, of in variants.items()}
+  return {"n": reference["n"], "orders": orders, "paired": paired}
 
 
 def _title(variant: str) -> str:
-  return variant.replace("_", " ")
+  return escape_markdown(variant.replace("_", " "))
+
+
+def _count_seeds(sweep: Mapping[str, Any]) -> str:
+  """`3 seeds`, of the variants that have most of them."""
+  most = max(len(of["seeds"]) for of in sweep["variants"].values())
+  return "1 seed" if most == 1 else f"{most} seeds"
 
 
 def _paired(of: Mapping[str, Any], base: str, metric: str) -> Mapping[str, Any] | None:
@@ -205,13 +228,13 @@ def _ranking_section(sweep: Mapping[str, Any]) -> str:
   variants, reference = sweep["variants"], sweep["reference"]
   sizes = sorted({of["n"] for of in variants.values()})
   text = [
-    f"Policies after RL on {' or '.join(f'{n:,}' for n in sizes)} test slates of all seeds, shown in the upstream order. Relative "
-    f"differences with paired 95 % intervals ({sweep['bootstrap']['resamples']:,} resamples of the users of each seed). The reference is "
-    f"{_title(reference)}, whose upstream order and prior stand first; a prior is a policy that RL may have started from."
+    f"Policies after RL on {' or '.join(f'{n:,}' for n in sizes)} test slates of {_count_seeds(sweep)}, shown in the upstream order. "
+    f"Relative differences with paired 95 % intervals ({sweep['bootstrap']['resamples']:,} resamples of the users of each seed). The "
+    f"reference is {_title(reference)}, whose upstream order and prior stand first; a prior is a policy that RL may have started from."
   ]
   for metric in _SHORT:
     rows = [
-      [f"*{ranker_title(name, sweep.get('titles', {}))}*", format_number(values[metric]), "", "", ""]
+      [f"*{escape_markdown(ranker_title(name, sweep.get('titles', {})))}*", format_number(values[metric]), "", "", ""]
       for name, values in variants[reference]["orders"].items()
       if name != POLICY
     ]
@@ -219,7 +242,7 @@ def _ranking_section(sweep: Mapping[str, Any]) -> str:
       lifts = [format_lift(_paired(of, base, metric)) for base in _BASES]
       rows.append([_title(variant), format_number(of["orders"][POLICY][metric]), *lifts])
     text.append(markdown_table(["variant", TABLE_METRICS[metric], *(f"over {base}" for base in _BASES.values())], rows))
-  return "\n\n".join(text)
+  return "\n\n".join([*text, _RANKING_NOTE])
 
 
 def _copying_section(sweep: Mapping[str, Any]) -> str:
@@ -251,22 +274,25 @@ def _percent(value: float | None) -> str:
 
 def _changes_section(sweep: Mapping[str, Any]) -> str:
   rows = [
-    [_title(variant), "<br>".join(f"`{key} = {value}`" for key, value in of["changes"].items()), ", ".join(map(str, of["seeds"]))]
+    [_title(variant), "<br>".join(code_span(f"{key} = {value}") for key, value in of["changes"].items()), ", ".join(map(str, of["seeds"]))]
     for variant, of in sweep["variants"].items()
   ]
   return markdown_table(["variant", "changes", "seeds"], rows)
 
 
 def _provenance_section(sweep: Mapping[str, Any]) -> str:
-  versions = ", ".join(f"{name} {' / '.join(values)}" for name, values in sweep["versions"].items())
-  commands = "\n".join(sweep["commands"])
-  return f"```\n{commands}\n```\n\n{sweep['seconds'] / 60:.0f} minutes of stages; shared ones count once.\n\nVersions: {versions}."
+  versions = escape_markdown(", ".join(f"{name} {' / '.join(values)}" for name, values in sweep["versions"].items()))
+  commands = code_block("\n".join(sweep["commands"]))
+  return f"{commands}\n\n{sweep['seconds'] / 60:.0f} minutes of stages; shared ones count once.\n\nVersions: {versions}."
 
 
 def render_sweep_table(sweep: Mapping[str, Any]) -> RenderableType:
   """Ranking with paired intervals, and copying, as Rich tables that fit into 80 columns."""
-  ranking = Table(title=f"{sweep['dataset']}: policies after RL, shown in the upstream order", **TABLE_STYLE)
-  ranking.caption = "relative differences with paired 95 % intervals, slates of all seeds"
+  head = console_text(f"{sweep['dataset']}: policies after RL, shown in the upstream order", "table.title")
+  caption = f"relative differences with paired 95 % intervals, slates of {_count_seeds(sweep)}"
+  if any(of["delta_ci95"] is None for v in sweep["variants"].values() for pair in v["paired"].values() for of in pair.values()):
+    caption += f"\n{ONE_USER_NOTE}"
+  ranking = Table(title=head, caption=Text(caption, "table.caption"), **TABLE_STYLE)
   copying = Table(
     title="copying, % of the valid answers", caption="in training: from the first to the last tenth of the RL steps", **TABLE_STYLE
   )
@@ -285,8 +311,9 @@ def render_sweep_table(sweep: Mapping[str, Any]) -> RenderableType:
       for base in ("upstream", "prior"):
         paired = _paired(of, base, metric)
         cells.append(Text(format_lift(paired, digits=0).replace(" [", "\n["), style=lift_style(paired)))
-    ranking.add_row(_title(variant), *cells)
+    name = console_text(variant.replace("_", " "))
+    ranking.add_row(name, *cells)
     trained = ("→".join(_percent(of["training"][name][place]) for place in ("first", "last")) for name in _COPYING)
     evaluated = (_percent(of["evaluation"][shown][name]) for shown in _PRESENTATIONS for name in _COPYING)
-    copying.add_row(_title(variant), *trained, *evaluated)
+    copying.add_row(name, *trained, *evaluated)
   return Group(ranking, copying)

@@ -175,9 +175,11 @@ def _rank_all(reranker: Reranker, asked: Sequence[Request], slates: Sequence[Sla
 
 
 def _quality(rankings: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+  """R@1 with its interval, which one slate does not have."""
   hits = compute_metrics(rankings, labels)["recall@1"]
-  interval = paired_bootstrap(hits, np.zeros_like(hits), seed=0)
-  return {"recall@1": float(hits.mean()), "ci95": [float(interval.delta_low[0]), float(interval.delta_high[0])], "n": len(hits)}
+  of = paired_bootstrap(hits, np.zeros_like(hits), seed=0) if len(hits) > 1 else None
+  interval = None if of is None else [float(of.delta_low[0]), float(of.delta_high[0])]
+  return {"recall@1": float(hits.mean()), "ci95": interval, "n": len(hits)}
 
 
 def _time_one_by_one(settings: Sequence[tuple[Reranker, Sequence[Request]]]) -> list[dict[str, Any]]:

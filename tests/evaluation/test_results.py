@@ -84,12 +84,14 @@ def test_labels_that_the_policy_never_saw_give_no_lift():
   assert 7 <= above <= 23
 
 
-def test_an_undefined_lift_is_null_and_a_tiny_segment_has_none(tmp_path):
+def test_an_undefined_lift_is_null_and_one_user_leaves_no_interval(tmp_path):
   labels = np.array([[0, 0, 1], [0, 1, 0], [0, 0, 1]])  # upstream never has a hit at rank 1
   results = build_results(dataset="toy", seeds=[0], labels=labels, rankers=make_rankers(labels), segments=["a", "b", "b"], resamples=50)
   lift = results["paired"]["oracle_vs_upstream"]["recall@1"]
   assert lift["delta"] == 1 and lift["relative"] is None and lift["ci95"] is None
-  assert results["segments"]["a"]["paired"] == {}
+  alone = results["segments"]["a"]["paired"]["oracle_vs_upstream"]
+  assert alone["mrr"] == {"delta": pytest.approx(2 / 3), "delta_ci95": None, "relative": pytest.approx(2), "ci95": None, "p": None}
+  assert alone["recall@1"]["delta"] == 1 and alone["recall@1"]["relative"] is None
   write_results(tmp_path / "results.json", results)
 
 

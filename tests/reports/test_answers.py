@@ -58,6 +58,13 @@ def test_an_invalid_answer_shows_its_error_and_no_ranking(tmp_path):
   assert text.count("Mint [bold]Toner") == 1
 
 
+def test_titles_and_texts_cannot_act_on_the_terminal(tmp_path):
+  hostile = Catalogue((Item("a", "Rose\x1b[31m\u202eleG", brand="B\x07"), *CATALOGUE.items[1:]))
+  text = render(read_answers(write(tmp_path / "x.jsonl", VALID | {"user": "u\x1b]0;x", "completion": "x\x9b2J"}))[0], hostile)
+  assert r"Rose\x1b[31m\u202eleG (B\x07)" in text and r"u\x1b]0;x" in text and r"x\x9b2J" in text
+  assert not set("\x1b\x07\x9b\u202e") & set(text)
+
+
 @pytest.mark.parametrize(
   ("change", "reason"),
   [({"order": ["a", "b"]}, "no permutation"), ({"labels": [1]}, "1 labels for 3"), ({"history": None}, "TypeError")],

@@ -12,12 +12,25 @@ from experiments.card import rebuild
 from gr2_jax.evaluation.results import Answers, RankerAnswers, ResultsError, build_results, load_results, write_results
 from gr2_jax.reports.card import render_console_table, write_card
 from gr2_jax.reports.names import ranker_title, sort_rankers
+from gr2_jax.reports.tables import ONE_USER_NOTE
 
 N, K = 60, 5
 PNG = b"\x89PNG"
 
 
-def make_results():
+# What the columns of a section's table mean stands below it.
+LEGENDS = {
+  "Re-ranking": "R@k:",
+  "Hacking monitors": "valid:",
+  "Presentations": "shown:",
+  "Semantic IDs": "largest prefix bucket:",
+  "Full catalogue": "n: test requests",
+  "Traces": "accepted:",
+  "Cost": "prompt",
+}
+
+
+def make_results(**changes):
   rng = np.random.default_rng(0)
   natural = np.tile(np.arange(K), (N, 1))
   labels = np.eye(K, dtype=int)[rng.integers(K, size=N)]
@@ -42,6 +55,7 @@ def make_results():
     segments=segments,
     notes=notes,
     resamples=200,
+    **changes,
   )
 
 
@@ -81,7 +95,7 @@ def full_run(bare_run):
 def test_card_of_a_full_run(full_run):
   card = write_card(full_run).read_text(encoding="utf-8")
   results = load_results(full_run / "evaluation" / "results.json")
-  assert card.startswith("# tiny on toy\n")
+  assert card.startswith("# tiny: toy, seed 7\n\n**The RL policy beats the upstream order: R@1 ")
   row = next(line for line in card.splitlines() if line.startswith("| RL policy |"))
   lift = results["paired"]["policy_vs_upstream"]["recall@1"]
   low, high = lift["ci95"]
@@ -99,7 +113,8 @@ def test_card_of_a_full_run(full_run):
     "4 of 6 slates with an accepted trace",
     "| 1 | 4 | 3 | 0.750 |",
     "| 3 | 0 | 0 | – |",
-    "| RL policy | 90.0 | 2.5 |",
+    "| ranker | prompt tokens |",
+    "| RL policy | 90.0 |",
     "Seconds by stage: rl 12",
     "Seeds: 7",
     "--workdir=RUN",
@@ -107,10 +122,38 @@ def test_card_of_a_full_run(full_run):
     "my\\|order",
   ):
     assert part in card, part
+  sections = {section.partition("\n")[0]: section for section in card.split("\n## ")}
+  for name, word in LEGENDS.items():
+    assert word in sections[name][sections[name].rindex("|") :], name
   assert "nan" not in card.lower() and "None" not in card
   pictures = re.findall(r"\(plots/(\w+\.png)\)", card)
   assert pictures == ["orders.png", "upstream_rank.png", "rl.png", "top1_share.png", "sid_usage.png"]
   assert all((full_run / "evaluation" / "plots" / name).read_bytes().startswith(PNG) for name in pictures)
+
+
+def test_text_of_users_stays_text(bare_run):
+  results = json.loads((bare_run / "evaluation" / "results.json").read_text())
+  results["segments"] = {"a`|\x1b[2J<b>": results["segments"]["same_day"]}
+  write_results(bare_run / "evaluation" / "results.json", results | {"dataset": "my[/x]`data`"})
+  write(bare_run / "config.json", {"name": "my[/x]`data`"})  # the config's name and the data's are one, and told once
+  write(bare_run / "command.txt", "python -m experiments.run --config.name='```\n# not a title\u202e'\n")
+  card = write_card(bare_run).read_text(encoding="utf-8")
+  assert card.splitlines()[0] == r"# my\[/x\]\`data\`, seed 7" and r"**a\`\|\\x1b\[2J\<b>**" in card
+  assert "````\npython" in card and not set("\x1b\u202e") & set(card)
+  console = Console(width=80, file=io.StringIO())
+  console.print(render_console_table(load_results(bare_run / "evaluation" / "results.json")))
+  assert "my[/x]`data`, seed 7: 60 test slates" in console.file.getvalue()
+
+
+def test_one_user_leaves_no_interval_and_is_told(tmp_path):
+  results = make_results(users=["u"] * N)
+  write_results(tmp_path / "evaluation" / "results.json", results)
+  card = write_card(tmp_path).read_text(encoding="utf-8")
+  assert "no interval, since all slates are of one user" in card
+  assert " % [one user]" in card and ONE_USER_NOTE in card
+  console = Console(width=80, file=io.StringIO())
+  console.print(render_console_table(results))
+  assert "[one user]" in console.file.getvalue() and "there is no interval from one user" in console.file.getvalue()
 
 
 def test_card_says_what_is_missing(bare_run):

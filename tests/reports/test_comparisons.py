@@ -129,7 +129,7 @@ def test_the_tables(tested):
   }
   sections = comparison_sections(sweep)
   assert list(sections) == ["RL after OPD", "Share of the teacher's gain that a student keeps"]
-  assert "| opd: RL policy | none: RL policy |" in sections["RL after OPD"]
+  assert "| opd: RL policy | none: RL policy | 400 |" in sections["RL after OPD"]
   share = sweep["shares"][0]["recall@1"]
   assert f"{100 * share['share']:.0f} % [{100 * share['ci95'][0]:.0f}, " in sections["Share of the teacher's gain that a student keeps"]
   assert "| none: RL policy | none: RL policy | – |" in sections["Share of the teacher's gain that a student keeps"]

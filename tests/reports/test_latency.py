@@ -3,6 +3,7 @@
 import numpy as np
 
 from gr2_jax.reports.latency import latency_table, pareto_front, plot_latency
+from gr2_jax.reports.tables import ONE_USER_NOTE
 
 
 def make_point(p50, recall, **fields):
@@ -21,7 +22,7 @@ def test_the_front_is_what_no_point_beats():
 
 
 def draw(points):
-  latency = {"machine": {"device": "cpu"}, "upstream": {"recall@1": 0.2}, "points": points}
+  latency = {"machine": {"device": "cpu"}, "upstream": {"recall@1": 0.2, "ci95": [0.1, 0.3]}, "points": points}
   figure = plot_latency(latency)
   return latency_table(latency).splitlines(), figure.axes[0], [text.get_text() for text in figure.legends[0].get_texts()]
 
@@ -36,24 +37,41 @@ def test_every_point_is_drawn_and_told():
   assert labels == ["1  pruned, score, soft_tokens", "2  direct, direct", "3  RL, reason ×3", "Pareto front", "upstream order"]
   assert [text.get_text() for text in ax.texts] == ["1", "2", "3"]
   (front,) = [line for line in ax.lines if line.get_label() == "Pareto front"]
-  assert front.get_xydata().tolist() == [[2.0, 0.4], [5.0, 0.5]]
+  (upstream,) = [line for line in ax.lines if line.get_label() == "upstream order"]
+  assert front.get_xydata().tolist() == [*upstream.get_xydata().tolist(), [2.0, 0.4], [5.0, 0.5]]
+  # The upstream order takes no time: left of the scale, at a tick that says 0.
+  assert upstream.get_xdata()[0] == ax.get_xticks()[0] < 2.0 and ax.get_xticklabels()[0].get_text() == "0"
   drawn = {line.get_label()[0]: line for line in ax.lines if line.get_label()[0].isdigit()}
   assert [drawn[number].get_xydata().tolist() for number in "123"] == [[[2.0, 0.4]], [[5.0, 0.5]], [[9.0, 0.3]]]
   assert len({line.get_color() for line in drawn.values()}) == len({line.get_marker() for line in drawn.values()}) == 3
   assert [drawn[number].get_markerfacecolor() == "white" for number in "123"] == [True, False, False]
-  assert [row.split(" | ")[1:4] for row in table[4:]] == [
+  rows = [row for row in table if row[2:3].isdigit()]
+  assert [row for row in table if row.startswith("|")][2] == "|  | upstream order |  |  |  | 0 | 0 | 0.2000 [0.1000, 0.3000] | yes |"
+  assert [row.split(" | ")[1:4] for row in rows] == [
     ["pruned", "score", "soft_tokens"],
     ["direct", "direct", "full"],
     ["RL", "reason ×3", "full"],
   ]
-  assert [row.endswith("| yes |") for row in table[4:]] == [True, True, False]
+  assert [row.endswith("| yes |") for row in rows] == [True, True, False]
+
+
+def test_a_mode_that_is_worse_than_the_upstream_order_is_not_on_the_front():
+  table, ax, _ = draw([make_point(1.0, 0.15), make_point(2.0, 0.25)])
+  (front,) = [line for line in ax.lines if line.get_label() == "Pareto front"]
+  assert front.get_ydata().tolist() == [0.2, 0.25]
+  assert [row.endswith("| yes |") for row in table if row[2:3].isdigit()] == [False, True]
+
+
+def test_one_slate_has_no_interval():
+  table, _, _ = draw([make_point(1.0, 1.0) | {"ci95": None}])
+  assert "1.0000 [one user]" in "".join(table) and ONE_USER_NOTE in table
 
 
 def test_runs_have_colours_and_are_told_apart():
   points = [make_point(2.0, 0.4), make_point(3.0, 0.5, run="runs/b", preset="small"), make_point(4.0, 0.6, run="runs/c")]
   table, ax, labels = draw(points)
   assert labels[:3] == ["1  tiny (a), RL, score", "2  small, RL, score", "3  tiny (c), RL, score"]
-  assert [row.split(" | ")[1] for row in table[2:] if row[2].isdigit()] == ["tiny (a)", "small", "tiny (c)"]
+  assert [row.split(" | ")[1] for row in table if row[2:3].isdigit()] == ["tiny (a)", "small", "tiny (c)"]
   assert len({line.get_color() for line in ax.lines if line.get_label()[0].isdigit()}) == 3
 
 
@@ -71,4 +89,4 @@ def test_points_of_a_version_without_compressors_and_titles_are_drawn():
   point = make_point(2.0, 0.4)
   del point["compressor"], point["history_tokens"], point["title"]
   table, _, labels = draw([point])
-  assert labels[0] == "1  rl, score" and "| rl | score | full | – |" in table[-1]
+  assert labels[0] == "1  rl, score" and any("| rl | score | full | – |" in row for row in table)

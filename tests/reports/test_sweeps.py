@@ -10,7 +10,9 @@ from rich.console import Console
 from gr2_jax.evaluation.paired import paired_bootstrap
 from gr2_jax.evaluation.per_slate import load_per_slate, write_per_slate
 from gr2_jax.evaluation.results import Answers, RankerAnswers, ResultsError, build_results, measure_rankers, write_results
+from gr2_jax.reports.comparisons import comparison_differences
 from gr2_jax.reports.sweeps import build_sweep, render_sweep_table, write_sweep
+from gr2_jax.reports.tables import ONE_USER_NOTE
 
 N, K = 40, 5
 TITLES = {"sft": "SFT policy", "policy": "RL policy"}
@@ -141,7 +143,12 @@ def test_the_page_the_plots_and_the_console_table(runs, tmp_path):
   assert json.loads((tmp_path / "sweep.json").read_text()) == sweep
   text = page.read_text(encoding="utf-8")
   assert f"{sweep['variants']['relative_shuffled']['orders']['policy']['recall@1']:.4f}" in text
-  assert "0.060 → 0.780" in text and "`rl.reward.condition = relative`" in text and "80 test slates" in text
+  assert "0.060 → 0.780" in text and "`rl.reward.condition = relative`" in text and "80 test slates of 2 seeds" in text
+  assert (
+    text.startswith(f"# Sweep {tmp_path.name}: toy\n")
+    and "mean of 2 seeds" in text
+    and "(n = 80)" in "".join(comparison_differences(sweep)["What the condition changes"])
+  )
   # Two SFT stages, each shared by two runs, and four RL stages, of a minute each.
   assert "6 minutes of stages" in text and text.count("python -m experiments.sweep") == 1
   for name in ("copying.png", "policies.png", "comparisons.png"):
@@ -149,7 +156,18 @@ def test_the_page_the_plots_and_the_console_table(runs, tmp_path):
   console = Console(file=io.StringIO(), width=80)
   console.print(render_sweep_table(sweep))
   told = console.file.getvalue()
-  assert "relative shuffled" in told and "6→78" in told and "…" not in told
+  assert "relative shuffled" in told and "6→78" in told and "…" not in told and "slates of 2 seeds" in told
+
+
+def test_one_seed_of_one_user_is_told(tmp_path):
+  runs = {variant: {0: make_run(tmp_path / variant, 0, 1.0, 0.0, users=["u"] * N)} for variant in CHANGES}
+  sweep = build_sweep(runs, CHANGES, resamples=50, comparisons=ASKED, shares={"naive_upstream/policy": ["relative_shuffled/sft"]})
+  text = write_sweep(tmp_path, runs, sweep).read_text(encoding="utf-8")
+  assert "slates of 1 seed," in text and "[one user]" in text and ONE_USER_NOTE in text
+  assert sweep["shares"][0]["mrr"] == {"share": None, "ci95": None}
+  console = Console(file=io.StringIO(), width=80)
+  console.print(render_sweep_table(sweep))
+  assert "[one user]" in console.file.getvalue() and "slates of 1 seed" in console.file.getvalue()
 
 
 def test_a_run_without_results_is_told(runs):

@@ -1,0 +1,44 @@
+"""What a run showed in one line: whether the policy beats the order it was given, and whether it beats trees on counted features."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gr2_jax.evaluation.results import BASELINE, POLICY
+from gr2_jax.reports.names import TABLE_METRICS, ranker_title
+from gr2_jax.reports.tables import ONE_USER, ONE_USER_NOTE, format_lift, is_decided
+
+_METRICS = ("recall@1", "ndcg@3")
+_TREES = "lambdamart"
+
+
+def verdict(results: Mapping[str, Any]) -> str:
+  """`The RL policy beats the upstream order: R@1 +24.0 % [9.0, 41.0], …. It loses to LambdaMART: …`, of results.json.
+
+  A difference whose interval holds 0 is said to lie within its interval. Of results in which the policy and the trees were not compared,
+  only the first part.
+  """
+  titles = results.get("titles", {})
+  if POLICY not in results["orders"]:
+    return "No policy was measured in this run."
+  policy, base, trees = (ranker_title(name, titles) for name in (POLICY, BASELINE, _TREES))
+  sentences = [_compare(f"The {policy}", f"the {base}", results["paired"].get(f"{POLICY}_vs_{BASELINE}", {}))]
+  against_trees = results["paired"].get(f"{POLICY}_vs_{_TREES}")
+  if against_trees:
+    sentences.append(_compare("It", trees, against_trees))
+  text = " ".join(sentences)
+  return f"{text} {ONE_USER_NOTE}" if ONE_USER in text else text
+
+
+def _compare(one: str, other: str, paired: Mapping[str, Mapping[str, Any]]) -> str:
+  """`ONE beats OTHER: METRIC difference, METRIC difference.`"""
+  found = {metric: paired[metric] for metric in _METRICS if metric in paired}
+  if not found:
+    return f"{one} and {other} were not compared in pairs."
+  signs = {(1 if of["delta"] > 0 else -1) if is_decided(of) else 0 for of in found.values()}
+  verb = {(1,): "beats", (-1,): "loses to", (0,): "is not told apart from"}.get(tuple(signs), "against")
+  return f"{one} {verb} {other}: {', '.join(f'{TABLE_METRICS[metric]} {_difference(of)}' for metric, of in found.items())}."
+
+
+def _difference(of: Mapping[str, Any]) -> str:
+  within = of["delta_ci95"] is not None and not is_decided(of)
+  return format_lift(of) + (" (within its interval)" if within else "")

@@ -1,0 +1,45 @@
+"""The card's first line: who beats whom, and where that is not known."""
+
+import pytest
+
+from gr2_jax.reports.verdict import verdict
+
+BETTER = {"delta": 0.05, "delta_ci95": [0.01, 0.09], "relative": 0.25, "ci95": [0.05, 0.45], "p": 0.01}
+WORSE = {"delta": -0.05, "delta_ci95": [-0.09, -0.01], "relative": -0.25, "ci95": [-0.45, -0.05], "p": 0.01}
+EVEN = {"delta": 0.05, "delta_ci95": [-0.01, 0.11], "relative": 0.25, "ci95": [-0.05, 0.55], "p": 0.2}
+ALONE = {"delta": 0.05, "delta_ci95": None, "relative": 0.25, "ci95": None, "p": None}
+
+
+def told(*upstream, trees=None):
+  paired = {"policy_vs_upstream": dict(zip(("recall@1", "ndcg@3"), upstream, strict=True))}
+  if trees:
+    paired["policy_vs_lambdamart"] = {"recall@1": trees, "ndcg@3": trees}
+  return verdict({"orders": {"upstream": {}, "policy": {}}, "paired": paired, "titles": {"policy": "RL policy"}})
+
+
+@pytest.mark.parametrize(
+  ("upstream", "start"),
+  [
+    ((BETTER, BETTER), "The RL policy beats the upstream order: R@1 +25.0 % [5.0, 45.0], N@3 +25.0 % [5.0, 45.0]."),
+    ((WORSE, WORSE), "The RL policy loses to the upstream order: R@1 -25.0 % [-45.0, -5.0], "),
+    ((EVEN, EVEN), "The RL policy is not told apart from the upstream order: R@1 +25.0 % [-5.0, 55.0] (within its interval), "),
+    ((BETTER, EVEN), "The RL policy against the upstream order: R@1 +25.0 % [5.0, 45.0], N@3 +25.0 % [-5.0, 55.0] (within its interval)."),
+    ((BETTER, WORSE), "The RL policy against the upstream order: "),
+    (
+      (ALONE, ALONE),
+      "The RL policy is not told apart from the upstream order: R@1 +25.0 % [one user], N@3 +25.0 % [one user]. [one user]: ",
+    ),
+  ],
+)
+def test_the_policy_against_the_upstream_order(upstream, start):
+  assert told(*upstream).startswith(start)
+
+
+def test_the_policy_against_trees():
+  assert told(BETTER, BETTER, trees=WORSE).endswith(". It loses to LambdaMART: R@1 -25.0 % [-45.0, -5.0], N@3 -25.0 % [-45.0, -5.0].")
+  assert " It beats LambdaMART: " in told(EVEN, EVEN, trees=BETTER)
+
+
+def test_what_was_not_compared_is_not_judged():
+  assert verdict({"orders": {"upstream": {}}, "paired": {}}) == "No policy was measured in this run."
+  assert "were not compared" in verdict({"orders": {"upstream": {}, "policy": {}}, "paired": {}})
