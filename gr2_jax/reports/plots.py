@@ -252,18 +252,18 @@ def plot_sweep(variants: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) ->
 def _name_lines(ax: Axes) -> None:
   """Writes each line's name right of the panel, as near as others leave it to the line's end, to which it is tied."""
   low, high = ax.get_ylim()
-  ends = sorted(((line.get_ydata()[-1] - low) / (high - low), place) for place, line in enumerate(ax.lines) if len(line.get_ydata()))
-  heights = np.array([end for end, _ in ends])
-  for place in range(1, len(ends)):
+  last = [(line, np.asarray(line.get_xydata())[-1]) for line in ax.lines if np.size(line.get_xydata())]
+  last.sort(key=lambda end: float(end[1][1]))
+  heights = np.array([(point[1] - low) / (high - low) for _, point in last])
+  for place in range(1, len(heights)):
     heights[place] = max(heights[place], heights[place - 1] + 0.07)
-  heights -= max(heights[-1] - 1, 0) if len(ends) else 0
-  for place in range(len(ends) - 2, -1, -1):  # what was pushed below the panel's foot may be: names are many then
+  heights = np.minimum(heights, 1)
+  for place in range(len(heights) - 2, -1, -1):
     heights[place] = min(heights[place], heights[place + 1] - 0.07)
-  for height, (_, place) in zip(heights, ends, strict=True):
-    line = ax.lines[place]
+  for height, (line, point) in zip(heights, last, strict=True):
     ax.annotate(
-      line.get_label(),
-      (line.get_xdata()[-1], line.get_ydata()[-1]),
+      str(line.get_label()),
+      (point[0], point[1]),
       (1.06, height),
       textcoords="axes fraction",
       va="center",

@@ -9,6 +9,7 @@ from gr2_jax.reports.tables import ONE_USER, ONE_USER_NOTE, format_lift, is_deci
 
 _METRICS = ("recall@1", "ndcg@3")
 _TREES = "lambdamart"
+_VERBS = {1: "beats", -1: "loses to", 0: "is not told apart from"}  # by the sign of a difference, 0 where its interval holds 0
 
 
 def verdict(results: Mapping[str, Any]) -> str:
@@ -35,7 +36,7 @@ def _compare(one: str, other: str, paired: Mapping[str, Mapping[str, Any]]) -> s
   if not found:
     return f"{one} and {other} were not compared in pairs."
   signs = {(1 if of["delta"] > 0 else -1) if is_decided(of) else 0 for of in found.values()}
-  verb = {(1,): "beats", (-1,): "loses to", (0,): "is not told apart from"}.get(tuple(signs), "against")
+  verb = _VERBS[signs.pop()] if len(signs) == 1 else "against"
   return f"{one} {verb} {other}: {', '.join(f'{TABLE_METRICS[metric]} {_difference(of)}' for metric, of in found.items())}."
 
 
