@@ -3,7 +3,8 @@
     python -m experiments.sweep --config=configs/ablations/reward_hacking.py --workdir=DIR [--only=naive_upstream] [--seeds=0,1]
 
 `--config.key=value` holds for all runs and `--stages` for each, as in experiments.run.
-An ablation file has `get_config(arg)`, which takes `seed=N`; `VARIANTS`: name -> {dotted config key: value}; and `SEEDS`. The runs lie at
+An ablation file has `get_config(arg)`, which takes `seed=N`; `VARIANTS`: name -> {dotted config key: value}; and `SEEDS`;
+`get_variants(arg)` where some variant is another one for another `arg`. The runs lie at
 DIR/VARIANT/seed_N; the value `run:VARIANT` names that of an earlier variant with the same seed. A stage that had the same inputs in another
 of them is linked from there instead of run again. Results: DIR/sweep.md, sweep.json, plots/; an ablation may have `COMPARISONS` and
 `SHARES` (see gr2_jax/reports/comparisons.py). Exit codes are those of experiments.run; after a stop the same command goes on.

@@ -62,13 +62,14 @@ def plan(
   for name in ("VARIANTS", "SEEDS"):
     if not getattr(module, name, None):
       raise ConfigError(f"--config: {path} has no {name}, so it is no ablation; python -m experiments.run takes single experiments")
-  unknown = [name for name in only or () if name not in module.VARIANTS]
+  known = module.get_variants(path.partition(":")[2]) if hasattr(module, "get_variants") else module.VARIANTS
+  unknown = [name for name in only or () if name not in known]
   if unknown:
-    raise ConfigError(f"--only: {unknown[0]!r} is no variant; there are: {', '.join(module.VARIANTS)}")
+    raise ConfigError(f"--only: {unknown[0]!r} is no variant; there are: {', '.join(known)}")
   wrong = [seed for seed in seeds or () if not seed.isdecimal()]
   if wrong:
     raise ConfigError(f"--seeds: {wrong[0]!r} is no seed; write for example --seeds=0,1")
-  variants = {name: changes for name, changes in module.VARIANTS.items() if only is None or name in only}
+  variants = {name: changes for name, changes in known.items() if only is None or name in only}
   chosen = module.SEEDS if seeds is None else list(map(int, seeds))
   return variants, {
     name: {seed: _make_config(path, seed, name, _name_runs({**overrides, **changes}, workdir, seed)) for seed in chosen}

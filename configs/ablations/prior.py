@@ -29,6 +29,10 @@ VARIANTS = {"teacher": TEACHER} | {
 SEEDS = (0, 1, 2)
 
 
+def _read(arg):
+  return parse_arg(arg, beauty=False, tiny=False, seed=0)
+
+
 def _each(*pairs):
   """The pairs of orders for every student size, which is written %s."""
   return [tuple(name.replace("%s", size) for name in pair) for size in STUDENTS for pair in pairs]
@@ -57,8 +61,13 @@ SHARES = {
 }
 
 
+def get_variants(arg=None):
+  """VARIANTS, in `tiny` with a teacher whose SFT is as short as that of its students."""
+  return VARIANTS | ({"teacher": {"model.preset": "tiny"}} if _read(arg).tiny else {})
+
+
 def get_config(arg=None):
-  args = parse_arg(arg, beauty=False, tiny=False, seed=0)
+  args = _read(arg)
   if args.beauty:
     config = amazon.get_config(f"beauty,small=true,seed={args.seed},tiny={args.tiny}")
     config.name = "prior_beauty"

@@ -12,9 +12,11 @@ from configs import small_market
 from experiments.flags import parse_arg
 
 VARIANTS = {
-  f"{layers}_layers_{recovery}": {"prune.layers": layers, "prune.steps": steps}
-  for layers, recoveries in {3: {"cut": 0}, 2: {"cut": 0, "recovered": 200}, 1: {"cut": 0, "recovered": 200}}.items()
-  for recovery, steps in recoveries.items()
+  "3_layers_cut": {"prune.layers": 3, "prune.steps": 0},
+  "2_layers_cut": {"prune.layers": 2, "prune.steps": 0},
+  "2_layers_recovered": {"prune.layers": 2},
+  "1_layers_cut": {"prune.layers": 1, "prune.steps": 0},
+  "1_layers_recovered": {"prune.layers": 1},
 }
 SEEDS = (0, 1, 2)
 COMPARISONS = {
@@ -27,11 +29,9 @@ def get_config(arg=None):
   args = parse_arg(arg, tiny=False, seed=0)
   config = small_market.get_config(f"seed={args.seed},tiny={args.tiny}")
   config.name = "pruning"
-  config.prune.enabled = True
-  if args.tiny:
-    config.prune.update({"layers": 1, "steps": 1})
-  else:
-    config.model.preset = "micro"  # three layers
+  config.model.preset = "micro"  # three layers
+  config.prune.update({"enabled": True, "steps": 1 if args.tiny else 200})
+  if not args.tiny:
     config.prune.update({"layers": 3, "slates": 256, "prompts": 8})
     config.prune.optimizer.update({"rule": "muon", "learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 20})
   return config

@@ -10,6 +10,7 @@ import pytest
 from small_runs import ROOT, tiny_config
 
 from configs.rl_losses import RL_LOSSES
+from experiments import variants as sweep
 from experiments.check import check_values
 from experiments.flags import check_overrides, load_config
 from gr2_jax.errors import ConfigError
@@ -23,7 +24,7 @@ CONFIGS = {
   "rl_losses.py": ("dapo", "grpo,seed=1", "dr_grpo", "gspo", "tis", "gspo,tiny"),
   "verbose_prompts.py": ("", "seed=1", "tiny"),
   "ablations/internalise.py": ("", "seed=1", "tiny"),
-  "ablations/prior.py": ("", "beauty", "beauty,tiny", "seed=1,tiny"),
+  "ablations/prior.py": ("", "beauty", "beauty,tiny", "tiny"),
   "ablations/pruning.py": ("", "seed=1", "tiny"),
   "ablations/reward_hacking.py": ("", "seed=1", "tiny"),
   "ablations/compressor.py": ("", "seed=1", "tiny"),
@@ -53,6 +54,10 @@ def metrics(run, stage):
   return [json.loads(line) for line in (run / "metrics" / f"{stage}.jsonl").read_text().splitlines()]
 
 
+# Runs of tiny variants that other tests read too.
+RUNS = {"quickstart.py": "tiny_run", "amazon.py": "amazon_run", "verbose_prompts.py": "verbose_run"}
+
+
 @pytest.mark.parametrize("run", ["tiny_run", *(pytest.param(run, marks=pytest.mark.slow) for run in ("amazon_run", "verbose_run"))])
 def test_the_tiny_variant_steps_through_every_stage(run, request):
   directory = request.getfixturevalue(run)
@@ -67,6 +72,34 @@ def test_the_tiny_variant_steps_through_every_stage(run, request):
   orders = json.loads((directory / "evaluation" / "results.json").read_text())["orders"]
   assert {"upstream", "random", "oracle", "popularity", "lambdamart", "sft", "policy"} <= set(orders)
   assert "| ranker |" in (directory / "evaluation" / "card.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", [file for file in CONFIGS if file not in RUNS and "/" not in file])
+def test_the_tiny_variant_of_a_config_ends_in_a_card(file, run_here, tmp_path):
+  assert run_here(load_config(f"{ROOT / 'configs' / file}:{CONFIGS[file][-1]}"), tmp_path / "run") == 0
+  assert (tmp_path / "run" / "evaluation" / "card.md").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", [file for file in CONFIGS if "/" in file])
+def test_the_tiny_variant_of_an_ablation_ends_in_a_table(file, in_process, tmp_path):
+  path = f"{ROOT / 'configs' / file}:{CONFIGS[file][-1]}"
+  with in_process():
+    assert sweep.execute(path, str(tmp_path), ["python", "-m", "experiments.sweep"], seeds=["0"]) == 0
+  result = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))
+  assert set(result["variants"]) == {folder.parent.name for folder in tmp_path.glob("*/seed_0")}
+  assert (tmp_path / "sweep.md").exists()
+
+
+@pytest.mark.parametrize("arg", ["", "tiny"])
+@pytest.mark.parametrize("file", [file for file in CONFIGS if "/" in file])
+def test_all_variants_of_an_ablation_pass_the_check(file, arg, tmp_path):
+  variants, configs = sweep.plan(f"{ROOT / 'configs' / file}:{arg}".removesuffix(":"), None, ["0"], {}, tmp_path)
+  assert list(variants) == list(configs)
+  if arg == "tiny":
+    steps = {of[0][stage].steps for of in configs.values() for stage in ("midtrain", "sft", "rl", "opd", "direct", "prune")}
+    assert max(steps) <= 3
 
 
 @pytest.mark.parametrize(
