@@ -56,8 +56,11 @@ def memory_path(run: Run) -> pathlib.Path:
 
 
 def load_memory(run: Run) -> dict[str, jax.Array]:
-  """What a decoder's parameters must hold besides to read histories of soft tokens."""
-  return {"memory": jnp.asarray(np.load(memory_path(run)))}
+  """What a decoder's parameters must hold besides to read histories of soft tokens; raises DataError where they are not finite."""
+  memory = np.load(memory_path(run))
+  if not np.isfinite(memory).all():
+    raise DataError(f"{memory_path(run)}: the soft tokens are not finite; remove {run.path('compress')} and run the stage 'compress' again")
+  return {"memory": jnp.asarray(memory)}
 
 
 def fill_cache(

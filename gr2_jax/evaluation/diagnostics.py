@@ -10,7 +10,7 @@ import numpy as np
 from gr2_jax.evaluation.weights import check_weights, weighted_mean
 from gr2_jax.kernels.rank_reward import api
 from gr2_jax.kernels.rank_reward.api import RankRewardOptions
-from gr2_jax.language.answers import ERROR_KINDS
+from gr2_jax.language.answers import ERROR_KINDS, NOT_FINITE
 
 _ROWS = 4096
 
@@ -76,7 +76,8 @@ def compute_diagnostics(
     "top1_share_by_slot": slots,
   }
   if errors is not None:
-    diagnostics["errors"] = {kind: float(weighted_mean(np.array([error == kind for error in errors]), weights)) for kind in ERROR_KINDS}
+    kinds = (*ERROR_KINDS, NOT_FINITE)
+    diagnostics["errors"] = {kind: float(weighted_mean(np.array([error == kind for error in errors]), weights)) for kind in kinds}
   return diagnostics
 
 

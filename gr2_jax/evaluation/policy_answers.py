@@ -11,6 +11,7 @@ import numpy as np
 
 from gr2_jax.data.schema import DataError, Slate
 from gr2_jax.evaluation.results import Answers, RankerAnswers
+from gr2_jax.language.answers import NOT_FINITE
 from gr2_jax.language.prompts import present
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.transformer import Decoder
@@ -52,7 +53,7 @@ def make_rank(stage: StageContext, decoder: Decoder, mode: str, slates: Sequence
 def ask_policy(stage: StageContext, name: str, params: Any, rank: RankFn, slates: Sequence[Slate]) -> RankerAnswers:
   """Answers in the upstream presentation and in `options.shuffles` shuffled ones, which are timed; writes `answers_NAME.jsonl`.
 
-  Raises DataError that names the policy where its scores are not finite.
+  Answers whose numbers are not finite are invalid; raises DataError that names the policy where all are so.
   """
   presentations = {"upstream": ("upstream", 0)} | {f"shuffled_{i + 1}": ("shuffled", i) for i in range(stage.options.shuffles)}
   width = max(len(slate.candidates) for slate in slates)
@@ -64,11 +65,8 @@ def ask_policy(stage: StageContext, name: str, params: Any, rank: RankFn, slates
       began = time.perf_counter()
       ranked = rank(params, slates, shown, functools.partial(_report_after, report, number * len(slates)))
       seconds = time.perf_counter() - began
-      wrong = ranked.errors.count("not_finite")
-      if wrong:
-        raise DataError(
-          f"{name}: its scores of {wrong:,} slates are not finite, since its training diverged; train it at a lower learning rate"
-        )
+      if all(error == NOT_FINITE for error in ranked.errors):
+        raise DataError(f"{name}: none of its scores is finite, since its training diverged; train it at a lower learning rate")
       answers[presentation] = Answers(ranked.rankings, pad_shown(shown, width), ranked.errors)
       if cost is None:
         cost = {"prompt_tokens": float(ranked.prompt_tokens.mean()), "completion_tokens": float(ranked.completion_tokens.mean())}

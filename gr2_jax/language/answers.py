@@ -20,6 +20,7 @@ REASONING, ANSWER = 1, 2
 Reference = tuple[int, ...] | tuple[str, ...]  # what names a candidate: its tokens, or in JSON their surface forms
 ERROR_KINDS = ("wrong_format", "missing", "repeated", "unknown_item", "overlong")
 VERDICTS = (None, *ERROR_KINDS)  # where verdicts are numbers they are places in this tuple: 0 is a valid answer
+NOT_FINITE = "not_finite"  # no fault of the text: it was drawn from numbers that are none
 
 
 @dataclasses.dataclass(frozen=True)

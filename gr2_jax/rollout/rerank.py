@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from gr2_jax.data.schema import DataError, Slate
-from gr2_jax.language.answers import VERDICTS, reference_tokens
+from gr2_jax.language.answers import NOT_FINITE, VERDICTS, reference_tokens
 from gr2_jax.language.prompts import PromptContext, PromptStyle, render_prompt
 from gr2_jax.rollout.generate import Rollout
 from gr2_jax.rollout.parse import parse_completions
@@ -26,7 +26,10 @@ class PromptBatch:
 
 @dataclasses.dataclass(frozen=True)
 class RankedSlates:
-  """What a policy answered to n slates: `rankings [n, K]` (-1 rows where invalid), error kinds, completions, and token counts `[n]`."""
+  """What a policy answered to n slates: `rankings [n, K]` (-1 rows where invalid), error kinds, completions, and token counts `[n]`.
+
+  An answer drawn from logits, or sorted by scores, that are not finite is invalid: `answers.NOT_FINITE`.
+  """
 
   rankings: np.ndarray
   errors: list[str | None]
@@ -121,7 +124,7 @@ def rank_slates(
     parsed = parse_completions(
       rollout.completions, prompts.references[rows], presented[rows], [slates[row] for row in rows], context, style
     )
-    return jax.device_get((*parsed, rollout.completions, rollout.completion_mask))
+    return jax.device_get((*parsed, rollout.completions, rollout.completion_mask, rollout.behaviour_logps))
 
   parts = []
   following = decode(batches[0])
@@ -132,10 +135,11 @@ def rank_slates(
     parts.append(read(rows, rollout))
     if on_progress is not None:
       on_progress(min(number * batch_size, len(slates)))
-  rankings, codes, reasoning, tokens, mask = (np.concatenate(arrays)[: len(slates), 0] for arrays in zip(*parts, strict=True))
+  rankings, codes, reasoning, tokens, mask, log_probs = (np.concatenate(arrays)[: len(slates), 0] for arrays in zip(*parts, strict=True))
+  finite = np.isfinite(log_probs).all(axis=1)
   return RankedSlates(
-    rankings=rankings,
-    errors=[VERDICTS[code] for code in codes],
+    rankings=np.where(finite[:, None], rankings, -1),
+    errors=[VERDICTS[code] if fine else NOT_FINITE for code, fine in zip(codes, finite, strict=True)],
     completions=[row[real].tolist() for row, real in zip(tokens, mask > 0, strict=True)],
     prompt_tokens=prompts.mask.sum(axis=1),
     completion_tokens=mask.sum(axis=1),

@@ -110,13 +110,14 @@ def sample_tokens(logits: jax.Array, uniform: jax.Array, sampling: Sampling) -> 
 
   `logits [B, V]`, taken as float32; `uniform [B]` in [0, 1) (`draw_uniforms`), which with the row's logits decides the draw, so it does
   not change with the batch around it. At temperature 0 the distribution sampled is a point mass on the largest logit (the first
-  of equals): log-probability 0 and entropy 0.
+  of equals): log-probability 0 and entropy 0. Where logits are not finite the log-probability is NaN, whatever the temperature.
   """
   logits = logits.astype(jnp.float32)
   greedy = sampling.temperature <= 0
   scaled = logits / jnp.where(greedy, 1.0, sampling.temperature)
   scaled = jax.lax.cond(sampling.top_p < 1, _keep_nucleus, lambda logits, _: logits, scaled, sampling.top_p)
-  centred = scaled - scaled.max(axis=-1, keepdims=True)
+  largest = scaled.max(axis=-1, keepdims=True)  # NaN where one is
+  centred = scaled - largest
   weights = jnp.exp(centred)
   total = weights.sum(axis=-1)
   log_total = jnp.log(total)
@@ -124,4 +125,5 @@ def sample_tokens(logits: jax.Array, uniform: jax.Array, sampling: Sampling) -> 
   log_probs = jnp.take_along_axis(centred, drawn[:, None], axis=-1)[:, 0] - log_total
   entropy = log_total - jnp.sum(jnp.where(weights > 0, weights * centred, 0.0), axis=-1) / total
   tokens = jnp.where(greedy, jnp.argmax(logits, axis=-1).astype(jnp.int32), drawn)
-  return Sample(tokens, jnp.where(greedy, 0.0, log_probs), jnp.where(greedy, 0.0, entropy))
+  certain = jnp.where(jnp.isfinite(largest[:, 0]), 0.0, jnp.nan)
+  return Sample(tokens, jnp.where(greedy, certain, log_probs), jnp.where(greedy, 0.0, entropy))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr2_jax.data.schema import Slate
+from gr2_jax.language.answers import NOT_FINITE
 from gr2_jax.language.prompts import PromptContext, PromptStyle, direct_opening
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.cache import Prefix
@@ -103,7 +104,7 @@ def rank_by_scores(
 ) -> RankedSlates:
   """Every slate sorted by `score` (of `make_score`): what `rank_slates` gives, with empty completions.
 
-  The error of a slate with a NaN is `not_finite`. Batches all have one shape: the last is filled up with repeated slates.
+  Batches all have one shape: the last is filled up with repeated slates. A slate with a score that is not finite has no answer.
   """
   prompts = render_prompts(slates, shown, context, style)
   presented = pad_shown(shown, max(len(slate.candidates) for slate in slates))
@@ -112,14 +113,15 @@ def rank_by_scores(
   parts = []
   for start in range(0, len(slates), batch_size):
     rows = np.arange(start, start + batch_size) % len(slates)
-    scores = score(params, prompts.tokens[rows], prompts.mask[rows], references[rows])
-    parts.append(sort_by_scores(np.asarray(scores), presented[rows]))
+    parts.append(np.asarray(score(params, prompts.tokens[rows], prompts.mask[rows], references[rows])))
     if on_progress is not None:
       on_progress(min(start + batch_size, len(slates)))
-  rankings, nothing = np.concatenate(parts)[: len(slates)], np.zeros(len(slates), np.int32)
+  scores = np.concatenate(parts)[: len(slates)]
+  finite = (np.isfinite(scores) | (references[..., 0] < 0)).all(axis=1)
+  nothing = np.zeros(len(slates), np.int32)
   return RankedSlates(
-    rankings=rankings,
-    errors=[None if first >= 0 else "not_finite" for first in rankings[:, 0]],
+    rankings=np.where(finite[:, None], sort_by_scores(scores, presented), -1),
+    errors=[None if fine else NOT_FINITE for fine in finite],
     completions=[[] for _ in slates],
     prompt_tokens=prompts.mask.sum(axis=1),
     completion_tokens=nothing,

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from gr2_jax.models.transformer import Decoder, init_boxed
-from gr2_jax.training.checkpoints import Checkpointer
+from gr2_jax.training.checkpoints import Checkpointer, CheckpointError
 from gr2_jax.training.mesh import init_sharded, state_shardings
 from gr2_jax.training.state import TrainState, init_state
 
@@ -29,8 +29,24 @@ def start_from(decoder: Decoder, optimizer: optax.GradientTransformation, checkp
 
 
 def load_params(decoder: Decoder, checkpoints: Checkpointer, mesh: Mesh) -> Any:
-  """The newest checkpoint's parameters, each array where it belongs on the mesh."""
+  """The newest checkpoint's parameters, each array where it belongs on the mesh.
+
+  Raises what `Checkpointer.load_params` raises, and CheckpointError, naming the first of them, for parameters that are not finite.
+  """
   boxed = jax.eval_shape(lambda k: init_boxed(decoder, k), jax.random.key(0))
   shardings = state_shardings(boxed, mesh)
   abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings)
-  return checkpoints.load_params(abstract)
+  params = checkpoints.load_params(abstract)
+  finite = jax.tree_util.tree_leaves_with_path(jax.device_get(_all_finite(params)))
+  broken = [jax.tree_util.keystr(path, simple=True, separator="/") for path, fine in finite if not fine]
+  if broken:
+    raise CheckpointError(
+      f"{checkpoints.directory}: the parameter {broken[0]} (and {len(broken) - 1} more) is not finite: the training diverged, or the file "
+      "is damaged; remove the stage's folder and run the stage again, with a lower learning rate if its loss became NaN"
+    )
+  return params
+
+
+@jax.jit
+def _all_finite(params: Any) -> Any:
+  return jax.tree.map(lambda x: jnp.isfinite(x).all(), params)

@@ -40,7 +40,7 @@ def make_judge(context, answers, batch_size=2, metric="auc"):
       ranking = answers.get(said, answers["full"])
       completion = [0] * 12 if ranking is None else render_answer(ranking, range(3), None, context.vocabulary, STYLE).tokens
       out[place, 0, : len(completion)] = completion
-    return Rollout(tokens, mask, out, out != context.vocabulary.pad_id, None, None, None, None)
+    return Rollout(tokens, mask, out, out != context.vocabulary.pad_id, np.zeros(out.shape), None, None, None)
 
   judge = make_ranker_judge(generate, None, context, STYLE, metric=metric, batch_size=batch_size, length=LENGTH)
   return judge, calls

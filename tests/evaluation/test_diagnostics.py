@@ -28,8 +28,8 @@ def test_hand_made_answers():
 
 def test_slates_count_by_their_weights():
   rankings = np.array([[0, 1, 2, 3], [3, 2, 1, 0], [-1] * 4])
-  of = compute_diagnostics(rankings, LABELS[:3], errors=[None, None, "missing"], weights=np.array([3.0, 1.0, 4.0]))
-  assert of["valid_rate"] == of["errors"]["missing"] == 0.5 and of["identity_rate"] == 0.75
+  of = compute_diagnostics(rankings, LABELS[:3], errors=[None, "not_finite", "missing"], weights=np.array([3.0, 1.0, 4.0]))
+  assert of["errors"]["not_finite"] == 0.125 and of["valid_rate"] == of["errors"]["missing"] == 0.5 and of["identity_rate"] == 0.75
   assert of["kendall_tau_to_upstream"] == 0.5 and of["top1_share_by_slot"] == [0.75, 0, 0, 0.25]
   assert permutation_consistency(rankings, np.tile(np.arange(4), (3, 1)), LABELS[:3], np.array([3.0, 1.0, 4.0])) == 0.5
 

@@ -33,15 +33,16 @@ def test_batches(answer):
     for place, row in enumerate(row_ids):
       out[place, 0, : len(completions[row])] = completions[row]
     lengths = np.array([[[len(completions[row])]] for row in row_ids])
-    return Rollout(tokens, mask, out, np.arange(80) < lengths, None, None, None, None)
+    log_probs = np.where(row_ids[:, None, None] == 2, np.nan, np.zeros(out.shape))  # of logits that were not finite
+    return Rollout(tokens, mask, out, np.arange(80) < lengths, log_probs, None, None, None)
 
   ranked = rank_slates(
     generate, None, slates, shown, context, style, batch_size=2, key=jax.random.key(0), on_progress=lambda done: events.append(done)
   )
   assert batches == [[0, 1], [2, 3], [4, 0]] and events == ["decode", "decode", 2, "decode", 4, 5]
-  assert ranked.errors == [None, None, None, "overlong", None] and ranked.completions == completions
+  assert ranked.errors == [None, None, "not_finite", "overlong", None] and ranked.completions == completions
   expected = [np.pad(r, (0, 3 - len(r)), constant_values=-1) for r in rankings]
-  expected[3] = np.full(3, -1)
+  expected[2] = expected[3] = np.full(3, -1)
   np.testing.assert_array_equal(ranked.rankings, expected)
   np.testing.assert_array_equal(ranked.completion_tokens, [len(tokens) for tokens in completions])
   np.testing.assert_array_equal(ranked.reasoning_tokens, 0)

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gr2_jax.numerics import OUT_OF_REACH
 from gr2_jax.rollout.sampling import Sampling, draw_uniforms, sample_tokens
 
 
@@ -95,3 +96,11 @@ def test_changing_the_knobs_compiles_nothing():
 def test_knobs_out_of_range_are_refused(temperature, top_p):
   with pytest.raises(ValueError, match="must"):
     Sampling.create(temperature, top_p)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_show_in_the_log_probability(wrong, temperature):
+  logits = jnp.array([[0.0, 1.0, 2.0], [0.0, wrong, 2.0], [OUT_OF_REACH, 1.0, OUT_OF_REACH]])
+  log_probs = sample_tokens(logits, jnp.full(3, 0.5), Sampling.create(temperature)).log_probs
+  assert np.isfinite(log_probs).tolist() == [True, False, True]

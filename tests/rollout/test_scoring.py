@@ -150,3 +150,13 @@ def test_slates_are_ranked_in_batches_each_at_its_place(model):
 def test_free_text_has_no_first_reference(model):
   with pytest.raises(ValueError, match="compact answers, not of json"):
     make_score(model[1], model[0], PromptStyle(answer="json"))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_slate_with_a_score_that_is_not_finite_has_no_answer(model, wrong):
+  vocabulary, _, _ = model
+  context = PromptContext(Catalogue(tuple(Item(f"i{n}", "best") for n in range(5))), CODES, vocabulary)
+  slates = [Slate("u", ("i0",), ("i1", "i2", "i3")[:size], (1, 0, 0)[:size]) for size in (2, 3)]
+  scores = np.array([[-1.0, -0.5, -np.inf], [-1.0, wrong, -2.0]], np.float32)
+  ranked = rank_by_scores(lambda *_: scores, None, slates, [np.arange(2), np.arange(3)], context, STYLES["slot"], batch_size=2)
+  assert ranked.errors == [None, "not_finite"] and ranked.rankings.tolist() == [[1, 0, -1], [-1, -1, -1]]
