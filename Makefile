@@ -9,19 +9,22 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 SUITE ?= ranking
 BENCHMARK_VENV ?= .venv-benchmark
 
+# Tests run in a process for each processor, at most four (each may take 6 GB), a file in one of them, in the order of the folders.
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
 .PHONY: quickstart test test-slow test-aot lint benchmark
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q -m "not slow and not aot"
+	$(PYTEST) -m "not slow and not aot"
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -q -m slow
+	$(PYTEST) -m slow
 
 test-aot: $(VENV)/installed-aot
-	$(BIN)/python -m pytest -q -m aot
+	$(PYTEST) -m aot
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy

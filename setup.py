@@ -42,6 +42,7 @@ setup(
     "cuda": [JAX.replace("jax", "jax[cuda12]", 1)],
     "test": [
       "pytest>=8",
+      "pytest-xdist>=3.5",
       "hypothesis>=6.100",
       "rax>=0.4",
       "ruff>=0.6",

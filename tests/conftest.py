@@ -1,7 +1,9 @@
 """Eight CPU devices for the sharding tests, set before any backend starts; one tiny run of all stages for all who read one."""
 
+import fcntl
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -30,13 +32,36 @@ def compilations():
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory):
+def shared_folder(tmp_path_factory):
+  """`shared_folder(name)`: a folder that all processes of this session of tests see; with `fill`, the first of them calls `fill(folder)`,
+  and the others wait for it."""
+  base = tmp_path_factory.getbasetemp()
+  root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+  def share(name, fill=lambda folder: None):
+    folder, filled = root / name, root / f"{name}.filled"
+    with open(root / f"{name}.lock", "w") as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      if not filled.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        fill(folder)
+        filled.touch()
+    return folder
+
+  return share
+
+
+@pytest.fixture(scope="session")
+def tiny_run(shared_folder):
   """The directory of a finished run of `configs/quickstart.py:tiny`, made once; read it, never write into it."""
-  directory = tmp_path_factory.mktemp("tiny") / "run"
-  command = [sys.executable, "-m", "experiments.run", "--config=configs/quickstart.py:tiny", f"--workdir={directory}"]
-  done = subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, timeout=600)
-  assert done.returncode == 0, done.stderr[-4000:]
-  return directory
+
+  def run(folder):
+    command = [sys.executable, "-m", "experiments.run", "--config=configs/quickstart.py:tiny", f"--workdir={folder / 'run'}"]
+    done = subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+  return shared_folder("tiny", run) / "run"
 
 
 @pytest.fixture(scope="session")

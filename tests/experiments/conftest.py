@@ -23,9 +23,9 @@ def one_device_mesh(data=-1, fsdp=1, tensor=1, devices=None):
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
+def compiled(shared_folder):
   """A folder of compiled programs; while a test uses it, this process reads and fills it too."""
-  return tmp_path_factory.mktemp("compiled")
+  return shared_folder("compiled")
 
 
 @pytest.fixture(scope="session")
