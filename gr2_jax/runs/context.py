@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -57,7 +58,7 @@ class StageContext:
   @functools.cached_property
   def key(self) -> jax.Array:
     """A key of the run's seed for this stage, so that no two stages draw the same numbers."""
-    return jax.random.fold_in(jax.random.key(self.seed), sum(self.name.encode()))
+    return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(self.name.encode()))
 
   @functools.cached_property
   def mesh(self) -> Mesh:
