@@ -60,7 +60,7 @@ class Checkpointer:
     """`(state, data_state, step)` of the newest checkpoint that can be read, or None when there is none.
 
     `abstract_state`: shapes and dtypes, with shardings where arrays are to be born. A damaged checkpoint is set aside
-    (renamed, not deleted) with a warning. Raises CheckpointError when there are checkpoints and none fits.
+    (renamed, not deleted) with a warning. Raises CheckpointError for one of another model, and when all are damaged.
     """
     failures: dict[int, Exception] = {}
     for step in reversed(self.steps()):
@@ -69,6 +69,7 @@ class Checkpointer:
       except CheckpointError:
         raise
       except Exception as error:  # Orbax and TensorStore report damage as many different types.
+        self._check_fit(step, abstract_state)
         failures[step] = error
         continue
       for damaged, failure in failures.items():
@@ -76,16 +77,13 @@ class Checkpointer:
       return state, data_state, step
     if failures:
       reasons = "; ".join(f"step {step}: {_first_sentence(failure)}" for step, failure in failures.items())
-      raise CheckpointError(
-        f"{self.directory}: none of the checkpoints fits this state ({reasons}); use another --workdir, "
-        "or move this folder away to start the stage anew"
-      )
+      raise CheckpointError(f"{self.directory}: all checkpoints are damaged ({reasons}); restore one, or remove the folder to begin anew")
     return None
 
   def load_params(self, abstract_params: Any) -> Any:
     """The parameters alone of the newest checkpoint, placed by the shardings of `abstract_params`.
 
-    Raises CheckpointError when there is none, or when it does not fit.
+    Raises CheckpointError when there is none, when it is of another model, or when it is damaged: an older one is no end of a training.
     """
     steps = self.steps()
     if not steps:
@@ -96,9 +94,11 @@ class Checkpointer:
       try:
         return reader.restore(self.directory / str(steps[-1]) / "state", args=restore)["params"]
       except Exception as error:
+        self._check_fit(steps[-1], item)
+        stage = self.directory.parent
         raise CheckpointError(
-          f"{self.directory}: the parameters of step {steps[-1]} do not fit this model ({_first_sentence(error)}); "
-          "use the config that trained them, or another --workdir"
+          f"{self.directory}: the checkpoint of step {steps[-1]} is damaged ({_first_sentence(error)}); restore it, or remove {stage} "
+          f"and run the stage {stage.name!r} again"
         ) from error
 
   def close(self) -> None:
@@ -128,6 +128,22 @@ class Checkpointer:
     state = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
     return state, positions[jax.process_index()]
 
+  def _check_fit(self, step: int, abstract: Any) -> None:
+    """Raises CheckpointError when a checkpoint was written, whole or not, from arrays of other names or shapes than `abstract`."""
+    try:
+      with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        saved = _shapes(reader.metadata(self.directory / str(step) / "state").item_metadata.tree)
+    except Exception:
+      return  # damaged to the point that it cannot be told
+    wanted = _shapes(abstract)
+    differing = [name for name, shape in wanted.items() if saved and saved.get(name) != shape]
+    if differing:
+      name, there = ".".join(differing[0]), saved.get(differing[0], "missing")
+      raise CheckpointError(
+        f"{self.directory}: step {step} does not fit this model ({name} is {there} there, {wanted[differing[0]]} here); "
+        "use the config that trained it, or another --workdir"
+      )
+
   def _set_aside(self, step: int, error: Exception, used: int) -> None:
     folder = self.directory / str(step)
     aside = self.directory / f"damaged-{step}"
@@ -147,6 +163,11 @@ def _gather_json(value: Any) -> list[Any]:
   longest = int(np.max(multihost_utils.process_allgather(np.int32(len(text)))))
   rows = multihost_utils.process_allgather(np.pad(text, (0, longest - len(text)), constant_values=ord(" ")))
   return [json.loads(bytes(np.asarray(row, np.uint8))) for row in rows]
+
+
+def _shapes(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
+  """Path -> shape of each array."""
+  return {tuple(map(str, path)): tuple(leaf.shape) for path, leaf in ocp.tree.to_flat_dict(tree).items() if hasattr(leaf, "shape")}
 
 
 def _first_sentence(error: Exception) -> str:

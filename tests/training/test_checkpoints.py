@@ -88,6 +88,29 @@ def test_damage_falls_back_to_the_one_before_and_loses_nothing(tmp_path, caplog,
   assert_equal(state, make_state(5))
 
 
+def test_where_all_are_damaged_it_says_so(tmp_path):
+  with Checkpointer(tmp_path) as checkpointer:
+    checkpointer.save(1, make_state(), None)
+  damage(tmp_path / "1" / "state")
+  with pytest.raises(CheckpointError, match="damaged"):
+    Checkpointer(tmp_path).restore_latest(abstract(make_state()))
+
+
+@pytest.mark.parametrize("part", ["", "state/_METADATA"])
+def test_damaged_parameters_are_told_with_their_stage_and_no_older_ones_taken(tmp_path, part):
+  folder = tmp_path / "sft" / "checkpoints"
+  with Checkpointer(folder) as checkpointer:
+    for step in (1, 2):
+      checkpointer.save(step, make_state(step), None)
+  if part:
+    (folder / "2" / part).write_bytes(b"")
+  else:
+    damage(folder / "2" / "state")
+  with pytest.raises(CheckpointError, match=r"step 2 is damaged.*remove .*sft and run the stage 'sft'"):
+    Checkpointer(folder).load_params(abstract(make_state().params))
+  assert Checkpointer(folder).steps() == [1, 2]
+
+
 def test_a_save_that_was_cut_off_is_not_seen(tmp_path):
   with Checkpointer(tmp_path) as checkpointer:
     checkpointer.save(1, make_state(1), None)
@@ -98,9 +121,9 @@ def test_a_save_that_was_cut_off_is_not_seen(tmp_path):
 def test_another_model_is_an_error_and_renames_nothing(tmp_path):
   with Checkpointer(tmp_path) as checkpointer:
     checkpointer.save(1, make_state(), None)
-  with pytest.raises(CheckpointError, match=r"none of the checkpoints fits this state.*another --workdir"):
+  with pytest.raises(CheckpointError, match=r"does not fit this model.*another --workdir"):
     Checkpointer(tmp_path).restore_latest(abstract(make_state(width=6)))
-  with pytest.raises(CheckpointError, match="do not fit this model"):
+  with pytest.raises(CheckpointError, match=r"does not fit this model \(params.dense.bias"):
     Checkpointer(tmp_path).load_params(abstract(make_state(width=6).params))
   assert Checkpointer(tmp_path).steps() == [1]
 
