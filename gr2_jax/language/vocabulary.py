@@ -75,6 +75,8 @@ class Vocabulary:
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     self.num_levels, self.codebook_size, self.num_candidates = num_levels, codebook_size, num_candidates
     self.new_token_start = self._processor.get_piece_size()
+    if not self.new_token_start:
+      raise ValueError("the sentencepiece model is empty")
     self._special_ids = {name: self.new_token_start + i for i, name in enumerate(SPECIALS)}
     self.candidate_start = self.new_token_start + len(SPECIALS)
     self.sid_start = self.candidate_start + num_candidates
@@ -126,13 +128,15 @@ class Vocabulary:
 
   @classmethod
   def load(cls, directory: str | pathlib.Path) -> "Vocabulary":
-    """Reads what `save` wrote; raises DataError when a file is missing."""
+    """Reads what `save` wrote; raises DataError when a file is missing or damaged."""
     directory = pathlib.Path(directory)
     for name in (_MODEL_FILE, _SHAPE_FILE):
       if not (directory / name).exists():
         raise schema.DataError(f"{directory / name}: not there; run the tokenize stage, which writes it")
-    shape = json.loads((directory / _SHAPE_FILE).read_text(encoding="utf-8"))
-    return cls((directory / _MODEL_FILE).read_bytes(), **shape)
+    try:
+      return cls((directory / _MODEL_FILE).read_bytes(), **json.loads((directory / _SHAPE_FILE).read_bytes()))
+    except (ValueError, TypeError, RuntimeError) as error:  # of JSON, of its keys, of sentencepiece
+      raise schema.DataError(f"{directory}: is no vocabulary ({error}); run the tokenize stage again") from None
 
   def encode(self, text: str) -> list[int]:
     """Text pieces of `text` (NFKC, control characters dropped); never a frame, candidate or SID token."""

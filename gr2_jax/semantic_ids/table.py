@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,7 +58,7 @@ class SemanticIDTable:
     try:
       with np.load(path, allow_pickle=False) as arrays:
         return cls(codes=arrays["codes"], codebook_size=int(arrays["codebook_size"]))
-    except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
       raise DataError(f"{path}: is no table of semantic IDs ({error}); run the tokenize stage again") from None
 
 

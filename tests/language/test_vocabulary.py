@@ -70,6 +70,23 @@ def test_save_load_and_pickle_keep_every_id(vocab, tmp_path):
     vocabulary.Vocabulary.load(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("name", ["sentencepiece.model", "vocabulary.json"])
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_a_damaged_vocabulary_is_an_error_that_names_it(vocab, tmp_path, name, kept):
+  vocab.save(tmp_path)
+  path = tmp_path / name
+  path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+  with pytest.raises(schema.DataError, match=f"{tmp_path}: is no vocabulary"):
+    vocabulary.Vocabulary.load(tmp_path)
+
+
+def test_vocabulary_of_other_fields_is_none(vocab, tmp_path):
+  vocab.save(tmp_path)
+  (tmp_path / "vocabulary.json").write_text('{"levels": 3}')
+  with pytest.raises(schema.DataError, match="is no vocabulary"):
+    vocabulary.Vocabulary.load(tmp_path)
+
+
 def test_training_is_deterministic(catalogue, vocab, tmp_path):
   again = vocabulary.Vocabulary.train(vocabulary.corpus_texts(catalogue), text_pieces=800, num_levels=3, codebook_size=8, num_candidates=12)
   assert pickle.dumps(again) == pickle.dumps(vocab)

@@ -41,6 +41,17 @@ def test_a_file_that_is_no_table_is_an_error_that_names_it(tmp_path):
       SemanticIDTable.load(tmp_path / name)
 
 
+def test_a_damaged_table_is_an_error_that_names_it(tmp_path):
+  path = tmp_path / "sids.npz"
+  SemanticIDTable(np.arange(3000).reshape(1000, 3) % 256, 256).save(path)
+  whole = path.read_bytes()
+  middle = len(whole) // 3
+  for damaged in (b"", whole[: len(whole) // 2], whole[:-20], whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]):
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match=r"sids\.npz"):
+      SemanticIDTable.load(path)
+
+
 @pytest.mark.parametrize("codes", [[[0, 3]], [[-1, 0]], [0, 1], np.zeros((0, 2))])
 def test_codes_outside_the_codebook_are_refused(codes):
   with pytest.raises(DataError, match="codes"):
