@@ -19,12 +19,17 @@ def rebuild(directory: str | None) -> int:
   """Writes the card and says where it lies; returns the exit code and prints what went wrong."""
 
   def program() -> None:
-    from gr2_jax.reports.card import write_card  # here, since --help should not wait for JAX
+    from ml_collections import ConfigDict  # here, since --help should not wait for JAX
+
+    from gr2_jax.reports.card import write_card
+    from gr2_jax.runs.artifacts import check_intact
+    from gr2_jax.runs.run import Run
 
     if not directory:
       raise UserError("--run is missing; for example --run=runs/quickstart")
     if not pathlib.Path(directory).is_dir():
       raise UserError(f"--run: {directory} is no folder; give the --workdir of a run")
+    check_intact(Run(pathlib.Path(directory), ConfigDict(), main=False), "evaluation", "results.json", "per_slate.npz")
     print(write_card(directory))
 
   return exit_code_of(program, directory)

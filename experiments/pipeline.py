@@ -5,6 +5,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import jax
 from jax.experimental import multihost_utils
@@ -12,9 +13,13 @@ from ml_collections import ConfigDict
 
 from experiments.exit_code import exit_code_of
 from experiments.stages import load_stages
+from gr2_jax.runs.artifacts import check_intact
 from gr2_jax.runs.context import StageContext
-from gr2_jax.runs.run import Run, RunError, begin_run
-from gr2_jax.runs.stages import NeededStage, Stage, check_stages, is_finished, needed_stages, open_stage
+from gr2_jax.runs.life import check_stages, is_finished, open_stage
+from gr2_jax.runs.lock import locked
+from gr2_jax.runs.run import Run, RunError, begin_run, check_directory
+from gr2_jax.runs.sharing import check_sources, find_runs, link_stage, plan_sharing
+from gr2_jax.runs.stages import NeededStage, Stage, needed_stages
 from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.progress import Progress, format_seconds
 
@@ -31,12 +36,17 @@ def choose_stages(names: Sequence[str] | None, stages: Sequence[Stage], config: 
 
 
 def run_stages(run: Run, stages: Sequence[NeededStage], progress: Progress, stop: StopSignal) -> None:
-  """Runs what is not done yet. Raises Interrupted when a signal asked to stop."""
+  """Runs what is not done yet, on inputs that are intact. Raises Interrupted when a signal asked to stop."""
+  intact: set[str] = set()
   for stage in stages:
     if is_finished(run, stage):
       seconds = (run.done(stage.name) or {})["seconds"]
       progress.note(f"{stage.name}: done before in {format_seconds(seconds)}, skipped")
       continue
+    for name in stage.inputs:
+      if name not in intact:
+        check_intact(run, name)
+    intact |= {*stage.inputs, stage.name}
     began = time.monotonic()
     with open_stage(run, stage):
       stage.stage.run(StageContext(run, stage.name, progress, stop))
@@ -52,10 +62,11 @@ def execute(
   command: Sequence[str],
   known: Sequence[Stage] | None = None,
   check: Callable[[ConfigDict], None] | None = None,
+  source: str | None = None,
 ) -> int:
   """The program behind the flags, over the stages `known` (None: all); returns the exit code and prints what went wrong.
 
-  `check` raises ConfigError for values that the stages could not use.
+  `check` raises ConfigError for values that the stages could not use. `source`: see `--from`.
   """
   progress = Progress()
 
@@ -64,16 +75,21 @@ def execute(
       raise RunError("--workdir is missing; for example --workdir=runs/quickstart")
     all_stages = load_stages() if known is None else known
     stages = choose_stages(names, all_stages, config)
-    check_stages(Run(pathlib.Path(workdir), config), stages)
+    to_be, needed = Run(pathlib.Path(workdir), config), needed_stages(all_stages, config)
+    check_directory(to_be.directory)
+    sources = find_runs(source) if source else []
+    check_stages(to_be, stages, all_stages, sources=sources)
+    check_sources(to_be, needed, sources)
     if config.get("distributed"):
       jax.distributed.initialize()  # before the check, which asks how many devices and processes there are
     if check is not None:
       check(config)
-    run = _open_everywhere(workdir, config, command)
-    if run.main:
-      _print_header(run, stages, names or [stage.name for stage in all_stages], progress)
-    with StopSignal() as stop:
-      run_stages(run, stages, progress, stop)
+    with locked(workdir) if _is_first(config) else nullcontext():
+      run = _open_everywhere(workdir, config, command, lambda run: take_over_all(run, needed, sources, progress))
+      if run.main:
+        _print_header(run, stages, names or [stage.name for stage in all_stages], progress)
+      with StopSignal() as stop:
+        run_stages(run, stages, progress, stop)
     card = run.path("evaluation", "card.md")
     if run.main and card.exists():
       progress.note(f"The table, with data, seeds and versions: {card}")
@@ -81,14 +97,27 @@ def execute(
   return exit_code_of(program, workdir)
 
 
-def _open_everywhere(workdir: str, config: ConfigDict, command: Sequence[str]) -> Run:
-  """Opens the run in this process; with `config.distributed` in all of them, of which the first one writes."""
-  if not config.get("distributed"):
-    return begin_run(workdir, config, command)
-  if jax.process_index() == 0:
+def take_over_all(run: Run, needed: Sequence[NeededStage], sources: Sequence[Run], progress: Progress) -> None:
+  """Links every stage that one of `sources` has finished with the same inputs."""
+  for name, other in plan_sharing(run, needed, sources).items():
+    link_stage(run, name, other)
+    progress.note(f"{name}: the same as in {other.directory}, linked")
+
+
+def _is_first(config: ConfigDict) -> bool:
+  """Whether this process is the one that writes."""
+  return not config.get("distributed") or jax.process_index() == 0
+
+
+def _open_everywhere(workdir: str, config: ConfigDict, command: Sequence[str], prepare: Callable[[Run], None]) -> Run:
+  """Opens the run in this process; with `config.distributed` in all of them, of which the first one writes and prepares it."""
+  run = None
+  if _is_first(config):
     run = begin_run(workdir, config, command)
-  multihost_utils.sync_global_devices("run directory")
-  return run if jax.process_index() == 0 else begin_run(workdir, config, command, main=False)
+    prepare(run)
+  if config.get("distributed"):
+    multihost_utils.sync_global_devices("run directory")
+  return begin_run(workdir, config, command, main=False) if run is None else run
 
 
 def _wait_for_all(run: Run, name: str) -> None:

@@ -1,6 +1,6 @@
 """All stages of a config, in order, into a run directory; started again, it does only what is missing.
 
-    python -m experiments.run --config=configs/quickstart.py --workdir=RUN [--stages=tokenize,midtrain]
+    python -m experiments.run --config=configs/quickstart.py --workdir=RUN [--stages=tokenize,midtrain] [--from=OTHER_RUN]
 
 Exit codes: 0 done, 1 error, 143 stopped by SIGTERM, 130 stopped by Ctrl-C; after a stop the same command goes on.
 """
@@ -15,6 +15,7 @@ from experiments.flags import define_config, parse_flags
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; the same one goes on where it stopped")
 _STAGES = flags.DEFINE_list("stages", None, "stages to run, each a file of experiments/stages (all)")
+_FROM = flags.DEFINE_string("from", None, "a run, or a sweep, whose finished stages are taken over where they had the same inputs")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
   from experiments.pipeline import execute
 
   command = ["python", "-m", "experiments.run", *sys.argv[1:]]
-  return execute(_CONFIG.value, _WORKDIR.value, _STAGES.value, command, check=check_values)
+  return execute(_CONFIG.value, _WORKDIR.value, _STAGES.value, command, check=check_values, source=_FROM.value)
 
 
 if __name__ == "__main__":

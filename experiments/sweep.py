@@ -2,7 +2,7 @@
 
     python -m experiments.sweep --config=configs/ablations/reward_hacking.py --workdir=DIR [--only=naive_upstream] [--seeds=0,1]
 
-`--config.key=value` holds for all runs and `--stages` for each, as in experiments.run.
+`--config.key=value` holds for all runs and `--stages` for each, as in experiments.run; `--from` also takes another sweep.
 An ablation file has `get_config(arg)`, which takes `seed=N`; `VARIANTS`: name -> {dotted config key: value}; and `SEEDS`;
 `get_variants(arg)` where some variant is another one for another `arg`. The runs lie at
 DIR/VARIANT/seed_N; the value `run:VARIANT` names that of an earlier variant with the same seed. A stage that had the same inputs in another
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-import experiments.run  # defines --config, --workdir and --stages
+import experiments.run  # defines --config, --workdir, --stages and --from
 from experiments.flags import NAME, parse_flags
 
 _ONLY = flags.DEFINE_list("only", None, "variants to run (all)")
@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     names=flags.FLAGS.stages,
     only=_ONLY.value,
     seeds=_SEEDS.value,
+    source=flags.FLAGS["from"].value,
   )
 
 

@@ -11,11 +11,14 @@ from ml_collections import ConfigDict
 from experiments.check import check_values
 from experiments.exit_code import exit_code_of
 from experiments.flags import check_overrides, load_config, load_module
-from experiments.pipeline import choose_stages, run_stages
+from experiments.pipeline import choose_stages, run_stages, take_over_all
 from experiments.stages import load_stages
 from gr2_jax.errors import ConfigError
-from gr2_jax.runs.run import Run, RunError, begin_run
-from gr2_jax.runs.stages import NeededStage, check_stages, is_finished, take_over
+from gr2_jax.runs.life import check_stages, is_finished
+from gr2_jax.runs.lock import locked
+from gr2_jax.runs.run import Run, RunError, begin_run, check_directory
+from gr2_jax.runs.sharing import find_runs, take_over
+from gr2_jax.runs.stages import NeededStage, needed_stages
 from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.progress import Progress, format_seconds
 
@@ -32,18 +35,20 @@ def execute(
   names: Sequence[str] | None = None,
   only: Sequence[str] | None = None,
   seeds: Sequence[str] | None = None,
+  source: str | None = None,
 ) -> int:
-  """The program behind the flags (`names` of stages); returns the exit code and prints what went wrong."""
+  """The program behind the flags (`names` of stages, `source`: see `--from`); returns the exit code and prints what went wrong."""
   progress = Progress()
 
   def program() -> None:
     if not workdir:
       raise RunError("--workdir is missing; for example --workdir=runs/reward_hacking")
     variants, configs = plan(path, only, seeds, overrides or {}, pathlib.Path(workdir))
-    runs = open_runs(pathlib.Path(workdir), configs, names, command)
+    sources = find_runs(source) if source else []
+    runs = check_runs(pathlib.Path(workdir), configs, names, sources)
     _share_compiled(pathlib.Path(workdir) / "compiled")
     with StopSignal() as stop:
-      run_all(runs, names, progress, stop)
+      run_all(runs, names, command, sources, progress, stop)
     if names is None or load_stages()[-1].name in names:
       _write_results(pathlib.Path(workdir), runs, variants, load_module(path), progress)
 
@@ -102,26 +107,30 @@ def _make_config(path: str, seed: int, variant: str, changes: Mapping[str, Any])
   return config
 
 
-def open_runs(workdir: pathlib.Path, configs: Configs, names: Sequence[str] | None, command: Sequence[str]) -> dict[str, dict[int, Run]]:
-  """Opens or begins every run; raises RunError before any has started, for a folder that is another run or for a stage without inputs."""
+def check_runs(workdir: pathlib.Path, configs: Configs, names: Sequence[str] | None, sources: Sequence[Run]) -> dict[str, dict[int, Run]]:
+  """Every run as it is or will be; raises RunError for a folder that is no run, and what `check_stages` raises."""
   ahead: set[pathlib.Path] = set()
+  runs: dict[str, dict[int, Run]] = {variant: {} for variant in configs}
   for variant, of in configs.items():
     for seed, config in of.items():
-      directory = _run_directory(workdir, variant, seed)
-      check_stages(Run(directory, config), choose_stages(names, load_stages(), config), ahead)
-      ahead.add(directory)
-  return {
-    variant: {seed: begin_run(_run_directory(workdir, variant, seed), config, command) for seed, config in of.items()}
-    for variant, of in configs.items()
-  }
+      run = runs[variant][seed] = Run(_run_directory(workdir, variant, seed), config)
+      check_directory(run.directory)
+      check_stages(run, _stages_of(run, names), load_stages(), ahead=ahead, sources=sources)
+      ahead.add(run.directory)
+  return runs
 
 
-def run_all(runs: Mapping[str, Mapping[int, Run]], names: Sequence[str] | None, progress: Progress, stop: StopSignal) -> None:
+def run_all(
+  runs: Mapping[str, Mapping[int, Run]],
+  names: Sequence[str] | None,
+  command: Sequence[str],
+  sources: Sequence[Run],
+  progress: Progress,
+  stop: StopSignal,
+) -> None:
   """Does what is missing, a seed after the other, so that a part of a sweep already compares all variants."""
   queue = sorted(((seed, variant, run) for variant, of in runs.items() for seed, run in of.items()), key=lambda entry: entry[0])
-  missing = [
-    entry for entry in queue if not all(is_finished(entry[2], stage) for stage in choose_stages(names, load_stages(), entry[2].config))
-  ]
+  missing = [entry for entry in queue if not all(is_finished(entry[2], stage) for stage in _stages_of(entry[2], names))]
   if len(missing) < len(queue):
     progress.note(f"{len(queue) - len(missing)} of {len(queue)} runs done before, skipped")
   began = time.monotonic()
@@ -129,7 +138,10 @@ def run_all(runs: Mapping[str, Mapping[int, Run]], names: Sequence[str] | None, 
     passed = time.monotonic() - began
     left = f", about {format_seconds(passed / number * (len(missing) - number))} left" if number else ""
     progress.note(f"run {len(queue) - len(missing) + number + 1} of {len(queue)}: {variant}, seed {seed}{left}")
-    _run_one(run, _stages_of(run, names), [other for _, _, other in queue], progress, stop)
+    with locked(run.directory):
+      begin_run(run.directory, run.config, command)
+      take_over_all(run, needed_stages(load_stages(), run.config), sources, progress)
+      _run_one(run, _stages_of(run, names), [other for _, _, other in queue], progress, stop)
 
 
 def _stages_of(run: Run, names: Sequence[str] | None) -> list[NeededStage]:

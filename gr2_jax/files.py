@@ -3,10 +3,15 @@
 import json
 import os
 import pathlib
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+# What `replacing` and Orbax write to until it is whole.
+_PARTIAL = re.compile(r"\..+\.\d+\.part(\..*)?|.+\.orbax-checkpoint-tmp.*")
 
 
 @contextmanager
@@ -44,3 +49,17 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
   text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
   with replacing(path) as partial:
     partial.write_text(text + "\n", encoding="utf-8")
+
+
+def is_partial(path: pathlib.Path) -> bool:
+  """Whether a file or a checkpoint is still being written, or was when its process was killed."""
+  return _PARTIAL.fullmatch(path.name) is not None
+
+
+def remove_partials(folder: pathlib.Path) -> None:
+  """Removes what killed processes left half written in a folder and those below; nobody may be writing there."""
+  for path in list(filter(is_partial, folder.rglob("*"))):
+    if path.is_dir():
+      shutil.rmtree(path)
+    else:
+      path.unlink(missing_ok=True)  # it may have been in a folder that is gone by now

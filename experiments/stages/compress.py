@@ -72,11 +72,17 @@ def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
   return {f"compress.{key}": (of, 1) for key, of in rows.items()} if config.compress.variants else {}
 
 
+def unused(config: ConfigDict) -> tuple[str, ...]:
+  """The training of a variant that is not asked for."""
+  return tuple(f"compress.{variant}" for variant in ("rewriter", "soft_tokens") if variant not in config.compress.variants)
+
+
 STAGE = Stage(
   "compress",
   run,
   reads=("seed", "model", "mesh", "prompt", "decoding", "compress"),
   inputs=("data", "tokenize", "midtrain", "slates", "rl"),
+  unused=unused,
   when="compress.variants",
   check=check,
   batches=batches,

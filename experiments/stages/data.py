@@ -41,7 +41,7 @@ class Records(NamedTuple):
 def run(stage: StageContext) -> None:
   """Writes `items.jsonl.gz` and `interactions.jsonl.gz`; `slates_SPLIT.jsonl.gz` where the source has slates; a market's utilities."""
   catalogue, histories, slates = _load(stage)
-  _check_slates(stage.config, slates)
+  check_slates(stage.config, slates)
   if histories is None:
     histories = _histories_of_slates(stage, slates)
   _note_targets_in_histories(stage, slates)
@@ -103,7 +103,7 @@ def _load(stage: StageContext) -> Records:
       stage.progress.note(f"data: {told} left out, listed in {listed}")
 
 
-def _check_slates(config: ConfigDict, slates: Mapping[str, Sequence[Slate]]) -> None:
+def check_slates(config: ConfigDict, slates: Mapping[str, Sequence[Slate]]) -> None:
   """What would otherwise come out after mid-training: slates that are missing, or longer than answers can name."""
   if config.slates.source != "log":
     return
@@ -160,4 +160,12 @@ def check(config: ConfigDict) -> None:
     raise ConfigError("--config.data.on_error: 'skip' is for a folder of JSONL files; give that folder as --config.data.source")
 
 
-STAGE = Stage("data", run, reads=("seed", "data"), files=("data.source", "data.manual_dir"), check=check)
+def unused(config: ConfigDict) -> tuple[str, ...]:
+  """The market where the data are not synthetic, and what is said of files where they are."""
+  source = config.data.source
+  if source == "synthetic":
+    return ("data.manual_dir", "data.on_error")
+  return ("data.market", "data.market_seed", *(() if source.startswith("tfds:") else ("data.manual_dir",)))
+
+
+STAGE = Stage("data", run, reads=("seed", "data"), files=("data.source", "data.manual_dir"), unused=unused, check=check)

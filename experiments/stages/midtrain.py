@@ -85,11 +85,18 @@ def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
   return {"midtrain.batch_size": (config.midtrain.batch_size, 1)}
 
 
+def unused(config: ConfigDict) -> tuple[str, ...]:
+  """The warm-up of new rows where there is none."""
+  warmup_rows = config.midtrain.warmup_rows
+  return () if warmup_rows.enabled else tuple(f"midtrain.warmup_rows.{key}" for key in warmup_rows if key != "enabled")
+
+
 STAGE = Stage(
   "midtrain",
   run,
   reads=("seed", "model", "mesh", "midtrain"),
   inputs=("data", "tokenize"),
+  unused=unused,
   check=check,
   batches=batches,
 )

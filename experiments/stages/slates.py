@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.checks import check_choice
+from experiments.stages.data import check_slates
 from gr2_jax.data.jsonl import read_slates, write_slates
 from gr2_jax.data.schema import SPLITS, DataError, History, Slate
 from gr2_jax.data.slates import cross_fit_examples, slates_from_scores
@@ -46,8 +47,11 @@ def _rank_histogram(slates: Sequence[Slate]) -> list[int]:
 
 
 def _from_log(stage: StageContext) -> tuple[Slates, dict[str, Any]]:
-  """The source's own slates."""
-  return {split: read_slates(stage.run.path("data", f"slates_{split}.jsonl.gz"), stage.catalogue) for split in SPLITS}, {}
+  """The source's own slates; checked again, since the data may have been read for slates that were to be built."""
+  paths = {split: stage.run.path("data", f"slates_{split}.jsonl.gz") for split in SPLITS}
+  slates = {split: read_slates(path, stage.catalogue) for split, path in paths.items() if path.exists()}
+  check_slates(stage.config, slates)
+  return dict(slates), {}
 
 
 def _from_ctr(stage: StageContext) -> tuple[Slates, dict[str, Any]]:
@@ -124,4 +128,15 @@ def check(config: ConfigDict) -> None:
     raise ConfigError(f"--config.slates.size: {size}, but only {named} candidates have names; raise --config.tokenize.num_candidates")
 
 
-STAGE = Stage("slates", run, reads=("seed", "slates"), inputs=("data", "tokenize", "midtrain"), check=check)
+def unused(config: ConfigDict) -> tuple[str, ...]:
+  """What is said of the sources that are not the chosen one."""
+  of_source = {
+    "log": (),
+    "ctr": ("size", "folds", "per_user", "ctr"),
+    "beam": ("size", "beams", "validation_share"),
+  }
+  others = {key for keys in of_source.values() for key in keys} - {*of_source[config.slates.source]}
+  return tuple(f"slates.{key}" for key in sorted(others))
+
+
+STAGE = Stage("slates", run, reads=("seed", "slates"), inputs=("data", "tokenize", "midtrain"), unused=unused, check=check)

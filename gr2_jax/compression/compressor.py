@@ -10,6 +10,7 @@ from gr2_jax.compression.cache import history_key, open_histories
 from gr2_jax.compression.rules import compress_by_rules, fit_soft_tokens
 from gr2_jax.compression.soft_tokens import soft_token_ids
 from gr2_jax.language.prompts import PromptContext, PromptStyle, history_items
+from gr2_jax.runs.artifacts import check_intact
 from gr2_jax.runs.load import prompt_style
 from gr2_jax.runs.run import Run, RunError
 
@@ -109,8 +110,9 @@ def compressors_of(run: Run) -> tuple[str, ...]:
 
 
 def check_compressor(run: Run, variant: str) -> None:
-  """Raises RunError unless the run has that variant."""
+  """Raises RunError unless the run has that variant, whole."""
   known = compressors_of(run)
   if variant not in known:
     has = f"choose from {', '.join(known)}" if known else "it has none: run the stage compress with config.compress.variants"
     raise RunError(f"compressor: {run.directory} has no {variant!r}; {has}")
+  check_intact(run, "compress")

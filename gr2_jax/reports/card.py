@@ -28,6 +28,7 @@ from gr2_jax.reports.tables import (
   markdown_table,
 )
 from gr2_jax.reports.verdict import verdict
+from gr2_jax.runs.run import read_mark, read_object
 from gr2_jax.training.writers import read_metrics
 
 _MONITORS = {
@@ -105,7 +106,7 @@ def _rankers_table(table: Mapping[str, Any], metrics: Mapping[str, str], titles:
 
 def _read(run: pathlib.Path, *names: str) -> Any:
   path = run.joinpath(*names)
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+  return read_object(path, "restore it, or make it again") if path.exists() else None
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -278,7 +279,7 @@ def _cost_section(results: Mapping[str, Any], run: pathlib.Path) -> str:
 
 def _stage_seconds(run: pathlib.Path) -> dict[str, float]:
   """Seconds of each finished stage, in the order of the pipeline where their records tell it, the others by name."""
-  done = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in run.glob("*/done.json")}
+  done = {path.parent.name: read_mark(path) or {} for path in run.glob("*/done.json")}
   stages = sorted(done, key=lambda stage: (done[stage].get("place", math.inf), stage))
   return {stage: done[stage]["seconds"] for stage in stages}
 

@@ -5,7 +5,6 @@ A ranker is named VARIANT/RANKER, as in `opd_tiny/policy`. COMPARISONS: title ->
 the teacher -> the students.
 """
 
-import json
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from gr2_jax.evaluation.per_slate import PerSlate, Pooled, have_same_slates, poo
 from gr2_jax.evaluation.results import BASELINE, compare_rankers, mean_metrics
 from gr2_jax.reports.names import TABLE_METRICS, ranker_title
 from gr2_jax.reports.tables import escape_markdown, format_lift, format_number, markdown_table
+from gr2_jax.runs.run import read_mark, read_object
 
 Tested = Mapping[str, Mapping[int, PerSlate]]  # variant -> seed -> metrics of each test slate
 _SHOWN = ("recall@1", "ndcg@3")
@@ -97,8 +97,8 @@ def count_acceptance(runs: Iterable[pathlib.Path]) -> dict[str, dict[str, list[i
   for run in runs:
     path = run / "traces" / "acceptance.json"
     if path.exists():
-      fingerprint = json.loads((run / "traces" / "done.json").read_text(encoding="utf-8"))["fingerprint"]
-      reports[fingerprint] = json.loads(path.read_text(encoding="utf-8"))
+      done = read_mark(run / "traces" / "done.json") or {}
+      reports[done["fingerprint"]] = read_object(path, "restore it, or make it again")
   found: dict[str, dict[str, list[int]]] = {}
   for report in reports.values():
     of = found.setdefault(report["sampling"], {"asked": [], "accepted": []})

@@ -30,6 +30,7 @@ from gr2_jax.reports.tables import (
   lift_style,
   markdown_table,
 )
+from gr2_jax.runs.run import read_mark, read_object
 from gr2_jax.training.writers import read_metrics
 
 Runs = Mapping[str, Mapping[int, pathlib.Path]]  # variant -> seed -> directory of a finished run
@@ -145,7 +146,7 @@ def _rl_lines(run: pathlib.Path) -> list[dict[str, float | None]]:
 
 def _seconds(runs: Sequence[pathlib.Path]) -> float:
   """Seconds of all stages; a stage that several runs share counts once."""
-  done = [json.loads(path.read_text(encoding="utf-8")) for run in runs for path in run.glob("*/done.json")]
+  done = [read_mark(path) or {} for run in runs for path in run.glob("*/done.json")]
   seconds: dict[str, float] = {of["fingerprint"]: of["seconds"] for of in done}
   return sum(seconds.values())
 
@@ -154,7 +155,7 @@ def _versions(runs: Sequence[pathlib.Path]) -> dict[str, list[str]]:
   """All values that the runs recorded under each name."""
   found: dict[str, list[str]] = {}
   for run in runs:
-    for name, value in json.loads((run / "versions.json").read_text(encoding="utf-8")).items():
+    for name, value in read_object(run / "versions.json", "restore it").items():
       if value is not None and value not in found.setdefault(name, []):
         found[name].append(value)
   return found

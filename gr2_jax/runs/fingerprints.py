@@ -4,6 +4,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -52,8 +53,10 @@ def hash_path(path: pathlib.Path) -> str:
   if path.is_file():
     with path.open("rb") as file:
       return hashlib.file_digest(file, "sha256").hexdigest()
-  inside = {str(p.relative_to(path)): hash_path(p) for p in path.rglob("*") if p.is_file()}
-  return fingerprint_of(inside)
+  files = [inner for inner in path.rglob("*") if inner.is_file()]
+  with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+    hashes = pool.map(hash_path, files)
+    return fingerprint_of({str(inner.relative_to(path)): of for inner, of in zip(files, hashes, strict=True)})
 
 
 def fingerprint_of(value: Any) -> str:

@@ -51,7 +51,8 @@ def write_policies(run: Run, stage: str, policies: Sequence[PolicyRecord]) -> No
 def read_policies(run: Run) -> list[PolicyRecord]:
   """The policies of all finished stages, in the order in which the stages come."""
   found = [path for path in run.directory.glob(f"*/{_FILE}") if run.is_done(path.parent.name)]
-  return [policy for path in sorted(found, key=_place) for policy in map(_to_policy, json.loads(path.read_text(encoding="utf-8")))]
+  places = {path: ((run.done(path.parent.name) or {})["place"], path.parent.name) for path in found}
+  return [policy for path in sorted(found, key=places.__getitem__) for policy in _read_records(path)]
 
 
 def find_policy(run: Run, stage: str) -> PolicyRecord:
@@ -65,9 +66,12 @@ def find_policy(run: Run, stage: str) -> PolicyRecord:
   return found
 
 
-def _place(path: pathlib.Path) -> tuple[int, str]:
-  done = json.loads((path.parent / "done.json").read_text(encoding="utf-8"))
-  return done["place"], path.parent.name
+def _read_records(path: pathlib.Path) -> list[PolicyRecord]:
+  try:
+    return [_to_policy(record) for record in json.loads(path.read_bytes())]
+  except (ValueError, KeyError, TypeError) as error:
+    folder = path.parent
+    raise RunError(f"{path} is damaged ({error}); restore it, or remove {folder} and run the stage {folder.name!r} again") from None
 
 
 def _to_policy(record: dict) -> PolicyRecord:

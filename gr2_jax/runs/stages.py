@@ -1,23 +1,15 @@
-"""What a stage declares, which stages a config needs, and the life of a stage in a run directory."""
+"""What a stage declares, and which stages a config needs, in which order."""
 
 import dataclasses
-import json
-import os
-import pathlib
-import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from gr2_jax.data.schema import DataError
-from gr2_jax.files import write_json
 from gr2_jax.runs.context import StageContext
-from gr2_jax.runs.fingerprints import config_to_json, fingerprint_of, flat_keys, hash_path, list_differences, value_at
-from gr2_jax.runs.policies import PolicyRecord, write_policies
-from gr2_jax.runs.run import Run, RunError
+from gr2_jax.runs.fingerprints import value_at
+from gr2_jax.runs.policies import PolicyRecord
+from gr2_jax.runs.run import RunError
 
 
 class Init(NamedTuple):
@@ -31,7 +23,8 @@ class Init(NamedTuple):
 class Stage:
   """One stage of a run: `run(context)` writes the artifacts of `RUN/name/`. Runner, check, evaluation and serving read all else from here.
 
-  `reads`: top-level config keys that decide its artifacts. `inputs`: stages whose artifacts it reads.
+  `reads`: top-level config keys that decide its artifacts; `unused(config)`: dotted keys below them that decide nothing with this config.
+  `inputs`: stages whose artifacts it reads.
   `files`: dotted config keys that may hold the path of an external file or folder it reads.
   `init`: one more input, named by the config. `uses`: inputs only where the config needs them for other stages (see `needed_stages`);
   `uses_policies`: those that leave a policy are among them. `when`: the dotted config key of a stage that nothing else needs, run only
@@ -52,6 +45,7 @@ class Stage:
   when: str = ""
   runs: tuple[tuple[str, str], ...] = ()
   format: int = 1
+  unused: Callable[[ConfigDict], tuple[str, ...]] | None = None
   check: Callable[[ConfigDict], None] | None = None
   batches: Callable[[ConfigDict], Mapping[str, tuple[int, int]]] | None = None
   policies: Callable[[ConfigDict], tuple[PolicyRecord, ...]] | None = None
@@ -124,149 +118,3 @@ def _init_of(stage: Stage, config: ConfigDict) -> tuple[str, ...]:
   if name not in stage.init.choices:
     raise RunError(f"--config.{stage.init.key}: {name!r} is no stage to start from; choose {' or '.join(stage.init.choices)}")
   return (name,)
-
-
-def check_stages(run: Run, stages: Sequence[NeededStage], ahead: Iterable[pathlib.Path] = ()) -> None:
-  """Raises RunError when the config lacks a key that a stage reads, or an input of a stage is neither done nor run before it.
-
-  `ahead`: directories of other runs that will be finished by then.
-  """
-  keys = flat_keys(config_to_json(run.config))
-  ready: list[str] = []
-  for needed in stages:
-    stage = needed.stage
-    unknown = [key for key in (*stage.reads, *stage.files) if key not in keys]
-    if unknown:
-      raise RunError(f"stage {stage.name!r} reads config.{', config.'.join(unknown)}, which this config lacks; add it to the config file")
-    missing = [name for name in needed.inputs if name not in ready and not run.is_done(name)]
-    if missing:
-      raise RunError(
-        f"stage {stage.name!r} needs the artifacts of {', '.join(missing)}, not finished in {run.directory}; "
-        f"run it first: --stages={','.join((*missing, stage.name))}"
-      )
-    for directory, of in stage.runs:
-      if pathlib.Path(value_at(run.config, directory)) not in ahead:
-        _done_elsewhere(run, directory, of)
-    ready.append(stage.name)
-
-
-def is_finished(run: Run, needed: NeededStage) -> bool:
-  """Whether the stage is finished with the inputs that it would have now.
-
-  Raises RunError when it is finished, or was begun, with others: nothing is overwritten.
-  """
-  name = needed.name
-  marks = [run.path(name, file) for file in ("done.json", "started.json")]
-  mark = next((path for path in marks if path.exists()), None)
-  if mark is None:
-    return False
-  before = json.loads(mark.read_text(encoding="utf-8"))
-  now = inputs_of(run, needed)
-  if before["reads"] != now:
-    changed = "\n  ".join(list_differences(before["reads"], now))
-    raise RunError(
-      f"{run.path(name)} was made from other inputs; nothing was overwritten. What changed (old -> new):\n  {changed}\n"
-      "Undo the change, or use another --workdir"
-    )
-  gone = [file for file in before.get("outputs", ()) if not run.path(name, file).exists()]
-  if gone:
-    raise RunError(f"{', '.join(gone)} of the finished stage {name!r} is gone; restore it, or remove {run.path(name)} to make it again")
-  return mark.name == "done.json"
-
-
-def inputs_of(run: Run, needed: NeededStage) -> dict[str, Any]:
-  """Everything that decides the stage's artifacts: config sections, format, fingerprints of inputs and of other runs, hashes of files."""
-  stage, config = needed.stage, config_to_json(run.config)
-  runs = {directory: _done_elsewhere(run, directory, of)["fingerprint"] for directory, of in stage.runs}
-  return {
-    "config": {key: config[key] for key in stage.reads},
-    "format": stage.format,
-    "inputs": {name: (run.done(name) or {})["fingerprint"] for name in needed.inputs},
-    "files": {key: hash_path(path) for key in stage.files if (path := _existing_path(value_at(config, key))) is not None},
-    **({"runs": runs} if runs else {}),
-  }
-
-
-def _done_elsewhere(run: Run, directory_key: str, stage_key: str) -> dict[str, Any]:
-  """What a finished stage of the other run left, both named by the config; raises RunError when it is not finished there."""
-  directory, name = value_at(run.config, directory_key), value_at(run.config, stage_key)
-  done = Run(pathlib.Path(directory), run.config).done(name)
-  if done is None:
-    raise RunError(
-      f"--config.{directory_key}: {directory or 'no folder'} has no finished stage {name!r}; run that first, or name another run"
-    )
-  return done
-
-
-@contextmanager
-def open_stage(run: Run, needed: NeededStage) -> Iterator[None]:
-  """Marks the stage as begun, and as done when the body ends without an exception.
-
-  The seconds in `done.json` are those of all sessions that worked on it. A stage that refused its input before it had a
-  checkpoint counts as not begun, so that the input can be mended and the command given again.
-  """
-  reads = inputs_of(run, needed)
-  started = run.path(needed.name, "started.json")
-  seconds = json.loads(started.read_text(encoding="utf-8"))["seconds"] if started.exists() else 0.0
-  if run.main:
-    write_json(started, {"reads": reads, "seconds": seconds})
-  began = time.monotonic()
-  try:
-    yield
-  except BaseException as error:
-    if run.main and isinstance(error, DataError) and not any(path.is_dir() for path in started.parent.iterdir()):
-      started.unlink()
-    elif run.main:
-      write_json(started, {"reads": reads, "seconds": seconds + time.monotonic() - began})
-    raise
-  if run.main:
-    if needed.stage.policies is not None:
-      write_policies(run, needed.name, needed.stage.policies(run.config))
-    outputs = sorted(path.name for path in started.parent.iterdir() if path.name != started.name)
-    done = {"fingerprint": fingerprint_of(reads), "reads": reads, "place": needed.place}
-    write_json(run.path(needed.name, "done.json"), done | {"seconds": round(seconds + time.monotonic() - began, 3), "outputs": outputs})
-    started.unlink()
-
-
-def take_over(run: Run, needed: NeededStage, siblings: Iterable[Run]) -> Run | None:
-  """Links the finished stage, with its metrics, of the first sibling that had the same inputs; returns that sibling.
-
-  None where no sibling has it, or where the stage was begun here. The inputs of the stage must be finished here.
-  """
-  name = needed.name
-  if run.path(name).exists():
-    return None
-  now = inputs_of(run, needed)
-  sibling = next((other for other in siblings if (done := other.done(name)) is not None and done["reads"] == now), None)
-  if sibling is None:
-    return None
-  for path in sibling.directory.glob("metrics/*.jsonl"):
-    if path.stem == name or path.stem.startswith(f"{name}_"):
-      _link(path, run.directory / "metrics" / path.name)
-  _link(sibling.path(name), run.path(name))
-  return sibling
-
-
-def _existing_path(value: Any) -> pathlib.Path | None:
-  return pathlib.Path(value) if isinstance(value, str) and value and pathlib.Path(value).exists() else None
-
-
-def _link(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Hard links of a file, or of all files in a folder, that appear at once; copies where the file system cannot link."""
-  partial = target.with_name(f".{target.name}.partial")
-  if partial.is_dir():
-    shutil.rmtree(partial)
-  partial.unlink(missing_ok=True)
-  target.parent.mkdir(parents=True, exist_ok=True)
-  if source.is_dir():
-    shutil.copytree(source, partial, copy_function=_link_file)
-  else:
-    _link_file(source, partial)
-  os.replace(partial, target)
-
-
-def _link_file(source: str | os.PathLike, target: str | os.PathLike) -> None:
-  try:
-    os.link(source, target)
-  except OSError:
-    shutil.copy2(source, target)

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from gr2_jax.data.schema import DataError
 from gr2_jax.errors import ConfigError
 from gr2_jax.models.transformer import Decoder
+from gr2_jax.runs.artifacts import check_intact
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fingerprints import config_to_json, hash_path, list_differences, value_at
 from gr2_jax.runs.load import load_policy
@@ -17,7 +18,8 @@ from gr2_jax.runs.run import Run
 from gr2_jax.semantic_ids.table import SemanticIDTable
 
 # What decides vocabulary and semantic IDs, but for the data's own files, which may lie elsewhere for the teacher.
-_SAME = ("seed", "tokenize", "data.market", "data.market_seed")
+_SAME = ("seed", "tokenize")
+_SAME_MARKET = ("data.market", "data.market_seed")  # where the data are synthetic
 
 
 def check_teacher_config(config: ConfigDict) -> None:
@@ -26,7 +28,8 @@ def check_teacher_config(config: ConfigDict) -> None:
   if not (directory / "config.json").exists():
     return
   theirs, ours = (config_to_json(of) for of in (Run.open(directory).config, config))
-  found = [line for key in _SAME for line in list_differences(value_at(theirs, key), value_at(ours, key), key)]
+  keys = (*_SAME, *(_SAME_MARKET if config.data.source == "synthetic" else ()))
+  found = [line for key in keys for line in list_differences(value_at(theirs, key), value_at(ours, key), key)]
   if found:
     listed = "\n  ".join(found)
     raise ConfigError(
@@ -44,7 +47,9 @@ def load_teacher(stage: StageContext) -> tuple[Decoder, Any]:
   for section in ("prompt", "decoding"):
     for line in list_differences(theirs[section], ours[section], section):
       stage.progress.note(f"opd: the teacher was trained otherwise, {line}")
-  policy = load_policy(teacher, find_policy(teacher, options.teacher_stage), stage.prompts, stage.mesh)
+  record = find_policy(teacher, options.teacher_stage)
+  check_intact(teacher, record.stage, record.checkpoints)
+  policy = load_policy(teacher, record, stage.prompts, stage.mesh)
   return policy.decoder, policy.params
 
 

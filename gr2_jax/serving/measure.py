@@ -79,6 +79,8 @@ def find_settings(
   left = {policy.stage: policy for policy in reversed(read_policies(run))}  # each stage's first
   named = stages or [stage for stage, policy in reversed(left.items()) if not policy.prior]
   chosen = [left[stage] for stage in named if stage in left]
+  for policy in chosen:
+    find_served(run, policy.stage)  # raises for what is damaged
   settings = choose_settings(chosen, [name for name in compressors or has if name in has], modes, presentations)
   if not settings:
     raise RunError(

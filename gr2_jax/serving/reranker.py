@@ -18,6 +18,7 @@ from gr2_jax.language.answers import reference_tokens
 from gr2_jax.language.prompts import PromptContext, PromptStyle, direct_opening, history_room, present, render_prompt
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.rerank import round_length
+from gr2_jax.runs.artifacts import check_intact
 from gr2_jax.runs.load import Policy, load_policy, open_context, prompt_style
 from gr2_jax.runs.policies import PolicyRecord, find_policy
 from gr2_jax.runs.run import Run, RunError
@@ -293,11 +294,13 @@ class Reranker:
 
 
 def find_served(run: Run, stage: str) -> PolicyRecord:
-  """The policy that a stage left; raises RunError where there is none, or where what its prompts are made of is not there."""
+  """The policy that a stage left; raises RunError where there is none, or where it or what its prompts are made of is gone or damaged."""
   record = find_policy(run, stage)
   missing = [name for name in ("data", "tokenize") if not run.is_done(name)]
   if missing:
     raise RunError(f"{run.directory}: not finished: {', '.join(missing)}; run these stages first, or name another run")
+  for name, artifacts in (("data", ()), ("tokenize", ()), (stage, (record.checkpoints,))):
+    check_intact(run, name, *artifacts)
   return record
 
 

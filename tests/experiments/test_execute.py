@@ -13,8 +13,9 @@ from toy_runs import COMMAND, DATA, RL, make_config
 
 from experiments.pipeline import choose_stages, execute
 from experiments.stages import load_stages
+from gr2_jax.runs.life import check_stages
+from gr2_jax.runs.lock import locked
 from gr2_jax.runs.run import Run, RunError
-from gr2_jax.runs.stages import check_stages
 
 
 class Calls(list):
@@ -38,8 +39,8 @@ def calls():
   return Calls()
 
 
-def go(workdir, calls, config=None, names=None, stages=None):
-  return execute(config or make_config(), str(workdir), names, COMMAND, stages or calls.stages())
+def go(workdir, calls, config=None, names=None, stages=None, source=None):
+  return execute(config or make_config(), str(workdir), names, COMMAND, stages or calls.stages(), source=source)
 
 
 def test_the_same_command_again_skips_what_is_done(tmp_path, calls, capsys):
@@ -61,6 +62,53 @@ def test_what_does_not_fit_is_said_in_one_error_and_nothing_is_touched(tmp_path,
   error = capsys.readouterr().err
   assert error.startswith("ERROR: ") and said in error and "--workdir" in error
   assert hash_files(tmp_path) == before
+
+
+def test_a_stage_that_has_not_begun_takes_a_new_value(tmp_path, calls):
+  assert go(tmp_path, calls, names=["data"]) == 0
+  assert go(tmp_path, calls, make_config(rl__steps=9)) == 0
+  assert calls == ["data", "rl"] and Run.open(tmp_path).config.rl.steps == 9
+
+
+def test_the_remedy_that_is_named_keeps_what_is_unchanged(tmp_path, calls, capsys):
+  old, new = tmp_path / "old", tmp_path / "new"
+  go(old, calls)
+  changed = make_config(rl__steps=9)
+  assert go(old, calls, changed) == 1
+  assert f"--workdir=NEW --from={old}, which takes over data" in capsys.readouterr().err
+  before = hash_files(old)
+  for _ in range(2):  # stopped and given again
+    assert go(new, calls, changed, source=str(old)) == 0
+  assert calls == ["data", "rl", "rl"]
+  assert f"data: the same as in {old}, linked" in capsys.readouterr().out
+  assert (new / "data" / "out.txt").samefile(old / "data" / "out.txt") and hash_files(old) == before
+
+
+def test_a_source_that_is_none_or_fits_nothing_is_told_before_anything_is_begun(tmp_path, calls, capsys):
+  go(tmp_path / "old", calls)
+  for source, changes in ((tmp_path / "nowhere", {}), (tmp_path / "old", {"data__users": 6})):
+    assert go(tmp_path / "new", calls, make_config(**changes), source=str(source)) == 1
+    assert capsys.readouterr().err.startswith("ERROR: --from: ")
+  assert not (tmp_path / "new").exists()
+
+
+def test_a_run_in_use_is_refused_and_untouched(tmp_path, calls, capsys):
+  go(tmp_path, calls, names=["data"])
+  with locked(tmp_path):
+    before = hash_files(tmp_path)
+    assert go(tmp_path, calls, make_config(rl__steps=9)) == 1
+    assert hash_files(tmp_path) == before
+  assert f"in use by process {os.getpid()}" in capsys.readouterr().err
+  assert go(tmp_path, calls) == 0
+  assert not (tmp_path / "lock").exists()
+
+
+def test_a_damaged_input_is_told_before_the_stage_that_reads_it(tmp_path, calls, capsys):
+  go(tmp_path, calls, names=["data"])
+  (tmp_path / "data" / "out.txt").write_text("atad")
+  assert go(tmp_path, calls) == 1
+  assert f"ERROR: {tmp_path / 'data' / 'out.txt'} is damaged" in capsys.readouterr().err
+  assert calls == ["data"] and not (tmp_path / "rl").exists()
 
 
 def test_stages_run_in_order_alone_or_after_their_inputs(tmp_path, calls, capsys):
@@ -124,7 +172,11 @@ def test_a_signal_that_a_stage_outlives_stops_before_the_next(tmp_path, calls):
 
 
 def test_a_stage_begun_with_other_inputs_is_not_continued(tmp_path, calls, capsys):
-  calls.hooks["data"] = lambda stop: (_ for _ in ()).throw(RuntimeError("killed"))
+  def killed(stop):
+    (tmp_path / "data" / "half.txt").write_text("half")
+    raise RuntimeError("killed")
+
+  calls.hooks["data"] = killed
   with pytest.raises(RuntimeError, match="killed"):
     go(tmp_path, calls)
   calls.hooks.clear()
@@ -183,10 +235,10 @@ def test_the_pipeline_runs_what_the_prior_needs_and_reads_only_earlier_stages(pr
   common = {"data", "tokenize", "slates"}
   assert set(stages["rl"].inputs) == common | rl_reads and set(stages["evaluation"].inputs) == common | evaluation_reads
   run = Run(pathlib.Path("nowhere"), config)
-  check_stages(run, list(stages.values()), ahead={pathlib.Path("teacher")})
+  check_stages(run, list(stages.values()), load_stages(), ahead={pathlib.Path("teacher")})
   if "opd" in stages:
     with pytest.raises(RunError, match=r"--config\.opd\.teacher_run: teacher has no finished stage 'rl'"):
-      check_stages(run, list(stages.values()))
+      check_stages(run, list(stages.values()), load_stages())
 
 
 def test_a_stage_that_nothing_else_needs_runs_where_the_config_asks_for_it():

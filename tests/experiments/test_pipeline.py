@@ -1,4 +1,4 @@
-"""The whole program: what is done is kept, what was stopped goes on exactly, other configs are refused, and every path through it runs."""
+"""The whole program: what is done is kept, what was stopped goes on exactly, other values are refused, and every path through it runs."""
 
 import json
 import shutil
@@ -46,14 +46,15 @@ def test_the_same_command_again_skips_every_stage_and_writes_nothing(tiny_run, r
   assert after == before
 
 
-def test_a_run_of_another_config_is_refused_with_what_differs(tiny_run, run_here, tmp_path, capsys):
+def test_stages_of_other_values_are_refused_with_what_differs(tiny_run, run_here, tmp_path, capsys):
   run = tmp_path / "run"
   shutil.copytree(tiny_run, run)
   before = hash_files(run)
   assert run_here(tiny_config(rl__loss__clip_high=0.3, data__market__num_items=130), run) == 1
   error = capsys.readouterr().err
-  assert error.startswith(f"ERROR: {run} is the run of another config; use another --workdir.")
-  assert error.splitlines()[1:] == ["  data.market.num_items: 120 -> 130", "  rl.loss.clip_high: 0.28 -> 0.3"]
+  assert error.startswith(f"ERROR: {run}: data, rl were made with other values; nothing was overwritten.")
+  differing = ["  data, finished: config.data.market.num_items: 120 -> 130", "  rl, finished: config.rl.loss.clip_high: 0.28 -> 0.3"]
+  assert [line for line in error.splitlines() if "config." in line and "inputs" not in line] == differing
   assert hash_files(run) == before
 
 

@@ -110,8 +110,8 @@ def toy(tmp_path, monkeypatch):
   """`toy(...)` runs a sweep of variants a, b over seeds 0, 1; `toy.calls` lists (stage, seed, rl.steps), `toy.hook` is called in each."""
   path = write_ablation(tmp_path, {"a": {"rl.steps": 3}, "b": {"rl.steps": 4}})
 
-  def go(seeds=None):
-    return sweep.execute(f"{path}:tiny", str(tmp_path / "sweep"), ["python"], seeds=seeds)
+  def go(seeds=None, workdir="sweep", source=None, overrides=None):
+    return sweep.execute(f"{path}:tiny", str(tmp_path / workdir), ["python"], seeds=seeds, source=source, overrides=overrides)
 
   go.calls, go.hook, go.folder = [], lambda call: None, tmp_path / "sweep"
 
@@ -151,6 +151,24 @@ def test_a_stopped_sweep_goes_on(toy, capsys):
   toy.calls.clear()
   assert toy() == 0
   assert toy.calls == []
+
+
+def test_a_sweep_takes_over_what_another_has(toy, tmp_path):
+  assert toy(seeds=["0"]) == 0
+  toy.calls.clear()
+  assert toy(workdir="more", source=str(toy.folder)) == 0
+  assert toy.calls == [("data", 1, 3), ("rl", 1, 3), ("rl", 1, 4)]
+  for variant in ("a", "b"):
+    assert (tmp_path / "more" / variant / "seed_0" / "rl" / "out.txt").samefile(toy.folder / variant / "seed_0" / "rl" / "out.txt")
+
+
+def test_a_stage_of_other_values_stops_the_sweep_before_it_starts(toy, capsys):
+  assert toy() == 0
+  toy.calls.clear()
+  before = hash_files(toy.folder)
+  assert toy(overrides={"data.max_history": 9}) == 1
+  assert "data.max_history: 50 -> 9" in capsys.readouterr().err
+  assert toy.calls == [] and hash_files(toy.folder) == before
 
 
 def test_a_teacher_must_be_a_variant_before_its_students(tmp_path, monkeypatch, capsys):

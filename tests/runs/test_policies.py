@@ -3,9 +3,9 @@
 import pytest
 from toy_runs import COMMAND, DATA, RL, finish, make_config, need
 
+from gr2_jax.runs.life import open_stage
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord, find_policy, read_policies, write_policies
 from gr2_jax.runs.run import RunError, begin_run
-from gr2_jax.runs.stages import open_stage
 
 TAUGHT = PolicyRecord("data", (RankerRecord("sft", "SFT policy", "reason"),), prior=True)
 DIRECT = PolicyRecord("data", (RankerRecord("sft_direct", "SFT without reasoning", "direct"),), checkpoints="without_reasoning")
@@ -40,6 +40,13 @@ def test_the_first_policy_of_a_stage_is_found(run):
   assert find_policy(run, "data") == TAUGHT and find_policy(run, "rl") == PRUNED
   with pytest.raises(RunError, match=r"stage: .*'opd'.*: rl, data"):
     find_policy(run, "opd")
+
+
+@pytest.mark.parametrize("text", ["[{", '[{"stage": "rl"}]', '{"a": 1}'])
+def test_a_damaged_part_names_the_stage(run, text):
+  run.path("rl", "policies.json").write_text(text)
+  with pytest.raises(RunError, match=r"rl/policies\.json is damaged.*run the stage 'rl' again"):
+    read_policies(run)
 
 
 def test_a_run_without_any_policy_says_so(tmp_path):

@@ -1,4 +1,4 @@
-"""A run directory records what was run, refuses another config, and touches nothing that it did not make."""
+"""A run directory records what was run, and touches nothing that it did not make."""
 
 import json
 
@@ -6,8 +6,8 @@ import pytest
 from ml_collections import ConfigDict
 from toy_runs import COMMAND, CONFIG, DATA, finish, finished_run, make_config, need, unchanged
 
+from gr2_jax.runs.life import is_finished, open_stage
 from gr2_jax.runs.run import Run, RunError, begin_run
-from gr2_jax.runs.stages import open_stage
 
 
 def test_what_a_run_records(tmp_path):
@@ -34,7 +34,7 @@ def test_where_things_lie(tmp_path):
   run = finished_run(tmp_path)
   assert run.path("rl", "a", "b.json") == tmp_path / "rl" / "a" / "b.json"
   assert run.metrics_path("rl") == tmp_path / "metrics" / "rl.jsonl"
-  assert run.is_done("rl") and run.done("rl")["outputs"] == ["out.txt"]
+  assert run.is_done("rl") and list(run.done("rl")["outputs"]) == ["out.txt"]
   assert not run.is_done("sft") and run.done("sft") is None
 
 
@@ -49,19 +49,21 @@ def test_every_command_is_noted_with_versions_that_changed(tmp_path):
   assert json.loads((tmp_path / "versions.json").read_text())["numpy"] == "0.1", "the versions that it was begun with stay"
 
 
-def test_another_config_lists_what_differs_and_touches_nothing(tmp_path):
-  finished_run(tmp_path)
-  with unchanged(tmp_path), pytest.raises(RunError, match=r"--workdir.*(?s:.*)rl\.steps: 4 -> 9"):
-    begin_run(tmp_path, make_config(rl__steps=9), COMMAND)
-
-
-def test_a_config_may_change_until_a_stage_was_begun(tmp_path):
+def test_the_newest_config_stands_in_its_file_and_the_one_before_in_the_log(tmp_path):
   begin_run(tmp_path, make_config(), COMMAND)
-  run = begin_run(tmp_path, make_config(rl__steps=9), COMMAND)
+  begin_run(tmp_path, make_config(rl__steps=9), COMMAND)
   assert Run.open(tmp_path).config.rl.steps == 9
-  finish(run, need(DATA))
-  with pytest.raises(RunError, match=r"rl\.steps: 9 -> 4"):
-    begin_run(tmp_path, make_config(), COMMAND)
+  assert (tmp_path / "command.txt").read_text().splitlines()[-1].endswith(" # config.rl.steps: 4 -> 9")
+
+
+def test_what_a_killed_process_left_half_written_is_swept_out(tmp_path):
+  for name in ("versions.json", ".config.7.part.json"):  # killed before it was a run
+    (tmp_path / name).write_text("{}")
+  begin_run(tmp_path, make_config(), COMMAND)
+  (tmp_path / "data" / "3.orbax-checkpoint-tmp").mkdir(parents=True)
+  (tmp_path / "data" / ".items.7.part.gz").write_text("")
+  begin_run(tmp_path, make_config(), COMMAND)
+  assert [path.name for path in tmp_path.rglob(".*")] == [] and list((tmp_path / "data").iterdir()) == []
 
 
 def test_a_folder_that_is_no_run(tmp_path):
@@ -73,11 +75,26 @@ def test_a_folder_that_is_no_run(tmp_path):
       begin_run(tmp_path / "thesis.txt", make_config(), COMMAND)
 
 
-def test_a_config_file_that_is_broken(tmp_path):
-  finished_run(tmp_path)
-  (tmp_path / "config.json").write_text("{")
-  with pytest.raises(RunError, match="is not JSON"):
+@pytest.mark.parametrize("text", ["{", "[1]", "\x00"])
+@pytest.mark.parametrize("name", ["config.json", "versions.json"])
+def test_a_damaged_file_of_the_run_is_named(tmp_path, name, text):
+  begin_run(tmp_path, make_config(), COMMAND)
+  (tmp_path / name).write_text(text)
+  with pytest.raises(RunError, match=f"{name} is damaged"):
     begin_run(tmp_path, make_config(), COMMAND)
+  if name == "config.json":
+    with pytest.raises(RunError, match=f"{name} is damaged"):
+      Run.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["done.json", "started.json"])
+def test_a_damaged_mark_names_its_stage(tmp_path, name):
+  run = begin_run(tmp_path, make_config(), COMMAND)
+  finish(run, need(DATA))
+  (tmp_path / "data" / "done.json").rename(tmp_path / "data" / name)
+  (tmp_path / "data" / name).write_text('{"reads": ')
+  with pytest.raises(RunError, match=rf"{name} is damaged.*remove .*data and run the stage 'data' again"):
+    is_finished(run, need(DATA))
 
 
 def test_a_config_without_a_seed(tmp_path):

@@ -5,11 +5,15 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from gr2_jax.runs.life import open_stage
+from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.run import begin_run
-from gr2_jax.runs.stages import NeededStage, Stage, open_stage
+from gr2_jax.runs.stages import NeededStage, Stage
 
 CONFIG = {"seed": 3, "data": {"source": "synthetic", "users": 5}, "rl": {"steps": 4, "sizes": (1, 2)}}
 COMMAND = ["python", "-m", "experiments.run", "--x=a b"]
+
+POLICY = PolicyRecord("rl", (RankerRecord("policy", "RL policy", "reason"),))
 
 
 def make_config(**changes):
@@ -22,6 +26,11 @@ def make_config(**changes):
 def write(context):
   """What both stages do: leave a file with their name."""
   context.path("out.txt").write_text(context.name)
+
+
+def leave_policy(config):
+  """The policies of a stage that leaves one."""
+  return (POLICY,)
 
 
 DATA = Stage("data", write, reads=("seed", "data"), files=("data.source",))
