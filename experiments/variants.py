@@ -115,7 +115,7 @@ def check_runs(workdir: pathlib.Path, configs: Configs, names: Sequence[str] | N
     for seed, config in of.items():
       run = runs[variant][seed] = Run(_run_directory(workdir, variant, seed), config)
       check_directory(run.directory)
-      check_stages(run, _stages_of(run, names), load_stages(), ahead=ahead, sources=sources)
+      check_stages(run, _stages_of(run, names), load_stages(), ahead=ahead, sources=sources, workdir=workdir)
       ahead.add(run.directory)
   return runs
 

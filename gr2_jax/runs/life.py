@@ -20,12 +20,19 @@ from gr2_jax.runs.stages import NeededStage, Stage, needed_stages
 
 
 def check_stages(
-  run: Run, chosen: Sequence[NeededStage], known: Sequence[Stage], *, ahead: Iterable[pathlib.Path] = (), sources: Sequence[Run] = ()
+  run: Run,
+  chosen: Sequence[NeededStage],
+  known: Sequence[Stage],
+  *,
+  ahead: Iterable[pathlib.Path] = (),
+  sources: Sequence[Run] = (),
+  workdir: pathlib.Path | None = None,
 ) -> None:
   """Raises RunError when the stages `chosen` of all that are `known` could not run, or when what is there could not stay.
 
   So it is for a key that the config lacks, for an input that is neither finished nor run before, and for stages that were made with other
   values. `ahead`: directories of other runs that will be finished by then. `sources`: runs whose stages are taken over (`plan_sharing`).
+  `workdir`: that of the sweep that the run belongs to.
   """
   keys = flat_keys(config_to_json(run.config))
   for stage in (needed.stage for needed in chosen):
@@ -37,7 +44,9 @@ def check_stages(
         done_elsewhere(run, directory, of)
   needed = needed_stages(known, run.config)
   _check_inputs(run, chosen, needed, plan_sharing(run, needed, sources))
-  _check_unchanged(run, chosen, needed, known)
+  changes = _list_all_changes(run, chosen, needed, known)
+  if changes:
+    raise _changed(run, changes, needed, workdir)
 
 
 def _check_inputs(run: Run, chosen: Sequence[NeededStage], needed: Sequence[NeededStage], shared: Iterable[str]) -> None:
@@ -56,8 +65,13 @@ def _check_inputs(run: Run, chosen: Sequence[NeededStage], needed: Sequence[Need
     )
 
 
-def _check_unchanged(run: Run, chosen: Sequence[NeededStage], needed: Sequence[NeededStage], known: Sequence[Stage]) -> None:
-  """The stages chosen, and those on the way to them, must be made from what they would read now; all others with the config as it is."""
+def _list_all_changes(
+  run: Run, chosen: Sequence[NeededStage], needed: Sequence[NeededStage], known: Sequence[Stage]
+) -> dict[str, list[str]]:
+  """Stage -> what differs, for those that were made with other values.
+
+  The stages chosen, and those on the way to them, must be made from what they would read now; all others with the config as it is.
+  """
   followed = {stage.name for stage in chosen}
   for later in reversed(needed):
     if later.name in followed:
@@ -75,11 +89,12 @@ def _check_unchanged(run: Run, chosen: Sequence[NeededStage], needed: Sequence[N
       now, before = {"config": config_of(run, stage)}, before and {"config": before["config"]}
     if before is not None and now is not None and (lines := list_changes(run, stage, before, now)):
       changes[stage.name] = lines
-  if changes:
-    raise _changed(run, changes, needed)
+  return changes
 
 
-def _changed(run: Run, changes: Mapping[str, Sequence[str]], needed: Sequence[NeededStage] = ()) -> RunError:
+def _changed(
+  run: Run, changes: Mapping[str, Sequence[str]], needed: Sequence[NeededStage] = (), workdir: pathlib.Path | None = None
+) -> RunError:
   """What differs, stage by stage, and what can be done about it."""
   stays: list[str] = []
   for stage in needed:
@@ -88,7 +103,8 @@ def _changed(run: Run, changes: Mapping[str, Sequence[str]], needed: Sequence[Ne
   begun = [str(run.path(name)) for name in changes if not run.is_done(name)]
   listed = "\n".join(f"  {name}, {'finished' if run.is_done(name) else 'begun'}: {line}" for name, of in changes.items() for line in of)
   remedies = ["undo the change", f"remove {' and '.join(begun)} to begin anew"][: 1 + bool(begun)]
-  remedies.append(f"use --workdir=NEW --from={run.directory}, which takes over {', '.join(stays)}" if stays else "use another --workdir")
+  new = f"use --workdir=NEW --from={workdir or run.directory}, which takes over {', '.join(stays)}" if stays else "use another --workdir"
+  remedies.append(new)
   return RunError(
     f"{run.directory}: {', '.join(changes)} {'were' if len(changes) > 1 else 'was'} made with other values; nothing was overwritten. "
     f"What changed (old -> new):\n{listed}\nEither {', or '.join(remedies)}"

@@ -168,6 +168,8 @@ def test_a_stage_of_other_values_stops_the_sweep_before_it_starts(toy, capsys):
   before = hash_files(toy.folder)
   assert toy(overrides={"data.max_history": 9}) == 1
   assert "data.max_history: 50 -> 9" in capsys.readouterr().err
+  assert toy(overrides={"rl.prompts": 8}) == 1
+  assert f"--from={toy.folder}, which takes over data" in capsys.readouterr().err
   assert toy.calls == [] and hash_files(toy.folder) == before
 
 
