@@ -375,7 +375,7 @@ def render_console_table(results: Mapping[str, Any]) -> RenderableType:
   rankers = Table(title=console_text(head, "table.title"), caption=Text(caption, "table.caption"), **TABLE_STYLE)
   rankers.add_column("ranker", no_wrap=True)
   for label in TABLE_METRICS.values():
-    rankers.add_column(label, justify="right", no_wrap=True)
+    rankers.add_column(label, justify="right", overflow="fold")  # no digit is left out where intervals are wide
   for name in sort_rankers(results["orders"], titles):
     cells = []
     for metric in TABLE_METRICS:

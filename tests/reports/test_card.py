@@ -202,6 +202,17 @@ def test_console_table_fits_into_80_columns():
   assert f"[{100 * low:.0f},{100 * high:.0f}]" in text
 
 
+def test_the_console_leaves_out_no_digit_of_a_wide_interval():
+  results = make_results()
+  for of in results["paired"]["policy_vs_upstream"].values():
+    of |= {"relative": 12.34, "ci95": [10.23, 14.56]}
+  results["paired"]["policy_vs_upstream"]["recall@1"] |= {"relative": None, "ci95": None}
+  console = Console(width=80, file=io.StringIO())
+  console.print(render_console_table(results))
+  text = console.file.getvalue()
+  assert "…" not in text and max(map(len, text.splitlines())) <= 80
+
+
 def test_rankers_stand_from_upstream_to_oracle():
   assert sort_rankers(["oracle", "policy", "mine", "sft", "upstream"], {"sft": "SFT", "policy": "RL"}) == [
     "upstream",
