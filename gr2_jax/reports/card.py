@@ -44,7 +44,7 @@ _MONITORS = {
 _METRICS_NOTE = (
   "R@k: the share of a slate's positive candidates among the first k; with a single target, how often it stands there. N@k: NDCG of the "
   "first k, which counts a place the less the later it comes. MRR: mean of 1 / rank of the first positive one. All lie in 0 to 1, and "
-  "higher is better; an invalid answer scores 0."
+  "higher is better; an invalid answer scores 0. A difference without % is not relative: the upstream order's own mean is 0, or may be."
 )
 _PAIRS_NOTE = "p: two-sided, of the difference being 0, from the same resamples."
 _MONITORS_NOTE = (
