@@ -51,6 +51,10 @@ def run(stage: StageContext) -> None:
 
 def _evaluate(stage: StageContext, params: Any, requests: Sequence[NextItem]) -> None:
   options = stage.options
+  if not requests:
+    write_json(stage.path("retrieval.json"), {"beams": options.beams, "requests": 0})
+    stage.say("full catalogue: not measured, since no user has three items, of which the last could be the target")
+    return
   if options.eval_users is not None and len(requests) > options.eval_users:
     chosen = np.sort(np.random.default_rng(stage.seed).choice(len(requests), options.eval_users, replace=False))
     requests = [requests[i] for i in chosen]
