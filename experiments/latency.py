@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from experiments.compilation_cache import define_compilation_cache, use_compilation_cache
 from experiments.exit_code import exit_code_of
 from experiments.flags import MODES
 from gr2_jax.errors import UserError
@@ -26,6 +27,7 @@ _PRESENTATIONS = flags.DEFINE_list(
 )
 _REQUESTS = flags.DEFINE_integer("requests", 100, "requests that are timed one by one for a point", lower_bound=2)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "slates ranked together for R@1", lower_bound=1)
+_CACHE = define_compilation_cache()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
     from gr2_jax.training.progress import Progress
 
     check_writable(Run.open(_RUN.value).path("evaluation"))
+    use_compilation_cache(_CACHE.value)
     progress = Progress()
     path = measure(
       _RUN.value,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from experiments.compilation_cache import define_compilation_cache, use_compilation_cache
 from experiments.exit_code import exit_code_of
 from experiments.flags import COMPRESSORS, MODES
 from gr2_jax.errors import UserError
@@ -27,6 +28,7 @@ _COMPRESSOR = flags.DEFINE_enum("compressor", None, COMPRESSORS, "by which histo
 _MODE = flags.DEFINE_enum("mode", None, MODES, "how lines are ranked that name no mode (as the policy was trained to answer)")
 _PRESENTATIONS = flags.DEFINE_integer("presentations", 1, "in how many orders a slate is shown", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "rows that the device works on at once", lower_bound=1)
+_CACHE = define_compilation_cache()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
       """Of a finished stage of the run."""
       return (Run.open(_RUN.value).done(stage) or {})["fingerprint"]
 
+    use_compilation_cache(_CACHE.value)
     options = Options(mode=_MODE.value, presentations=_PRESENTATIONS.value, batch_size=_BATCH_SIZE.value, max_presentations=64)
     reranker = Reranker.load(_RUN.value, stage=_STAGE.value, compressor=_COMPRESSOR.value, options=options)
     settings = {

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from experiments.compilation_cache import define_compilation_cache, use_compilation_cache
 from experiments.flags import define_config, parse_flags
 
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; the same one goes on where it stopped")
 _STAGES = flags.DEFINE_list("stages", None, "stages to run, each a file of experiments/stages (all)")
 _FROM = flags.DEFINE_string("from", None, "a run, or a sweep, whose finished stages are taken over where they had the same inputs")
+_CACHE = define_compilation_cache()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
   from experiments.check import check_values
   from experiments.pipeline import execute
 
+  use_compilation_cache(_CACHE.value)
   command = ["python", "-m", "experiments.run", *sys.argv[1:]]
   return execute(_CONFIG.value, _WORKDIR.value, _STAGES.value, command, check=check_values, source=_FROM.value)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from experiments.compilation_cache import define_compilation_cache, use_compilation_cache
 from experiments.exit_code import exit_code_of
 from experiments.flags import COMPRESSORS, MODES
 from gr2_jax.errors import UserError
@@ -26,6 +27,7 @@ _QUEUE = flags.DEFINE_integer("queue", 1024, "requests that may wait; more are r
 _MAX_WAIT = flags.DEFINE_float("max_wait_ms", 5.0, "how long a batch waits for more requests", lower_bound=0)
 _TIMEOUT = flags.DEFINE_float("timeout_ms", 10_000.0, "after which a request gets the upstream order", lower_bound=1)
 _MAX_BODY = flags.DEFINE_integer("max_body", 256 * 1024, "bytes of a request", lower_bound=1)
+_CACHE = define_compilation_cache()
 
 
 def serve() -> None:
@@ -42,6 +44,7 @@ def serve() -> None:
     from gr2_jax.serving.server import ServerOptions, make_app
   except ImportError as error:
     raise UserError(f"{error.name} is not installed; pip install 'gr2_jax[serving]'") from None
+  use_compilation_cache(_CACHE.value)
   options = Options(
     mode=_MODE.value,
     modes=tuple(dict.fromkeys([_MODE.value] * bool(_MODE.value) + _MODES.value)),

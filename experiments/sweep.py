@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-import experiments.run  # defines --config, --workdir, --stages and --from
+import experiments.run  # defines --config, --workdir, --stages, --from and --compilation_cache
+from experiments.compilation_cache import use_compilation_cache
 from experiments.flags import NAME, parse_flags
 
 _ONLY = flags.DEFINE_list("only", None, "variants to run (all)")
@@ -31,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
     return 1
   from experiments.variants import execute  # here, since --help should not wait for JAX
 
+  use_compilation_cache(flags.FLAGS.compilation_cache)
   given = flags.FLAGS[NAME]
   return execute(
     given.config_filename,

@@ -46,7 +46,6 @@ def execute(
     variants, configs = plan(path, only, seeds, overrides or {}, pathlib.Path(workdir))
     sources = find_runs(source) if source else []
     runs = check_runs(pathlib.Path(workdir), configs, names, sources)
-    _share_compiled(pathlib.Path(workdir) / "compiled")
     with StopSignal() as stop:
       run_all(runs, names, command, sources, progress, stop)
     if names is None or load_stages()[-1].name in names:
@@ -158,15 +157,6 @@ def _run_one(run: Run, stages: Sequence[NeededStage], siblings: Sequence[Run], p
     else:
       progress.note(f"{stage.name}: the same as in {sibling.directory}, linked")
   jax.clear_caches()  # the next run builds its own functions, and these would stay in memory
-
-
-def _share_compiled(folder: pathlib.Path) -> None:
-  """Keeps compiled programs on disk for the runs to come, unless the user already has a place for them."""
-  import jax
-
-  if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # JAX adds its options as it is imported
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _write_results(

@@ -125,7 +125,6 @@ def toy(tmp_path, monkeypatch):
   monkeypatch.setattr(sweep, "load_stages", lambda: stages)
   monkeypatch.setattr(sweep, "check_values", lambda config: None)
   monkeypatch.setattr(sweep, "_write_results", lambda *args: None)
-  monkeypatch.setattr(sweep, "_share_compiled", lambda folder: None)
   monkeypatch.setattr("jax.clear_caches", lambda: None)
   return go
 
