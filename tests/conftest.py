@@ -9,6 +9,7 @@ import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
 import jax
 import numpy as np
@@ -50,6 +51,14 @@ def shared_folder(tmp_path_factory):
     return folder
 
   return share
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled(shared_folder):
+  """A folder of compiled programs for all programs that tests run in processes of their own, which would use the user's else."""
+  folder = shared_folder("compiled")
+  os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+  return folder
 
 
 @pytest.fixture(scope="session")

@@ -23,16 +23,9 @@ def one_device_mesh(data=-1, fsdp=1, tensor=1, devices=None):
 
 
 @pytest.fixture(scope="session")
-def compiled(shared_folder):
-  """A folder of compiled programs; while a test uses it, this process reads and fills it too."""
-  return shared_folder("compiled")
-
-
-@pytest.fixture(scope="session")
-def program_environment(compiled):
+def program_environment():
   """The environment of a program run on its own."""
-  cache = {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-  return os.environ | cache
+  return dict(os.environ)
 
 
 @pytest.fixture(scope="session")
