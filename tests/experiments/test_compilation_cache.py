@@ -56,7 +56,7 @@ def train():
     return jax.lax.scan(one, state, jax.random.split(jax.random.fold_in(jax.random.key(0), state["n"]), 5))
 
   compiled = jax.jit(update, donate_argnums=0)
-  state, batch = {"w": jnp.ones((16, 16)), "n": jnp.int32(0)}, jnp.linspace(-1, 1, 64 * 64).reshape(16, 16)
+  state, batch = {"w": jnp.ones((16, 16)), "n": jnp.int32(0)}, jnp.linspace(-1, 1, 256).reshape(16, 16)
   for _ in range(2):
     state, sums = compiled(state, batch)
   return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((state, sums))]
