@@ -30,11 +30,19 @@ def slate(*numbers, **fields):
 
 
 def test_a_ranking_is_that_of_the_re_ranker_and_carries_the_id(client, reranker):
+  expected = reranker.rank(("i7", "i8"), ("i3", "i1", "i2"))  # first, since compiling may take longer than the server's timeout
   answer = client.post("/rank", json=slate(3, 1, 2, id=12)).json()
-  assert answer["order"] == list(reranker.rank(("i7", "i8"), ("i3", "i1", "i2")).order)
+  assert answer["order"] == list(expected.order)
   assert answer["id"] == "12" and answer["fallback"] is False and answer["reason"] is None
   assert (answer["history_tokens"], answer["dropped_history"], answer["compressor"]) == (4, 0, None)
   assert set(answer["timings"]) == {"prepare_ms", "model_ms", "queue_ms", "total_ms"}
+
+
+def test_a_delisted_past_item_refuses_no_request(client, reranker):
+  expected = reranker.rank(("i7", "delisted"), ("i3", "i1", "i2"))
+  response = client.post("/rank", json=slate(3, 1, 2) | {"history": ["i7", "delisted"]})
+  answer = response.json()
+  assert (response.status_code, answer["unknown_history"], answer["guessed"]) == (200, 1, {}) and answer["order"] == list(expected.order)
 
 
 BAD = {
