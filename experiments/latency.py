@@ -21,7 +21,8 @@ _RUN = flags.DEFINE_string("run", None, "run directory of a trained policy")
 _COMPARE = flags.DEFINE_list("compare", [], "further runs over the same test slates")
 _STAGES = flags.DEFINE_list("stages", None, "stages whose policies are measured (all but those that others may start from)")
 _COMPRESSORS = flags.DEFINE_list("compressors", None, "how histories are shortened; full: not (full and all that the run has)")
-_MODES = flags.DEFINE_list("modes", list(MODES), "modes to measure, of those that a policy can answer in")
+_MODES = flags.DEFINE_list("modes", None, "modes to measure (those that each policy was trained to answer in)")
+_FORCE = flags.DEFINE_boolean("force", False, "measure also modes that a policy was not trained for, outside the Pareto front")
 _PRESENTATIONS = flags.DEFINE_list(
   "presentations", ["1", "3"], "in how many orders a slate is shown; above 1 to the first policy alone, in its own mode, on full histories"
 )
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
       raise UserError("--run is missing; for example --run=runs/quickstart")
     if not _PRESENTATIONS.value or not all(count.isdecimal() and int(count) for count in _PRESENTATIONS.value):
       raise UserError(f"--presentations: {','.join(_PRESENTATIONS.value)}: write whole numbers from 1 on, as in 1,3")
-    wrong = next((mode for mode in _MODES.value if mode not in MODES), None)
+    wrong = next((mode for mode in _MODES.value or () if mode not in MODES), None)
     if wrong is not None:
       raise UserError(f"--modes: {wrong!r} is not known; choose from {', '.join(MODES)}")
     # Here, since --help should not wait for JAX.
@@ -58,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
       stages=_STAGES.value,
       compressors=_COMPRESSORS.value,
       modes=_MODES.value,
+      force=_FORCE.value,
       presentations=[int(count) for count in _PRESENTATIONS.value],
       requests=_REQUESTS.value,
       batch_size=_BATCH_SIZE.value,

@@ -167,11 +167,15 @@ def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
 
 
 def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
-  """The direct policy; a compact answer can also be read from one pass."""
-  rankers = [RankerRecord("direct", "direct policy", "direct", against=("policy",))]
+  """The direct policy; a compact answer can also be read from one pass.
+
+  One pass reads the probabilities of a direct answer's first reference, which every method trains; those of the further ones not all do.
+  """
+  by_scores = config.direct.method == "scores"
+  rankers = [RankerRecord("direct", "direct policy", "direct", against=("policy",), trained=not by_scores)]
   if config.prompt.answer == "compact":
     scores = RankerRecord("direct_scores", "direct policy, one pass", "score", against=("direct",))
-    rankers.insert(0 if config.direct.method == "scores" else 1, scores)
+    rankers.insert(0 if by_scores else 1, scores)
   return (PolicyRecord("direct", tuple(rankers)),)
 
 

@@ -13,6 +13,7 @@ from gr2_jax.reports.tables import ONE_USER, escape_markdown, format_number, mar
 
 FULL_HISTORIES = "full"  # what a point says of histories that are not compressed
 _MARKERS = {"reason": "o", "direct": "s", "score": "^"}
+_UNTRAINED = "not trained for it"
 _KEY_ROWS = 26  # of the plot's key; more points have further columns
 
 
@@ -27,8 +28,18 @@ def pareto_front(points: Sequence[Mapping[str, float]]) -> list[int]:
 
 
 def _find_front(latency: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> list[int]:
-  """The front's places among `points`: those that are also better than the upstream order, which takes no time."""
-  return [place - 1 for place in pareto_front([{"p50_ms": 0.0, **latency["upstream"]}, *points]) if place]
+  """The front's places among `points`: those that are also better than the upstream order, which takes no time.
+
+  A policy asked in a mode that it was not trained for stands outside, however well it does.
+  """
+  eligible = [place for place, point in enumerate(points) if _is_trained(point)]
+  front = pareto_front([{"p50_ms": 0.0, **latency["upstream"]}, *(points[place] for place in eligible)])
+  return [eligible[place - 1] for place in front if place]
+
+
+def _is_trained(point: Mapping[str, Any]) -> bool:
+  """Whether the policy was trained to answer in the point's mode; files of versions that did not know say nothing."""
+  return bool(point.get("trained", True))
 
 
 def _sorted_points(latency: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -59,7 +70,8 @@ def _compressor(point: Mapping[str, Any]) -> str:
 def plot_latency(latency: Mapping[str, Any]) -> Figure:
   """Each point at its median latency, a whisker to its 95th percentile and its interval of R@1; the Pareto front as a line.
 
-  Colours tell the runs apart, or the policies of one run; shapes the modes; open ones have compressed histories. Numbers are those of the
+  Colours tell the runs apart, or the policies of one run; shapes the modes; open ones have compressed histories; pale ones answer in a mode
+  that the policy was not trained for. Numbers are those of the
   key, the fastest first. The upstream order, with which the front begins, stands at 0 ms, left of the logarithmic scale.
   """
   points = _sorted_points(latency)
@@ -76,6 +88,7 @@ def plot_latency(latency: Mapping[str, Any]) -> Figure:
   handles = [_draw_point(ax, point, colours[told(point)]) for point in points]
   for number, (point, handle) in enumerate(zip(points, handles, strict=True), start=1):
     parts = [_policy_title(point), _mode_title(point), *([_compressor(point)] if _compressor(point) != FULL_HISTORIES else [])]
+    parts += [] if _is_trained(point) else [_UNTRAINED]
     handle.set_label(f"{number}  " + ", ".join(([runs[point["run"]]] if len(runs) > 1 else []) + parts))
   zero, base = 0.55 * min(point["p50_ms"] for point in points), latency["upstream"]["recall@1"]
   front = [(zero, base), *((points[place]["p50_ms"], points[place]["recall@1"]) for place in _find_front(latency, points))]
@@ -109,6 +122,7 @@ def _draw_point(ax: Axes, point: Mapping[str, Any], colour: str) -> Line2D:
     color=colour,
     marker=_MARKERS.get(point["mode"], "D"),
     markerfacecolor=colour if _compressor(point) == FULL_HISTORIES else "white",
+    alpha=1.0 if _is_trained(point) else 0.4,
     markersize=5.5,
     linestyle="none",
     zorder=3,
@@ -174,7 +188,7 @@ def latency_table(latency: Mapping[str, Any]) -> str:
   for place, point in enumerate(points):
     times = [format_number(point[name], ",.2f") for name in ("p50_ms", "p95_ms")]
     what = [_policy_title(point), _mode_title(point), _compressor(point), format_number(point.get("history_tokens"), ",.1f")]
-    rows.append([place + 1, *what, *times, _quality(point), "yes" if place in front else ""])
+    rows.append([place + 1, *what, *times, _quality(point), "yes" if place in front else "" if _is_trained(point) else _UNTRAINED])
   if len(runs) > 1:
     header.insert(1, "run")
     for row, point in zip(rows, points, strict=True):

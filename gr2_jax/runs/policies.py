@@ -16,12 +16,14 @@ class RankerRecord:
   """A policy asked in one mode: `reason` (a reasoning, then the ranking), `direct` (the ranking at once), `score` (one pass, no decoding).
 
   `name`: in results.json; `title`: in tables; `against`: rankers that it is compared with in pairs, besides the upstream order.
+  `trained`: whether it was trained to answer in this mode, and not only can be asked in it.
   """
 
   name: str
   title: str
   mode: str
   against: tuple[str, ...] = ()
+  trained: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,11 @@ class PolicyRecord:
   def mode(self) -> str:
     """How the policy was trained to answer."""
     return self.rankers[0].mode
+
+  @property
+  def trained(self) -> tuple[str, ...]:
+    """The modes that it was trained to answer in; orders that it gives in others mean nothing."""
+    return tuple(ranker.mode for ranker in self.rankers if ranker.trained)
 
 
 def write_policies(run: Run, stage: str, policies: Sequence[PolicyRecord]) -> None:
@@ -75,5 +82,9 @@ def _read_records(path: pathlib.Path) -> list[PolicyRecord]:
 
 
 def _to_policy(record: dict) -> PolicyRecord:
-  rankers = tuple(RankerRecord(**{**ranker, "against": tuple(ranker["against"])}) for ranker in record["rankers"])
+  # Manifests of versions that did not say what was trained: the first mode was, and one pass wherever it is listed.
+  rankers = tuple(
+    RankerRecord(**{"trained": place == 0 or ranker["mode"] == "score", **ranker, "against": tuple(ranker["against"])})
+    for place, ranker in enumerate(record["rankers"])
+  )
   return PolicyRecord(**{**record, "rankers": rankers})

@@ -37,17 +37,23 @@ class Setting(NamedTuple):
 
 
 def choose_settings(
-  policies: Sequence[PolicyRecord], compressors: Sequence[str], modes: Sequence[str], presentations: Sequence[int]
+  policies: Sequence[PolicyRecord],
+  compressors: Sequence[str],
+  modes: Sequence[str] | None,
+  presentations: Sequence[int],
+  *,
+  force: bool = False,
 ) -> list[Setting]:
   """The points of a run, of all that could be combined the ones that say something.
 
-  Every policy on full histories in those of `modes` that it can answer in: a direct one never reasons. Compressed histories in the mode
-  that the policy was trained for, or the first where that is not measured. More than one presentation to the first policy in that mode,
-  on full histories.
+  Every policy on full histories in those of `modes` (None: all) that it was trained for, or with `force` can be asked in: a direct one
+  never reasons. Compressed histories in the first mode that the policy was trained for, or the first where that is not measured. More than
+  one presentation to the first policy in that mode, on full histories.
   """
   settings = []
   for policy in policies:
-    answered = [mode for mode in MODES if mode in modes and (mode != "reason" or policy.mode == "reason")]
+    possible = [mode for mode in MODES if mode in policy.trained or (force and (mode != "reason" or policy.mode == "reason"))]
+    answered = [mode for mode in possible if modes is None or mode in modes]
     main = policy.mode if policy.mode in answered else next(iter(answered), None)
     for compressor, mode, count in itertools.product(compressors, answered, presentations):
       full = compressor == FULL_HISTORIES
@@ -62,12 +68,14 @@ def find_settings(
   compressors: Sequence[str] | None,
   *,
   strict: bool,
-  modes: Sequence[str],
+  modes: Sequence[str] | None,
   presentations: Sequence[int],
+  force: bool = False,
 ) -> list[Setting]:
   """Settings of the named stages and compressors; None: all stages whose policy is no prior; full histories and all the run's variants.
 
-  Raises RunError for a named one that the run lacks, or, where it need not have all (not `strict`), leaves it out; and without any.
+  Raises RunError for a named one that the run lacks, and unless to `force` it for a named mode in which none of the policies was trained
+  to answer, or, where the run need not have all (not `strict`), leaves it out; and without any.
   """
   has = (FULL_HISTORIES, *compressors_of(run))
   if strict:
@@ -81,10 +89,17 @@ def find_settings(
   chosen = [left[stage] for stage in named if stage in left]
   for policy in chosen:
     find_served(run, policy.stage)  # raises for what is damaged
-  settings = choose_settings(chosen, [name for name in compressors or has if name in has], modes, presentations)
+  trained = list(dict.fromkeys(mode for policy in chosen for mode in policy.trained))
+  untrained = [mode for mode in modes or () if mode not in trained]
+  if strict and untrained and chosen and not force:
+    raise RunError(
+      f"modes: the policies of {', '.join(named)} were trained to answer in the mode {', '.join(trained)}, not in {untrained[0]!r}; "
+      "leave it out, or measure it with --force, outside the Pareto front"
+    )
+  settings = choose_settings(chosen, [name for name in compressors or has if name in has], modes, presentations, force=force)
   if not settings:
     raise RunError(
-      f"stages: {run.directory} has nothing to measure of {', '.join(named) or 'any stage'} in the modes {', '.join(modes)}; "
+      f"stages: {run.directory} has nothing to measure of {', '.join(named) or 'any stage'} in the modes {', '.join(modes or MODES)}; "
       f"it has policies of {', '.join(reversed(left)) or 'no stage'}: name one of these, or modes that they answer in"
     )
   return settings
@@ -96,23 +111,24 @@ def measure(
   *,
   stages: Sequence[str] | None,
   compressors: Sequence[str] | None,
-  modes: Sequence[str],
+  modes: Sequence[str] | None,
   presentations: Sequence[int],
+  force: bool = False,
   requests: int,
   batch_size: int,
   progress: Progress,
 ) -> pathlib.Path:
   """Writes `RUN/evaluation/latency.json` of `run` with the points of all runs, and returns its path.
 
-  `stages`, `compressors`: see `find_settings`; runs to `compare` are measured by what they have of them. `requests` are timed one by one
-  for a point; all test slates are ranked for its R@1, `batch_size` at a time. Raises RunError where test slates differ, before any is
-  measured, and what `find_settings` raises.
+  `stages`, `compressors`, `modes`, `force`: see `find_settings`; runs to `compare` are measured by what they have of them. `requests` are
+  timed one by one for a point; all test slates are ranked for its R@1, `batch_size` at a time. Raises RunError where test slates differ,
+  before any is measured, and what `find_settings` raises.
   """
   plans: list[tuple[Run, list[Setting]]] = []
   slates: tuple[Slate, ...] = ()
   for directory in (run, *compare):
     saved = Run.open(directory)
-    settings = find_settings(saved, stages, compressors, strict=directory == run, modes=modes, presentations=presentations)
+    settings = find_settings(saved, stages, compressors, strict=directory == run, modes=modes, presentations=presentations, force=force)
     own = load_slates(saved, load_catalogue(saved), "test")[: saved.config.evaluation.max_slates]
     slates = slates or own
     if [s.candidates for s in own] != [s.candidates for s in slates]:
@@ -144,6 +160,7 @@ def measure_run(
         Request(s.history, s.candidates, timestamp=s.timestamp, mode=setting.mode, presentations=setting.presentations) for s in slates
       ]
       asked_as = {"compressor": setting.compressor, "mode": setting.mode, "presentations": setting.presentations}
+      asked_as["trained"] = setting.mode in policy.trained
       point = {"run": str(run.directory), "preset": run.config.model.preset, "stage": policy.stage, "title": policy.rankers[0].title}
       points.append(point | asked_as | _rank_all(reranker, asked, slates, batch_size, task))
       timed.append((reranker, asked[:requests]))
@@ -160,7 +177,7 @@ def _load_all(run: Run, settings: Iterable[Setting], batch_size: int) -> dict[tu
     modes, most = tuple(dict.fromkeys(setting.mode for setting in own)), max(setting.presentations for setting in own)
     options = Options(mode=modes[0], modes=modes, batch_size=batch_size, max_presentations=most)
     variant = None if compressor == FULL_HISTORIES else compressor
-    rerankers[policy, compressor] = Reranker.of_policy(load(policy), compressor=variant, options=options)
+    rerankers[policy, compressor] = Reranker.of_policy(load(policy), compressor=variant, options=options, force=True)
   return rerankers
 
 

@@ -24,7 +24,7 @@ from gr2_jax.runs.policies import PolicyRecord, find_policy
 from gr2_jax.runs.run import Run, RunError
 from gr2_jax.serving.cold_start import ColdStart
 from gr2_jax.serving.engine import Engine, Row, RowAnswer, default_batch_sizes, default_prompt_lengths, style_of
-from gr2_jax.serving.request import MODES, Ranking, Request, RequestError, borda_scores, item_id, upstream_ranking
+from gr2_jax.serving.request import MODES, Ranking, Request, RequestError, borda_scores, item_id, parse_request, upstream_ranking
 from gr2_jax.training.mesh import make_mesh
 
 
@@ -32,7 +32,7 @@ from gr2_jax.training.mesh import make_mesh
 class Options:
   """`mode` and `presentations` of requests that name none; `modes` that are served; `batch_size` rows at most are answered together.
 
-  `mode` None: in which the policy was trained to answer, or the first of `modes` where that is not served.
+  `modes` None: those that the policy was trained to answer in; `mode` None: the first of these that is served.
 
   `prompt_lengths`: to which prompts are padded (none given: half the longest prompt, and it whole; with compressed histories the usual
   prompt's in place of half the longest). `prefix_cache`: slates that stay on the device for reuse (0: none). The most candidates of a
@@ -41,7 +41,7 @@ class Options:
 
   mode: str | None = None
   presentations: int = 1
-  modes: tuple[str, ...] = MODES
+  modes: tuple[str, ...] | None = None
   batch_size: int = 16
   prompt_lengths: tuple[int, ...] = ()
   prefix_cache: int = 0
@@ -50,19 +50,28 @@ class Options:
   max_presentations: int = 8
 
   def __post_init__(self) -> None:
-    if not self.modes:
+    if self.modes is not None and not self.modes:
       raise DataError(f"modes: none; choose from {', '.join(MODES)}")
-    own = () if self.mode is None else ((self.mode, self.modes),)
-    for mode, known in (*((mode, MODES) for mode in self.modes), *own):
+    own = () if self.mode is None else ((self.mode, self.modes or MODES),)
+    for mode, known in (*((mode, MODES) for mode in self.modes or ()), *own):
       if mode not in known:
         raise DataError(f"mode: {mode!r} is not known; choose from {', '.join(known)}")
     for name in ("batch_size", "presentations", "max_presentations"):
       if getattr(self, name) < 1:
         raise DataError(f"{name}: {getattr(self, name)} must be at least 1")
 
-  def mode_for(self, trained: str) -> str:
-    """The mode of requests that name none, for a policy that was `trained` to answer in one."""
-    return self.mode or (trained if trained in self.modes else self.modes[0])
+  def for_policy(self, trained: Sequence[str], *, force: bool = False) -> "Options":
+    """With `modes` and `mode` filled in for a policy that was `trained` to answer in some modes, the first above all.
+
+    Raises DataError for others, in which its orders mean nothing, unless to `force` them.
+    """
+    asked = dict.fromkeys([*(self.modes or ()), *([self.mode] if self.mode else [])])
+    untrained = [mode for mode in asked if mode not in trained]
+    if untrained and not force:
+      raise DataError(f"mode: the policy was not trained to answer in the mode {untrained[0]!r}; choose from {', '.join(trained)}")
+    modes = self.modes or tuple(dict.fromkeys([*trained, *asked]))
+    first = next((mode for mode in trained if mode in modes), modes[0])
+    return dataclasses.replace(self, modes=modes, mode=self.mode or first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +101,7 @@ class Reranker:
     compressor: HistoryCompressor | None = None,
   ):
     """`max_new_tokens`: the limit of reasoned answers. `compressor`: what shortens histories; soft tokens need parameters with a `memory`.
+    All modes are served where the options name none, since nothing is known of the training.
 
     Raises DataError for a style without compact answers, and for reuse where the history comes first.
     """
@@ -101,12 +111,13 @@ class Reranker:
       raise DataError("prefix_cache: a slate can be reused only where it comes first; train with prompt.order='candidates_first'")
     names = context.vocabulary.num_candidates
     self._max_candidates = names if options.max_candidates is None else min(options.max_candidates, names)
-    self._mode = options.mode_for("direct" if style.direct else "reason")
-    options = dataclasses.replace(options, max_candidates=self._max_candidates, mode=self._mode)
+    options = options.for_policy(("direct", "score", "reason") if style.direct else MODES)
+    options = dataclasses.replace(options, max_candidates=self._max_candidates)
     lengths, rest_lengths = _padded_lengths(
       options, style, len(direct_opening(context.vocabulary, style)), compressor, self._max_candidates
     )
     self.options = options
+    self._modes, self._mode = options.modes or (), options.mode or ""
     self.context, self.style, self.compressor = context, style, compressor
     self.engine = Engine(
       decoder,
@@ -144,8 +155,11 @@ class Reranker:
     return cls.of_policy(policy, compressor=compressor, options=options)
 
   @classmethod
-  def of_policy(cls, policy: Policy, *, compressor: str | None = None, options: Options = Options()) -> "Reranker":
-    """The re-ranker of a policy that is loaded; several, for example with other compressors, share its parameters."""
+  def of_policy(cls, policy: Policy, *, compressor: str | None = None, options: Options = Options(), force: bool = False) -> "Reranker":
+    """The re-ranker of a policy that is loaded; several, for example with other compressors, share its parameters.
+
+    Raises DataError for a mode that it was not trained to answer in, unless to `force` it.
+    """
     run, context = policy.run, policy.context
     return cls(
       policy.decoder,
@@ -153,22 +167,30 @@ class Reranker:
       context,
       prompt_style(run),
       max_new_tokens=run.config.decoding.max_new_tokens,
-      options=dataclasses.replace(options, mode=options.mode_for(policy.record.mode)),
+      options=options.for_policy(policy.record.trained, force=force),
       cold_start=ColdStart(run, context),
       compressor=HistoryCompressor.load(run, compressor, context) if compressor else None,
     )
 
   def warm_up(self, on_progress: Callable[[int, int], None] | None = None) -> None:
-    """Compiles all that requests can need; `on_progress(done, all)` is called after each program."""
-    if self._cold_start is not None:
-      self._cold_start.warm_up()
-    for done, total in self.engine.warm_up(self.options.modes):
+    """Compiles all that requests can need, the likely first; `on_progress(done, all)` is called after each program.
+
+    Requests may be ranked meanwhile, in a thread of their own, and once the re-ranker `is_ready` without waiting for the compiler.
+    """
+    for done, total in self.engine.warm_up((self._mode, *(mode for mode in self._modes if mode != self._mode))):
       if on_progress is not None:
         on_progress(done, total)
+    if self._cold_start is not None:
+      self._cold_start.warm_up()
 
-  def rank(self, history: Sequence[str | Item], candidates: Sequence[str | Item], **fields: Any) -> Ranking:
+  @property
+  def is_ready(self) -> bool:
+    """Whether a request that names no mode is ranked without compiling anything."""
+    return self.engine.is_ready(self._mode)
+
+  def rank(self, history: Sequence[Any], candidates: Sequence[Any], **fields: Any) -> Ranking:
     """The order of `candidates` for a user with this `history`; `fields` are the further ones of a `Request`. Raises RequestError."""
-    return self.rank_batch([Request(tuple(history), tuple(candidates), **fields)])[0]
+    return self.rank_batch([parse_request({"history": history, "candidates": candidates, **fields})])[0]
 
   def rank_batch(self, requests: Sequence[Request]) -> list[Ranking]:
     """A ranking for each request. Raises the RequestError of the first that cannot be ranked."""
@@ -226,8 +248,8 @@ class Reranker:
 
   def _check(self, request: Request, mode: str, presentations: int, candidates: tuple[str, ...]) -> None:
     options = self.options
-    if mode not in options.modes:
-      raise RequestError("unknown_mode", f"mode: {mode!r} is not served; choose from {', '.join(options.modes)}")
+    if mode not in self._modes:
+      raise RequestError("unknown_mode", f"mode: {mode!r} is not served; choose from {', '.join(self._modes)}")
     if not candidates:
       raise RequestError("no_candidates", "candidates: none; give at least one")
     if len(set(candidates)) != len(candidates):

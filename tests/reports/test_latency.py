@@ -67,6 +67,16 @@ def test_one_slate_has_no_interval():
   assert "1.0000 [one user]" in "".join(table) and ONE_USER_NOTE in table
 
 
+def test_what_a_policy_was_not_trained_for_stands_outside_the_front():
+  points = [make_point(2.0, 0.9, trained=False), make_point(3.0, 0.4, mode="reason", trained=True)]
+  table, ax, labels = draw(points)
+  assert labels[0] == "1  RL, score, not trained for it" and "2  RL, reason" in labels
+  (front,) = [line for line in ax.lines if line.get_label() == "Pareto front"]
+  assert front.get_ydata().tolist() == [0.2, 0.4]
+  told = [row.split(" | ")[-1] for row in table if "RL" in row]
+  assert told == ["not trained for it |", "yes |"]
+
+
 def test_runs_have_colours_and_are_told_apart():
   points = [make_point(2.0, 0.4), make_point(3.0, 0.5, run="runs/b", preset="small"), make_point(4.0, 0.6, run="runs/c")]
   table, ax, labels = draw(points)

@@ -1,5 +1,7 @@
 """The manifest of a run's policies: written by stages, read in their order, and found by stage."""
 
+import json
+
 import pytest
 from toy_runs import COMMAND, DATA, RL, finish, make_config, need
 
@@ -10,7 +12,7 @@ from gr2_jax.runs.run import RunError, begin_run
 TAUGHT = PolicyRecord("data", (RankerRecord("sft", "SFT policy", "reason"),), prior=True)
 DIRECT = PolicyRecord("data", (RankerRecord("sft_direct", "SFT without reasoning", "direct"),), checkpoints="without_reasoning")
 SCORES = RankerRecord("scores", "one pass", "score", against=("sft", "sft_direct"))
-PRUNED = PolicyRecord("rl", (SCORES, RankerRecord("pruned", "pruned policy", "direct")), layers=2)
+PRUNED = PolicyRecord("rl", (SCORES, RankerRecord("pruned", "pruned policy", "direct", trained=False)), layers=2)
 
 
 @pytest.fixture
@@ -25,6 +27,16 @@ def run(tmp_path):
 def test_records_come_back_whole_in_the_order_of_the_stages(run):
   assert read_policies(run) == [PRUNED, TAUGHT, DIRECT]
   assert PRUNED.mode == "score" and TAUGHT.mode == "reason"
+  assert PRUNED.trained == ("score",) and TAUGHT.trained == ("reason",)
+
+
+def test_of_a_manifest_that_does_not_say_what_was_trained_the_first_mode_was(run):
+  path = run.path("rl", "policies.json")
+  records = json.loads(path.read_text())
+  for ranker in records[0]["rankers"]:
+    del ranker["trained"]
+  path.write_text(json.dumps(records))
+  assert find_policy(run, "rl") == PRUNED
 
 
 def test_a_stage_without_policies_has_no_part_and_one_that_is_not_finished_counts_not(tmp_path):

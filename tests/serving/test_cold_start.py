@@ -3,22 +3,28 @@
 import dataclasses
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from gr2_jax.data.schema import DataError, Item
+from gr2_jax.runs.load import load_policy, open_context
+from gr2_jax.runs.policies import find_policy
 from gr2_jax.runs.run import Run, RunError
 from gr2_jax.semantic_ids.embed import fit_text_encoder
 from gr2_jax.semantic_ids.export import assign_codes
 from gr2_jax.semantic_ids.rqvae import load_rqvae, read_rqvae_config
 from gr2_jax.serving.cold_start import ColdStart
 from gr2_jax.serving.reranker import Options, Reranker
+from gr2_jax.training.mesh import make_mesh
 
 
 @pytest.fixture(scope="module")
 def reranker(tiny_run):
-  return Reranker.load(tiny_run, options=Options(modes=("score",), mode="score", batch_size=1))
+  run = Run.open(tiny_run)
+  policy = load_policy(run, find_policy(run, "rl"), open_context(run), make_mesh(devices=jax.devices()[:1]))
+  return Reranker.of_policy(policy, options=Options(modes=("score",), batch_size=1), force=True)  # it compiles the fastest
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,7 +10,7 @@ from gr2_jax.data.schema import DataError, Item
 from gr2_jax.language.prompts import PromptContext
 from gr2_jax.language.vocabulary import SPECIALS
 from gr2_jax.serving.engine import RowAnswer, default_batch_sizes, default_prompt_lengths
-from gr2_jax.serving.request import MODES, Request, RequestError, parse_request
+from gr2_jax.serving.request import MODES, Request, RequestError
 from gr2_jax.serving.reranker import Options
 from gr2_jax.serving.slate_cache import SlateIndex
 
@@ -83,7 +84,7 @@ def test_a_failure_gives_the_upstream_order_and_the_next_request_is_served(reusi
     raise RuntimeError("RESOURCE_EXHAUSTED")
 
   with monkeypatch.context() as patch:
-    patch.setattr(reusing.engine, "_score", broken)
+    patch.setattr(reusing.engine, "_program", broken)
     failed = reusing.rank_batch([request])[0]
   assert failed.fallback and failed.order == request.candidates and failed.reason == "failed: RuntimeError"
   assert reusing.rank_batch([request])[0].order == expected.order
@@ -93,6 +94,29 @@ def test_an_invalid_answer_gives_the_upstream_order(plain, monkeypatch):
   monkeypatch.setattr(plain.engine, "answer", lambda rows, mode: [RowAnswer(None, None, "overlong", [])])
   ranking = plain.rank((), ("i1", "i0"))
   assert ranking.fallback and ranking.order == ("i1", "i0") and ranking.reason == "invalid answer: overlong"
+
+
+@pytest.mark.parametrize("presentations", [1, 3])
+@pytest.mark.parametrize("mode", MODES)
+def test_numbers_that_are_not_finite_give_the_upstream_order(plain, monkeypatch, mode, presentations):
+  monkeypatch.setattr(plain.engine, "_params", jax.tree.map(lambda x: np.nan * x, plain.engine._params))
+  requests = make_requests(mode, presentations)
+  for request, ranking in zip(requests, plain.rank_batch(requests), strict=True):
+    assert ranking.fallback and ranking.order == request.candidates and ranking.reason == "invalid answer: not_finite"
+
+
+@pytest.mark.parametrize("mode", ["direct", "score"])
+def test_only_the_requests_whose_numbers_are_not_finite_fall_back(plain, monkeypatch, mode):
+  vocabulary, codes = plain.context.vocabulary, plain.context.codes
+  requests = [Request((), tuple(f"i{n}" for n in range(start, start + 3)), mode=mode) for start in (0, 10, 20, 30)]
+  expected = plain.rank_batch(requests)
+  params, broken = plain.engine._params, vocabulary.sid_tokens(codes[11])[1]
+  embedding = params["embedding"].at[broken].set(np.nan)
+  monkeypatch.setattr(plain.engine, "_params", params | {"embedding": embedding})
+  for request, before, ranking in zip(requests, expected, plain.rank_batch(requests), strict=True):
+    named = {vocabulary.sid_tokens(codes[int(id[1:])])[1] for id in request.candidates}
+    assert ranking.fallback == (broken in named)
+    assert ranking.order == (request.candidates if ranking.fallback else before.order)
 
 
 BAD = {
@@ -144,10 +168,29 @@ def test_after_warming_up_nothing_is_compiled(make_reranker, compilations, prefi
   reranker = make_reranker(prefix_cache=prefix_cache, batch_size=2, prompt_lengths=(48, 98), modes=("score",), mode="score")
   steps = []
   reranker.warm_up(lambda done, total: steps.append((done, total)))
-  assert steps[-1] == (len(steps), len(steps)) and compilations
+  assert steps[-1] == (len(steps), len(steps)) and compilations and reranker.is_ready
   del compilations[:]
   rankings = reranker.rank_batch([Request(r.history, r.candidates[:4]) for r in make_requests(None) + make_requests(None, seed=3)])
   assert not compilations and not any(ranking.fallback for ranking in rankings)
+
+
+def test_the_first_programs_can_answer_any_request_in_the_policys_mode(make_reranker, compilations):
+  reranker = make_reranker(batch_size=8, prompt_lengths=(48, 98), modes=("score", "direct"), mode="score")
+  requests, answered = make_requests(None), []
+
+  def answer_meanwhile(done, total):
+    if reranker.is_ready:
+      before = len(compilations)
+      answered.extend((reranker.rank_batch(requests[:1]), reranker.rank_batch(requests)))
+      assert len(compilations) == before and (done, total) == (2, 12)
+      raise InterruptedError  # the rest is compiled alike
+
+  assert not reranker.is_ready
+  with pytest.raises(InterruptedError):
+    reranker.warm_up(answer_meanwhile)
+  (first,), together = answered
+  expected = reranker.rank_batch(requests)
+  assert first.order == together[0].order and [ranking.order for ranking in together] == [ranking.order for ranking in expected]
 
 
 def test_text_of_new_items_forges_no_frame_candidate_or_code(make_reranker):
@@ -220,17 +263,12 @@ def test_shapes():
   assert default_prompt_lengths(400, 90) == (48, 96, 400)
 
 
-@pytest.mark.parametrize("trained, served, mode", [("direct", MODES, "direct"), ("score", MODES, "score"), ("reason", ("score",), "score")])
-def test_a_request_without_a_mode_is_ranked_as_the_policy_was_trained(trained, served, mode):
-  assert Options(modes=served).mode_for(trained) == mode
-  assert Options(mode="score", modes=served).mode_for(trained) == "score"
-
-
-def test_a_request_is_read_from_json():
-  record = {"user": 7, "history": [1, {"item": "x", "title": "Rose"}], "candidates": ["a"], "labels": [1], "mode": "score", "id": 3}
-  assert parse_request(record) == Request(("1", Item("x", "Rose")), ("a",), id="3", mode="score")
-  milliseconds = {"history": [], "candidates": ["a"], "timestamp": 17 * 10**11}
-  for broken in ({"candidates": ["a"]}, {"history": "a", "candidates": ["a"]}, {"history": [], "candidates": [None]}, milliseconds):
-    with pytest.raises(RequestError) as error:
-      parse_request(broken)
-    assert error.value.kind == "bad_request"
+def test_modes_are_those_that_the_policy_was_trained_for():
+  assert Options().for_policy(("direct",)) == Options(mode="direct", modes=("direct",))
+  assert Options().for_policy(("score", "direct")) == Options(mode="score", modes=("score", "direct"))
+  assert Options(mode="direct").for_policy(("score", "direct")).modes == ("score", "direct")
+  assert Options(modes=("direct", "score")).for_policy(("score", "direct")).mode == "score"
+  for asked in (Options(mode="score"), Options(modes=("reason", "score")), Options(modes=("score",))):
+    with pytest.raises(DataError, match=r"'score'.*reason$"):
+      asked.for_policy(("reason",))
+    assert "score" in asked.for_policy(("reason",), force=True).modes
