@@ -2,7 +2,7 @@
 
     python -m experiments.rerank --run=RUN --input=slates.jsonl --output=ranked.jsonl
 
-A line holds `history` and `candidates` (ids of the catalogue, or objects with `item`, `title`, `brand`, `categories`), and `id`,
+A line holds `history` and `candidates` (ids of the catalogue, or objects with `item` and its text), and `id`,
 `timestamp`, `mode`, `presentations` if wanted; a slates file will do. The output has one line for each input line, in its order:
 `{"line", "id", "order", "scores", "reasoning", "fallback", "reason", "history_tokens", "dropped_history", "compressor",
 "unknown_history", "assigned", "guessed"}`, or `{"line", "id", "error": {"kind", "message"}}` for a line that cannot be ranked. `id` is the

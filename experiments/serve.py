@@ -3,8 +3,11 @@
 python -m experiments.serve --run=RUN --port=8000
 """
 
+import socket
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags
 
@@ -19,7 +22,7 @@ _COMPRESSOR = flags.DEFINE_enum("compressor", None, COMPRESSORS, "by which histo
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen at; the default is reached from this machine alone")
 _PORT = flags.DEFINE_integer("port", 8000, "port to listen at; 0: any that is free", lower_bound=0, upper_bound=65535)
 _MODE = flags.DEFINE_enum("mode", None, MODES, "how requests are ranked that name no mode (as the policy was trained to answer)")
-_MODES = flags.DEFINE_list("modes", list(MODES), "modes that requests may name; each takes its time to compile")
+_MODES = flags.DEFINE_list("modes", None, "modes that requests may name (those that the policy was trained to answer in)")
 _PRESENTATIONS = flags.DEFINE_integer("presentations", 1, "in how many orders a slate is shown", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "rows that the device works on at once", lower_bound=1)
 _PREFIX_CACHE = flags.DEFINE_integer("prefix_cache", 0, "slates that stay on the device for reuse; 0: none", lower_bound=0)
@@ -30,11 +33,15 @@ _MAX_BODY = flags.DEFINE_integer("max_body", 256 * 1024, "bytes of a request", l
 _CACHE = define_compilation_cache()
 
 
+_BACKLOG = 16_384  # connections that wait to be accepted
+
+
 def serve() -> None:
-  """Loads, compiles, listens until a signal comes, and lets the requests under way end."""
+  """Listens, loads, compiles while `/health` says so, answers until a signal comes, and lets the requests under way end."""
   if not _RUN.value:
     raise UserError("--run is missing; for example --run=runs/quickstart")
-  # Here, since --help should not wait for JAX.
+  listening = listen(_HOST.value, _PORT.value)  # before anything that takes time
+  # Here, since neither --help nor a taken port should wait for JAX.
   from gr2_jax.serving.reranker import Options, Reranker
   from gr2_jax.training.progress import Progress
 
@@ -47,32 +54,67 @@ def serve() -> None:
   use_compilation_cache(_CACHE.value)
   options = Options(
     mode=_MODE.value,
-    modes=tuple(dict.fromkeys([_MODE.value] * bool(_MODE.value) + _MODES.value)),
+    modes=_MODES.value and tuple(dict.fromkeys([_MODE.value] * bool(_MODE.value) + _MODES.value)),
     presentations=_PRESENTATIONS.value,
     batch_size=_BATCH_SIZE.value,
     prefix_cache=_PREFIX_CACHE.value,
   )
   reranker = Reranker.load(_RUN.value, stage=_STAGE.value, compressor=_COMPRESSOR.value, options=options)
-  progress = Progress()
-  with progress.task("compile", 1, "programs") as task:
-
-    def on_progress(done: int, total: int) -> None:
-      task.total = total
-      task.update(done)
-
-    reranker.warm_up(on_progress)
   limits = ServerOptions(queue=_QUEUE.value, max_wait=_MAX_WAIT.value / 1000, timeout=_TIMEOUT.value / 1000, max_body=_MAX_BODY.value)
   grace = int(limits.timeout) + 1
-  config = uvicorn.Config(
-    make_app(reranker, limits),
-    _HOST.value,
-    _PORT.value,
-    log_level="info",
-    access_log=False,
-    timeout_graceful_shutdown=grace,
-    backlog=16_384,
+  server = uvicorn.Server(
+    uvicorn.Config(make_app(reranker, limits), log_level="info", access_log=False, timeout_graceful_shutdown=grace, backlog=_BACKLOG)
   )
-  uvicorn.Server(config).run()
+
+  def warm_up() -> None:
+    with Progress().task("compile", 1, "programs") as task:
+
+      def on_progress(done: int, total: int) -> None:
+        task.total = total
+        task.update(done)
+        if server.should_exit:
+          raise InterruptedError
+
+      reranker.warm_up(on_progress)
+
+  run_beside(server, listening, warm_up)
+
+
+def listen(host: str, port: int) -> socket.socket:
+  """A socket that listens; raises UserError where it cannot, before any work is done."""
+  try:
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=_BACKLOG)
+  except OSError as error:
+    raise UserError(
+      f"--port: cannot listen at {host}:{port} ({error.strerror}); stop what does, or give another --host or --port"
+    ) from None
+
+
+def run_beside(server: Any, listening: socket.socket, warm_up: Callable[[], None]) -> None:
+  """Runs a uvicorn server with `warm_up` in a thread beside it; where that fails the server stops, and what it raised is raised here.
+
+  `warm_up` raises InterruptedError, soon after `server.should_exit`, when it is to be left unfinished.
+  """
+  failures: list[BaseException] = []
+
+  def work() -> None:
+    try:
+      warm_up()
+    except InterruptedError:
+      pass
+    except BaseException as error:
+      failures.append(error)
+      server.should_exit = True
+
+  thread = threading.Thread(target=work, name="compile")
+  thread.start()
+  try:
+    server.run(sockets=[listening])
+  finally:
+    server.should_exit = True
+    thread.join()
+  if failures:
+    raise failures[0]
 
 
 def main(argv: Sequence[str]) -> int:

@@ -33,11 +33,13 @@ class Batcher(Generic[Question, Reply]):
   """
 
   def __init__(self, answer: Callable[[Sequence[Question]], Sequence[Reply]], *, batch_size: int, max_wait: float, capacity: int):
-    self._answer, self._batch_size, self._max_wait = answer, batch_size, max_wait
-    self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(capacity)
+    self._answer, self._batch_size, self._max_wait, self._capacity = answer, batch_size, max_wait, capacity
+    self._queue: dict[asyncio.Future[Any], _Waiting] = {}  # by their replies, the first that came first
+    self._some_wait = asyncio.Event()
     self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
     self._worker: asyncio.Task[None] | None = None
-    self._batch: list[_Waiting] = []
+    self.dropped = 0
+    """Questions whose askers had gone before their turn, and that were not answered."""
 
   async def __aenter__(self) -> "Batcher[Question, Reply]":
     self._worker = asyncio.create_task(self._work())
@@ -48,15 +50,14 @@ class Batcher(Generic[Question, Reply]):
       self._worker.cancel()
       await asyncio.gather(self._worker, return_exceptions=True)
     self._thread.shutdown(wait=True)
-    while not self._queue.empty():
-      self._batch.append(self._queue.get_nowait())
-    for one in self._batch:
+    for one in self._queue.values():
       _set(one.reply, error=Stopped())
+    self._queue.clear()
 
   @property
   def waiting(self) -> int:
     """Questions in the queue."""
-    return self._queue.qsize()
+    return len(self._queue)
 
   @property
   def alive(self) -> bool:
@@ -66,27 +67,38 @@ class Batcher(Generic[Question, Reply]):
   async def ask(self, question: Question) -> tuple[Reply, float]:
     """(reply, seconds in the queue). Raises Overloaded at once when the queue is full, Stopped, and what `answer` raises.
 
-    A question whose asker has gone (cancelled, for example by a timeout) is not answered.
+    A question whose asker goes (is cancelled, for example by a timeout) leaves the queue, and is counted in `dropped`.
     """
     if not self.alive:
       raise Stopped
-    waiting = _Waiting(question, asyncio.get_running_loop().create_future(), time.perf_counter())
+    if len(self._queue) >= self._capacity:
+      raise Overloaded
+    reply = asyncio.get_running_loop().create_future()
+    self._queue[reply] = _Waiting(question, reply, time.perf_counter())
+    self._some_wait.set()
     try:
-      self._queue.put_nowait(waiting)
-    except asyncio.QueueFull:
-      raise Overloaded from None
-    return await waiting.reply
+      return await reply
+    except asyncio.CancelledError:
+      if self._queue.pop(reply, None) is not None:
+        self.dropped += 1
+      raise
 
   async def _work(self) -> None:
     while True:
-      self._batch = [await self._queue.get()]
-      if self._queue.qsize() < self._batch_size - 1:
+      while not self._queue:
+        self._some_wait.clear()
+        await self._some_wait.wait()
+      if len(self._queue) < self._batch_size:
         await asyncio.sleep(self._max_wait)
-      while len(self._batch) < self._batch_size and not self._queue.empty():
-        self._batch.append(self._queue.get_nowait())
-      waiting = [one for one in self._batch if not one.reply.done()]
-      if waiting:
-        await self._answer_batch(waiting)
+      batch: list[_Waiting] = []
+      while self._queue and len(batch) < self._batch_size:
+        first = self._queue.pop(next(iter(self._queue)))
+        if first.reply.done():  # cancelled, and its asker has not woken yet
+          self.dropped += 1
+        else:
+          batch.append(first)
+      if batch:
+        await self._answer_batch(batch)
 
   async def _answer_batch(self, batch: Sequence[_Waiting]) -> None:
     began = time.perf_counter()

@@ -8,12 +8,11 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from gr2_jax.data.jsonl import numbered_lines, parse_object
-from gr2_jax.data.schema import DataError
+from gr2_jax.data.jsonl import numbered_lines
 from gr2_jax.files import write_json
 from gr2_jax.runs.fingerprints import list_differences
 from gr2_jax.runs.run import RunError
-from gr2_jax.serving.request import Ranking, RequestError, parse_request
+from gr2_jax.serving.request import Ranking, RequestError, parse_request, read_object
 from gr2_jax.serving.reranker import Prepared, Reranker
 from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.progress import Progress
@@ -60,11 +59,9 @@ def rank_lines(reranker: Reranker, lines: Iterable[tuple[int, bytes]]) -> Iterat
 def _prepare(reranker: Reranker, number: int, line: bytes) -> tuple[dict[str, Any], Prepared | RequestError]:
   head: dict[str, Any] = {"line": number, "id": None}
   try:
-    try:
-      record = parse_object(line)
-    except DataError as error:
-      raise RequestError("bad_request", str(error)) from None
-    head["id"] = next((record[name] for name in ("id", "user") if isinstance(record.get(name), str | int)), None)
+    record = read_object(line)
+    given = (record.get(name) for name in ("id", "user"))
+    head["id"] = next((str(id) for id in given if isinstance(id, str | int) and not isinstance(id, bool)), None)
     return head, reranker.prepare(parse_request(record))
   except RequestError as error:
     return head, error

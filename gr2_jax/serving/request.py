@@ -1,22 +1,28 @@
-"""What a re-ranker is asked and what it answers, and the checks that a request passes before any work starts."""
+"""What a re-ranker is asked and what it answers, and the one parser of requests, from wherever they come."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gr2_jax.data.jsonl import as_id, as_integer, as_time, required, to_item
+import numpy as np
+
+from gr2_jax.data.jsonl import as_id, as_integer, as_time, parse_object, to_item
 from gr2_jax.data.schema import DataError, Item
 
 MODES = ("reason", "direct", "score")
 KINDS = (
+  "broken_json",  # not a JSON object
   "bad_request",  # not the shape of a request
   "no_candidates",
   "repeated_candidate",
   "too_many",  # candidates, history items or presentations
   "unknown_item",
   "too_long",  # the candidates do not fit the prompt
-  "unknown_mode",
+  "unknown_mode",  # none that is served
 )
+# What a line of a slates file holds besides, so that it is a request; none of it decides the answer.
+SLATE_FIELDS = ("user", "labels", "upstream_scores", "propensities", "weight", "segment")
+ITEM_FIELDS = ("item", "title", "brand", "categories", "description", "price")
 
 
 class RequestError(DataError):
@@ -31,9 +37,12 @@ class RequestError(DataError):
 class Request:
   """Past items of a user, oldest first, and candidates in the upstream order; each an id of the catalogue, or an item with its text.
 
+  Ids are strings or integers, which become strings; an item is an `Item`, or a mapping with some of ITEM_FIELDS.
   `mode`: reason (decode a reasoning, then the order), direct (the order at once) or score (one pass, nothing decoded); None: the
   re-ranker's own. `presentations`: in how many orders the slate is shown, the upstream one first; above 1 their Borda counts decide.
   `timestamp`: Unix seconds of the request; co-occurrence hints count only what happened before it (None: the whole log).
+
+  However it is made, from Python, a line or a body, it is checked here; raises RequestError for a field of another type.
   """
 
   history: tuple[str | Item, ...]
@@ -42,6 +51,19 @@ class Request:
   timestamp: int | None = None
   mode: str | None = None
   presentations: int | None = None
+
+  def __post_init__(self) -> None:
+    parsers: dict[str, Callable[[Any, str], Any]] = {"id": _as_id, "timestamp": _as_time, "mode": _as_mode, "presentations": _as_integer}
+    try:
+      for name in ("history", "candidates"):
+        object.__setattr__(self, name, _as_items(getattr(self, name), name))
+      for name, parse in parsers.items():
+        if getattr(self, name) is not None:
+          object.__setattr__(self, name, parse(getattr(self, name), name))
+    except RequestError:
+      raise
+    except DataError as error:
+      raise RequestError("bad_request", str(error)) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,32 +111,74 @@ def item_id(item: str | Item) -> str:
 
 
 def parse_request(record: Mapping[str, Any]) -> Request:
-  """The request of a JSON object: `history` and `candidates`, `id`, `timestamp`, `mode` and `presentations` when given; the rest is
-  ignored, so that a line of a slates file is a request. Raises RequestError.
+  """The request of a mapping: the fields of `Request`, and those of a slate (SLATE_FIELDS), of which `user` is the id where there is none.
+
+  Raises RequestError, also for a field of any other name.
   """
-  kinds: tuple[tuple[str, Callable[[Any, str], Any]], ...] = (
-    ("id", as_id),
-    ("timestamp", as_time),
-    ("mode", as_id),
-    ("presentations", as_integer),
-  )
+  names = tuple(field.name for field in dataclasses.fields(Request))
+  unknown = next((name for name in record if name not in (*names, *SLATE_FIELDS)), None)
+  if unknown is not None:
+    raise RequestError("bad_request", f"{unknown}: no field of a request; there are {', '.join((*names, *SLATE_FIELDS))}")
+  fields: dict[str, Any] = {name: record.get(name) for name in names}
+  if fields["id"] is None:
+    fields["id"] = record.get("user")
+  return Request(**fields)
+
+
+def read_request(text: bytes) -> Request:
+  """The request of a JSON object, a line or a body; raises RequestError, of the kind broken_json where it is none."""
+  return parse_request(read_object(text))
+
+
+def read_object(text: bytes) -> dict[str, Any]:
+  """A JSON object; raises RequestError of the kind broken_json."""
   try:
-    return Request(
-      history=_items(required(record, "history", _as_list), "history"),
-      candidates=_items(required(record, "candidates", _as_list), "candidates"),
-      **{name: parse(record[name], name) for name, parse in kinds if record.get(name) is not None},
-    )
-  except RequestError:
-    raise
+    return parse_object(text)
   except DataError as error:
-    raise RequestError("bad_request", str(error)) from None
+    raise RequestError("broken_json", str(error)) from None
 
 
-def _as_list(value: Any, name: str) -> list[Any]:
-  if not isinstance(value, list):
-    raise DataError(f"{name}: {value!r} is not a list; write it as [..]")
+def _as_items(values: Any, name: str) -> tuple[str | Item, ...]:
+  if values is None:
+    raise DataError(f"{name}: missing; every request needs this field")
+  if isinstance(values, np.ndarray):
+    values = values.tolist()
+  if not isinstance(values, list | tuple):
+    raise DataError(f"{name}: {values!r} is not a list; write it as [..]")
+  return tuple(_as_item(value, name) for value in values)
+
+
+def _as_item(value: Any, name: str) -> str | Item:
+  if isinstance(value, Item):
+    value = {field: getattr(value, "id" if field == "item" else field) for field in ITEM_FIELDS} | {"categories": list(value.categories)}
+  if not isinstance(value, Mapping):
+    return _as_id(value, name)
+  unknown = next((field for field in value if field not in ITEM_FIELDS), None)
+  if unknown is not None:
+    raise DataError(f"{name}: {unknown!r} is no field of an item; there are {', '.join(ITEM_FIELDS)}")
+  if value.get("item") is None:
+    raise DataError(f"{name}: an item without its id; give it as 'item'")
+  return to_item({"title": None, **value, "item": _as_id(value["item"], name)})
+
+
+def _as_id(value: Any, name: str) -> str:
+  return as_id(int(value) if isinstance(value, np.integer) else value, name)
+
+
+def _as_integer(value: Any, name: str) -> int:
+  return as_integer(_whole(value), name)
+
+
+def _as_time(value: Any, name: str) -> int:
+  return as_time(_whole(value), name)
+
+
+def _whole(value: Any) -> Any:
+  """A number without a fraction as the integer that it is, anything else as it came."""
+  return int(value) if isinstance(value, np.integer) or (isinstance(value, float) and value.is_integer()) else value
+
+
+def _as_mode(value: Any, name: str) -> str:
+  if not isinstance(value, str):
+    raise DataError(f"{name}: {value!r} is not text; write it as a string")
   return value
-
-
-def _items(values: list[Any], name: str) -> tuple[str | Item, ...]:
-  return tuple(to_item(value) if isinstance(value, dict) else as_id(value, name) for value in values)

@@ -7,31 +7,28 @@ by the upstream order, with 429 when too many wait, with 503 while stopping.
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 from fastapi import FastAPI, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gr2_jax.compression.rules import VARIANTS
-from gr2_jax.data.jsonl import INTEGER_LIMIT
-from gr2_jax.data.schema import TIME_LIMIT, Item
+from gr2_jax.data.schema import TIME_LIMIT
 from gr2_jax.serving.batching import Batcher, Overloaded, Stopped
 from gr2_jax.serving.cold_start import GUESSES
-from gr2_jax.serving.request import KINDS, MODES, Ranking, Request, RequestError, item_id, upstream_ranking
+from gr2_jax.serving.request import KINDS, MODES, SLATE_FIELDS, Ranking, RequestError, item_id, read_request, upstream_ranking
 from gr2_jax.serving.reranker import Prepared, Reranker
 
-_Id = Annotated[StrictStr, Field(min_length=1, max_length=256)] | Annotated[StrictInt, Field(gt=-INTEGER_LIMIT, lt=INTEGER_LIMIT)]
-_Text = Annotated[StrictStr, Field(max_length=2000)]
-_FAILURES = ("not_found", "not_allowed", "broken_json", "too_slow", "too_large", "overloaded", "stopping")
+_FAILURES = ("not_found", "not_allowed", "too_slow", "too_large", "overloaded", "disconnected", "warming", "stopping")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,36 +45,38 @@ class ServerOptions:
   body_timeout: float = 5.0
 
 
-class ItemBody(BaseModel):
-  """An item with its text, as in an items file; needed where the catalogue lacks it."""
-
-  model_config = ConfigDict(extra="forbid")
-  item: _Id
-  title: _Text | None = None
-  brand: _Text | None = None
-  categories: Annotated[list[_Text], Field(max_length=32)] | None = None
-  description: _Text | None = None
-
-  def to_item(self) -> Item:
-    """The record."""
-    return Item(str(self.item), self.title or "", self.brand, tuple(self.categories or ()), self.description)
+def _optional(*types: str, **keywords: Any) -> dict[str, Any]:
+  return {"type": [*types, "null"], **keywords}
 
 
-class RankBody(BaseModel):
-  """A user's past items, oldest first, and the candidates in the upstream order."""
-
-  model_config = ConfigDict(extra="forbid")
-  id: _Id | None = Field(None, description="comes back with the answer")
-  history: Annotated[list[_Id | ItemBody], Field(max_length=10_000)]
-  candidates: Annotated[list[_Id | ItemBody], Field(min_length=1, max_length=10_000)]
-  timestamp: Annotated[StrictInt, Field(ge=0, lt=TIME_LIMIT)] | None = Field(None, description="Unix seconds")
-  mode: Literal[MODES] | None = None  # type: ignore[valid-type]
-  presentations: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
-
-  def to_request(self) -> Request:
-    """The request; integers become strings."""
-    given = self.model_dump(include={"timestamp", "mode", "presentations"})
-    return Request(_to_items(self.history), _to_items(self.candidates), id=None if self.id is None else str(self.id), **given)
+_ID = {"anyOf": [{"type": "string", "minLength": 1}, {"type": "integer"}]}
+_ITEM = {
+  "type": "object",
+  "description": "an item with its text, as in an items file; needed where the catalogue lacks it",
+  "properties": {
+    "item": _ID,
+    **{name: _optional("string") for name in ("title", "brand", "description")},
+    "categories": _optional("array", items={"type": "string"}),
+    "price": _optional("number", minimum=0),
+  },
+  "required": ["item"],
+  "additionalProperties": False,
+}
+# What `serving.request.read_request` takes, which alone decides.
+_REQUEST = {
+  "type": "object",
+  "properties": {
+    "id": {"anyOf": [*_ID["anyOf"], {"type": "null"}], "description": "comes back with the answer"},
+    "history": {"type": "array", "items": {"anyOf": [*_ID["anyOf"], _ITEM]}, "description": "past items, oldest first"},
+    "candidates": {"type": "array", "items": {"anyOf": [*_ID["anyOf"], _ITEM]}, "minItems": 1, "description": "in the upstream order"},
+    "timestamp": _optional("integer", minimum=0, exclusiveMaximum=TIME_LIMIT, description="Unix seconds"),
+    "mode": {"enum": [*MODES, None]},
+    "presentations": _optional("integer", minimum=1),
+    **{name: {"description": "of a slates file; not read"} for name in SLATE_FIELDS},
+  },
+  "required": ["history", "candidates"],
+  "additionalProperties": False,
+}
 
 
 class RankingBody(BaseModel):
@@ -114,14 +113,22 @@ class ErrorBody(BaseModel):
 class HealthBody(BaseModel):
   """Whether requests are answered."""
 
-  status: Literal["ok", "stopping"]
+  status: Literal["ok", "warming", "stopping"]
   waiting: int
+
+
+class _Refused(HTTPException):
+  """A refusal of one of `_FAILURES`."""
+
+  def __init__(self, status: int, kind: str, message: str):
+    super().__init__(status, message)
+    self.kind = kind
 
 
 class _Metrics:
   """What `/metrics` shows."""
 
-  def __init__(self, reranker: Reranker, waiting: Callable[[], int]):
+  def __init__(self, reranker: Reranker, batcher: Batcher[Prepared, Ranking]):
     self.registry = CollectorRegistry()
     register = {"registry": self.registry}
     self.requests = Counter("gr2_requests", "Requests for a ranking by the status of their answer", ["status"], **register)
@@ -130,7 +137,9 @@ class _Metrics:
     self.queue_seconds = Histogram("gr2_queue_seconds", "In the queue", **register)
     sizes = [2**n for n in range(8)]
     self.batch_size = Histogram("gr2_batch_size", "Requests answered together", buckets=sizes, **register)
-    Gauge("gr2_waiting", "Requests in the queue", **register).set_function(waiting)
+    Gauge("gr2_waiting", "Requests in the queue", **register).set_function(lambda: batcher.waiting)
+    dropped = "Requests that left the queue before the model saw them, since their time was over or their client had gone"
+    Gauge("gr2_dropped", dropped, **register).set_function(lambda: batcher.dropped)
     Gauge("gr2_slate_hits", "Slates found on the device", **register).set_function(lambda: reranker.engine.index.hits)
     Gauge("gr2_slate_misses", "Slates computed", **register).set_function(lambda: reranker.engine.index.misses)
     if (compressor := reranker.compressor) is not None:
@@ -157,10 +166,10 @@ class _LimitBody:
       try:
         message = await asyncio.wait_for(receive(), max(closes - time.monotonic(), 0.001))
       except TimeoutError:
-        raise HTTPException(408, f"the body did not come within {self.options.body_timeout:g} s") from None
+        raise _Refused(408, "too_slow", f"the body did not come within {self.options.body_timeout:g} s") from None
       size += len(message.get("body", b""))
       if size > self.options.max_body:
-        raise HTTPException(413, f"the body has more than {self.options.max_body} bytes; send fewer or shorter items")
+        raise _Refused(413, "too_large", f"the body has more than {self.options.max_body} bytes; send fewer or shorter items")
       whole = not message.get("more_body", False)
       return message
 
@@ -168,14 +177,14 @@ class _LimitBody:
 
 
 def make_app(reranker: Reranker, options: ServerOptions = ServerOptions()) -> FastAPI:
-  """The application; warm the re-ranker up before it serves, or the first requests of every shape wait for the compiler."""
+  """The application. While the re-ranker is not ready (see `Reranker.warm_up`) requests are refused with 503, and so is `/health`."""
   batcher: Batcher[Prepared, Ranking] = Batcher(
     lambda batch: _rank(reranker, metrics, batch),
     batch_size=reranker.options.batch_size,
     max_wait=options.max_wait,
     capacity=options.queue,
   )
-  metrics = _Metrics(reranker, lambda: batcher.waiting)
+  metrics = _Metrics(reranker, batcher)
 
   @asynccontextmanager
   async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -187,26 +196,37 @@ def make_app(reranker: Reranker, options: ServerOptions = ServerOptions()) -> Fa
   _add_error_handlers(app, metrics)
   refusals = {status: {"model": ErrorBody} for status in (400, 408, 413, 422, 429, 503)}
 
-  @app.post("/rank", responses=refusals)
-  async def rank(body: RankBody) -> RankingBody:
+  body = {"required": True, "content": {"application/json": {"schema": _REQUEST}}}
+
+  def status() -> Literal["ok", "warming", "stopping"]:
+    if not batcher.alive:
+      return "stopping"
+    return "ok" if reranker.is_ready else "warming"
+
+  @app.post("/rank", responses=refusals, openapi_extra={"requestBody": body})
+  async def rank(http: HttpRequest) -> RankingBody:
     """Ranks the candidates for the user with this history; always all of them."""
     began = time.perf_counter()
-    request = body.to_request()
+    if status() == "warming":
+      raise _Refused(503, "warming", "the first programs are being compiled; ask another server, or this one again later")
     queue_ms = 0.0
-    if batcher.waiting >= options.queue:
-      raise HTTPException(429, "too many requests wait; ask again later")
     try:
+      request = read_request(await http.body())
+      if batcher.waiting >= options.queue:
+        raise Overloaded
       async with asyncio.timeout(options.timeout):
         prepared = await run_in_threadpool(reranker.prepare, request)
-        ranking, queue_s = await batcher.ask(prepared)
+        ranking, queue_s = await _unless_gone(http, batcher.ask(prepared))
         metrics.queue_seconds.observe(queue_s)
         queue_ms = 1000 * queue_s
     except TimeoutError:
       ranking = upstream_ranking(tuple(map(item_id, request.candidates)), "timeout")
     except Overloaded:
-      raise HTTPException(429, "too many requests wait; ask again later") from None
+      raise _Refused(429, "overloaded", "too many requests wait; ask again later") from None
+    except ClientDisconnect:  # nobody reads this
+      raise _Refused(499, "disconnected", "the client has gone") from None
     except (Stopped, asyncio.CancelledError):  # cancelled: what is under way when the time for an orderly stop is over
-      raise HTTPException(503, "stopping; ask another server") from None
+      raise _Refused(503, "stopping", "stopping; ask another server") from None
     if ranking.fallback:
       metrics.fallbacks.labels(ranking.reason).inc()
     seconds = time.perf_counter() - began
@@ -218,9 +238,9 @@ def make_app(reranker: Reranker, options: ServerOptions = ServerOptions()) -> Fa
 
   @app.get("/health", responses={503: {"model": HealthBody}})
   async def health(response: Response) -> HealthBody:
-    """Whether requests are answered, and how many wait."""
-    response.status_code = 200 if batcher.alive else 503
-    return HealthBody(status="ok" if batcher.alive else "stopping", waiting=batcher.waiting)
+    """Whether requests are answered, and how many wait; 503 while they are not, also while the first programs are compiled."""
+    response.status_code = 200 if status() == "ok" else 503
+    return HealthBody(status=status(), waiting=batcher.waiting)
 
   @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
   async def show_metrics() -> Response:
@@ -235,19 +255,26 @@ def _rank(reranker: Reranker, metrics: _Metrics, batch: Sequence[Prepared]) -> l
   return reranker.rank_prepared(batch)
 
 
-def _to_items(values: list[str | int | ItemBody]) -> tuple[str | Item, ...]:
-  return tuple(value.to_item() if isinstance(value, ItemBody) else str(value) for value in values)
+async def _unless_gone(http: HttpRequest, answer: Coroutine[Any, Any, tuple[Ranking, float]]) -> tuple[Ranking, float]:
+  """The answer; raises ClientDisconnect, and cancels it, where the client goes before it comes."""
+  answering, going = asyncio.create_task(answer), asyncio.create_task(_until_gone(http))
+  try:
+    await asyncio.wait((answering, going), return_when=asyncio.FIRST_COMPLETED)
+    if not answering.done():
+      raise ClientDisconnect
+    return answering.result()
+  finally:
+    answering.cancel()
+    going.cancel()
 
 
-_KIND_OF_STATUS = {
-  400: "broken_json",
-  404: "not_found",
-  405: "not_allowed",
-  408: "too_slow",
-  413: "too_large",
-  429: "overloaded",
-  503: "stopping",
-}
+async def _until_gone(http: HttpRequest) -> None:
+  while (await http.receive())["type"] != "http.disconnect":
+    pass
+
+
+_KIND_OF_STATUS = {404: "not_found", 405: "not_allowed"}  # of those that the framework refuses
+_RETRY_AFTER = {"overloaded": "1", "warming": "5"}  # seconds
 
 
 def _add_error_handlers(app: FastAPI, metrics: _Metrics) -> None:
@@ -260,20 +287,12 @@ def _add_error_handlers(app: FastAPI, metrics: _Metrics) -> None:
     return JSONResponse({"error": {"kind": kind, "message": text}}, status, headers)
 
   async def of_status(http: HttpRequest, error: HTTPException) -> JSONResponse:
-    kind = _KIND_OF_STATUS.get(error.status_code, "bad_request")
-    headers = {"Retry-After": "1"} if error.status_code == 429 else error.headers
+    kind = error.kind if isinstance(error, _Refused) else _KIND_OF_STATUS.get(error.status_code, "bad_request")
+    headers = {"Retry-After": _RETRY_AFTER[kind]} if kind in _RETRY_AFTER else error.headers
     return refuse(http, error.status_code, kind, str(error.detail), headers)
 
-  async def of_validation(http: HttpRequest, error: RequestValidationError) -> JSONResponse:
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-      return refuse(http, 400, "broken_json", f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}")
-    where = ".".join(map(str, first["loc"][1:]))
-    return refuse(http, 422, "bad_request", f"{where or 'body'}: {first['msg']}")
-
   async def of_request(http: HttpRequest, error: RequestError) -> JSONResponse:
-    return refuse(http, 422, error.kind, str(error))
+    return refuse(http, 400 if error.kind == "broken_json" else 422, error.kind, str(error))
 
   app.add_exception_handler(HTTPException, of_status)
-  app.add_exception_handler(RequestValidationError, of_validation)
   app.add_exception_handler(RequestError, of_request)

@@ -19,6 +19,7 @@ def address(make_reranker):
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]
   reranker = make_reranker(modes=("score",), mode="score", batch_size=1)
+  reranker.warm_up()
   app = make_app(reranker, ServerOptions(max_body=2**24))  # so that lists beyond the schema's limit get 422, as schemathesis asks for
   server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
   thread = threading.Thread(target=server.run)

@@ -27,7 +27,7 @@ LINES = [
 ]
 KINDS = (
   [None] * 9
-  + ["bad_request"] * 2
+  + ["broken_json"] * 2
   + ["no_candidates", "repeated_candidate", "unknown_item", "unknown_item", "unknown_mode", "bad_request", None]
 )
 
@@ -56,7 +56,7 @@ def test_a_line_for_each_line(reranker, source, tmp_path):
   assert [record["line"] for record in records] == list(range(1, len(LINES) + 1))
   assert [record.get("error", {}).get("kind") for record in records] == KINDS
   assert [record["id"] for record in records[:9]] == [f"u{n}" for n in range(9)]
-  assert [record["id"] for record in records[9:]] == [None, None, "empty", 7, "unknown", "cold", "mode", None, "no history"]
+  assert [record["id"] for record in records[9:]] == [None, None, "empty", "7", "unknown", "cold", "mode", None, "no history"]
   for line, record in zip(LINES, records, strict=True):
     if "error" not in record:
       asked = json.loads(line)

@@ -16,7 +16,9 @@ from gr2_jax.serving.server import ServerOptions, make_app
 
 @pytest.fixture(scope="module")
 def reranker(make_reranker):
-  return make_reranker(modes=("score",), mode="score", batch_size=2)
+  reranker = make_reranker(modes=("score",), mode="score", batch_size=2)
+  reranker.warm_up()
+  return reranker
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +52,11 @@ BAD = {
   "no UTF-8": (b'{"history": ["\xff"]}', 400, "broken_json"),
   "endless nesting": (b"[" * 3000, 400, "broken_json"),
   "endless number": (b'{"history": [' + b"1" * 3900 + b"]}", 422, "bad_request"),
-  "no object": (b"[]", 422, "bad_request"),
-  "empty": (b"", 422, "bad_request"),
-  "half a surrogate": (b'{"history": ["\\ud800"], "candidates": ["i1"], "\\udfff": 1}', 422, "bad_request"),
+  "no object": (b"[]", 400, "broken_json"),
+  "empty": (b"", 400, "broken_json"),
+  "half a surrogate": (b'{"history": ["\\ud800"], "candidates": ["i1"], "\\udfff": 1}', 400, "broken_json"),
   "unknown field": (slate(1, 2, users=1), 422, "bad_request"),
-  "no candidates": (slate(), 422, "bad_request"),
+  "no candidates": (slate(), 422, "no_candidates"),
   "a flag as id": (slate(1, 2, id=True), 422, "bad_request"),
   "repeated": (slate(1, 2, 1), 422, "repeated_candidate"),
   "unknown item": (slate(1, 99), 422, "unknown_item"),
@@ -112,7 +114,7 @@ class Slow:
 
   def __init__(self, reranker, seconds=0.0):
     self.options, self.engine, self.prepare = reranker.options, reranker.engine, reranker.prepare
-    self.compressor = reranker.compressor
+    self.compressor, self.is_ready = reranker.compressor, True
     self.seconds, self.batches, self._rank, self.go = seconds, [], reranker.rank_prepared, threading.Event()
 
   def rank_prepared(self, batch):
@@ -165,6 +167,78 @@ def test_a_full_queue_refuses_at_once_and_a_timeout_gives_the_upstream_order(rer
   assert len(late) + len(refused) == 20 and late
   assert all(answer["fallback"] and answer["reason"] == "timeout" and answer["order"] == ["i5", f"i{answer['id']}"] for answer in late)
   assert f'gr2_fallbacks_total{{reason="timeout"}} {len(late)}.0' in text
+
+
+def test_while_the_first_programs_are_compiled_requests_are_refused(reranker):
+  slow = Slow(reranker)
+  slow.is_ready = False
+
+  async def scenario(client):
+    early = await client.get("/health"), await client.post("/rank", json=slate(1, 2))
+    slow.is_ready = True
+    return early, (await client.get("/health"), await client.post("/rank", json=slate(1, 2)))
+
+  (health, refused), (ready, answered) = run_against(slow, ServerOptions(), scenario)
+  assert (health.status_code, health.json()["status"]) == (503, "warming")
+  assert (refused.status_code, refused.json()["error"]["kind"]) == (503, "warming") and int(refused.headers["retry-after"]) > 0
+  assert (ready.status_code, ready.json()["status"], answered.status_code) == (200, "ok", 200)
+
+
+async def metric(client, name):
+  line = next(line for line in (await client.get("/metrics")).text.splitlines() if line.startswith(f"{name} "))
+  return float(line.split()[1])
+
+
+def test_requests_whose_time_is_over_never_reach_the_model(reranker):
+  slow = Slow(reranker, 30)
+
+  async def scenario(client):
+    late = await asyncio.gather(*(client.post("/rank", json=slate(5, n)) for n in range(6, 16)))
+    waiting, dropped = await metric(client, "gr2_waiting"), await metric(client, "gr2_dropped")
+    slow.go.set()
+    assert (await client.post("/rank", json=slate(1, 2))).json()["fallback"] is False
+    return late, waiting, dropped
+
+  late, waiting, dropped = run_against(slow, ServerOptions(timeout=1.0), scenario)
+  assert all(answer.json()["reason"] == "timeout" for answer in late)
+  assert (waiting, dropped) == (0, 10 - slow.batches[0]) and slow.batches[1:] == [1]
+
+
+def test_requests_whose_client_has_gone_never_reach_the_model(reranker):
+  slow = Slow(reranker, 30)
+
+  async def scenario(client):
+    answered = [asyncio.create_task(client.post("/rank", json=slate(5, n))) for n in (6, 7)]
+    while sum(slow.batches) + await metric(client, "gr2_waiting") < 2:
+      await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    gone, sent = asyncio.Event(), []
+    messages = [{"type": "http.request", "body": json.dumps(slate(1, 2)).encode(), "more_body": False}]
+
+    async def receive():
+      if messages:
+        return messages.pop()
+      await gone.wait()
+      return {"type": "http.disconnect"}
+
+    async def send(message):
+      sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/rank", "headers": [], "query_string": b"", "http_version": "1.1"}
+    scope |= {"scheme": "http", "server": ("test", 80), "client": ("test", 1), "root_path": "", "raw_path": b"/rank"}
+    waits = await metric(client, "gr2_waiting")
+    asked = asyncio.create_task(client._transport.app(scope, receive, send))
+    while await metric(client, "gr2_waiting") == waits:
+      await asyncio.sleep(0.01)
+    gone.set()
+    await asked
+    dropped, text = await metric(client, "gr2_dropped"), (await client.get("/metrics")).text
+    slow.go.set()
+    await asyncio.gather(*answered)
+    return dropped, text
+
+  dropped, text = run_against(slow, ServerOptions(), scenario)
+  assert dropped == 1 and 'gr2_requests_total{status="499"} 1.0' in text and sum(slow.batches) == 2
 
 
 def test_what_is_cut_off_by_a_stop_is_refused(reranker):
