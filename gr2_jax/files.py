@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# What `replacing` and Orbax write to until it is whole.
-_PARTIAL = re.compile(r"\..+\.\d+\.part(\..*)?|.+\.orbax-checkpoint-tmp.*")
+# What `replacing`, the links of a stage and Orbax write to until it is whole.
+_PARTIAL = re.compile(r"\..+\.\d+\.part(\..*)?|\..+\.partial|.+\.orbax-checkpoint-tmp.*")
 
 
 @contextmanager

@@ -21,7 +21,8 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
   with pytest.raises(FileNotFoundError), replacing(tmp_path / "sids.tar.gz") as partial:
     partial.write_text("")
     left = partial.rename(tmp_path / partial.name.replace(str(os.getpid()), "123"))
-  for name in (".items.jsonl.123.part.gz", "checkpoints/7.orbax-checkpoint-tmp/state/d/0", "checkpoints/7/state.orbax-checkpoint-tmp-1/0"):
+  killed = ("7.orbax-checkpoint-tmp/state/d/0", "7/state.orbax-checkpoint-tmp-1/0")
+  for name in (".items.jsonl.123.part.gz", ".data.partial/out.txt", *(f"checkpoints/{path}" for path in killed)):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("")
   whole = [tmp_path / name for name in ("items.part.gz", ".hidden", "checkpoints/7/state.json")]

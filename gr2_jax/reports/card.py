@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gr2_jax.evaluation.results import BASELINE, COMPRESSED, POLICY, REQUIRED_RANKERS, load_results
+from gr2_jax.files import replacing
 from gr2_jax.reports import plots
 from gr2_jax.reports.compression import compression_table
 from gr2_jax.reports.latency import latency_table, plot_latency
@@ -359,10 +360,10 @@ def write_card(run_directory: str | pathlib.Path) -> pathlib.Path:
   }
   names = dict.fromkeys([config.get("name", run.resolve().name), results["dataset"]])  # one name where they are the same
   title = f"# {': '.join(map(escape_markdown, names))}, {_seeds(results)}"
+  parts = [title, f"**{verdict(results)}**", *(f"## {name}\n\n{text}" for name, text in sections.items())]
   card = folder / "card.md"
-  card.write_text(
-    "\n\n".join([title, f"**{verdict(results)}**", *(f"## {name}\n\n{text}" for name, text in sections.items())]) + "\n", encoding="utf-8"
-  )
+  with replacing(card) as partial:  # the old one may be shared with another run
+    partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
   return card
 
 

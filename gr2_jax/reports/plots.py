@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from gr2_jax.data.schema import SPLITS
+from gr2_jax.files import replacing
 from gr2_jax.reports.names import TABLE_METRICS, ranker_title, sort_rankers
 from gr2_jax.reports.tables import is_decided
 
@@ -336,5 +337,5 @@ def plot_sid_usage(report: Mapping[str, Any]) -> Figure:
 
 def save_figure(figure: Figure, path: pathlib.Path) -> None:
   """Writes a PNG that does not depend on the time it was made at."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=120, metadata={"Software": None})
+  with replacing(path) as partial:  # the old one may be shared with another run
+    figure.savefig(partial, dpi=120, metadata={"Software": None})

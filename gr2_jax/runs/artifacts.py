@@ -23,7 +23,7 @@ def describe_artifacts(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
 def check_intact(run: Run, stage: str, *names: str) -> None:
   """Raises RunError, naming the first of a finished stage's artifacts (or those of `names`) that is not what the stage left.
 
-  Sizes are compared before contents. About a second a gigabyte.
+  Sizes are compared before contents, of which a gigabyte takes about a second.
   """
   outputs = (run.done(stage) or {}).get("outputs", {})
   if not isinstance(outputs, dict):

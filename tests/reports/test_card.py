@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 
 import numpy as np
@@ -161,6 +162,15 @@ def test_card_says_what_is_missing(bare_run):
   for sentence in ("No tokenizer report", "No full-catalogue metrics", "No traces", "command.txt is missing"):
     assert sentence in card
   assert re.findall(r"\(plots/(\w+\.png)\)", card) == ["orders.png", "upstream_rank.png", "top1_share.png"]
+
+
+def test_what_another_run_shares_by_links_stays_as_it_is(bare_run, tmp_path):
+  (tmp_path / "other").mkdir()
+  shared = {path: tmp_path / "other" / path.name for path in (write_card(bare_run), bare_run / "evaluation" / "plots" / "orders.png")}
+  for path, other in shared.items():
+    os.link(path, other)
+  write_card(bare_run)
+  assert not any(path.samefile(other) for path, other in shared.items())
 
 
 def test_stages_stand_in_the_order_that_their_records_tell_and_the_others_by_name(bare_run):
