@@ -6,6 +6,8 @@ import threading
 import time
 
 import httpx
+import jax
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
@@ -92,6 +94,14 @@ def test_health_and_metrics(client):
   assert client.get("/health").json() == {"status": "ok", "waiting": 0}
   text = client.get("/metrics").text
   assert 'gr2_requests_total{status="200"}' in text and "gr2_batch_size_bucket" in text and "gr2_waiting 0.0" in text
+
+
+def test_fallbacks_from_numbers_that_are_not_finite_are_counted(client, reranker, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(reranker.engine, "_params", jax.tree.map(lambda x: np.nan * x, reranker.engine._params))
+    answer = client.post("/rank", json=slate(3, 1, 2)).json()
+  assert answer["fallback"] and answer["order"] == ["i3", "i1", "i2"] and answer["reason"] == "invalid answer: not_finite"
+  assert 'gr2_fallbacks_total{reason="invalid answer: not_finite"} 1.0' in client.get("/metrics").text
 
 
 def test_remembered_histories_are_counted(make_reranker):

@@ -103,6 +103,7 @@ CASES = {
   "an object as id": (slate(id={"no": "id"}), "bad_request"),
   "repeated": (slate(candidates=["i3", "i1", "i3"]), "repeated_candidate"),
   "unknown item": (slate(candidates=["i3", "i99"]), "unknown_item"),
+  "unknown past item": (slate(history=["i99", "i7"]), ""),
   "too many candidates": (slate(candidates=[f"i{n}" for n in range(7)]), "too_many"),
   "too many presentations": (slate(presentations=1000), "too_many"),
   "no presentation": (slate(presentations=0), "bad_request"),
