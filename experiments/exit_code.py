@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from logging import LogRecord
+from types import TracebackType
 
 from absl import logging
 
@@ -16,6 +17,7 @@ _AGAIN = "then give the same command again: what is finished stays"
 _REMEDIES = {
   errno.ENOSPC: f"free some space, {_AGAIN}",
   errno.EDQUOT: f"free some space or ask for a larger quota, {_AGAIN}",
+  errno.EFBIG: f"raise the limit of a file's size (`ulimit -f`), {_AGAIN}",
   errno.EACCES: "change its permissions, or use another folder",
   errno.EPERM: "change its permissions, or use another folder",
   errno.EROFS: "use another folder",
@@ -34,6 +36,7 @@ def exit_code_of(program: Callable[[], None], writes: str | os.PathLike[str] | N
 
   logging.set_verbosity(logging.WARNING)  # Orbax tells every read and write at INFO
   logging.get_absl_logger().addFilter(_is_news)
+  sys.excepthook = _tell_news
   try:
     program()
   except Interrupted as error:
@@ -52,6 +55,12 @@ def exit_code_of(program: Callable[[], None], writes: str | os.PathLike[str] | N
 def _is_news(record: LogRecord) -> bool:
   """Not so: tracebacks by which Orbax's threads announce an error that it raises right after."""
   return not (record.exc_info and "raised an exception" in record.msg)
+
+
+def _tell_news(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+  """As usual, but for what TensorStore's threads print of the other writes once one has failed."""
+  if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+    sys.__excepthook__(kind, error, trace)
 
 
 def describe_system_error(error: BaseException, writes: str | os.PathLike[str] | None = None) -> str | None:

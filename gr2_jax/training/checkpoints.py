@@ -1,10 +1,12 @@
 """Checkpoints by Orbax: the state, the position in the data, and a format tag, written together or not at all."""
 
+import errno
 import functools
 import json
 import logging
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -46,7 +48,13 @@ class Checkpointer:
     return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
 
   def save(self, step: int, state: Any, data_state: Any) -> None:
-    """Writes `state` (pytree of arrays) and this process's `data_state` (JSON); every process must call it at the same step."""
+    """Writes `state` (pytree of arrays) and this process's `data_state` (JSON); every process must call it at the same step.
+
+    Raises OSError where the disk has no room for the arrays, before any is written.
+    """
+    self.directory.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(self.directory).free < _size_here(state):
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
     self._manager.save(
       step,
       args=ocp.args.Composite(
@@ -153,6 +161,13 @@ class Checkpointer:
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices("set aside")
     self._manager.reload()
+
+
+def _size_here(state: Any) -> int:
+  """Bytes of the arrays that this process writes, before they are packed."""
+  leaves = jax.tree.leaves(state)
+  shards = [shard for leaf in leaves if isinstance(leaf, jax.Array) for shard in leaf.addressable_shards if shard.replica_id == 0]
+  return sum(shard.data.nbytes for shard in shards) + sum(np.asarray(leaf).nbytes for leaf in leaves if not isinstance(leaf, jax.Array))
 
 
 def _gather_json(value: Any) -> list[Any]:

@@ -3,11 +3,13 @@
 import errno
 import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from absl import logging
-from small_runs import tiny_config
+from small_runs import ROOT, tiny_config
 
 from experiments.exit_code import exit_code_of
 from experiments.pipeline import execute
@@ -88,6 +90,23 @@ FULL = pathlib.Path("/dev/full")
 def test_a_full_disk_by_whatever_writes(write, capsys):
   assert exit_code_of(write, "runs/mine") == 1
   assert os.strerror(errno.ENOSPC) in capsys.readouterr().err
+
+
+CHECKPOINT = """
+import resource, sys
+import numpy as np
+from experiments.exit_code import exit_code_of
+from gr2_jax.training.checkpoints import Checkpointer
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+state = {name: np.random.default_rng(0).random(50_000) for name in map(str, range(20))}
+sys.exit(exit_code_of(lambda: Checkpointer(sys.argv[1]).save(1, state, {}), sys.argv[1]))
+"""
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path):
+  done = subprocess.run([sys.executable, "-c", CHECKPOINT, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+  assert done.returncode == 1
+  assert done.stderr.startswith(f"ERROR: {tmp_path}: {os.strerror(errno.EFBIG)}; ") and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_a_write_that_fails_names_its_file(tmp_path, capsys):

@@ -1,6 +1,8 @@
 """What is saved comes back, where it belongs; damage costs one checkpoint, not the run."""
 
+import errno
 import logging
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +128,20 @@ def test_another_model_is_an_error_and_renames_nothing(tmp_path):
   with pytest.raises(CheckpointError, match=r"does not fit this model \(params.dense.bias"):
     Checkpointer(tmp_path).load_params(abstract(make_state(width=6).params))
   assert Checkpointer(tmp_path).steps() == [1]
+
+
+def test_a_disk_without_room_is_found_before_anything_is_written(tmp_path, monkeypatch):
+  state = make_state()
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  usage = shutil.disk_usage(tmp_path)
+  with Checkpointer(tmp_path / "new") as checkpointer:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size - 1))
+    with pytest.raises(OSError, match="new") as caught:
+      checkpointer.save(1, state, None)
+    assert caught.value.errno == errno.ENOSPC and checkpointer.steps() == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size))
+    checkpointer.save(1, state, None)
+    assert checkpointer.steps() == [1]
 
 
 def test_another_format_is_an_error(tmp_path):
