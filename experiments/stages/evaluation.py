@@ -17,7 +17,8 @@ from gr2_jax.evaluation.per_slate import write_per_slate
 from gr2_jax.evaluation.policy_answers import ask_policy, make_rank
 from gr2_jax.evaluation.results import COMPRESSED, POLICY, RankerAnswers, build_results, measure_rankers, write_results
 from gr2_jax.evidence.counts import ItemCounts, TransitionCounts
-from gr2_jax.evidence.table import LogCounts, slate_features
+from gr2_jax.evidence.requests import LogCounts
+from gr2_jax.evidence.table import slate_features
 from gr2_jax.files import write_json
 from gr2_jax.models.pruning import prune_decoder
 from gr2_jax.models.transformer import Decoder

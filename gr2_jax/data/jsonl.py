@@ -224,6 +224,7 @@ def parse_slate(line: bytes) -> Slate:
     propensities=_optional(record, "propensities", _as_numbers),
     weight=_optional(record, "weight", _as_number, 1.0),
     timestamp=_optional(record, "timestamp", as_time),
+    last_time=_optional(record, "last_time", as_time),
     segment=_optional(record, "segment", _as_text),
   )
   check_slate(slate)

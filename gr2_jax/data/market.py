@@ -132,6 +132,7 @@ def make_market(config: MarketConfig, seed: int) -> Market:
         upstream_scores=tuple(upstream[u].tolist()),
         propensities=tuple(examined[u].tolist()) if config.labels == "graded" else None,
         timestamp=stamps[-1],
+        last_time=stamps[-2],
         segment="same_day" if stamps[-1] // DAY == stamps[-2] // DAY else "different_day",
       )
     )

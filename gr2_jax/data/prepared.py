@@ -34,7 +34,7 @@ def history_features() -> tfds.features.FeaturesDict:
 def slate_features() -> tfds.features.FeaturesDict:
   """Features of one `Slate`; unknown scores and propensities are empty."""
   texts = {"user": tfds.features.Text(), "history": _texts(), "candidates": _texts(), "segment": _texts()}
-  integers = {name: tfds.features.Sequence(np.int64) for name in ("labels", "timestamp")}
+  integers = {name: tfds.features.Sequence(np.int64) for name in ("labels", "timestamp", "last_time")}
   floats = {name: tfds.features.Sequence(np.float32) for name in ("upstream_scores", "propensities")}
   return tfds.features.FeaturesDict({**texts, **integers, **floats, "weight": tfds.features.Scalar(np.float32)})
 
@@ -57,7 +57,7 @@ def encode_history(history: History) -> Example:
 def encode_slate(slate: Slate) -> Example:
   """The example of `slate_features`."""
   lists = {name: list(getattr(slate, name) or ()) for name in ("history", "candidates", "labels", "upstream_scores", "propensities")}
-  optional = {name: _known(getattr(slate, name)) for name in ("timestamp", "segment")}
+  optional = {name: _known(getattr(slate, name)) for name in ("timestamp", "last_time", "segment")}
   return {"user": slate.user, "weight": slate.weight, **lists, **optional}
 
 
@@ -101,6 +101,7 @@ def decode_slate(example: Example) -> Slate:
     propensities=tuple(map(_float, example["propensities"])) or None,
     weight=_float(example["weight"]),
     timestamp=_only(tuple(map(int, example["timestamp"]))),
+    last_time=_only(tuple(map(int, example["last_time"]))),
     segment=_only(_decode_texts(example["segment"])),
   )
 

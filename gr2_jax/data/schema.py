@@ -53,6 +53,7 @@ class Slate:
   `weight`: multiplies the slate's part in SFT, RL and every mean of the evaluation.
   `timestamp`: Unix seconds of the request; features may use only what happened before it.
   `segment`: a name by which tables split their users (for example `same_day` / `different_day`).
+  `last_time`: Unix seconds of the history's last item.
   """
 
   user: str
@@ -64,6 +65,7 @@ class Slate:
   weight: float = 1.0
   timestamp: int | None = None
   segment: str | None = None
+  last_time: int | None = None
 
   @property
   def targets(self) -> frozenset[str]:
@@ -168,5 +170,9 @@ def check_slate(slate: Slate, catalogue: Catalogue | None = None) -> None:
     raise DataError(f"weight: {slate.weight!r} must be a positive number")
   if slate.timestamp is not None:
     check_time(slate.timestamp, "timestamp")
+  if slate.last_time is not None:
+    check_time(slate.last_time, "last_time")
+    if slate.timestamp is not None and slate.last_time > slate.timestamp:
+      raise DataError(f"last_time: {slate.last_time} lies after the request's timestamp {slate.timestamp}; a history is past")
   if catalogue is not None:
     catalogue.to_rows(slate.history + slate.candidates)

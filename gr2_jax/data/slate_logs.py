@@ -68,7 +68,7 @@ class SlateLog(tfds.core.GeneratorBasedBuilder):
   becomes the split `train`. Items are looked up in the items file. Config `items` holds one example an item, split `all_records`.
   """
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("1.1.0")
   BUILDER_CONFIGS = [  # noqa: RUF012
     tfds.core.BuilderConfig(name="slates", description="one example a request"),
     tfds.core.BuilderConfig(name="items", description="one example an item"),

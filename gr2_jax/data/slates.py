@@ -99,6 +99,7 @@ def slates_from_candidates(rows: np.ndarray, scores: np.ndarray, examples: Seque
         labels=tuple(labels.tolist()),
         upstream_scores=tuple(line_scores.tolist()),
         timestamp=example.timestamp,
+        last_time=example.last_time,
         segment=example.segment,
       )
     )

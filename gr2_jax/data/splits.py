@@ -13,7 +13,8 @@ class NextItem:
   """A next-item request: what the user had taken before (oldest first), and the item taken then.
 
   `timestamp`: Unix seconds of the target. `segment`: `same_day` or `different_day`, by whether the item before the target
-  was taken on the target's day (UTC), where the order of the two may be a tie-break. Both None without timestamps.
+  was taken on the target's day (UTC), where the order of the two may be a tie-break. `last_time`: Unix seconds of
+  the history's last item. All None without timestamps.
   """
 
   user: str
@@ -21,6 +22,7 @@ class NextItem:
   target: str
   timestamp: int | None = None
   segment: str | None = None
+  last_time: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ def _request(history: History, position: int, max_history: int) -> NextItem:
     return NextItem(history.user, past, history.items[position])
   before, now = history.timestamps[position - 1], history.timestamps[position]
   segment = "same_day" if before // SECONDS_PER_DAY == now // SECONDS_PER_DAY else "different_day"
-  return NextItem(history.user, past, history.items[position], now, segment)
+  return NextItem(history.user, past, history.items[position], now, segment, before)
 
 
 def leave_one_out(histories: Sequence[History], max_history: int) -> Split:

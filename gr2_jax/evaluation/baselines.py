@@ -12,7 +12,8 @@ import numpy as np
 from gr2_jax.data.schema import Catalogue, DataError, Slate
 from gr2_jax.data.slates import slate_labels
 from gr2_jax.evidence.counts import ItemCounts, TransitionCounts
-from gr2_jax.evidence.table import FEATURE_NAMES, candidate_counts, last_item_rows
+from gr2_jax.evidence.facts import BASIC_FACTS
+from gr2_jax.evidence.table import candidate_counts, last_item_rows
 
 ROUNDS = 500  # at most; early stopping on the validation slates decides
 PATIENCE = 30
@@ -102,4 +103,4 @@ def lambdamart_ranking(model: lightgbm.Booster, features: np.ndarray, labels: np
 def _dataset(features: np.ndarray, labels: np.ndarray) -> lightgbm.Dataset:
   """Candidates of all slates one below the other, without the padding; a slate is a query group."""
   real = labels >= 0
-  return lightgbm.Dataset(features[real], labels[real], group=real.sum(axis=1), feature_name=list(FEATURE_NAMES), free_raw_data=True)
+  return lightgbm.Dataset(features[real], labels[real], group=real.sum(axis=1), feature_name=list(BASIC_FACTS), free_raw_data=True)

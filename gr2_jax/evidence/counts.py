@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from gr2_jax.data.schema import Catalogue, DataError, History, Slate
 
 ALWAYS = np.iinfo(np.int64).min  # the time of an event whose time is unknown: it lies before every request
+NEVER = np.iinfo(np.int64).max  # the time of an event that has not happened
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,6 +46,24 @@ class _Events:
     first = index * (len(self.times) + 1)
     counts = np.searchsorted(self.codes, first + past) - np.searchsorted(self.codes, first)
     return np.where(self.kinds[index] == kinds, counts, 0)
+
+  def first(self, kinds: np.ndarray) -> np.ndarray:
+    """Time of the first event of each kind `[..]`, `NEVER` for a kind without any."""
+    return self._time_of(kinds, 0)
+
+  def last(self, kinds: np.ndarray, before: ArrayLike | None) -> np.ndarray:
+    """Time of the last event of `kinds [..]` strictly before `before [..]`, `NEVER` where there is none; of the broadcast shape."""
+    count = self.count(kinds, before)
+    return np.where(count > 0, self._time_of(np.broadcast_to(kinds, count.shape), count - 1), NEVER)
+
+  def _time_of(self, kinds: np.ndarray, number: ArrayLike) -> np.ndarray:
+    """Time of event `number` (from 0) of each kind; `NEVER` for a kind without events."""
+    if not len(self.kinds):
+      return np.full(np.shape(kinds), NEVER)
+    index = np.minimum(np.searchsorted(self.kinds, kinds), len(self.kinds) - 1)
+    start = np.searchsorted(self.codes, index * (len(self.times) + 1))
+    event = np.clip(start + number, 0, len(self.codes) - 1)
+    return np.where(self.kinds[index] == kinds, self.times[self.codes[event] % (len(self.times) + 1)], NEVER)
 
 
 def index_names(names: Sequence[str | None]) -> tuple[tuple[str, ...], np.ndarray]:
@@ -152,16 +171,29 @@ class ItemCounts:
 
   num_items: int
   events: _Events
+  whens: np.ndarray  # times of all events, ascending
 
   @classmethod
   def fit(cls, histories: Sequence[History], catalogue: Catalogue) -> "ItemCounts":
     """Counts every interaction; those without a timestamp count as past for every request."""
     rows, times, _ = _flatten(histories, catalogue)
-    return cls(len(catalogue), _Events.sort(rows, times))
+    return cls(len(catalogue), _Events.sort(rows, times), np.sort(times))
 
   def count(self, rows: ArrayLike, before: ArrayLike | None = None) -> np.ndarray:
     """Interactions with `rows [..]` strictly before `before [..]` (Unix seconds, or None for all); row -1 counts 0."""
     return self.events.count(_check_rows(rows, self.num_items), before)
+
+  def total(self, before: ArrayLike | None = None) -> np.ndarray:
+    """Interactions with any item strictly before `before [..]` (all when None)."""
+    return np.searchsorted(self.whens, np.asarray(NEVER if before is None else before), side="left")
+
+  def first(self, rows: ArrayLike) -> np.ndarray:
+    """Time of the first interaction with `rows [..]`; `NEVER` without any, `ALWAYS` where its time is unknown."""
+    return self.events.first(_check_rows(rows, self.num_items))
+
+  def last(self, rows: ArrayLike, before: ArrayLike | None = None) -> np.ndarray:
+    """Time of the last interaction with `rows [..]` strictly before `before [..]`; `NEVER` without any, `ALWAYS` where unknown."""
+    return self.events.last(_check_rows(rows, self.num_items), before)
 
   def most_popular(self, top: int, before: int | None = None) -> list[tuple[int, int]]:
     """The `top` items as (row, count), the most frequent first, ties by row; items never taken are left out."""

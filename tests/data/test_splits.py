@@ -15,8 +15,8 @@ def test_last_is_test_and_last_but_one_is_validation():
   split = leave_one_out([history], max_history=50)
   assert split.train == (History("u", ("a", "b"), (0, DAY - 1)),)
   # c at the first second of day 1, b at the last of day 0; d in the last second of c's day.
-  assert split.validation == (NextItem("u", ("a", "b"), "c", DAY, "different_day"),)
-  assert split.test == (NextItem("u", ("a", "b", "c"), "d", 2 * DAY - 1, "same_day"),)
+  assert split.validation == (NextItem("u", ("a", "b"), "c", DAY, "different_day", DAY - 1),)
+  assert split.test == (NextItem("u", ("a", "b", "c"), "d", 2 * DAY - 1, "same_day", DAY),)
 
 
 def test_without_timestamps_there_is_no_segment():

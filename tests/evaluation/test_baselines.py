@@ -8,7 +8,8 @@ from gr2_jax.data.schema import SPLITS, Catalogue, DataError, History, Item, Sla
 from gr2_jax.data.slates import slate_labels
 from gr2_jax.evaluation import baselines
 from gr2_jax.evidence.counts import ItemCounts, TransitionCounts
-from gr2_jax.evidence.table import LogCounts, slate_features
+from gr2_jax.evidence.requests import LogCounts
+from gr2_jax.evidence.table import slate_features
 
 
 def recall_at_1(order, labels):

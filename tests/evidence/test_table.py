@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
+from gr2_jax.data.market import MarketConfig, make_market
 from gr2_jax.data.schema import Catalogue, DataError, History, Item, Slate
 from gr2_jax.data.slates import slate_labels
-from gr2_jax.evidence.table import FEATURE_NAMES, LogCounts, slate_features
+from gr2_jax.evidence.facts import BASIC_FACTS, FACTS
+from gr2_jax.evidence.requests import LogCounts
+from gr2_jax.evidence.table import slate_features
 
 CATALOGUE = Catalogue(
   (
@@ -20,8 +23,8 @@ LOG = [History("u", ("a", "b", "c"), (10, 20, 30)), History("v", ("a", "b"), (40
 
 
 def features_of(*slates, log=LOG):
-  values = slate_features(slates, CATALOGUE, LogCounts.fit(log, CATALOGUE), VECTORS)
-  return {name: values[..., i] for i, name in enumerate(FEATURE_NAMES)}
+  values = slate_features(slates, CATALOGUE, LogCounts.fit(log, CATALOGUE), VECTORS, facts=tuple(FACTS))
+  return {name: values[..., i] for i, name in enumerate(FACTS)}
 
 
 def test_values_by_hand():
@@ -45,12 +48,61 @@ def test_values_by_hand():
   assert f["upstream_rank"] == [0, 1, 2] and f["upstream_score"] == pytest.approx([0.9, 0.5, 0.1])
 
 
+def test_times_and_recent_counts_by_hand():
+  day = 86_400
+  log = [History("u", ("b", "b", "c"), (0, 100 * day, 399 * day)), History("v", ("b",), (390 * day,))]
+  slate = Slate("r", ("a",), ("b", "c", "d"), (1, 0, 0), timestamp=400 * day, last_time=397 * day)
+  f = {name: column[0] for name, column in features_of(slate, log=log).items()}
+  assert f["age"] == pytest.approx(np.log1p([400, 1, 0]) - [0, 0, 1])
+  assert f["since_last_taken"] == pytest.approx(np.log1p([10, 1, 0]) - [0, 0, 1])
+  assert f["popularity"] == pytest.approx(np.log1p([3, 1, 0])) and f["popularity_365"] == pytest.approx(np.log1p([2, 1, 0]))
+  assert f["popularity_90"] == pytest.approx(np.log1p([1, 1, 0])) and f["popularity_30"] == pytest.approx(np.log1p([1, 1, 0]))
+  assert f["gap"] == pytest.approx([np.log(4)] * 3) and f["history_length"] == pytest.approx([np.log(2)] * 3)
+  untimed = features_of(Slate("r", ("a",), ("b", "c", "d"), (1, 0, 0)), log=log)
+  assert (untimed["age"] == -1).all() and (untimed["gap"] == -1).all() and untimed["popularity_30"][0, 0] == pytest.approx(np.log(4))
+
+
+def test_counts_over_the_whole_history_by_hand():
+  slate = Slate("r", ("a", "b"), ("c", "a", "d"), (1, 0, 0), timestamp=55)
+  f = {name: column[0] for name, column in features_of(slate).items()}
+  # Before 55: histories a b c and a b. With c: a 1 (two steps), b 1; with a: b 2. Taken: a 2, b 2, c 1, of 5.
+  assert f["far_count"] == pytest.approx([np.log(3), np.log(3), 0])
+  assert f["far_cosine"] == pytest.approx([2 / np.sqrt(2), 1, 0])
+  assert f["far_decayed"] == pytest.approx([np.log(2.8), np.log(3), 0])
+  assert f["followers_decayed"] == pytest.approx([np.log(2.8), 0, 0])  # nothing is followed by a
+  assert f["lift_last"] == pytest.approx([np.log1p(1 * 5 / (2 * 1)), 0, 0])
+  assert f["leaf_next_count_second"] == pytest.approx([0, 0, 0])  # nothing of a's leaf is followed by a toner or another shampoo
+  assert f["brand_count"].tolist() == [1, 1, 0]
+  assert f["text_max"] == pytest.approx([1, 1, 0]) and f["text_decayed"] == pytest.approx([0.8 / 1.8, 0.8 / 1.8, 0])
+
+
+def test_words_of_titles_shared_with_the_history():
+  titles = ("Rose toner", "rose & mint soap", "mint  balm", "Balm")
+  catalogue = Catalogue(tuple(Item(name, title) for name, title in zip("abcd", titles, strict=True)))
+  slates = [Slate("r", ("a", "c"), ("b", "d"), (1, 0)), Slate("s", ("d",), ("a", "c"), (1, 0))]
+  names = ("words_shared", "rare_words_shared")
+  values = slate_features(slates, catalogue, LogCounts.fit([], catalogue), VECTORS, facts=names)
+  assert values[..., 0].tolist() == [[2, 1], [0, 1]]  # rose and mint; balm
+  np.testing.assert_allclose(values[..., 1], np.log(2) * values[..., 0], rtol=1e-6)  # two of four titles hold each
+
+
+def test_a_request_alone_gets_the_row_of_the_table():
+  market = make_market(MarketConfig(num_items=60, train_slates=40, validation_slates=2, test_slates=2, slate_size=5), seed=1)
+  slates = market.slates["train"]
+  read = (market.catalogue, LogCounts.fit(market.histories, market.catalogue), np.random.default_rng(0).normal(size=(60, 8)))
+  table = slate_features(slates, *read, facts=tuple(FACTS))
+  assert (table.std(axis=(0, 1)) > 0).all()
+  for i, slate in enumerate(slates):
+    np.testing.assert_array_equal(slate_features([slate], *read, facts=tuple(FACTS))[0], table[i])
+
+
 def test_events_at_or_after_the_request_change_nothing():
   slate = Slate("r", ("b",), ("c", "a"), (1, 0), timestamp=30)
   later = [*LOG, History("x", ("b", "c"), (29, 30)), History("y", ("b", "c", "a"), (31, 32, 33))]
   before, after = features_of(slate), features_of(slate, log=later)
-  changed = {name for name in FEATURE_NAMES if not np.array_equal(before[name], after[name])}
-  assert changed == set()  # user x's b at 29 is past, but b is no candidate and its next item comes at the request's own second
+  changed = {name for name in FACTS if not np.array_equal(before[name], after[name])}
+  # User x's b at 29 is past, but b is no candidate and its next item comes at the request's own second: only how often b was taken differs.
+  assert changed == {"far_cosine"}
   earlier = features_of(slate, log=[*LOG, History("x", ("b", "c"), (28, 29))])
   assert earlier["next_count_last"][0, 0] == pytest.approx(np.log(2)) and before["next_count_last"][0, 0] == 0
 
@@ -65,7 +117,7 @@ def test_without_a_timestamp_all_events_count():
 def test_shorter_slates_are_padded_and_labelled_so():
   slates = [Slate("r", ("b",), ("c", "a", "d"), (0, 1, 0)), Slate("s", ("a", "b", "c"), ("d", "b"), (2, 0))]
   values = slate_features(slates, CATALOGUE, LogCounts.fit(LOG, CATALOGUE), VECTORS)
-  assert values.shape == (2, 3, len(FEATURE_NAMES)) and values.dtype == np.float32 and np.isfinite(values).all()
+  assert values.shape == (2, 3, len(BASIC_FACTS)) and values.dtype == np.float32 and np.isfinite(values).all()
   assert (values[1, 2] == 0).all()
   assert slate_labels(slates).tolist() == [[0, 1, 0], [2, 0, -1]]
   # What stands in a slate does not depend on its neighbours' lengths.

@@ -19,7 +19,8 @@ from gr2_jax.data.schema import SPLITS
 from gr2_jax.data.slates import slate_labels
 from gr2_jax.evaluation import baselines
 from gr2_jax.evaluation.results import RankerAnswers, build_results
-from gr2_jax.evidence.table import LogCounts, slate_features
+from gr2_jax.evidence.requests import LogCounts
+from gr2_jax.evidence.table import slate_features
 from gr2_jax.runs.run import Run
 
 STAGES = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "rl", "evaluation")
