@@ -17,12 +17,14 @@ from gr2_jax.evaluation.per_slate import write_per_slate
 from gr2_jax.evaluation.policy_answers import ask_policy, make_rank
 from gr2_jax.evaluation.results import COMPRESSED, POLICY, RankerAnswers, build_results, measure_rankers, write_results
 from gr2_jax.evidence.counts import ItemCounts, TransitionCounts
+from gr2_jax.evidence.facts import BASIC_FACTS, FACTS
 from gr2_jax.evidence.requests import LogCounts
 from gr2_jax.evidence.table import slate_features
 from gr2_jax.files import write_json
 from gr2_jax.models.pruning import prune_decoder
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.reports.card import render_console_table, write_card
+from gr2_jax.reports.names import ranker_title
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.load import load_policy, load_utilities
 from gr2_jax.runs.policies import PolicyRecord, read_policies
@@ -44,7 +46,7 @@ def run(stage: StageContext) -> None:
   slates = {split: stage.slates(split) for split in SPLITS}
   test = slates["test"] = slates["test"][: options.max_slates]
   labels = slate_labels(test)
-  rankers = _classical_rankers(stage, slates, labels)
+  trees, rankers = _classical_rankers(stage, slates, labels)
   stage.stop.check()
   policies = read_policies(stage.run)
   rankers |= _policy_rankers(stage, policies, test)
@@ -69,7 +71,7 @@ def run(stage: StageContext) -> None:
     segments=[slate.segment for slate in test],
     subsets=subsets,
     train_labels=slate_labels(slates["train"]),
-    notes=[TIME_NOTE if any(slate.timestamp is not None for slate in test) else UNTIMED_NOTE],
+    notes=[TIME_NOTE if any(slate.timestamp is not None for slate in test) else UNTIMED_NOTE, trees],
     gain=options.gain,
     metrics=metrics,
     bootstrap_seed=stage.seed,
@@ -90,24 +92,32 @@ def name_data(data: ConfigDict) -> str:
   return folder.removeprefix("tfds:") if folder.startswith("tfds:") else pathlib.Path(folder).resolve().name
 
 
-def _classical_rankers(stage: StageContext, slates: Mapping[str, Sequence[Slate]], labels: np.ndarray) -> dict[str, RankerAnswers]:
+def _classical_rankers(
+  stage: StageContext, slates: Mapping[str, Sequence[Slate]], labels: np.ndarray
+) -> tuple[str, dict[str, RankerAnswers]]:
+  """(how the trees were chosen, the rankers that are no policies)."""
   test, catalogue = slates["test"], stage.catalogue
   utilities = load_utilities(stage.run, "test")
   vectors = np.load(stage.run.path("tokenize", "vectors.npy"))
   counts = LogCounts.fit(stage.log, catalogue)
-  features = {split: slate_features(of_split, catalogue, counts, vectors) for split, of_split in slates.items()}
-  lambdamart = baselines.fit_lambdamart(
-    features["train"], slate_labels(slates["train"]), features["validation"], slate_labels(slates["validation"]), seed=stage.seed
-  )
+  features = {split: slate_features(of_split, catalogue, counts, vectors, facts=tuple(FACTS)) for split, of_split in slates.items()}
+  truth = {split: slate_labels(of_split) for split, of_split in slates.items()}
+  trees = {}
+  for name, number in (("lambdamart", len(BASIC_FACTS)), ("lambdamart_all", len(FACTS))):
+    read = {split: of_split[..., :number] for split, of_split in features.items()}
+    model = baselines.fit_lambdamart(read["train"], truth["train"], read["validation"], truth["validation"], seed=stage.seed)
+    trees[name] = baselines.describe_lambdamart(model), baselines.lambdamart_ranking(model, read["test"], labels, name)
   rankings = {
     "upstream": baselines.upstream_ranking(labels),
     "random": baselines.random_ranking(labels, stage.seed),
     "oracle": baselines.ideal_ranking(labels) if utilities is None else baselines.utility_ranking(utilities[: len(test)], labels),
     "popularity": baselines.popularity_ranking(test, catalogue, ItemCounts.fit(stage.log, catalogue)),
     "last_transition": baselines.last_transition_ranking(test, catalogue, TransitionCounts.fit(stage.log, catalogue)),
-    "lambdamart": baselines.lambdamart_ranking(lambdamart, features["test"], labels),
+    **{name: ranking for name, (_, ranking) in trees.items()},
   }
-  return {name: RankerAnswers.of(ranking) for name, ranking in rankings.items()}
+  chosen = ", ".join(f"{ranker_title(name, {})} {description}" for name, (description, _) in trees.items())
+  note = f"Trees, fitted on all training slates, chosen and stopped by N@10 of the validation slates: {chosen}."
+  return note, {name: RankerAnswers.of(ranking) for name, ranking in rankings.items()}
 
 
 def _policy_rankers(stage: StageContext, policies: Sequence[PolicyRecord], test: Sequence[Slate]) -> dict[str, RankerAnswers]:
@@ -175,6 +185,6 @@ STAGE = Stage(
   inputs=("data", "tokenize", "slates", "rl"),
   uses=("compress",),
   uses_policies=True,
-  format=4,  # titles, weights
+  format=5,  # trees on all facts
   check=check,
 )

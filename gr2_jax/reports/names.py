@@ -9,6 +9,7 @@ _CLASSICAL = {
   "popularity": "popularity",
   "last_transition": "last-item transitions",
   "lambdamart": "LambdaMART",
+  "lambdamart_all": "LambdaMART, all facts",
   "oracle": "oracle",
 }
 
