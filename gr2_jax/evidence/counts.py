@@ -56,7 +56,7 @@ class _Events:
     count = self.count(kinds, before)
     return np.where(count > 0, self._time_of(np.broadcast_to(kinds, count.shape), count - 1), NEVER)
 
-  def _time_of(self, kinds: np.ndarray, number: ArrayLike) -> np.ndarray:
+  def _time_of(self, kinds: np.ndarray, number: np.ndarray | int) -> np.ndarray:
     """Time of event `number` (from 0) of each kind; `NEVER` for a kind without events."""
     if not len(self.kinds):
       return np.full(np.shape(kinds), NEVER)
