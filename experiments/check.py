@@ -1,47 +1,56 @@
 """Values that some stage could not use, found before anything is written instead of after an hour of training."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.checks import check_choice, check_records
+from experiments.checks import check_records
+from experiments.settings import RunOptions
 from experiments.stages import load_stages
 from gr2_jax.errors import ConfigError
-from gr2_jax.language.prompts import PromptStyle
+from gr2_jax.models.config import check_parts, preset
+from gr2_jax.settings import read_section, settings_of
 from gr2_jax.training.mesh import make_mesh
 from gr2_jax.training.writers import import_wandb
 
-# Sizes, wherever they stand in the config, that cannot be 0; None stands for no limit where a key allows it.
-_SIZES = {
-  *("attempts", "batch", "batch_size", "beams", "corpus_epochs", "epochs", "eval_users", "group", "log_every", "max_history"),
-  *("max_new_tokens", "max_rounds", "max_skips", "max_slates", "microbatches", "minibatches", "num_candidates", "packed_rows", "per_item"),
-  *("prompts", "report_every", "resamples", "row_length", "save_every", "text_pieces"),
-}
-
 
 def check_values(config: ConfigDict) -> None:
-  """Raises ConfigError naming the key of a value that is out of range, unknown, or does not go with another one."""
-  for key, value in _leaves(config):
-    if key.rpartition(".")[2] in _SIZES and value is not None and value < 1:
-      raise ConfigError(f"--config.{key}: {value} must be at least 1")
-  _check_answers(config)
-  if config.get("wandb_project"):
-    check_records({"wandb_project": import_wandb})
+  """Raises ConfigError for values that are out of range, unknown, or do not go with others: all that were found, each with its key."""
+  # What goes with what is asked of values that hold by themselves.
+  faults = _find_faults_of_values(config) or list(_find_faults_of_pairs(config))
+  if faults:
+    raise ConfigError(faults[0] if len(faults) == 1 else f"{len(faults)} settings cannot be used:\n  " + "\n  ".join(faults))
+
+
+def _find_faults_of_values(config: ConfigDict) -> list[str]:
+  """What the records of all sections find."""
+  shared = {field.name: config[field.name] for field, _ in settings_of(RunOptions) if field.name in config}
+  faults = read_section(RunOptions, shared)[1]
   for stage in load_stages():
-    if stage.init is not None:
-      check_choice(config, stage.init.key, stage.init.choices)
-    if stage.check is not None:
-      stage.check(config)
-  _check_devices(config)
+    if stage.options is not None:
+      faults += read_section(stage.options, config.get(stage.name, {}), stage.name)[1]
+  return faults
+
+
+def _find_faults_of_pairs(config: ConfigDict) -> Iterator[str]:
+  """What the stages find, the first fault of each, and what does not go with the devices."""
+  for check in (_check_answers, _check_writer, *(stage.check for stage in load_stages() if stage.check is not None), _check_devices):
+    try:
+      check(config)
+    except ConfigError as error:
+      yield str(error)
 
 
 def _check_answers(config: ConfigDict) -> None:
-  """The sections that all stages share: how prompts and answers are written, and which answers can be decoded."""
-  check_records({"prompt": lambda: PromptStyle(**config.prompt)})
-  check_choice(config, "decoding.constraint", ("none", "slate"))
+  """Which answers can be decoded."""
   if config.decoding.constraint == "slate" and config.prompt.answer != "compact":
     raise ConfigError(f"--config.decoding.constraint: 'slate' is for compact answers, not for {config.prompt.answer}; set it to none")
+
+
+def _check_writer(config: ConfigDict) -> None:
+  """What writes metrics elsewhere must be installed."""
+  if config.wandb_project:
+    check_records({"wandb_project": import_wandb}, config)
 
 
 def _check_devices(config: ConfigDict) -> None:
@@ -54,6 +63,10 @@ def _check_devices(config: ConfigDict) -> None:
     shape = make_mesh(**config.mesh).shape
   except ValueError as error:
     raise ConfigError(f"--config.mesh: {error}") from None
+  try:
+    check_parts(preset(config.model.preset, 128), shape["fsdp"], shape["tensor"])
+  except ValueError as error:
+    raise ConfigError(f"--config.mesh.{error}") from None
   parts, processes = shape["data"] * shape["fsdp"], jax.process_count()
   if parts % processes:
     raise ConfigError(
@@ -68,12 +81,3 @@ def _check_devices(config: ConfigDict) -> None:
         f"--config.{key}: {rows // cuts} rows at once{in_cuts} do not divide over the {parts} parts of the mesh (mesh.data x mesh.fsdp); "
         f"make {key} a multiple of {cuts * parts}, or the mesh smaller"
       )
-
-
-def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-  """(dotted key, value) of everything that is no section."""
-  for key, value in config.items():
-    if isinstance(value, ConfigDict):
-      yield from _leaves(value, f"{prefix}{key}.")
-    else:
-      yield f"{prefix}{key}", value

@@ -12,14 +12,14 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from experiments.exit_code import exit_code_of
+from experiments.look_ahead import look_ahead
 from experiments.stages import load_stages
 from gr2_jax.runs.artifacts import check_intact
-from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.life import check_stages, is_finished, open_stage
 from gr2_jax.runs.lock import locked
 from gr2_jax.runs.run import Run, RunError, begin_run, check_directory
-from gr2_jax.runs.sharing import check_sources, find_runs, link_stage, plan_sharing
-from gr2_jax.runs.stages import NeededStage, Stage, needed_stages
+from gr2_jax.runs.sharing import check_sources, find_runs, link_stage, plan_sharing, take_over
+from gr2_jax.runs.stages import NeededStage, Stage, needed_stages, open_context
 from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.progress import Progress, format_seconds
 
@@ -35,21 +35,32 @@ def choose_stages(names: Sequence[str] | None, stages: Sequence[Stage], config: 
   return [stage for stage in needed_stages(stages, config) if names is None or stage.name in names]
 
 
-def run_stages(run: Run, stages: Sequence[NeededStage], progress: Progress, stop: StopSignal) -> None:
-  """Runs what is not done yet, on inputs that are intact. Raises Interrupted when a signal asked to stop."""
+def run_stages(run: Run, stages: Sequence[NeededStage], progress: Progress, stop: StopSignal, siblings: Sequence[Run] = ()) -> None:
+  """Runs what is not done yet, nor to be linked from `siblings`, on inputs that are intact.
+
+  Raises Interrupted when a signal asked to stop, and as soon as the stage `data` is done ConfigError for all settings that its data forbid.
+  """
   intact: set[str] = set()
-  for stage in stages:
+  looked = False
+  for place, stage in enumerate(stages):
     if is_finished(run, stage):
       seconds = (run.done(stage.name) or {})["seconds"]
       progress.note(f"{stage.name}: done before in {format_seconds(seconds)}, skipped")
+      continue
+    sibling = take_over(run, stage, siblings)
+    if sibling is not None:
+      progress.note(f"{stage.name}: the same as in {sibling.directory}, linked")
       continue
     for name in stage.inputs:
       if name not in intact:
         check_intact(run, name)
     intact |= {*stage.inputs, stage.name}
+    if not looked and run.is_done("data"):
+      look_ahead(run, stages[place:], progress, stop)
+      looked = True
     began = time.monotonic()
     with open_stage(run, stage):
-      stage.stage.run(StageContext(run, stage.name, progress, stop))
+      stage.stage.run(open_context(run, stage.stage, progress, stop))
     _wait_for_all(run, stage.name)
     progress.note(f"{stage.name}: done in {format_seconds(time.monotonic() - began)}")
     stop.check()

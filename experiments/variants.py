@@ -17,7 +17,7 @@ from gr2_jax.errors import ConfigError
 from gr2_jax.runs.life import check_stages, is_finished
 from gr2_jax.runs.lock import locked
 from gr2_jax.runs.run import Run, RunError, begin_run, check_directory
-from gr2_jax.runs.sharing import find_runs, take_over
+from gr2_jax.runs.sharing import find_runs
 from gr2_jax.runs.stages import NeededStage, needed_stages
 from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.progress import Progress, format_seconds
@@ -150,12 +150,7 @@ def _stages_of(run: Run, names: Sequence[str] | None) -> list[NeededStage]:
 def _run_one(run: Run, stages: Sequence[NeededStage], siblings: Sequence[Run], progress: Progress, stop: StopSignal) -> None:
   import jax
 
-  for stage in stages:
-    sibling = take_over(run, stage, siblings)
-    if sibling is None:
-      run_stages(run, [stage], progress, stop)
-    else:
-      progress.note(f"{stage.name}: the same as in {sibling.directory}, linked")
+  run_stages(run, stages, progress, stop, siblings)
   jax.clear_caches()  # the next run builds its own functions, and these would stay in memory
 
 

@@ -28,7 +28,7 @@ def get_config(arg=None):
   config.name = "compressor"
   config.data.market.update({"min_history": 6, "max_history": 10})
   config.prompt.update({"history_fields": ("title", "category"), "max_history": 10, "max_prompt_tokens": 416})
-  config.sft.update({"row_length": 448, "compressed_share": 0.7})
+  config.sft.update({"row_length": 512 if args.tiny else 448, "compressed_share": 0.7})  # the tiny market's slates are longer
   config.compress.update({"variants": ("sids", "rules", "rewriter", "soft_tokens"), "budget": BUDGETS[0]})
   config.compress.rewriter.warmup.row_length = 448
   if not args.tiny:

@@ -1,25 +1,48 @@
 """Stage `compress`: shorter histories by rules, by a trained rewriter, or as vectors, and how short they are."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from experiments.checks import check_choice, check_records, check_training
+from experiments.checks import check_records, check_training
 from gr2_jax.compression.cache import fill_cache
-from gr2_jax.compression.rewriter import RewriterOptions
+from gr2_jax.compression.rewriter import RewriterOptions, find_short_rows
 from gr2_jax.compression.rules import VARIANTS, check_budget
+from gr2_jax.compression.soft_token_training import SoftTokenOptions
 from gr2_jax.compression.variants import make_compress
+from gr2_jax.data.schema import SPLITS
 from gr2_jax.errors import ConfigError
 from gr2_jax.files import write_json
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.stages import Stage
 from gr2_jax.semantic_ids.sizes import FEWEST_LEVELS
-from gr2_jax.teachers.chat import ChatConfig
+from gr2_jax.settings import check_settings, setting
+
+_LONGEST = 256  # histories that are looked at ahead
+
+
+@dataclasses.dataclass(frozen=True)
+class CompressOptions:
+  """Which shorter histories are made; without a variant the stage is left out. Raises ValueError."""
+
+  variants: tuple[str, ...] = setting((), "semantic IDs alone, fixed rules, a trained rewriter, vectors of items", choices=VARIANTS)
+  budget: int = setting(48, "of a compressed history", unit="tokens", low=1)
+  splits: tuple[str, ...] = setting(
+    ("test",), "whose histories are compressed; the evaluation reads those of the test slates", choices=SPLITS
+  )
+  batch_size: int = setting(64, "compressed at a time", unit="histories", low=1)
+  rewriter: RewriterOptions = setting(RewriterOptions(), "the trained rewriter")
+  soft_tokens: SoftTokenOptions = setting(SoftTokenOptions(), "the vectors of items")
+
+  def __post_init__(self) -> None:
+    check_settings(self)
 
 
 def run(stage: StageContext) -> None:
   """Writes `VARIANT.jsonl` (every history's tokens and outcome), `report.json`, and what the trained variants need."""
-  options, report = stage.options, {}
+  options: CompressOptions = stage.options
+  report = {}
   slates = [slate for split in options.splits for slate in stage.slates(split)]
   for variant in options.variants:
     compress = make_compress(stage, variant)
@@ -34,25 +57,14 @@ def check(config: ConfigDict) -> None:
   """Variants that there are, a budget that holds an item, and a judge that can be asked."""
   options = config.compress
   rewriter, soft_tokens = options.rewriter, options.soft_tokens
-  check_choice(config, "compress.rewriter.judge", ("ranker", "chat"))
-  check_choice(config, "compress.rewriter.metric", ("auc", "ndcg"))
   if not options.variants:
     return
-  unknown = [variant for variant in options.variants if variant not in VARIANTS]
-  if unknown:
-    raise ConfigError(f"--config.compress.variants: {unknown[0]!r} is not known; choose from {', '.join(VARIANTS)}")
   if "test" not in options.splits:
     raise ConfigError("--config.compress.splits: the evaluation needs 'test' among them")
   shortest = (config.tokenize.rqvae.levels or FEWEST_LEVELS) + 2 * config.prompt.sid_markers  # tokens of an item, at least
   if "soft_tokens" in options.variants:
     shortest = max(shortest, soft_tokens.per_item)
-  check_records(
-    {
-      "compress": lambda: check_budget(options.budget, shortest),
-      "compress.rewriter": lambda: RewriterOptions.read(rewriter),
-      "compress.rewriter.chat": lambda: ChatConfig(**rewriter.chat),
-    }
-  )
+  check_records({"compress": lambda: check_budget(options.budget, shortest)}, config)
   for key in ("compress.rewriter.warmup", "compress.rewriter", "compress.soft_tokens"):
     check_training(config, key)
   if "rewriter" in options.variants and config.get("distributed"):
@@ -62,6 +74,13 @@ def check(config: ConfigDict) -> None:
     raise ConfigError("--config.compress.rewriter.chat: give the url and the model of the endpoint, or set judge=ranker")
   if soft_tokens.optimizer.rule == "muon":
     raise ConfigError("--config.compress.soft_tokens.optimizer.rule: muon knows the matrices of the decoder alone; use adamw")
+
+
+def foresee(stage: StageContext) -> list[str]:
+  """Rows in which the rewriter's examples find room, of the longest histories that there are."""
+  slates = sorted(stage.slates("train"), key=lambda slate: len(slate.history), reverse=True)[:_LONGEST]
+  fault = find_short_rows(stage, slates) if slates and "rewriter" in stage.options.variants else None
+  return [] if fault is None else [fault]
 
 
 def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
@@ -81,9 +100,11 @@ STAGE = Stage(
   "compress",
   run,
   reads=("seed", "model", "mesh", "prompt", "decoding", "compress"),
+  options=CompressOptions,
   inputs=("data", "tokenize", "midtrain", "slates", "rl"),
   unused=unused,
   when="compress.variants",
   check=check,
   batches=batches,
+  foresee=foresee,
 )

@@ -1,5 +1,6 @@
 """Stage `data`: whatever the source, the run's own copy of items, interactions and slates in the common form."""
 
+import dataclasses
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.checks import check_choice
 from gr2_jax.data.folders import find_file, find_slates
 from gr2_jax.data.jsonl import (
   BadLineError,
@@ -28,6 +28,7 @@ from gr2_jax.errors import ConfigError
 from gr2_jax.files import write_json
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.stages import Stage
+from gr2_jax.settings import check_settings, setting
 
 
 class Records(NamedTuple):
@@ -36,6 +37,29 @@ class Records(NamedTuple):
   catalogue: Catalogue
   histories: Sequence[History] | None
   slates: Mapping[str, Sequence[Slate]]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+  """Where items, interactions and slates come from. Raises ValueError."""
+
+  source: str = setting(
+    "synthetic",
+    "synthetic; a folder with items.jsonl[.gz] and interactions.jsonl[.gz], slates_*.jsonl[.gz] or both; or tfds:NAME (beauty, sports, "
+    "toys, own_log)",
+  )
+  manual_dir: str = setting("", "folder of the files that tfds:NAME reads, where it does not download them")
+  on_error: str = setting(
+    "stop",
+    "at a bad line; skip leaves out bad lines and events of unknown items, counts them, and lists them in RUN/data/bad_lines.jsonl",
+    choices=("stop", "skip"),
+  )
+  max_history: int = setting(50, "the latest of a request that is built from the log", unit="items", low=1)
+  market_seed: int = setting(0, "of the synthetic market", low=0)
+  market: MarketConfig = setting(MarketConfig(), "the synthetic one")
+
+  def __post_init__(self) -> None:
+    check_settings(self)
 
 
 def run(stage: StageContext) -> None:
@@ -104,7 +128,7 @@ def _load(stage: StageContext) -> Records:
 
 
 def check_slates(config: ConfigDict, slates: Mapping[str, Sequence[Slate]]) -> None:
-  """What would otherwise come out after mid-training: slates that are missing, or longer than answers can name."""
+  """What would otherwise come out after mid-training: slates that are missing."""
   if config.slates.source != "log":
     return
   for split in SPLITS:
@@ -113,13 +137,10 @@ def check_slates(config: ConfigDict, slates: Mapping[str, Sequence[Slate]]) -> N
         f"config.slates.source: 'log' needs slates_{split}.jsonl[.gz] with at least one usable line in config.data.source; add it, or "
         "build slates with --config.slates.source=ctr or =beam"
       )
-  longest, named = max(len(slate.candidates) for of in slates.values() for slate in of), config.tokenize.num_candidates
-  if longest > named:
-    raise DataError(f"candidates: a slate has {longest}, but only {named} have names; raise --config.tokenize.num_candidates")
 
 
 def _synthetic(stage: StageContext) -> Records:
-  market = make_market(MarketConfig(**stage.options.market), stage.options.market_seed)
+  market = make_market(stage.options.market, stage.options.market_seed)
   for split, utilities in market.utilities.items():
     np.save(stage.path(f"utilities_{split}.npy"), utilities)
   return Records(market.catalogue, market.histories, market.slates)
@@ -155,7 +176,6 @@ def _existing(folder: pathlib.Path, stem: str) -> pathlib.Path:
 
 def check(config: ConfigDict) -> None:
   """What becomes of bad lines."""
-  check_choice(config, "data.on_error", ("stop", "skip"))
   if config.data.on_error == "skip" and config.data.source.startswith("tfds:"):
     raise ConfigError("--config.data.on_error: 'skip' is for a folder of JSONL files; give that folder as --config.data.source")
 
@@ -168,4 +188,6 @@ def unused(config: ConfigDict) -> tuple[str, ...]:
   return ("data.market", "data.market_seed", *(() if source.startswith("tfds:") else ("data.manual_dir",)))
 
 
-STAGE = Stage("data", run, reads=("seed", "data"), files=("data.source", "data.manual_dir"), unused=unused, check=check)
+STAGE = Stage(
+  "data", run, reads=("seed", "data"), options=DataOptions, files=("data.source", "data.manual_dir"), unused=unused, check=check
+)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.checks import check_at_least_one, check_choice, check_learning, check_training
+from experiments.checks import check_records, check_training
 from gr2_jax.data.schema import DataError
 from gr2_jax.errors import ConfigError
 from gr2_jax.files import replacing
@@ -16,7 +16,7 @@ from gr2_jax.language.answers import render_answer
 from gr2_jax.language.prompts import present
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.rl.draw import Drawn
-from gr2_jax.rl.options import RolloutOptions, read_rl_options, read_rollout_options
+from gr2_jax.rl.options import GroupOptions, RolloutOptions, read_rollout_options
 from gr2_jax.rollout.generate import RolloutConfig, make_generate
 from gr2_jax.rollout.rerank import PromptBatch, rank_slates, render_prompts
 from gr2_jax.rollout.scoring import answer_opening
@@ -24,7 +24,32 @@ from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.policy_training import completion_batch, make_local_roll_out, make_stream, train_by_loss, train_by_reward
 from gr2_jax.runs.stages import Init, Stage
+from gr2_jax.runs.training import TrainingOptions
+from gr2_jax.settings import check_settings, read_record, setting, spread
 from gr2_jax.steps.direct import make_answer_loss, make_distillation_loss, make_listwise_loss
+from gr2_jax.training.state import OptimizerConfig
+
+INIT = Init("direct.init", ("midtrain", "sft", "opd", "rl"))
+_METHODS = ("rl", "sft", "distil", "scores")
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectOptions:
+  """A second pass in which the policy learns to answer without reasoning. Raises ValueError."""
+
+  enabled: bool = setting(False, "whether there is a direct policy")
+  init: str = setting("rl", "the policy that it starts from", choices=INIT.choices)
+  method: str = setting(
+    "rl",
+    "rl; sft on the answers of init; distil: init, after its own reasoning, scores the answers; scores: listwise, for one-pass scoring",
+    choices=_METHODS,
+  )
+  max_slates: int | None = setting(None, "of training that init answers for sft; None: all", unit="slates", low=1)
+  groups: GroupOptions = spread(GroupOptions())
+  training: TrainingOptions = spread(TrainingOptions(60, OptimizerConfig(1e-4, warmup_steps=5), save_every=25, log_every=1))
+
+  def __post_init__(self) -> None:
+    check_settings(self)
 
 
 def run(stage: StageContext) -> None:
@@ -34,15 +59,15 @@ def run(stage: StageContext) -> None:
 
 def _rollout(stage: StageContext) -> RolloutOptions:
   """How the policy is asked without reasoning: the limit of new tokens is what an answer takes."""
-  return read_rollout_options(stage.options, stage.most_new_tokens(stage.direct_style))
+  return read_rollout_options(stage.options.groups, stage.most_new_tokens(stage.direct_style))
 
 
 def _by_reward(stage: StageContext) -> None:
   """The stage `rl` once more, on direct prompts; no answer is overlong."""
-  options = read_rl_options(stage.options, stage.config.decoding.max_new_tokens)
-  collect = dataclasses.replace(options.collect, rollout=_rollout(stage), overlong_zone=0)
-  init = stage.checkpoints(stage.options.init)
-  train_by_reward(stage, dataclasses.replace(options, collect=collect), stage.direct_style, init)
+  options: DirectOptions = stage.options
+  learning = options.groups.to_rl(stage.config.decoding.max_new_tokens)
+  collect = dataclasses.replace(learning.collect, rollout=_rollout(stage), overlong_zone=0)
+  train_by_reward(stage, dataclasses.replace(learning, collect=collect), stage.direct_style, stage.checkpoints(options.init))
 
 
 def _by_answers(stage: StageContext) -> None:
@@ -65,7 +90,8 @@ def _by_answers(stage: StageContext) -> None:
     return completion_batch(drawn, completions, mask)
 
   loss_fn = make_answer_loss(stage.decoder, stage.constraint(style))
-  train_by_loss(stage, stage.decoder, stage.checkpoints(options.init), make_stream(stage, style, rollout, slates), loss_fn, make_batch)
+  stream = make_stream(stage, style, rollout, slates)
+  train_by_loss(stage, stage.decoder, stage.checkpoints(options.init), stream, loss_fn, make_batch)
 
 
 def _by_own_reasoning(stage: StageContext) -> None:
@@ -89,7 +115,8 @@ def _by_own_reasoning(stage: StageContext) -> None:
     return batch | {"teacher_prompts": texts, "teacher_mask": mask}
 
   loss_fn = make_distillation_loss(stage.decoder, stage.decoder, stage.constraint(stage.direct_style))
-  train_by_loss(stage, stage.decoder, stage.checkpoints(options.init), stream, loss_fn, make_batch, frozen=(teacher,))
+  init = stage.checkpoints(options.init)
+  train_by_loss(stage, stage.decoder, init, stream, loss_fn, make_batch, frozen=(teacher,))
 
 
 def _by_labels(stage: StageContext) -> None:
@@ -111,7 +138,7 @@ def _answers_after_reasoning(stage: StageContext) -> np.ndarray:
   if path.exists():
     return np.load(path)["rankings"]
   slates = stage.slates("train")[: options.max_slates]
-  shown = [present(len(slate.candidates), options.presentation, (stage.seed, i, 0)) for i, slate in enumerate(slates)]
+  shown = [present(len(slate.candidates), options.groups.presentation, (stage.seed, i, 0)) for i, slate in enumerate(slates)]
   sizes = {"group": 1, "max_new_tokens": stage.config.decoding.max_new_tokens, "constraint": stage.constraint(stage.style)}
   generate = make_generate(RolloutConfig.of(stage.decoder, stage.vocabulary, **sizes))
   with stage.task("direct: answers", len(slates), "slates") as task:
@@ -122,7 +149,7 @@ def _answers_after_reasoning(stage: StageContext) -> np.ndarray:
       shown,
       stage.prompts,
       stage.style,
-      batch_size=options.prompts * options.group,
+      batch_size=options.groups.prompts * options.groups.group,
       key=stage.key,
       on_progress=stage.on_progress(task),
     )
@@ -147,9 +174,7 @@ def append_reasoning(prompts: PromptBatch, completions: np.ndarray, vocabulary: 
 def check(config: ConfigDict) -> None:
   """The method must go with where it starts and with the form of answers."""
   direct = config.direct
-  check_choice(config, "direct.method", ("rl", "sft", "distil", "scores"))
-  check_at_least_one(config, "direct.max_slates")
-  check_learning(config, "direct")
+  check_records({"direct": lambda: read_record(DirectOptions, config, "direct").groups.to_rl(config.decoding.max_new_tokens)}, config)
   if not direct.enabled:
     return
   check_training(config, "direct")
@@ -183,8 +208,9 @@ STAGE = Stage(
   "direct",
   run,
   reads=("seed", "model", "mesh", "prompt", "decoding", "direct"),
+  options=DirectOptions,
   inputs=("data", "tokenize", "slates"),
-  init=Init("direct.init", ("midtrain", "sft", "opd", "rl")),
+  init=INIT,
   when="direct.enabled",
   check=check,
   batches=batches,

@@ -4,11 +4,11 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.checks import check_at_least_one, check_choice
 from gr2_jax.compression.cache import FULL_HISTORIES, load_compressed, time_prefill
 from gr2_jax.data.schema import SPLITS, Slate
 from gr2_jax.data.slates import slate_labels
@@ -29,6 +29,7 @@ from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.load import load_policy, load_utilities
 from gr2_jax.runs.policies import PolicyRecord, read_policies
 from gr2_jax.runs.stages import Stage
+from gr2_jax.settings import check_settings, setting
 
 TIME_NOTE = (
   "Counts (popularity, transitions, co-occurrence; in features and in prompts) use only events before the request's timestamp; events of "
@@ -37,12 +38,26 @@ TIME_NOTE = (
 UNTIMED_NOTE = "The slates carry no timestamps: every event of the log counts, and the log holds none of their targets."
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluationOptions:
+  """How all rankers are measured. Raises ValueError."""
+
+  batch_size: int = setting(64, "that a policy answers at a time", unit="slates", low=1)
+  max_slates: int | None = setting(None, "of the test; None: all", unit="slates", low=1)
+  gain: Literal["exponential", "linear"] = setting("exponential", "of labels in NDCG")
+  resamples: int = setting(10_000, "of the bootstrap", low=1)
+  shuffles: int = setting(2, "shuffled presentations, beside the upstream one", low=0)
+
+  def __post_init__(self) -> None:
+    check_settings(self)
+
+
 def run(stage: StageContext) -> None:
   """Writes `results.json`, `per_slate.npz`, `card.md` with its plots, and `answers_RANKER.jsonl` (what the language models answered).
 
   With an SFT policy that was taught without reasoning also `hard_slates.json`.
   """
-  options = stage.options
+  options: EvaluationOptions = stage.options
   slates = {split: stage.slates(split) for split in SPLITS}
   test = slates["test"] = slates["test"][: options.max_slates]
   labels = slate_labels(test)
@@ -172,19 +187,13 @@ def _find_hard_slates(stage: StageContext, answers: RankerAnswers, labels: np.nd
   return hard
 
 
-def check(config: ConfigDict) -> None:
-  """The gain of NDCG, and how many slates."""
-  check_choice(config, "evaluation.gain", ("exponential", "linear"))
-  check_at_least_one(config, "evaluation.max_slates", "evaluation.batch_size", "evaluation.resamples")
-
-
 STAGE = Stage(
   "evaluation",
   run,
   reads=("seed", "model", "mesh", "prompt", "decoding", "evaluation"),
+  options=EvaluationOptions,
   inputs=("data", "tokenize", "slates", "rl"),
   uses=("compress",),
   uses_policies=True,
   format=5,  # trees on all facts
-  check=check,
 )

@@ -1,5 +1,6 @@
 """Stage `midtrain`: a language model of semantic IDs and text, and how well it retrieves from the whole catalogue."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,24 +9,55 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.checks import check_records, check_training
+from experiments.checks import check_training
 from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.data.splits import NextItem
 from gr2_jax.evaluation.retrieval import retrieval_metrics, retrieval_ranks
 from gr2_jax.files import write_json
 from gr2_jax.language.midtrain_tasks import MidtrainCorpus, Mixture
-from gr2_jax.models.config import preset
 from gr2_jax.rollout.catalogue_scores import make_beam_scores
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.stages import Stage
-from gr2_jax.runs.training import train_lm
+from gr2_jax.runs.training import TrainingOptions, train_lm
+from gr2_jax.settings import check_settings, setting, spread
+from gr2_jax.training.state import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class NewRowsOptions:
+  """A training of the new token rows alone: what a pretrained backbone needs first (OneRec-Think's learning rate). Raises ValueError."""
+
+  enabled: bool = setting(False, "the new token rows are trained first, the rest held still")
+  training: TrainingOptions = spread(TrainingOptions(100, OptimizerConfig(5e-4), save_every=500, log_every=20))
+
+  def __post_init__(self) -> None:
+    check_settings(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class MidtrainOptions:
+  """What the language model learns from the log, and how its retrieval is measured. Raises ValueError."""
+
+  mixture: Mixture = setting(Mixture(), "of the tasks")
+  corpus_epochs: int = setting(64, "after which the corpus repeats its draws", unit="epochs", low=1)
+  max_history: int = setting(20, "the latest of a history", unit="items", low=1)
+  batch_size: int = setting(32, "of an update", unit="rows", low=1)
+  row_length: int = setting(256, "into which examples are packed", unit="tokens", low=2)
+  training: TrainingOptions = spread(
+    TrainingOptions(1000, OptimizerConfig(1e-3, schedule="cosine", warmup_steps=50, weight_decay=0.01), save_every=500, log_every=20)
+  )
+  warmup_rows: NewRowsOptions = setting(NewRowsOptions(), "before everything is trained")
+  beams: int = setting(20, "of the search that measures retrieval", low=1)
+  eval_users: int | None = setting(None, "whose test requests measure it; None: all", unit="users", low=1)
+
+  def __post_init__(self) -> None:
+    check_settings(self)
 
 
 def run(stage: StageContext) -> None:
   """Trains new token rows, then everything; writes checkpoints and `retrieval.json` (beam search over the trie, test requests)."""
-  options = stage.options
-  mixture = Mixture(**options.mixture)
-  corpus = MidtrainCorpus(stage.split.train, stage.prompts, mixture, stage.seed, options.max_history, epochs=options.corpus_epochs)
+  options: MidtrainOptions = stage.options
+  corpus = MidtrainCorpus(stage.split.train, stage.prompts, options.mixture, stage.seed, options.max_history, epochs=options.corpus_epochs)
 
   def batches(seed: int) -> grain.DatasetIterator:
     return make_pipeline(
@@ -77,8 +109,7 @@ def _evaluate(stage: StageContext, params: Any, requests: Sequence[NextItem]) ->
 
 
 def check(config: ConfigDict) -> None:
-  """The model's size, the mixture of tasks, the optimizers."""
-  check_records({"model.preset": lambda: preset(config.model.preset, 128), "midtrain.mixture": lambda: Mixture(**config.midtrain.mixture)})
+  """The optimizers."""
   check_training(config, "midtrain")
   if config.midtrain.warmup_rows.enabled:
     check_training(config, "midtrain.warmup_rows")
@@ -99,6 +130,7 @@ STAGE = Stage(
   "midtrain",
   run,
   reads=("seed", "model", "mesh", "midtrain"),
+  options=MidtrainOptions,
   inputs=("data", "tokenize"),
   unused=unused,
   check=check,

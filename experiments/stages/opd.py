@@ -1,38 +1,84 @@
 """Stage `opd`: on-policy distillation; a larger teacher scores the student's own rollouts (Eq 4)."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from experiments.checks import check_choice, check_records, check_training
+from experiments.checks import check_records, check_training
 from gr2_jax.errors import ConfigError
 from gr2_jax.objectives.distillation import DistillationConfig
-from gr2_jax.rl.options import CollectOptions, read_reward, read_rollout_options
+from gr2_jax.rl.options import PRESENTATIONS, CollectOptions, RewardOptions, read_rollout_options
 from gr2_jax.rl.step import make_collector
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.policy_training import make_stream, train_in_steps
 from gr2_jax.runs.stages import Init, Stage
 from gr2_jax.runs.teacher import check_teacher_config, load_teacher
-from gr2_jax.runs.training import begin
+from gr2_jax.runs.training import TrainingOptions, begin
+from gr2_jax.settings import check_settings, read_record, setting, spread
 from gr2_jax.steps.opd import OpdConfig, make_opd_update
 from gr2_jax.training.mesh import jit_update
+from gr2_jax.training.state import OptimizerConfig
 
 HEADLINE = ("reverse_kl", "beta", "reward", "recall@1", "valid_rate", "completion_length", "entropy")
 
 
+INIT = Init("opd.init", ("midtrain", "sft"))
+
+
+@dataclasses.dataclass(frozen=True)
+class OpdStageOptions:
+  """Learning from the teacher's scores; the stage runs where `rl.init` is opd. Raises ValueError."""
+
+  teacher_run: str = setting("", "directory of a finished run on the same semantic IDs and vocabulary, of any size")
+  teacher_stage: str = setting("rl", "whose policy is the teacher", choices=("rl", "sft"))
+  init: str = setting("midtrain", "what the student starts from", choices=INIT.choices)
+  prompts: int = setting(16, "of a batch, over all processes", unit="slates", low=1)
+  group: int = setting(8, "to a prompt; rewards are compared within", unit="answers", low=1)
+  decode_prompts: int | None = setting(None, "decoded at a time; None: all (see rl)", unit="slates", low=1)
+  decode_rows: int | None = setting(None, "for a prompt's answers; None: all (see rl)", unit="rows", low=1)
+  overlong_zone: int = setting(8, "before the limit that cost reward", unit="tokens", low=0)
+  microbatches: int = setting(1, "parts of a gradient step, to save memory", low=1)
+  temperature: float = setting(1.0, "at which answers are drawn, and both models compared", above=0)
+  distillation: DistillationConfig = setting(DistillationConfig(), "the reverse KL")
+  reward_weight: float = setting(1.0, "of the ranking reward beside the distillation; 0: the teacher alone", low=0)
+  clip_low: float = setting(0.2, "the ratio counts from 1 - clip_low on", low=0, below=1)
+  clip_high: float = setting(0.28, "the ratio counts up to 1 + clip_high", low=0)
+  presentation: str = setting("shuffled", "how candidates are shown", choices=PRESENTATIONS)
+  reward: RewardOptions = setting(RewardOptions(), "of an answer")
+  training: TrainingOptions = spread(TrainingOptions(100, OptimizerConfig(1e-3, warmup_steps=5), save_every=25, log_every=1))
+
+  def __post_init__(self) -> None:
+    check_settings(self)
+    if self.prompts % self.microbatches:
+      raise ValueError(f"prompts: {self.prompts} do not divide into {self.microbatches} microbatches; use a multiple")
+    if self.group < 2 and self.reward_weight:
+      raise ValueError(f"group: {self.group} must be at least 2, or reward_weight 0: rewards are compared within a group")
+    self.update()
+
+  def update(self) -> OpdConfig:
+    """The record of the loss."""
+    return OpdConfig(self.distillation, self.reward_weight, self.clip_low, self.clip_high, self.temperature, self.microbatches)
+
+  def collect(self, max_new_tokens: int) -> CollectOptions:
+    """No group is left out, whatever its rewards, since the teacher has something to say to every rollout: hard prompts count as well."""
+    return CollectOptions(read_rollout_options(self, max_new_tokens), overlong_zone=self.overlong_zone, dynamic_sampling=False)
+
+
 def run(stage: StageContext) -> None:
   """Trains the mid-trained (or SFT) model on its own rollouts under the teacher's scores; writes checkpoints."""
-  options, config, collect = stage.options, read_update(stage.options), read_collect(stage.config)
+  options: OpdStageOptions = stage.options
+  config, collect = options.update(), options.collect(stage.config.decoding.max_new_tokens)
   teacher, teacher_params = load_teacher(stage)
   optimizer, state, shardings = begin(stage, stage.decoder, stage.name, stage.checkpoints(options.init))
   constraint = stage.constraint(stage.style)
-  update = make_opd_update(stage.decoder, teacher, optimizer, config, steps=options.steps, constraint=constraint)
+  update = make_opd_update(stage.decoder, teacher, optimizer, config, steps=options.training.steps, constraint=constraint)
   collector = make_collector(
     stage.decoder,
     make_stream(stage, stage.style, collect.rollout),
     collect,
-    reward=read_reward(options.reward),
+    reward=options.reward.load(),
     loss=config.policy,
     constraint=constraint,
     mesh=stage.mesh,
@@ -41,35 +87,15 @@ def run(stage: StageContext) -> None:
   train_in_steps(stage, state, collector, jit_update(update, stage.mesh, shardings, frozen=(teacher_params,)), HEADLINE)
 
 
-def read_update(section: ConfigDict) -> OpdConfig:
-  """The record of the loss; raises ValueError for values that cannot hold."""
-  names = ("reward_weight", "clip_low", "clip_high", "temperature", "microbatches")
-  return OpdConfig(DistillationConfig(**section.distillation), **{name: section[name] for name in names})
-
-
-def read_collect(config: ConfigDict) -> CollectOptions:
-  """The teacher has something to say to every rollout: no group is left out, whatever its rewards, so hard prompts count like easy ones."""
-  rollout = read_rollout_options(config.opd, config.decoding.max_new_tokens)
-  return CollectOptions(rollout, overlong_zone=config.opd.overlong_zone, dynamic_sampling=False)
-
-
 def check(config: ConfigDict) -> None:
   """The teacher must be named where it is needed, and only there, and read the same tokens."""
-  opd, used = config.opd, _is_used(config)
-  check_choice(config, "opd.teacher_stage", ("rl", "sft"))
-  records = {"opd": lambda: (read_update(opd), read_collect(config)), "opd.reward": lambda: read_reward(opd.reward)}
-  check_records(records)
+  opd, used, options = config.opd, _is_used(config), read_record(OpdStageOptions, config, "opd")
+  check_records({"opd": lambda: (options.collect(config.decoding.max_new_tokens), options.reward.load())}, config)
   check_training(config, "opd")
   if used and not opd.teacher_run:
-    raise ConfigError("--config.opd.teacher_run is missing: name the directory of a finished run whose policy is the teacher")
+    raise ConfigError("--config.opd.teacher_run: missing; name the directory of a finished run whose policy is the teacher")
   if opd.teacher_run and not used:
-    raise ConfigError(
-      f"--config.opd.teacher_run is set, but no stage reads it while rl.init is {config.rl.init!r}; set --config.rl.init=opd"
-    )
-  if opd.prompts % opd.microbatches:
-    raise ConfigError(f"--config.opd.prompts: {opd.prompts} do not divide into {opd.microbatches} microbatches; use a multiple")
-  if opd.group < 2 and opd.reward_weight:
-    raise ConfigError(f"--config.opd.group: {opd.group} must be at least 2, or reward_weight 0: rewards are compared within a group")
+    raise ConfigError(f"--config.opd.teacher_run: set, but no stage reads it while rl.init is {config.rl.init!r}; set --config.rl.init=opd")
   if used:
     check_teacher_config(config)
 
@@ -96,8 +122,9 @@ STAGE = Stage(
   "opd",
   run,
   reads=("seed", "model", "mesh", "prompt", "decoding", "opd"),
+  options=OpdStageOptions,
   inputs=("data", "tokenize", "slates"),
-  init=Init("opd.init", ("midtrain", "sft")),
+  init=INIT,
   runs=(("opd.teacher_run", "opd.teacher_stage"),),
   check=check,
   batches=batches,

@@ -1,5 +1,6 @@
 """Stage `prune`: the layers that change the hidden state least are dropped, and the full model teaches the rest on its own answers."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,26 +8,50 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.checks import check_at_least_one, check_records, check_training
+from experiments.checks import check_training
 from gr2_jax.errors import ConfigError
 from gr2_jax.files import write_json
 from gr2_jax.language.prompts import PromptStyle, present
-from gr2_jax.models.config import PRESETS, preset
+from gr2_jax.models.config import preset
 from gr2_jax.models.pruning import block_influence, choose_layers, prune_decoder, prune_params
 from gr2_jax.rl.draw import Drawn
-from gr2_jax.rl.options import read_rollout_options
+from gr2_jax.rl.options import PRESENTATIONS, read_rollout_options
 from gr2_jax.rollout.rerank import render_prompts
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.policy_training import completion_batch, make_local_roll_out, make_stream, train_by_loss
 from gr2_jax.runs.stages import Init, Stage
+from gr2_jax.runs.training import TrainingOptions
+from gr2_jax.settings import check_settings, setting, spread
 from gr2_jax.steps.direct import make_distillation_loss
 from gr2_jax.training.mesh import to_global
+from gr2_jax.training.state import OptimizerConfig
+
+INIT = Init("prune.init", ("rl", "direct"))
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneOptions:
+  """Which layers are dropped, and how the rest recovers: the full model teaches it on its own answers. Raises ValueError."""
+
+  enabled: bool = setting(False, "whether there is a pruned policy")
+  layers: int = setting(2, "that are kept: those that change the hidden state most", low=1)
+  init: str = setting("rl", "the policy that is cut; with direct its answers come without reasoning", choices=INIT.choices)
+  slates: int = setting(64, "of training on whose prompts the layers' influence is measured", unit="slates", low=1)
+  prompts: int = setting(16, "of a batch, over all processes", unit="slates", low=1)
+  group: int = setting(8, "to a prompt", unit="answers", low=1)
+  temperature: float = setting(1.0, "at which answers are drawn", above=0)
+  presentation: str = setting("shuffled", "how candidates are shown", choices=PRESENTATIONS)
+  # With 0 steps of recovery the policy stays as it is cut.
+  training: TrainingOptions = spread(TrainingOptions(60, OptimizerConfig(1e-3, warmup_steps=5), save_every=25, log_every=1))
+
+  def __post_init__(self) -> None:
+    check_settings(self)
 
 
 def run(stage: StageContext) -> None:
   """Writes `layers.json`, the parameters left in `pruned`, and with steps of recovery `checkpoints`."""
-  options = stage.options
+  options: PruneOptions = stage.options
   style = stage.direct_style if options.init == "direct" else stage.style
   params, cut = stage.load_params(options.init), stage.checkpoints("prune", "pruned")
   if not cut.steps():
@@ -34,7 +59,7 @@ def run(stage: StageContext) -> None:
     with cut:
       cut.save(0, {"params": prune_params(params, layers)}, {})
     stage.say(f"layers kept: {', '.join(map(str, layers))} of {stage.decoder.config.num_layers}")
-  if options.steps:
+  if options.training.steps:
     _recover(stage, params, style)
 
 
@@ -70,7 +95,8 @@ def _recover(stage: StageContext, teacher: Any, style: PromptStyle) -> None:
     return batch | {"teacher_prompts": drawn.prompts.tokens, "teacher_mask": drawn.prompts.mask}
 
   loss_fn = make_distillation_loss(pruned, stage.decoder, stage.constraint(style))
-  train_by_loss(stage, pruned, stage.checkpoints("prune", "pruned"), stream, loss_fn, make_batch, frozen=(teacher,))
+  init = stage.checkpoints("prune", "pruned")
+  train_by_loss(stage, pruned, init, stream, loss_fn, make_batch, frozen=(teacher,))
 
 
 def check(config: ConfigDict) -> None:
@@ -78,10 +104,8 @@ def check(config: ConfigDict) -> None:
   prune = config.prune
   if not prune.enabled:
     return
-  check_records({"prune": lambda: read_rollout_options(prune, config.decoding.max_new_tokens)})
   check_training(config, "prune")
-  check_at_least_one(config, "prune.slates")
-  if config.model.preset in PRESETS and not 1 <= prune.layers <= (depth := preset(config.model.preset, 128).num_layers):
+  if prune.layers > (depth := preset(config.model.preset, 128).num_layers):
     raise ConfigError(f"--config.prune.layers: {prune.layers} of the {depth} layers of {config.model.preset} cannot be kept")
   if prune.init == "direct" and not config.direct.enabled:
     raise ConfigError("--config.prune.init: there is no direct policy to prune; set --config.direct.enabled=True, or prune rl")
@@ -103,8 +127,9 @@ STAGE = Stage(
   "prune",
   run,
   reads=("seed", "model", "mesh", "prompt", "decoding", "prune"),
+  options=PruneOptions,
   inputs=("data", "tokenize", "slates"),
-  init=Init("prune.init", ("rl", "direct")),
+  init=INIT,
   when="prune.enabled",
   check=check,
   batches=batches,

@@ -1,5 +1,6 @@
 """Stage `sft`: supervised fine-tuning on accepted traces, reasoning and answer weighed apart (Eq 3)."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,11 +9,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.checks import check_choice, check_training
+from experiments.checks import check_training
 from gr2_jax.compression.rules import shorten_at_random
 from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.data.schema import DataError, Slate
-from gr2_jax.errors import ConfigError
 from gr2_jax.language.answers import render_answer
 from gr2_jax.language.prompts import PromptStyle, present, render_prompt
 from gr2_jax.language.vocabulary import Vocabulary
@@ -20,10 +20,35 @@ from gr2_jax.rl.options import PRESENTATIONS
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.stages import Stage
-from gr2_jax.runs.training import train_lm
+from gr2_jax.runs.training import TrainingOptions, train_lm
+from gr2_jax.settings import check_settings, setting, spread
 from gr2_jax.teachers.sampling import Trace, read_traces
+from gr2_jax.training.state import OptimizerConfig
 
 MOST_LEFT_OUT = 0.1  # share of traces too long for a row above which the row length is wrong
+
+
+@dataclasses.dataclass(frozen=True)
+class SftOptions:
+  """Fine-tuning on traces. Raises ValueError."""
+
+  reasoning_weight: float = setting(0.1, "λ_r of the loss, below λ_o (Eq 3)", low=0)
+  answer_weight: float = setting(1.0, "λ_o of the loss", above=0)
+  compressed_share: float = setting(
+    0.0, "of the examples, whose history the rules shorten to a random number of items: a policy that reads both", low=0, high=1
+  )
+  without_reasoning: bool = setting(False, "once more, on the answers alone: the policy whose failures are the reasoning-hard slates")
+  presentation: str = setting("shuffled", "how candidates are shown", choices=PRESENTATIONS)
+  batch_size: int = setting(16, "of an update", unit="rows", low=1)
+  row_length: int = setting(512, "into which examples are packed", unit="tokens", low=2)
+  training: TrainingOptions = spread(
+    TrainingOptions(500, OptimizerConfig(1e-3, schedule="cosine", warmup_steps=20, weight_decay=0.01), save_every=200)
+  )
+
+  def __post_init__(self) -> None:
+    check_settings(self)
+    if self.reasoning_weight >= self.answer_weight:
+      raise ValueError(f"reasoning_weight: {self.reasoning_weight} must be below answer_weight {self.answer_weight} (Eq 3: λ_r < λ_o)")
 
 
 def run(stage: StageContext) -> None:
@@ -75,17 +100,23 @@ def _that_fit(
   stage: StageContext, traces: Sequence[Trace], to_example: Callable[[Trace, np.random.Generator], Mapping[str, Any]]
 ) -> list[Trace]:
   """The traces whose example fits a row, whatever the order of its candidates, which changes no length; found before training starts."""
+  too_long, fault = _find_too_long(stage, traces, to_example)
+  if too_long.mean() > MOST_LEFT_OUT:
+    raise DataError(fault)
+  if too_long.any():
+    stage.progress.note(f"sft: {too_long.sum():,} of {len(traces):,} traces are longer than a row and left out")
+  return [trace for trace, out in zip(traces, too_long, strict=True) if not out]
+
+
+def _find_too_long(
+  stage: StageContext, traces: Sequence[Trace], to_example: Callable[[Trace, np.random.Generator], Mapping[str, Any]]
+) -> tuple[np.ndarray, str]:
+  """Which traces `[n]` do not fit a row, and the fault that this is where they are too many."""
   rng, row_length = np.random.default_rng(0), stage.options.row_length
   lengths = np.array([len(to_example(trace, rng)["tokens"]) for trace in traces])
   too_long = lengths > row_length
-  if too_long.mean() > MOST_LEFT_OUT:
-    raise DataError(
-      f"config.sft.row_length: {row_length} is too short for {too_long.sum():,} of {len(traces):,} traces, "
-      f"of which the longest has {lengths.max()} tokens"
-    )
-  if too_long.any():
-    stage.progress.note(f"sft: {too_long.sum():,} of {len(traces):,} traces are longer than sft.row_length {row_length} and left out")
-  return [trace for trace, out in zip(traces, too_long, strict=True) if not out]
+  fault = f"--config.sft.row_length: {row_length} is too short for {too_long.sum():,} of {len(traces):,} traces"
+  return too_long, f"{fault}, of which the longest has {lengths.max(initial=0)} tokens; raise it"
 
 
 def _reshuffle(trace: Trace, slate: Slate, vocabulary: Vocabulary, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
@@ -98,16 +129,19 @@ def _reshuffle(trace: Trace, slate: Slate, vocabulary: Vocabulary, rng: np.rando
 
 
 def check(config: ConfigDict) -> None:
-  """Weights of the parts, the share of shortened histories, the presentation, the optimizer."""
-  sft = config.sft
-  check_choice(config, "sft.presentation", PRESENTATIONS)
-  if not 0 <= sft.compressed_share <= 1:
-    raise ConfigError(f"--config.sft.compressed_share: {sft.compressed_share} must be a share, 0 to 1")
-  if not 0 <= sft.reasoning_weight < sft.answer_weight:
-    raise ConfigError(
-      f"--config.sft.reasoning_weight: {sft.reasoning_weight} must be below answer_weight {sft.answer_weight} (Eq 3: λ_r < λ_o)"
-    )
+  """The optimizer."""
   check_training(config, "sft")
+
+
+def foresee(stage: StageContext) -> list[str]:
+  """Rows in which prompts with their traces find room."""
+  if stage.foreseen is None or not stage.foreseen.traces:
+    return []
+  traces = stage.foreseen.traces
+  too_long, fault = _find_too_long(stage, traces, functools.partial(_to_example, stage, stage.style, 0.0))
+  # Three standard errors above the share at which the stage itself stops, since these are a sample.
+  most = MOST_LEFT_OUT + 3 * np.sqrt(MOST_LEFT_OUT * (1 - MOST_LEFT_OUT) / len(traces))
+  return [fault] if too_long.mean() > most else []
 
 
 def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
@@ -127,9 +161,11 @@ STAGE = Stage(
   "sft",
   run,
   reads=("seed", "model", "mesh", "prompt", "decoding", "sft"),
+  options=SftOptions,
   inputs=("data", "tokenize", "midtrain", "slates", "traces"),
   when="sft.without_reasoning",
   check=check,
   batches=batches,
   policies=policies,
+  foresee=foresee,
 )

@@ -1,5 +1,6 @@
 """Stage `slates`: short lists in an upstream order, for training from targets that the upstream ranker was not fitted on."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.checks import check_choice
 from experiments.stages.data import check_slates
 from gr2_jax.data.jsonl import read_slates, write_slates
 from gr2_jax.data.schema import SPLITS, DataError, History, Slate
-from gr2_jax.data.slates import cross_fit_examples, slates_from_scores
+from gr2_jax.data.slates import SHORTEST_CUT, RetrievedSlates, check_slate_size, cross_fit_examples, slates_from_scores
 from gr2_jax.errors import ConfigError
 from gr2_jax.evaluation.retrieval import retrieval_metrics, retrieval_ranks
 from gr2_jax.files import write_json
@@ -19,10 +19,31 @@ from gr2_jax.models.ctr import CtrConfig, ctr_scores, fit_ctr, history_rows
 from gr2_jax.rollout.catalogue_scores import make_beam_scores
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.stages import Stage
+from gr2_jax.settings import check_settings, setting
 from gr2_jax.teachers.sampling import best_labelled
 
 Slates = dict[str, Sequence[Slate]]  # by split
 _CTR, _BEAMS = "the click model (config.slates.ctr)", "the mid-trained model (config.midtrain)"
+
+
+@dataclasses.dataclass(frozen=True)
+class SlatesOptions:
+  """Where the lists come from that are re-ranked. Raises ValueError."""
+
+  source: str = setting(
+    "log",
+    "the source's own slates, a click model's best items (cross-fitted), or the mid-trained model's beams",
+    choices=("log", "ctr", "beam"),
+  )
+  size: int = setting(10, "of a slate that is built here", unit="items", low=2)
+  folds: int = setting(4, "of users, for the cross-fitting of the click model", low=2)
+  per_user: int = setting(3, "the latest positions of a user that become training slates", low=1)
+  ctr: CtrConfig = setting(CtrConfig(), "the click model")
+  beams: int = setting(20, "of the mid-trained model's search", low=1)
+  validation_share: float = setting(0.15, "of the slates of beams", above=0, below=1)
+
+  def __post_init__(self) -> None:
+    check_settings(self)
 
 
 def run(stage: StageContext) -> None:
@@ -31,7 +52,7 @@ def run(stage: StageContext) -> None:
   slates, report = build(stage)
   for split in SPLITS:
     if not slates[split]:
-      raise DataError(f"slates: no {split} slate holds its target; enlarge config.slates.size or train the upstream ranker longer")
+      raise DataError(f"slates: no {split} slate holds its target; raise --config.slates.size, or train the upstream ranker longer")
   report["source"] = stage.options.source
   report["slates"] = {split: len(slates[split]) for split in SPLITS}
   report["target_upstream_rank"] = {split: _rank_histogram(slates[split]) for split in SPLITS}
@@ -39,6 +60,8 @@ def run(stage: StageContext) -> None:
     write_slates(stage.path(f"{split}.jsonl.gz"), slates[split])
   write_json(stage.path("report.json"), report)
   stage.say(", ".join(f"{split} {len(slates[split]):,}" for split in SPLITS) + " slates")
+  for split, of in report.get("retrieved", {}).items():
+    stage.say(f"{split}: the target of {of['retrieved']:,} of {of['requests']:,} requests was retrieved")
 
 
 def _rank_histogram(slates: Sequence[Slate]) -> list[int]:
@@ -57,7 +80,7 @@ def _from_log(stage: StageContext) -> tuple[Slates, dict[str, Any]]:
 def _from_ctr(stage: StageContext) -> tuple[Slates, dict[str, Any]]:
   """The legacy ranker's top lists. Training: cross-fitted over users; validation and test: fitted on all training histories."""
   options, catalogue, split = stage.options, stage.catalogue, stage.split
-  ctr = CtrConfig(**options.ctr)
+  ctr = options.ctr
   limits = {"max_history": stage.config.data.max_history, "per_user": options.per_user}
   folds = list(cross_fit_examples(split.train, options.folds, stage.seed, **limits))
 
@@ -85,9 +108,14 @@ def _from_ctr(stage: StageContext) -> tuple[Slates, dict[str, Any]]:
   test = slates_from_scores(final, split.test, catalogue, size=options.size, ranker=_CTR)
   report = {
     "retrieval": {name: retrieval_metrics(values) for name, values in retrieval_ranks(final, split.test, catalogue, ranker=_CTR).items()},
-    "recall": {"train": len(train) / asked, "validation": validation.recall, "test": test.recall},
+    "retrieved": _count_retrieved(train=RetrievedSlates(tuple(train), asked), validation=validation, test=test),
   }
   return {"train": train, "validation": validation.slates, "test": test.slates}, report
+
+
+def _count_retrieved(**found: RetrievedSlates) -> dict[str, dict[str, int]]:
+  """By split, of how many requests the target was retrieved."""
+  return {split: {"requests": of.asked, "retrieved": len(of.slates)} for split, of in found.items()}
 
 
 def _latest(past: np.ndarray, width: int) -> np.ndarray:
@@ -116,13 +144,12 @@ def _from_beams(stage: StageContext) -> tuple[Slates, dict[str, Any]]:
   def pick(indices: np.ndarray) -> list[Slate]:
     return [held_out.slates[i] for i in np.sort(indices)]
 
-  report = {"recall": {"train": held_out.recall, "validation": held_out.recall, "test": test.recall}}
+  report = {"retrieved": _count_retrieved(**{"train and validation": held_out, "test": test})}
   return {"train": pick(order[:cut]), "validation": pick(order[cut:]), "test": test.slates}, report
 
 
 def check(config: ConfigDict) -> None:
-  """Where slates come from, and names for all of their candidates."""
-  check_choice(config, "slates.source", ("log", "ctr", "beam"))
+  """Names for all candidates."""
   size, named = config.slates.size, config.tokenize.num_candidates
   if config.slates.source != "log" and size > named:
     raise ConfigError(f"--config.slates.size: {size}, but only {named} candidates have names; raise --config.tokenize.num_candidates")
@@ -139,4 +166,39 @@ def unused(config: ConfigDict) -> tuple[str, ...]:
   return tuple(f"slates.{key}" for key in sorted(others))
 
 
-STAGE = Stage("slates", run, reads=("seed", "slates"), inputs=("data", "tokenize", "midtrain"), unused=unused, check=check)
+def foresee(stage: StageContext) -> list[str]:
+  """Users, and items, of whom slates can be built."""
+  options, split, faults = stage.options, stage.split, []
+  if options.source == "log":
+    return []
+  try:
+    check_slate_size(options.size, len(stage.catalogue), max((len(request.history) for request in split.test), default=0))
+  except DataError as error:
+    faults.append(f"--config.slates.{error}")
+  short = sum(len(history.items) < SHORTEST_CUT for history in split.train)  # which are without the items of validation and test
+  key, need = f"--config.slates.source: {options.source!r}", SHORTEST_CUT + 2
+  if not split.test:
+    return [*faults, f"{key} takes a user's last item for the test and the one before for validation; none of {short:,} users has 3 items"]
+  if options.source == "ctr" and short == len(split.train):
+    return [
+      *faults,
+      f"{key} makes training slates of users with {need} items or more ({SHORTEST_CUT - 1} before the target, and the last two for "
+      f"validation and test), and all {short:,} users have fewer; bring longer histories, or slates of your own",
+    ]
+  if options.source == "ctr" and len(split.train) < options.folds:
+    faults.append(
+      f"--config.slates.folds: {options.folds} folds of {len(split.train):,} users; use no more folds than users, or bring more"
+    )
+  return faults
+
+
+STAGE = Stage(
+  "slates",
+  run,
+  reads=("seed", "slates"),
+  options=SlatesOptions,
+  inputs=("data", "tokenize", "midtrain"),
+  unused=unused,
+  check=check,
+  foresee=foresee,
+)

@@ -1,35 +1,58 @@
 """Stage `tokenize`: item vectors, semantic IDs with their report, and the vocabulary of text pieces and codes."""
 
+import dataclasses
+import pathlib
 import time
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.checks import check_choice, check_records
+from gr2_jax.data.schema import SPLITS, Catalogue
+from gr2_jax.errors import ConfigError
 from gr2_jax.files import write_json
-from gr2_jax.language.vocabulary import Vocabulary, corpus_texts
+from gr2_jax.language.vocabulary import FEWEST_PIECES, Vocabulary, corpus_texts
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.stages import Stage
 from gr2_jax.semantic_ids.embed import item_text, tfidf_svd, vectors_from_npy
 from gr2_jax.semantic_ids.export import check_distinct, export_table, prefix_purity
-from gr2_jax.semantic_ids.rqvae import read_rqvae_config, save_rqvae
-from gr2_jax.semantic_ids.sizes import choose_sizes, count_inputs
+from gr2_jax.semantic_ids.rqvae import RqVaeOptions, save_rqvae
+from gr2_jax.semantic_ids.sizes import Inputs, choose_sizes, count_inputs
+from gr2_jax.settings import check_settings, setting
 from gr2_jax.steps.tokenizer import TokenizerConfig, TokenizerRun, abstract_run, train_tokenizer
 
 SAVE_EVERY = 60  # seconds
 
 
+@dataclasses.dataclass(frozen=True)
+class TokenizeOptions:
+  """Item vectors, semantic IDs and the vocabulary. Raises ValueError."""
+
+  vectors: str = setting("", "a .npy file of item vectors; empty: TF-IDF and SVD of the items' text")
+  dim: int = setting(256, "width of the vectors that are made of text", low=1)
+  rqvae: RqVaeOptions = setting(RqVaeOptions(), "size of the tokenizer")
+  training: TokenizerConfig = setting(TokenizerConfig(epochs=500), "of the tokenizer")
+  last_level: str = setting("random", "how codes of equal items are made distinct", choices=("random", "independent", "nearest"))
+  allow_collisions: bool = setting(False, "items may share a semantic ID")
+  text_pieces: int = setting(4096, "of the vocabulary, at most; bytes and the characters of names among them", low=FEWEST_PIECES)
+  num_candidates: int = setting(32, "that answers can name, in the longest slate", low=2)
+
+  def __post_init__(self) -> None:
+    check_settings(self)
+
+
 def run(stage: StageContext) -> None:
   """Writes `vectors.npy`, `rqvae.msgpack`, `sids.npz`, `report.json` and `vocabulary/`."""
-  options, catalogue = stage.options, stage.catalogue
+  options: TokenizeOptions = stage.options
+  catalogue = stage.catalogue
   embed = vectors_from_npy(options.vectors) if options.vectors else tfidf_svd(options.dim, stage.seed)
   vectors = embed(catalogue)
   np.save(stage.path("vectors.npy"), vectors)
-  inputs = count_inputs((row.tobytes() for row in vectors) if options.vectors else map(item_text, catalogue.items))
+  inputs = count_item_inputs(options, catalogue)
   if options.last_level == "nearest" and not options.allow_collisions:
     check_distinct(inputs.distinct / inputs.items, inputs, "nearest")  # the same input gets the same codes, however long it is trained
-  rqvae_config = read_rqvae_config(options.rqvae, *choose_sizes(inputs, options.rqvae.levels, options.rqvae.codebook_size))
-  trained = _train(stage, vectors, TokenizerConfig(rqvae=rqvae_config, **options.training))
+  levels, size = choose_sizes(inputs, options.rqvae.levels, options.rqvae.codebook_size)
+  rqvae_config = dataclasses.replace(options.rqvae.network, levels=levels, codebook_size=size)
+  trained = _train(stage, vectors, dataclasses.replace(options.training, rqvae=rqvae_config))
   save_rqvae(trained.best, stage.path("rqvae.msgpack"))
   table, report = export_table(
     trained.best,
@@ -65,6 +88,13 @@ def run(stage: StageContext) -> None:
     )
 
 
+def count_item_inputs(options: TokenizeOptions, catalogue: Catalogue) -> Inputs:
+  """What the items are told apart by: their vectors where they are given, else their texts."""
+  if options.vectors:
+    return count_inputs(row.tobytes() for row in vectors_from_npy(options.vectors)(catalogue))
+  return count_inputs(map(item_text, catalogue.items))
+
+
 def _train(stage: StageContext, vectors: np.ndarray, config: TokenizerConfig) -> TokenizerRun:
   """The tokenizer's training; what a stop signal or the last minute saved is where a later session goes on."""
   with (
@@ -93,22 +123,33 @@ def _train(stage: StageContext, vectors: np.ndarray, config: TokenizerConfig) ->
 
 
 def check(config: ConfigDict) -> None:
-  """Settings of the tokenizer and the way in which codes are made distinct."""
-  check_choice(config, "tokenize.last_level", ("random", "independent", "nearest"))
-  check_records(
-    {
-      "tokenize.rqvae": lambda: read_rqvae_config(config.tokenize.rqvae),
-      "tokenize.training": lambda: TokenizerConfig(**config.tokenize.training),
-    }
+  """The vectors must be there."""
+  path = config.tokenize.vectors
+  if path and not pathlib.Path(path).is_file():
+    raise ConfigError(
+      f"--config.tokenize.vectors: there is no file {path}; name a .npy file, or leave it empty for vectors of the items' text"
+    )
+
+
+def foresee(stage: StageContext) -> list[str]:
+  """Names for all candidates."""
+  longest, named = (
+    max((len(slate.candidates) for split in SPLITS for slate in stage.slates(split)), default=0),
+    stage.options.num_candidates,
   )
+  if longest <= named:
+    return []
+  return [f"--config.tokenize.num_candidates: a slate has {longest} candidates, but only {named} have names; raise it to {longest}"]
 
 
 STAGE = Stage(
   "tokenize",
   run,
   reads=("seed", "tokenize"),
+  options=TokenizeOptions,
   inputs=("data",),
   files=("tokenize.vectors",),
   format=2,  # rqvae.msgpack
   check=check,
+  foresee=foresee,
 )

@@ -1,11 +1,10 @@
 """Stage `traces`: a teacher reasons over the training slates; every attempt is kept with its verdict."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from experiments.checks import check_at_least_one, check_choice
 from gr2_jax.data.schema import DataError
 from gr2_jax.evidence.patterns import fit_patterns
 from gr2_jax.files import write_json
@@ -13,10 +12,28 @@ from gr2_jax.language.prompts import present
 from gr2_jax.rl.options import PRESENTATIONS
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.stages import Stage
-from gr2_jax.teachers.sampling import Proposal, TraceRequest, acceptance_by_rank, rejection_traces, targeted_traces, write_traces
+from gr2_jax.settings import check_settings, setting
+from gr2_jax.teachers.sampling import Proposal, TeacherFn, TraceRequest, acceptance_by_rank, rejection_traces, targeted_traces, write_traces
 from gr2_jax.teachers.scripted import TeacherWeights, make_scripted_teacher
 
 _ASKED = 256  # slates at once
+
+
+@dataclasses.dataclass(frozen=True)
+class TracesOptions:
+  """How the teacher is asked. Raises ValueError."""
+
+  sampling: str = setting(
+    "rejection", "by a teacher that sees no label (Eq 2), or one that is shown it (Eq 1)", choices=("rejection", "targeted")
+  )
+  attempts: int = setting(8, "at a slate, until one is accepted", low=1)
+  temperature: float = setting(0.8, "of the teacher", low=0)
+  presentation: str = setting("shuffled", "how candidates are shown", choices=PRESENTATIONS)
+  max_slates: int | None = setting(None, "of training; None: all", unit="slates", low=1)
+  teacher: TeacherWeights = setting(TeacherWeights(), "what the scripted teacher goes by")
+
+  def __post_init__(self) -> None:
+    check_settings(self)
 
 
 def run(stage: StageContext) -> None:
@@ -24,7 +41,7 @@ def run(stage: StageContext) -> None:
   options, context, style = stage.options, stage.prompts, stage.style
   slates = stage.slates("train")[: options.max_slates]
   shown = [present(len(slate.candidates), options.presentation, (stage.seed, i, 0)) for i, slate in enumerate(slates)]
-  teach = make_scripted_teacher(fit_patterns(stage.log, stage.catalogue), context, style, TeacherWeights(**options.teacher))
+  teach = make_teacher(stage)
   with stage.task("traces", len(slates), "first attempts") as task:
 
     def counted(requests: Sequence[TraceRequest]) -> list[Proposal]:
@@ -58,11 +75,9 @@ def run(stage: StageContext) -> None:
   stage.say(f"{report['accepted']:,} of {len(slates):,} slates have an accepted trace ({len(traces):,} attempts)")
 
 
-def check(config: ConfigDict) -> None:
-  """How traces are sampled, and how slates are shown to the teacher."""
-  check_choice(config, "traces.sampling", ("rejection", "targeted"))
-  check_choice(config, "traces.presentation", PRESENTATIONS)
-  check_at_least_one(config, "traces.max_slates")
+def make_teacher(stage: StageContext) -> TeacherFn:
+  """The teacher of the stage."""
+  return make_scripted_teacher(fit_patterns(stage.log, stage.catalogue), stage.prompts, stage.style, stage.options.teacher)
 
 
-STAGE = Stage("traces", run, reads=("seed", "prompt", "traces"), inputs=("data", "tokenize", "slates"), check=check)
+STAGE = Stage("traces", run, reads=("seed", "prompt", "traces"), options=TracesOptions, inputs=("data", "tokenize", "slates"))

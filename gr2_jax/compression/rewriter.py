@@ -5,14 +5,14 @@ rule-based compressions at the same budget; GRPO then moves away from them where
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from gr2_jax.compression.cache import CompressFn
 from gr2_jax.compression.judges import JudgeFn, Question, Verdict, make_chat_judge, make_ranker_judge
@@ -23,7 +23,7 @@ from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.data.schema import DataError, Slate
 from gr2_jax.language.prompts import PromptContext, PromptStyle
 from gr2_jax.objectives.advantages import group_advantages
-from gr2_jax.objectives.policy import PolicyLossConfig
+from gr2_jax.objectives.policy import GRPO, PolicyLossConfig
 from gr2_jax.rewards.judge import Judgement
 from gr2_jax.rl.collect import Round, collect_groups
 from gr2_jax.rl.draw import draw_indices
@@ -32,42 +32,50 @@ from gr2_jax.rollout.generate import Rollout, RolloutConfig, make_generate
 from gr2_jax.rollout.rerank import render_prompts, round_length
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.runs.context import StageContext
-from gr2_jax.runs.training import begin, train, train_lm
+from gr2_jax.runs.training import TrainingOptions, begin, train, train_lm
+from gr2_jax.settings import check_settings, setting, spread
 from gr2_jax.steps.policy import UpdateConfig, make_policy_update
 from gr2_jax.teachers.chat import ChatClient, ChatConfig
 from gr2_jax.training.loop import StepResult
 from gr2_jax.training.mesh import jit_update, to_global, to_local
 from gr2_jax.training.metric import Metric
-from gr2_jax.training.state import TrainState
+from gr2_jax.training.state import OptimizerConfig, TrainState
 
 HEADLINE = ("reward", "length_reward", "quality", "valid_rate", "completion_length", "entropy")
 _UNJUDGED = Verdict(False, 0.0, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class RewriterOptions:
-  """How the rewriter learns: `group` texts for each of `prompts` histories a step; `alpha`: weight of length against quality (Eq 11), from
-  the first to the last step. Raises ValueError for values that cannot hold.
-  """
+class WarmUpOptions:
+  """The rewriter's fine-tuning on what the rules write. Raises ValueError."""
 
-  prompts: int = 8
-  group: int = 8
-  temperature: float = 1.0
-  alpha: tuple[float, float] = (0.3, 0.5)
-  loss: PolicyLossConfig = dataclasses.field(default_factory=PolicyLossConfig)
+  batch_size: int = setting(16, "of an update", unit="rows", low=1)
+  row_length: int = setting(512, "into which histories with their compressions are packed", unit="tokens", low=1)
+  training: TrainingOptions = spread(TrainingOptions(300, OptimizerConfig(1e-3, schedule="cosine", warmup_steps=20, weight_decay=0.01)))
 
   def __post_init__(self) -> None:
-    if not (len(self.alpha) == 2 and all(0 <= alpha <= 1 for alpha in self.alpha)):
-      raise ValueError(f"alpha: {self.alpha} must be two weights in 0..1, at the first and the last step")
-    if self.group < 2:
-      raise ValueError(f"group: {self.group} must be at least 2: a text is judged by the others of its group")
-    UpdateConfig(self.loss, self.temperature)
+    check_settings(self)
 
-  @classmethod
-  def read(cls, section: ConfigDict) -> "RewriterOptions":
-    """The record of a config section."""
-    names = ("prompts", "group", "temperature")
-    return cls(**{name: section[name] for name in names}, alpha=tuple(section.alpha), loss=PolicyLossConfig(**section.loss))
+
+@dataclasses.dataclass(frozen=True)
+class RewriterOptions:
+  """How the rewriter learns: from the mid-trained model, fine-tuned on what the rules write, then GRPO on Eq 11. Raises ValueError."""
+
+  prompts: int = setting(8, "of a step", unit="histories", low=1)
+  group: int = setting(8, "to a history, each judged by the others", unit="texts", low=2)
+  temperature: float = setting(1.0, "at which texts are drawn", above=0)
+  alpha: tuple[float, float] = setting(
+    (0.3, 0.5), "weight of length against quality (Eq 11), from the first to the last step", low=0, high=1
+  )
+  loss: PolicyLossConfig = setting(GRPO, "of the rewriter")
+  warmup: WarmUpOptions = setting(WarmUpOptions(), "before GRPO")
+  judge: str = setting("ranker", "the run's policy, or an OpenAI-compatible endpoint", choices=("ranker", "chat"))
+  metric: Literal["auc", "ndcg"] = setting("auc", "by which the ranker judges")
+  chat: ChatConfig = setting(ChatConfig(), "the endpoint of the judge chat")
+  training: TrainingOptions = spread(TrainingOptions(60, OptimizerConfig(5e-5, warmup_steps=5), save_every=20, log_every=1))
+
+  def __post_init__(self) -> None:
+    check_settings(self)
 
 
 def make_rewriter(stage: StageContext) -> CompressFn:
@@ -103,24 +111,16 @@ def _by_rules(stage: StageContext, slate: Slate) -> list[int]:
 
 def _warm_up(stage: StageContext, slates: Sequence[Slate]) -> None:
   """Supervised fine-tuning of the mid-trained model on the rule-based compressions."""
-  section, vocabulary = stage.options.rewriter.warmup, stage.vocabulary
+  options, vocabulary = stage.options.rewriter.warmup, stage.vocabulary
 
-  def to_example(slate: Slate, rng: np.random.Generator | None) -> dict[str, list[int]]:
-    prompt, target = _prompt(stage, slate), [*_by_rules(stage, slate), vocabulary.eos_id]
-    return {"tokens": prompt + target, "parts": [0] * len(prompt) + [1] * len(target)}
-
-  longest = max(len(to_example(slate, None)["tokens"]) for slate in slates)
-  if longest > section.row_length:
-    raise DataError(
-      f"config.compress.rewriter.warmup.row_length: {section.row_length} is too short for a history with its compression, "
-      f"which takes up to {longest} tokens; raise it"
-    )
+  if fault := find_short_rows(stage, slates):
+    raise DataError(fault)
   batches = make_pipeline(
     slates,
     seed=stage.seed,
-    batch_size=section.batch_size,
-    map_fn=to_example,
-    pack_length=section.row_length,
+    batch_size=options.batch_size,
+    map_fn=functools.partial(_to_example, stage),
+    pack_length=options.row_length,
     pad_id=vocabulary.pad_id,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
@@ -128,9 +128,23 @@ def _warm_up(stage: StageContext, slates: Sequence[Slate]) -> None:
   train_lm(stage, "compress.rewriter.warmup", batches, {"token": 1.0}, init=stage.checkpoints("midtrain"), name="rewriter_warmup")
 
 
+def find_short_rows(stage: StageContext, slates: Sequence[Slate]) -> str | None:
+  """The fault of rows that are too short for the warm-up's examples of these slates."""
+  longest, row_length = max(len(_to_example(stage, slate)["tokens"]) for slate in slates), stage.options.rewriter.warmup.row_length
+  if longest <= row_length:
+    return None
+  key = "--config.compress.rewriter.warmup.row_length"
+  return f"{key}: {row_length} is too short for a history with its compression, which takes up to {longest} tokens; raise it"
+
+
+def _to_example(stage: StageContext, slate: Slate, rng: np.random.Generator | None = None) -> dict[str, list[int]]:
+  prompt, target = _prompt(stage, slate), [*_by_rules(stage, slate), stage.vocabulary.eos_id]
+  return {"tokens": prompt + target, "parts": [0] * len(prompt) + [1] * len(target)}
+
+
 def _reinforce(stage: StageContext, slates: Sequence[Slate], judge: JudgeFn, length: int) -> None:
   """GRPO: all of a group are kept, and advantages are relative to it."""
-  section, options = stage.options.rewriter, RewriterOptions.read(stage.options.rewriter)
+  options: RewriterOptions = stage.options.rewriter
   optimizer, state, shardings = begin(stage, stage.decoder, "compress.rewriter", stage.checkpoints("compress", "rewriter_warmup"))
   config = UpdateConfig(options.loss, options.temperature)
   update = jit_update(make_policy_update(stage.decoder, optimizer, config, _copy_constraint(stage)), stage.mesh, shardings)
@@ -139,7 +153,7 @@ def _reinforce(stage: StageContext, slates: Sequence[Slate], judge: JudgeFn, len
 
   def step(state: TrainState) -> StepResult:
     number = int(state.step)
-    alpha = alpha_at(number, section.steps, options.alpha)
+    alpha = alpha_at(number, options.training.steps, options.alpha)
     key = jax.random.fold_in(stage.key, number)
 
     def play_round(_: int) -> Round:
@@ -181,9 +195,9 @@ def _make_rewrite(stage: StageContext, group: int) -> Callable[..., Rollout]:
 
 def make_judge(stage: StageContext, slates: Sequence[Slate]) -> JudgeFn:
   """The judge that the config names: the run's policy, frozen, or a chat endpoint whose answers are kept in `RUN/compress/chat.jsonl`."""
-  section = stage.options.rewriter
-  if section.judge == "chat":
-    config = ChatConfig(**section.chat)
+  options: RewriterOptions = stage.options.rewriter
+  if options.judge == "chat":
+    config = options.chat
     key = os.environ.get(config.api_key_variable) if config.api_key_variable else None
     if config.api_key_variable and not key:
       raise DataError(f"config.compress.rewriter.chat.api_key_variable: {config.api_key_variable} is not set; export the key under it")
@@ -198,8 +212,8 @@ def make_judge(stage: StageContext, slates: Sequence[Slate]) -> JudgeFn:
     stage.load_params("rl"),
     stage.prompts,
     stage.style,
-    metric=section.metric,
-    batch_size=section.prompts,
+    metric=options.metric,
+    batch_size=options.prompts,
     length=round_length(bare + stage.options.budget),
   )
 

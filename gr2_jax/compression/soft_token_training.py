@@ -1,5 +1,6 @@
 """Variant C of the compressor: the training of soft tokens against the run's frozen policy, and histories named by them."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,13 +23,28 @@ from gr2_jax.rl.options import RolloutOptions
 from gr2_jax.rollout.rerank import render_prompts
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policy_training import make_local_roll_out, make_stream
-from gr2_jax.runs.training import train
+from gr2_jax.runs.training import TrainingOptions, train
+from gr2_jax.settings import check_settings, setting, spread
 from gr2_jax.steps.update import make_update
 from gr2_jax.training.loop import batch_step
 from gr2_jax.training.mesh import init_sharded, jit_update
 from gr2_jax.training.state import OptimizerConfig, TrainState, init_state, make_optimizer
 
 _ENCODED = 512  # items at once
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftTokenOptions:
+  """Vectors of an item, which the frozen policy reads instead of its tokens. Raises ValueError."""
+
+  per_item: int = setting(1, "of an item", unit="soft tokens", low=1)
+  width: int = setting(128, "of the encoder", low=1)
+  batch_size: int = setting(16, "of an update", unit="slates", low=1)
+  temperature: float = setting(1.0, "of the policy's answers to full prompts, on which both are compared", above=0)
+  training: TrainingOptions = spread(TrainingOptions(300, OptimizerConfig(1e-3, schedule="cosine", warmup_steps=20)))
+
+  def __post_init__(self) -> None:
+    check_settings(self)
 
 
 class ItemArrays(NamedTuple):
@@ -45,7 +61,7 @@ class ItemArrays(NamedTuple):
 
 def make_soft_tokens(stage: StageContext) -> CompressFn:
   """Trains the encoder where it is not trained yet, writes the soft tokens of all items, and names a history's items by them."""
-  options = stage.options.soft_tokens
+  options: SoftTokenOptions = stage.options.soft_tokens
   check_budget(stage.options.budget, options.per_item)
   policy, items = stage.load_params("rl"), _item_arrays(stage)
   encoder = SoftTokenEncoder(options.per_item, options.width)
@@ -91,8 +107,8 @@ def _encode_all(encoder: SoftTokenEncoder, params: Any, table: jax.Array, items:
 
 def _train(stage: StageContext, encoder: SoftTokenEncoder, policy: Any, items: ItemArrays) -> Any:
   """The encoder's parameters: the policy answers full prompts of shuffled slates, and the same prompts are written with soft tokens."""
-  options = stage.options.soft_tokens
-  optimizer = make_optimizer(OptimizerConfig(**options.optimizer), options.steps)
+  options: SoftTokenOptions = stage.options.soft_tokens
+  optimizer = make_optimizer(options.training.optimizer, options.training.steps)
   features = policy["embedding"].shape[1]
   state, shardings = init_sharded(
     lambda key: init_state(init_encoder(encoder, key, features), optimizer), jax.random.fold_in(stage.key, 1), stage.mesh

@@ -27,7 +27,8 @@ from typing import Literal
 
 import numpy as np
 
-from gr2_jax.data.schema import SPLITS, Catalogue, DataError, History, Item, Slate
+from gr2_jax.data.schema import SPLITS, Catalogue, History, Item, Slate
+from gr2_jax.settings import check_settings, setting
 
 DAY = 86_400
 START = 1_640_995_200  # 2022-01-01, Unix seconds
@@ -54,33 +55,48 @@ PACKS = ("Mini", "Classic", "Family Size")
 
 @dataclasses.dataclass(frozen=True)
 class MarketConfig:
-  """Sizes, the weights of the utility's parts (in logits), and what the upstream ranker sees; the defaults are calibrated by the tests."""
+  """Sizes, the weights of the utility's parts, and what the upstream ranker sees; the defaults are calibrated by the tests.
 
-  num_items: int = 600
-  broad_categories: int = 4
-  leaves_per_broad: int = 3
-  num_brands: int = 24
-  follows_per_item: int = 3
-  train_slates: int = 4000
-  validation_slates: int = 500
-  test_slates: int = 1000
-  min_history: int = 5
-  max_history: int = 12
-  slate_size: int = 10
-  labels: Literal["single", "graded"] = "single"
-  complement_weight: float = 3.4
-  brand_weight: float = 3.6
-  follow_weight: float = 3.0
-  taste_weight: float = 0.8
-  scent_weight: float = 1.0
-  price_weight: float = 0.6
-  quality_weight: float = 0.8
-  favourite_brands: int = 2
-  # Upstream: the share of the complement, brand and follow parts that it sees, its noise (std, logits), and how much past exposure counts.
-  upstream_sight: float = 0.25
-  upstream_noise: float = 1.0
-  upstream_exposure: float = 0.5
-  examination_decay: float = 0.5  # P(position s is examined) = (s + 1) ** -decay
+  Raises ValueError for sizes that cannot be filled.
+  """
+
+  num_items: int = setting(600, "in the catalogue", unit="items", low=1)
+  broad_categories: int = setting(4, "on the shelf", low=1, high=len(SHELVES))
+  leaves_per_broad: int = setting(3, "categories of a broad one", low=2, high=len(next(iter(SHELVES.values()))))
+  num_brands: int = setting(24, "on the shelf", low=2, high=len(BRANDS))
+  follows_per_item: int = setting(3, "items that are often bought right after an item", unit="items", low=1)
+  train_slates: int = setting(4000, "of as many users", unit="slates", low=1)
+  validation_slates: int = setting(500, "of as many other users", unit="slates", low=1)
+  test_slates: int = setting(1000, "of as many other users", unit="slates", low=1)
+  min_history: int = setting(5, "of the shortest history", unit="items", low=1)
+  max_history: int = setting(12, "of the longest history", unit="items", low=1)
+  slate_size: int = setting(10, "candidates of a slate", unit="items", low=2)
+  labels: Literal["single", "graded"] = setting("single", "one purchase, or clicks and purchases under position bias")
+  complement_weight: float = setting(3.4, "of the chain of categories", unit="logits")
+  brand_weight: float = setting(3.6, "of the user's favourite brands", unit="logits")
+  follow_weight: float = setting(3.0, "of the items that follow the last one", unit="logits")
+  taste_weight: float = setting(0.8, "of the user's liking of categories", unit="logits")
+  scent_weight: float = setting(1.0, "of the user's liking of scents", unit="logits")
+  price_weight: float = setting(0.6, "of the distance from what the user tends to pay", unit="logits")
+  quality_weight: float = setting(0.8, "of the item's quality", unit="logits")
+  favourite_brands: int = setting(2, "of a user", low=1)
+  upstream_sight: float = setting(0.25, "share of the complement, brand and follow parts that the upstream ranker sees", low=0)
+  upstream_noise: float = setting(1.0, "standard deviation of its noise", unit="logits", low=0)
+  upstream_exposure: float = setting(0.5, "how much past exposure counts for it", unit="logits")
+  examination_decay: float = setting(0.5, "P(position s is examined) = (s + 1) ** -decay", low=0)
+
+  def __post_init__(self) -> None:
+    check_settings(self)
+    limits = (
+      ("min_history", 1, self.max_history),
+      ("slate_size", 2, self.num_items - self.max_history),
+      ("favourite_brands", 1, self.num_brands),
+      ("follows_per_item", 1, self.num_items - 1),
+      ("num_items", self.broad_categories * self.leaves_per_broad, len(BRANDS) * len(TRAITS) * len(SCENTS) * len(PACKS)),
+    )
+    for name, low, high in limits:
+      if not low <= getattr(self, name) <= high:
+        raise ValueError(f"{name}: {getattr(self, name)} is outside {low}..{high}, which the other sizes leave; choose a value inside")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +110,7 @@ class Market:
 
 
 def make_market(config: MarketConfig, seed: int) -> Market:
-  """Draws a market; a function of (config, seed) alone. Raises DataError for sizes that cannot be filled."""
-  _check(config)
+  """Draws a market; a function of (config, seed) alone."""
   # One stream for each part: changing the labels or the upstream ranker leaves items, users and their purchases as they are.
   shelf_rng, user_rng, choice_rng, clock_rng, slate_rng, upstream_rng, label_rng = (
     np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(7)
@@ -159,29 +174,6 @@ def _gumbel(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 def _split_sizes(config: MarketConfig) -> dict[str, int]:
   return {"train": config.train_slates, "validation": config.validation_slates, "test": config.test_slates}
-
-
-def _check(config: MarketConfig) -> None:
-  """Raises DataError naming the field that cannot be served."""
-  limits = (
-    ("broad_categories", 1, len(SHELVES)),
-    ("leaves_per_broad", 2, len(next(iter(SHELVES.values())))),
-    ("num_brands", 2, len(BRANDS)),
-    ("min_history", 1, config.max_history),
-    ("slate_size", 2, config.num_items - config.max_history),
-    ("favourite_brands", 1, config.num_brands),
-    ("follows_per_item", 1, config.num_items - 1),
-    ("num_items", config.broad_categories * config.leaves_per_broad, len(BRANDS) * len(TRAITS) * len(SCENTS) * len(PACKS)),
-  )
-  for name, low, high in limits:
-    value = getattr(config, name)
-    if not low <= value <= high:
-      raise DataError(f"market.{name}: {value} is outside {low}..{high}; choose a value inside")
-  for name, value in _split_sizes(config).items():
-    if value < 1:
-      raise DataError(f"market.{name}_slates: {value}; every split needs at least one request")
-  if config.labels not in ("single", "graded"):
-    raise DataError(f"market.labels: {config.labels!r}; use 'single' or 'graded'")
 
 
 def _draw_shelf(config: MarketConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import numpy as np
 from gr2_jax.data.schema import Catalogue, DataError, History, Slate
 from gr2_jax.data.splits import NextItem, leave_one_out
 
+SHORTEST_CUT = 3  # items of a history that gives a training request: the target, and two before it
 SCORE_BATCH = 256  # requests scored at once: 256 x 100,000 items are 100 MB
 
 
@@ -61,10 +62,7 @@ def slates_from_scores(
   unknown item, a score that is NaN (naming the `ranker`), or a catalogue that cannot fill a slate.
   """
   width = max((len(example.history) for example in examples), default=0)
-  if size < 2 or len(catalogue) < size + (width if mask_history else 0):
-    raise DataError(
-      f"slate size: {size} cannot be filled from {len(catalogue)} items; choose 2 or more and fewer than the catalogue leaves"
-    )
+  check_slate_size(size, len(catalogue), width if mask_history else 0)
   if not examples:
     return RetrievedSlates((), 0)
   rows, scores = [], []
@@ -76,6 +74,13 @@ def slates_from_scores(
     rows.append(top)
     scores.append(best)
   return slates_from_candidates(np.concatenate(rows), np.concatenate(scores), examples, catalogue)
+
+
+def check_slate_size(size: int, items: int, masked: int) -> None:
+  """Raises DataError for slates that cannot be filled from a catalogue of so many items, of which a history masks so many."""
+  if size < 2 or items < size + masked:
+    leaves = f", of which a history of {masked} leaves {max(items - masked, 0)}" if masked else ""
+    raise DataError(f"size: {size} candidates cannot be drawn from {items} items{leaves}; choose 2 or more, and no more than there are")
 
 
 def slates_from_candidates(rows: np.ndarray, scores: np.ndarray, examples: Sequence[NextItem], catalogue: Catalogue) -> RetrievedSlates:
@@ -122,7 +127,7 @@ def cross_fit_examples(
     fitted = tuple(h for h, f in zip(histories, fold_of, strict=True) if f != fold)
     held_out = [h for h, f in zip(histories, fold_of, strict=True) if f == fold]
     # Each position is the test request of the history cut right after it.
-    cuts = [_cut(h, end) for h in held_out for end in range(max(3, len(h.items) - per_user + 1), len(h.items) + 1)]
+    cuts = [_cut(h, end) for h in held_out for end in range(max(SHORTEST_CUT, len(h.items) - per_user + 1), len(h.items) + 1)]
     yield fitted, leave_one_out(cuts, max_history).test
 
 

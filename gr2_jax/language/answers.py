@@ -122,10 +122,15 @@ def reference_tokens(
   return [tuple(sid) for sid in sids]
 
 
+def bare_answer_length(num_candidates: int, vocabulary: Vocabulary, style: PromptStyle) -> int:
+  """Tokens of an answer about so many candidates without any reasoning, eos included; in a direct style of all there are."""
+  order, codes = range(num_candidates), np.zeros((num_candidates, vocabulary.num_levels), int)
+  return len(render_answer(order, order, None, vocabulary, style, codes).tokens)
+
+
 def direct_answer_length(num_candidates: int, vocabulary: Vocabulary, style: PromptStyle) -> int:
   """Tokens of a direct answer about so many candidates, eos included."""
-  order, codes = range(num_candidates), np.zeros((num_candidates, vocabulary.num_levels), int)
-  return len(render_answer(order, order, None, vocabulary, dataclasses.replace(style, direct=True), codes).tokens)
+  return bare_answer_length(num_candidates, vocabulary, dataclasses.replace(style, direct=True))
 
 
 def _render_json(ordered: list[tuple[int, ...]], explanation: Sequence[int], vocabulary: Vocabulary, direct: bool) -> Completion:

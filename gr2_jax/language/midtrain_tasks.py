@@ -12,6 +12,7 @@ import numpy as np
 from gr2_jax.data import schema
 from gr2_jax.language import templates
 from gr2_jax.language.prompts import PromptContext, PromptStyle
+from gr2_jax.settings import check_settings, setting
 
 _PERSONA_STYLE = PromptStyle()  # items look as in the compact re-ranking prompt, which later stages train on
 _NAMES_IN_SUMMARY = 2
@@ -27,17 +28,17 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-  """Shares of the tasks; they are normalised. The defaults are OneRec-Think's, its general text left out."""
+  """Shares of the tasks; they are normalised. The defaults are OneRec-Think's, its general text left out. Raises ValueError."""
 
-  next_item: float = 0.66
-  persona: float = 0.24
-  item_to_text: float = 0.05
-  text_to_item: float = 0.05
+  next_item: float = setting(0.66, "share of histories as codes alone", low=0)
+  persona: float = setting(0.24, "share of histories with their items' names, summed up in a sentence", low=0)
+  item_to_text: float = setting(0.05, "share of items described from their codes", low=0)
+  text_to_item: float = setting(0.05, "share of items found from their text", low=0)
 
   def __post_init__(self) -> None:
-    shares = dataclasses.astuple(self)
-    if min(shares) < 0 or sum(shares) <= 0:
-      raise ValueError(f"mixture: {dataclasses.asdict(self)} needs shares of at least 0 that are not all 0")
+    check_settings(self)
+    if not any(dataclasses.astuple(self)):
+      raise ValueError("next_item: the shares of all tasks are 0; give one of them more")
 
   @property
   def probabilities(self) -> np.ndarray:

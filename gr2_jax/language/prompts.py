@@ -14,56 +14,45 @@ from gr2_jax.evidence import counts
 from gr2_jax.language import templates
 from gr2_jax.language.hints import HINTS
 from gr2_jax.language.vocabulary import Vocabulary
+from gr2_jax.settings import check_settings, setting
 
 _FIELDS: tuple[str, ...] = ("title", "brand", "category", "categories", "price")
-_CHOICES: dict[str, tuple[str, ...]] = {
-  "order": ("history_first", "candidates_first"),
-  "answer": ("compact", "json"),
-  "reference": ("slot", "sid"),
-  "instructions": ("short", "full"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptStyle:
   """How prompts are written and how answers refer to candidates.
 
-  `instructions`: "short" is a few words and bare item fields, "full" the five principles in sentences and labelled fields.
-  `reference`: candidates are named by the token of their slot, or by their semantic ID alone.
-  `item_fields`, `history_fields`: what stands beside the codes of a candidate and of a history item: any of title, brand, category
-  (the leaf), categories (the whole path), price. None of them in the history leaves it as mid-training writes it: codes alone.
-  `sid_markers` puts `<sid>` and `</sid>` around codes.
-  `hints`: upstream_rank (1 is the top) and bought_after (how often a candidate followed the last item before the request).
-  `max_history` items at most; above `max_prompt_tokens` the oldest go first. "bought_after" makes the candidate part depend on the user.
-  `direct`: answers come without reasoning. Nothing changes but the assistant's beginning, which is written for it (`direct_opening`) on
-  top of `max_prompt_tokens`, so that one policy can be asked in both ways about the same slates.
+  No field in the history leaves it as mid-training writes it: codes alone. The hint "bought_after" makes the candidate part depend on
+  the user. In a `direct` style nothing changes but the assistant's beginning, which is written for it (`direct_opening`) on top of
+  `max_prompt_tokens`, so that one policy can be asked in both ways about the same slates. Raises ValueError.
   """
 
-  knowledge_priming: bool = False
-  order: str = "history_first"
-  answer: str = "compact"
-  reference: str = "slot"
-  instructions: str = "short"
-  item_fields: tuple[str, ...] = ("category", "brand")
-  history_fields: tuple[str, ...] = ("category", "brand")
-  sid_markers: bool = False
-  hints: tuple[str, ...] = ()
-  max_history: int = 8
-  max_prompt_tokens: int = 192
-  direct: bool = False
+  knowledge_priming: bool = setting(False, "the log's most frequent successions of categories stand in the instructions")
+  order: str = setting("history_first", "which part comes first", choices=("history_first", "candidates_first"))
+  answer: str = setting("compact", "a list of names between frames, or one JSON object with an explanation", choices=("compact", "json"))
+  reference: str = setting(
+    "slot", "candidates are named by the token of their slot, or by their semantic ID alone", choices=("slot", "sid")
+  )
+  instructions: str = setting(
+    "short", "a few words and bare item fields, or five principles in sentences and labelled fields", choices=("short", "full")
+  )
+  item_fields: tuple[str, ...] = setting(
+    ("category", "brand"), "what stands beside a candidate's codes; category is the leaf, categories the path", choices=_FIELDS
+  )
+  history_fields: tuple[str, ...] = setting(("category", "brand"), "the same beside the codes of a history's items", choices=_FIELDS)
+  sid_markers: bool = setting(False, "<sid> and </sid> stand around codes")
+  hints: tuple[str, ...] = setting(
+    (), "behind a candidate: its upstream rank (1 is the top), how often it followed the last item before the request", choices=tuple(HINTS)
+  )
+  max_history: int = setting(8, "the latest that a prompt shows", unit="items", low=1)
+  max_prompt_tokens: int = setting(192, "above which the oldest items of the history go first", unit="tokens", low=1)
+  direct: bool = setting(False, "answers come without reasoning")
 
   def __post_init__(self) -> None:
-    for name, choices in _CHOICES.items():
-      if getattr(self, name) not in choices:
-        raise ValueError(f"{name}: {getattr(self, name)!r} is not known; choose one of {', '.join(choices)}")
-    for name, allowed in (("item_fields", _FIELDS), ("history_fields", _FIELDS), ("hints", tuple(HINTS))):
+    for name in ("item_fields", "history_fields", "hints"):
       object.__setattr__(self, name, tuple(getattr(self, name)))
-      unknown = [value for value in getattr(self, name) if value not in allowed]
-      if unknown:
-        raise ValueError(f"{name}: {unknown[0]!r} is not known; choose from {', '.join(allowed)}")
-    for name in ("max_history", "max_prompt_tokens"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
+    check_settings(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +172,12 @@ def render_prompt(
 def history_room(slate: schema.Slate, context: PromptContext, style: PromptStyle) -> int:
   """Tokens that the slate's prompt has room for as its history, however its candidates are shown; raises what `render_prompt` raises."""
   return _frame_history(slate, range(len(slate.candidates)), context, style)[2]
+
+
+def bare_length(slate: schema.Slate, context: PromptContext, style: PromptStyle) -> int:
+  """Tokens that the slate's prompt takes without its history: what `max_prompt_tokens` must hold."""
+  roomy = dataclasses.replace(style, max_prompt_tokens=2**31 - 1)
+  return roomy.max_prompt_tokens - history_room(slate, context, roomy)
 
 
 def _frame_history(

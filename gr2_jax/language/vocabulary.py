@@ -29,6 +29,8 @@ SPECIALS = (
   "sid",
   "/sid",
 )
+_REQUIRED = string.ascii_letters + string.digits + string.punctuation
+FEWEST_PIECES = 256 + len(_REQUIRED) + 2  # bytes, the space and the unknown piece: a vocabulary has room for no less
 _MODEL_FILE, _SHAPE_FILE = "sentencepiece.model", "vocabulary.json"
 _LONGEST_SENTENCE = 1000  # characters; sentencepiece leaves out lines above 4,192 bytes without a word
 _NAME_REPEATS = 4  # names stand in every prompt, so they count more than in the catalogue and become whole pieces
@@ -106,7 +108,7 @@ class Vocabulary:
         byte_fallback=True,
         hard_vocab_limit=False,
         normalization_rule_name="nmt_nfkc",
-        required_chars=string.ascii_letters + string.digits + string.punctuation,
+        required_chars=_REQUIRED,
         num_threads=1,
         unk_id=0,
         bos_id=-1,

@@ -67,3 +67,18 @@ def preset(name: str, vocab_size: int) -> ModelConfig:
     dtype="bfloat16" if large else "float32",
     remat=large,
   )
+
+
+def check_parts(config: ModelConfig, fsdp: int, tensor: int) -> None:
+  """Raises ValueError, with the axis first, unless each dimension divides into the parts that mesh axes cut it into."""
+  cut = {
+    "fsdp": (fsdp, {"width": config.width}),
+    "tensor": (
+      tensor,
+      {"key heads": config.num_kv_heads, "heads": config.num_heads, "hidden units": config.mlp_width, "tokens": config.vocab_size},
+    ),
+  }
+  for axis, (parts, dimensions) in cut.items():
+    for name, size in dimensions.items():
+      if size % parts:
+        raise ValueError(f"{axis}: {parts} parts do not divide the model's {size} {name}; use a divisor of {size}")

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gr2_jax.data.schema import DataError
+from gr2_jax.settings import check_settings, setting
 from gr2_jax.training.guard import check_finite
 
 Params = dict[str, jax.Array]
@@ -21,14 +23,17 @@ Params = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class CtrConfig:
-  """`max_history`: the latest items of a history that are pooled, in training and by `history_rows`; `epochs` passes over all purchases."""
+  """Size and training of the click model. Raises ValueError."""
 
-  width: int = 64
-  negatives: int = 8
-  epochs: int = 20
-  learning_rate: float = 3e-3
-  batch: int = 1024
-  max_history: int = 20
+  width: int = setting(64, "of the embeddings", low=1)
+  negatives: int = setting(8, "drawn for each purchase", unit="items", low=1)
+  epochs: int = setting(20, "over all purchases", unit="epochs", low=1)
+  learning_rate: float = setting(3e-3, "of Adam", above=0)
+  batch: int = setting(1024, "of an update", unit="purchases", low=1)
+  max_history: int = setting(20, "the latest that are pooled", unit="items", low=1)
+
+  def __post_init__(self) -> None:
+    check_settings(self)
 
 
 def history_rows(histories: Sequence[Sequence[int] | np.ndarray], max_history: int) -> np.ndarray:
@@ -50,12 +55,12 @@ def fit_ctr(
   """Fits on every purchase after the first of each history (catalogue rows, oldest first); deterministic in `seed`.
 
   Returns `history [N, D]`, `item [N, D]` and `bias [N]`. `on_progress(epoch, loss)` is called after each epoch, epochs counted from 1.
-  Raises ValueError when no history has two items, and DivergedError when the loss of an epoch is no number.
+  Raises DataError when no history has two items, and DivergedError when the loss of an epoch is no number.
   """
   arrays = [np.asarray(rows) for rows in histories]
   pairs = [(rows[max(0, t - config.max_history) : t], rows[t]) for rows in arrays for t in range(1, len(rows))]
   if not pairs:
-    raise ValueError("histories: none has two items, so there is no purchase to predict; give a longer log")
+    raise DataError("interactions: no history has two items, so there is no purchase to predict; give a longer log")
   past = jnp.asarray(history_rows([rows for rows, _ in pairs], config.max_history))
   target = jnp.asarray([row for _, row in pairs], jnp.int32)
   init_key, key = jax.random.split(jax.random.key(seed))

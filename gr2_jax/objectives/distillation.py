@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gr2_jax.numerics import OUT_OF_REACH
+from gr2_jax.settings import check_settings, setting
 
 KL_FORMS = ("exact", "top_k", "per_token")
 # Estimators whose value is right and whose gradient is not, with d = log π_T - log π of tokens that the student sampled.
@@ -32,23 +33,17 @@ class DistillationConfig:
   that a token that the teacher all but excludes does not decide a step. Raises ValueError for values that cannot hold.
   """
 
-  kl: Literal["exact", "top_k", "per_token"] = "exact"
-  top_k: int = 64
-  beta: float = 0.5
-  beta_end: float = 0.05
-  clip: float = 10.0
+  kl: Literal["exact", "top_k", "per_token"] = setting("exact", "form of the reverse KL")
+  top_k: int = setting(64, "likeliest of both models in the form top_k", unit="tokens", low=1)
+  beta: float = setting(0.5, "weight in the first step", low=0)
+  beta_end: float = setting(0.05, "weight in the last step", low=0)
+  clip: float = setting(10.0, "log-ratio of a token up to which it counts", unit="nats", above=0)
 
   def __post_init__(self) -> None:
     if self.kl not in KL_FORMS:
       why = f": {_WRONG_FORMS[self.kl]}" if self.kl in _WRONG_FORMS else ""
       raise ValueError(f"kl: {self.kl!r} is not offered{why}; use {' or '.join(KL_FORMS)}, whose gradient is the reverse KL's")
-    if self.top_k < 1:
-      raise ValueError(f"top_k: {self.top_k} must be at least 1")
-    for name in ("beta", "beta_end"):
-      if not 0 <= getattr(self, name) < math.inf:
-        raise ValueError(f"{name}: {getattr(self, name)} must not be negative, and finite")
-    if not self.clip > 0:
-      raise ValueError(f"clip: {self.clip} must be above 0")
+    check_settings(self)
 
 
 def beta_at(config: DistillationConfig, step: jax.Array, steps: int) -> jax.Array:

@@ -1,13 +1,12 @@
 """The clipped policy loss of DAPO, GRPO, Dr. GRPO and GSPO, as sums that stay exact over microbatches and devices."""
 
 import dataclasses
-import math
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-_CHOICES = {"aggregation": ("token_mean", "sequence_mean", "constant_length"), "ratio": ("token", "sequence")}
+from gr2_jax.settings import check_settings, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,33 +17,25 @@ class PolicyLossConfig:
     `token_mean`       Σ s_t over all tokens, by their number (DAPO, arXiv 2503.14476)
     `sequence_mean`    the mean over sequences of the mean over their tokens (GRPO, arXiv 2402.03300)
     `constant_length`  the mean over sequences of Σ_t s_t / T, with T the completion limit (Dr. GRPO, arXiv 2503.20783)
-  `ratio`: of each token, or of the sequence, exp(mean_t log r_t), the same at all of its tokens (GSPO, arXiv 2507.18071).
-  `clip_low`, `clip_high` bound the ratio to 1 - clip_low .. 1 + clip_high.
-  `importance_cap` C: every token's term is weighed by min(π_trainer / π_sampler, C); None leaves it out.
-  `divide_by_std`: whether advantages are divided by their group's standard deviation (not in Dr. GRPO).
-  `mask_truncated`: completions cut off at the limit are not learnt from (DAPO's overlong filtering).
   There is no KL term to an initial policy, and no forward pass of one. Raises ValueError for values that cannot hold.
   """
 
-  aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
-  ratio: Literal["token", "sequence"] = "token"
-  clip_low: float = 0.2
-  clip_high: float = 0.28
-  importance_cap: float | None = None
-  divide_by_std: bool = True
-  mask_truncated: bool = False
+  aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = setting("token_mean", "of the terms of all tokens")
+  ratio: Literal["token", "sequence"] = setting(
+    "token", "of each token, or of the sequence, exp(mean_t log r_t), the same at all of its tokens (GSPO, arXiv 2507.18071)"
+  )
+  clip_low: float = setting(0.2, "the ratio counts from 1 - clip_low on", low=0, below=1)
+  clip_high: float = setting(0.28, "the ratio counts up to 1 + clip_high", low=0)
+  importance_cap: float | None = setting(None, "C: a token's term is weighed by min(π_trainer / π_sampler, C); None leaves it out", low=1)
+  divide_by_std: bool = setting(True, "advantages are divided by their group's standard deviation (not in Dr. GRPO)")
+  mask_truncated: bool = setting(False, "completions cut off at the limit are not learnt from (DAPO's overlong filtering)")
 
   def __post_init__(self) -> None:
-    for name, choices in _CHOICES.items():
-      if getattr(self, name) not in choices:
-        raise ValueError(f"{name}: {getattr(self, name)!r} is not known; it must be {' or '.join(choices)}")
-    if not (0 <= self.clip_low < 1 and 0 <= self.clip_high < math.inf):
-      raise ValueError(f"clip_low must lie in [0, 1) and clip_high must not be negative, got {self.clip_low} and {self.clip_high}")
-    if self.importance_cap is not None and not 1 <= self.importance_cap < math.inf:
-      raise ValueError(f"importance_cap must be at least 1, or None (off), got {self.importance_cap}")
+    check_settings(self)
 
 
 DAPO = PolicyLossConfig()
+GRPO = PolicyLossConfig(aggregation="sequence_mean", clip_high=0.2)  # arXiv 2402.03300
 
 
 class PolicyLoss(NamedTuple):

@@ -206,7 +206,10 @@ def _data_section(results: Mapping[str, Any], run: pathlib.Path) -> str:
   counts, slates = _read(run, "data", "counts.json") or {}, _read(run, "slates", "report.json") or {}
   rows += [(key, _write_number(value)) for key, value in _flatten(counts) if not (key.startswith("slates.") and slates)]
   rows += [(f"re-ranking slates, {split}", f"{count:,}") for split, count in slates.get("slates", {}).items()]
-  rows += [(f"targets retrieved into slates, {split}", f"{share:.4f}") for split, share in slates.get("recall", {}).items()]
+  rows += [
+    (f"requests whose target was retrieved, {split}", f"{of['retrieved']:,} of {of['requests']:,} ({of['retrieved'] / of['requests']:.1%})")
+    for split, of in slates.get("retrieved", {}).items()
+  ]
   bad = run / "data" / "bad_lines.jsonl"
   if bad.exists():
     kinds = Counter(json.loads(line).get("left_out", "line") for line in bad.read_text(encoding="utf-8").splitlines())

@@ -7,28 +7,26 @@ import jax
 
 from gr2_jax.kernels.rank_reward import api
 from gr2_jax.kernels.rank_reward.api import RankRewardOptions, RankTerms
-from gr2_jax.kernels.rank_reward.conditions import find_condition
+from gr2_jax.kernels.rank_reward.conditions import CONDITIONS, find_condition
+from gr2_jax.settings import check_settings, setting
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-  """Which ranking reward, under which condition.
-
-  `rank`: `promotion` of the target by v1, `auc` (Eq 5, binary labels) or `ndcg` (Eq 6, graded labels).
-  `condition`: how the ranking reward and the format term are paid, a name in `kernels.rank_reward.conditions.CONDITIONS`, whose records
-  say what each does and where it comes from.
-  `alpha` (the weight of the format term) and `invalid` (the reward of an invalid answer) default to those of the condition's record.
-  Raises ValueError for an unknown choice.
+  """Which ranking reward, under which condition; the records of `kernels.rank_reward.conditions.CONDITIONS` say what each condition does
+  and where it comes from. Raises ValueError.
   """
 
-  rank: Literal["promotion", "auc", "ndcg"] = "auc"
-  condition: str = "relative"
-  alpha: float | None = None
-  invalid: float | None = None
-  gain: Literal["exponential", "linear"] = "exponential"
+  rank: Literal["promotion", "auc", "ndcg"] = setting(
+    "auc", "of an answer: promotion of the target by v1, AUC (Eq 5, binary labels) or NDCG (Eq 6, graded labels)"
+  )
+  condition: str = setting("relative", "under which the ranking reward and the format term are paid", choices=tuple(CONDITIONS))
+  alpha: float | None = setting(None, "weight of the format term; None: the condition's published one", low=0)
+  invalid: float | None = setting(None, "reward of an invalid answer; None: the condition's published one")
+  gain: Literal["exponential", "linear"] = setting("exponential", "of labels in NDCG")
 
   def __post_init__(self) -> None:
-    self.to_options()  # whose record knows the choices
+    check_settings(self)
 
   def to_options(self) -> RankRewardOptions:
     """The kernel's static options."""

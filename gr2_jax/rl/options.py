@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
-from gr2_jax.objectives.policy import PolicyLossConfig
+from gr2_jax.objectives.policy import DAPO, PolicyLossConfig
 from gr2_jax.rewards.own import RewardFn, load_reward
 from gr2_jax.rewards.verifiable import RewardConfig
+from gr2_jax.settings import check_settings, setting, spread
 from gr2_jax.steps.policy import UpdateConfig
 
 PRESENTATIONS = ("upstream", "shuffled")
@@ -90,29 +90,62 @@ class RlOptions:
       )
 
 
-def read_rollout_options(section: Mapping[str, Any], max_new_tokens: int, **changes: Any) -> RolloutOptions:
-  """The record of a config section that has its keys flat; `max_new_tokens` is the limit of all answers of a run."""
-  names = {field.name for field in dataclasses.fields(RolloutOptions)} & set(section)
-  return RolloutOptions(**{name: section[name] for name in names} | {"max_new_tokens": max_new_tokens} | changes)
+@dataclasses.dataclass(frozen=True)
+class RewardOptions:
+  """A reward as it stands in a config: built in, or a function of one's own."""
+
+  builtin: RewardConfig = spread(RewardConfig())
+  fn: str | None = setting(None, 'a reward of one\'s own, "module:function", in place of the built-in one')
+
+  def __post_init__(self) -> None:
+    check_settings(self)
+
+  def load(self) -> RewardConfig | RewardFn:
+    """The reward; raises ConfigError for a function that is not there."""
+    return self.builtin if self.fn is None else load_reward(self.fn)
 
 
-def read_rl_options(section: Mapping[str, Any], max_new_tokens: int) -> RlOptions:
-  """The record of a config section such as `rl`; raises ValueError for values that cannot hold and ConfigError for `reward.fn`."""
-  rollout = read_rollout_options(section, max_new_tokens)
-  return RlOptions(
-    collect=CollectOptions(
-      rollout=rollout, **{name: section[name] for name in ("overlong_zone", "dynamic_sampling", "max_rounds", "min_filled")}
-    ),
-    reward=read_reward(section["reward"]),
-    update=UpdateConfig(
-      loss=PolicyLossConfig(**section["loss"]),
-      temperature=rollout.temperature,
-      **{name: section[name] for name in ("minibatches", "microbatches", "packed_rows")},
-    ),
+@dataclasses.dataclass(frozen=True)
+class GroupOptions:
+  """Learning from groups as it stands in a config; `to_rl` gives the records that the library reads, and raises what they raise."""
+
+  prompts: int = setting(16, "of a batch, over all processes", unit="slates", low=1)
+  group: int = setting(8, "to a prompt, each judged by the others", unit="answers", low=2)
+  temperature: float = setting(1.0, "at which answers are drawn", above=0)
+  presentation: str = setting("shuffled", "how candidates are shown", choices=PRESENTATIONS)
+  decode_prompts: int | None = setting(None, "decoded at a time; None: all", unit="slates", low=1)
+  decode_rows: int | None = setting(
+    None, "for a prompt's answers; below all of them, those that have ended make room for others; None: all", unit="rows", low=1
   )
+  overlong_zone: int = setting(8, "before the limit that cost reward", unit="tokens", low=0)
+  dynamic_sampling: bool = setting(True, "groups without a signal are left out and replaced; without it one round is played, and all count")
+  max_rounds: int = setting(3, "of replacing", low=1)
+  min_filled: float = setting(1.0, "share of the batch at which no further round is begun", above=0, high=1)
+  minibatches: int = setting(1, "gradient steps on a batch, each on its share of the prompts", low=1)
+  microbatches: int = setting(1, "parts of a gradient step, to save memory", low=1)
+  packed_rows: int | None = setting(
+    None,
+    "of max_new_tokens, into which the update packs a group; a little above group x mean length; None: one an answer",
+    unit="rows",
+    low=1,
+  )
+  loss: PolicyLossConfig = setting(DAPO, "of the policy; configs/rl_losses.py has the published ones by name")
+  reward: RewardOptions = setting(RewardOptions(), "of an answer")
+
+  def __post_init__(self) -> None:
+    check_settings(self)
+
+  def to_rl(self, max_new_tokens: int) -> RlOptions:
+    """The records, with the run's limit of an answer; raises ValueError for values that do not go together, ConfigError for `reward.fn`."""
+    rollout = read_rollout_options(self, max_new_tokens)
+    return RlOptions(
+      collect=CollectOptions(rollout, self.overlong_zone, self.dynamic_sampling, self.max_rounds, self.min_filled),
+      reward=self.reward.load(),
+      update=UpdateConfig(self.loss, rollout.temperature, self.minibatches, self.microbatches, self.packed_rows),
+    )
 
 
-def read_reward(section: Mapping[str, Any]) -> RewardConfig | RewardFn:
-  """The built-in reward of a config section, or the function that its key `fn` names."""
-  builtin = {name: value for name, value in section.items() if name != "fn"}
-  return RewardConfig(**builtin) if section["fn"] is None else load_reward(section["fn"])
+def read_rollout_options(options: Any, max_new_tokens: int, **changes: Any) -> RolloutOptions:
+  """How a policy is asked, of a record that has its settings among others; `max_new_tokens` is the limit of all answers of a run."""
+  names = {field.name for field in dataclasses.fields(RolloutOptions)} & {field.name for field in dataclasses.fields(options)}
+  return RolloutOptions(**{name: getattr(options, name) for name in names} | {"max_new_tokens": max_new_tokens} | changes)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,6 +21,7 @@ from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.runs import load
 from gr2_jax.runs.run import Run
 from gr2_jax.steps.start import load_params
+from gr2_jax.teachers.sampling import Trace
 from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.mesh import make_mesh
@@ -29,8 +30,23 @@ from gr2_jax.training.writers import MetricWriter
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Foreseen:
+  """What stages will have to work with, before the stages that make it have run: of the same lengths, not of the same content.
+
+  `slates` by split, and `traces` of some of the training slates (none where no stage makes any).
+  """
+
+  prompts: PromptContext
+  style: PromptStyle
+  slates: Mapping[str, tuple[Slate, ...]]
+  traces: tuple[Trace, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class StageContext:
-  """The stage `name` of a run, whose section of the config has the same name.
+  """The stage `name` of a run, whose section of the config has the same name; `options` is the record of that section.
+
+  `foreseen`, while the run looks ahead, takes the place of artifacts that are not there yet.
 
   Artifacts of stages that it does not declare are not its to read.
   """
@@ -39,16 +55,13 @@ class StageContext:
   name: str
   progress: Progress
   stop: StopSignal
+  options: Any = None
+  foreseen: Foreseen | None = None
 
   @property
   def config(self) -> ConfigDict:
     """The whole config."""
     return self.run.config
-
-  @property
-  def options(self) -> ConfigDict:
-    """The stage's own section."""
-    return self.run.config[self.name]
 
   @property
   def seed(self) -> int:
@@ -83,7 +96,7 @@ class StageContext:
   @functools.cached_property
   def prompts(self) -> PromptContext:
     """What prompts are made of."""
-    return load.load_context(self.run, self.catalogue, self.log)
+    return load.load_context(self.run, self.catalogue, self.log) if self.foreseen is None else self.foreseen.prompts
 
   @property
   def vocabulary(self) -> Vocabulary:
@@ -93,7 +106,7 @@ class StageContext:
   @functools.cached_property
   def style(self) -> PromptStyle:
     """How prompts are written and answered."""
-    return load.prompt_style(self.run)
+    return load.prompt_style(self.run) if self.foreseen is None else self.foreseen.style
 
   @functools.cached_property
   def direct_style(self) -> PromptStyle:
@@ -107,7 +120,7 @@ class StageContext:
 
   def slates(self, split: str) -> tuple[Slate, ...]:
     """The re-ranking slates of a split."""
-    return self._slates(split)
+    return self._slates(split) if self.foreseen is None else self.foreseen.slates[split]
 
   @functools.cached_property
   def _slates(self) -> Callable[[str], tuple[Slate, ...]]:

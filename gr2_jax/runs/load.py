@@ -59,13 +59,28 @@ def load_utilities(run: Run, split: str) -> np.ndarray | None:
   return np.load(path) if run.config.slates.source == "log" and path.exists() else None
 
 
+def load_codes(run: Run) -> np.ndarray:
+  """Semantic IDs `[N, levels]`."""
+  return SemanticIDTable.load(run.path("tokenize", "sids.npz")).codes
+
+
+def load_vocabulary(run: Run) -> Vocabulary:
+  """The run's tokens."""
+  return Vocabulary.load(run.path("tokenize", "vocabulary"))
+
+
 def load_context(run: Run, catalogue: Catalogue, log: tuple[History, ...]) -> PromptContext:
   """All that prompts are made of."""
+  return make_context(run, catalogue, log, load_codes(run), load_vocabulary(run))
+
+
+def make_context(run: Run, catalogue: Catalogue, log: tuple[History, ...], codes: np.ndarray, vocabulary: Vocabulary) -> PromptContext:
+  """All that prompts are made of, of these codes `[N, levels]` and tokens."""
   style = prompt_style(run)
   return PromptContext(
     catalogue,
-    SemanticIDTable.load(run.path("tokenize", "sids.npz")).codes,
-    Vocabulary.load(run.path("tokenize", "vocabulary")),
+    codes,
+    vocabulary,
     transitions=TransitionCounts.fit(log, catalogue) if any(HINTS[name].counts for name in style.hints) else None,
     priming=mine_priming(log, catalogue) if style.knowledge_priming else "",
   )

@@ -49,7 +49,7 @@ def train_by_reward(stage: StageContext, options: RlOptions, style: PromptStyle,
     mesh=stage.mesh,
     key=stage.key,
   )
-  silence = SilenceCounter(stage.options.max_skips)
+  silence = SilenceCounter(stage.options.training.max_skips)
   train_in_steps(stage, state, collector, jit_update(update, stage.mesh, shardings), RL_HEADLINE, silence)
 
 

@@ -6,10 +6,13 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.context import Foreseen, StageContext
 from gr2_jax.runs.fingerprints import value_at
 from gr2_jax.runs.policies import PolicyRecord
-from gr2_jax.runs.run import RunError
+from gr2_jax.runs.run import Run, RunError
+from gr2_jax.settings import read_record
+from gr2_jax.training.interrupts import StopSignal
+from gr2_jax.training.progress import Progress
 
 
 class Init(NamedTuple):
@@ -24,6 +27,7 @@ class Stage:
   """One stage of a run: `run(context)` writes the artifacts of `RUN/name/`. Runner, check, evaluation and serving read all else from here.
 
   `reads`: top-level config keys that decide its artifacts; `unused(config)`: dotted keys below them that decide nothing with this config.
+  `options`: the record of its section (see `gr2_jax.settings`), with all defaults; None for a stage without one.
   `inputs`: stages whose artifacts it reads.
   `files`: dotted config keys that may hold the path of an external file or folder it reads.
   `init`: one more input, named by the config. `uses`: inputs only where the config needs them for other stages (see `needed_stages`);
@@ -32,11 +36,14 @@ class Stage:
   `format`: raised when the code writes other artifacts for the same inputs.
   `check(config)` raises ConfigError naming the key of a value that the stage could not use. `batches(config)`: dotted key -> (rows at once,
   gradient steps and parts that they are cut into), which must divide over the mesh. `policies(config)`: what the stage leaves.
+  `foresee(context)`: what the run's data make of its settings, told before any training: lines `--config.KEY: fault`, from a context whose
+  `foreseen` is set.
   """
 
   name: str
   run: Callable[[StageContext], None]
   reads: tuple[str, ...]
+  options: type | None = None
   inputs: tuple[str, ...] = ()
   files: tuple[str, ...] = ()
   init: Init | None = None
@@ -49,6 +56,7 @@ class Stage:
   check: Callable[[ConfigDict], None] | None = None
   batches: Callable[[ConfigDict], Mapping[str, tuple[int, int]]] | None = None
   policies: Callable[[ConfigDict], tuple[PolicyRecord, ...]] | None = None
+  foresee: Callable[[StageContext], list[str]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,3 +126,9 @@ def _init_of(stage: Stage, config: ConfigDict) -> tuple[str, ...]:
   if name not in stage.init.choices:
     raise RunError(f"--config.{stage.init.key}: {name!r} is no stage to start from; choose {' or '.join(stage.init.choices)}")
   return (name,)
+
+
+def open_context(run: Run, stage: Stage, progress: Progress, stop: StopSignal, foreseen: Foreseen | None = None) -> StageContext:
+  """What the stage works with; raises ConfigError for a section that cannot be used."""
+  options = None if stage.options is None else read_record(stage.options, run.config, stage.name)
+  return StageContext(run, stage.name, progress, stop, options, foreseen)

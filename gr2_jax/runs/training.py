@@ -1,5 +1,6 @@
 """One training of a stage: a state on the mesh, a step, the loop, with this run's files; what all trained stages have in common."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fingerprints import value_at
+from gr2_jax.settings import check_settings, setting
 from gr2_jax.steps.lm import make_lm_loss
 from gr2_jax.steps.start import start_fresh, start_from
 from gr2_jax.steps.update import make_update, only_rows
@@ -17,6 +19,22 @@ from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.loop import Position, StepResult, batch_step, fit
 from gr2_jax.training.mesh import jit_update
 from gr2_jax.training.state import OptimizerConfig, TrainState, make_optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+  """How long a training goes on, and how often it saves and tells. Raises ValueError."""
+
+  steps: int = setting(100, "of the training", unit="steps", low=0)
+  optimizer: OptimizerConfig = setting(OptimizerConfig(1e-3), "of the training")
+  save_every: int = setting(100, "between checkpoints", unit="steps", low=1)
+  log_every: int = setting(10, "between lines of metrics", unit="steps", low=1)
+  max_skips: int = setting(
+    10, "in a row, skipped because loss or gradient is not finite (or no group carries a signal), at which it stops", unit="steps", low=1
+  )
+
+  def __post_init__(self) -> None:
+    check_settings(self)
 
 
 class Begun(NamedTuple):

@@ -22,35 +22,47 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from gr2_jax.data.schema import DataError
+from gr2_jax.settings import check_settings, setting, spread
 
 LAPLACE_EPSILON = 1e-5
+MOST_LEVELS = 26  # which are written as letters
 
 
 @dataclasses.dataclass(frozen=True)
 class RqVaeConfig:
-  """`levels` codes of `codebook_size` values; MLP `hidden` to `latent` and mirrored back (TIGER's and GR2's sizes).
-
-  `beta` weighs the commitment, `ema_decay` is γ of the codebooks, `kmeans_samples` bounds the rows that start them.
-  """
+  """`levels` codes of `codebook_size` values; MLP `hidden` to `latent` and mirrored back (TIGER's and GR2's sizes). Raises ValueError."""
 
   levels: int = 4
   codebook_size: int = 256
-  latent: int = 32
-  hidden: tuple[int, ...] = (512, 256, 128)
-  beta: float = 0.25
-  ema_decay: float = 0.99
-  kmeans_samples: int = 8192
+  latent: int = setting(32, "width of what is quantised", low=1)
+  hidden: tuple[int, ...] = setting((512, 256, 128), "widths of the layers towards it", low=1)
+  beta: float = setting(0.25, "weight of the commitment", low=0)
+  ema_decay: float = setting(0.99, "γ of the codebooks; the paper's range is 0.95 to 0.99", low=0, below=1)
+  kmeans_samples: int = setting(8192, "at most, to start the codebooks", unit="items", low=1)
 
   def __post_init__(self) -> None:
-    if self.levels < 1 or self.codebook_size < 2:
-      raise ValueError(f"levels={self.levels}, codebook_size={self.codebook_size}; use at least 1 level of at least 2 codes")
-    if not 0 <= self.ema_decay < 1:
-      raise ValueError(f"ema_decay={self.ema_decay}; use a value in [0, 1), the paper's range is 0.95 to 0.99")
-    if self.latent < 1 or self.beta < 0 or self.kmeans_samples < 1 or any(width < 1 for width in self.hidden):
-      raise ValueError(f"sizes must be positive and beta not negative, got {self}")
+    if not 1 <= self.levels <= MOST_LEVELS:
+      raise ValueError(f"levels: {self.levels} must be at least 1 and at most {MOST_LEVELS}")
+    if self.codebook_size < 2:
+      raise ValueError(f"codebook_size: {self.codebook_size} must be at least 2")
+    check_settings(self)
 
 
-def read_rqvae_config(section: Mapping[str, Any], levels: int = RqVaeConfig.levels, size: int = RqVaeConfig.codebook_size) -> RqVaeConfig:
+@dataclasses.dataclass(frozen=True)
+class RqVaeOptions:
+  """The tokenizer as it stands in a config, where its size may follow from that of the catalogue (`sizes.choose_sizes`). Raises
+  ValueError.
+  """
+
+  levels: int | None = setting(None, "of an item; None: by the size of the catalogue", unit="codes", low=1, high=MOST_LEVELS)
+  codebook_size: int | None = setting(None, "of a level; None: by the size of the catalogue", unit="codes", low=2)
+  network: RqVaeConfig = spread(RqVaeConfig())
+
+  def __post_init__(self) -> None:
+    check_settings(self)
+
+
+def read_rqvae_config(section: Mapping[str, Any], levels: int, size: int) -> RqVaeConfig:
   """The record of a config's section; `levels` and codebook `size` stand for those that the section leaves open. Raises ValueError."""
   given = {name: value for name, value in section.items() if value is not None}
   return RqVaeConfig(**{"levels": levels, "codebook_size": size} | given | {"hidden": tuple(section["hidden"])})

@@ -25,6 +25,7 @@ from gr2_jax.semantic_ids.rqvae import (
   start_codebooks,
   update_codebooks,
 )
+from gr2_jax.settings import check_settings, setting
 from gr2_jax.training.guard import check_finite
 from gr2_jax.training.mesh import constrain, make_mesh, replicated
 from gr2_jax.training.metric import Metric
@@ -45,15 +46,16 @@ class TokenizerConfig:
   """
 
   rqvae: RqVaeConfig = dataclasses.field(default_factory=RqVaeConfig)
-  epochs: int = 400
+  epochs: int = setting(400, "over the catalogue", unit="epochs", low=1)
   warmup_epochs: int = 40
-  batch_size: int = 2048
-  learning_rate: float = 1e-3
-  report_every: int = 10
+  batch_size: int = setting(2048, "of an update; the whole catalogue where it is smaller", unit="items", low=1)
+  learning_rate: float = setting(1e-3, "of AdamW", above=0)
+  report_every: int = setting(10, "between counts of collisions, at which the best codes are kept", unit="epochs", low=1)
 
   def __post_init__(self) -> None:
-    if min(self.epochs, self.batch_size, self.report_every) < 1 or self.warmup_epochs < 0:
-      raise ValueError(f"epochs, batch_size and report_every must be at least 1 and warmup_epochs at least 0, got {self}")
+    check_settings(self)
+    if self.warmup_epochs < 0:
+      raise ValueError(f"warmup_epochs: {self.warmup_epochs} must be at least 0")
 
 
 @flax.struct.dataclass

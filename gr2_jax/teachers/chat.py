@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from gr2_jax.data.disk_cache import DiskCache, content_key
 from gr2_jax.errors import UserError
+from gr2_jax.settings import check_settings, setting
 
 Answer = TypeVar("Answer")
 _RETRIED = (408, 409, 425, 429)  # and everything from 500 on; other refusals will not change
@@ -33,29 +34,23 @@ class ChatError(UserError):
 class ChatConfig:
   """Where to ask and how patiently.
 
-  `url` ends before `/chat/completions`. `api_key_variable` names the environment variable that holds the key, if one is needed.
   An attempt fails by a refused or broken connection, a status of 429 or from 500 on, or `timeout` seconds without an answer; it is
   repeated up to `attempts` times in all, after `backoff` seconds, doubled each time, or as long as the endpoint asks for.
-  `max_tokens` of an answer, a model's reasoning included. `requests_per_minute`: None for no limit. `workers` ask at the same time.
+  Raises ValueError for values that cannot hold.
   """
 
-  url: str = ""
-  model: str = ""
-  api_key_variable: str = ""
-  max_tokens: int = 4096
-  attempts: int = 6
-  timeout: float = 300.0
-  backoff: float = 1.0
-  requests_per_minute: float | None = 60.0
-  workers: int = 4
+  url: str = setting("", "of an OpenAI-compatible endpoint; it ends before /chat/completions")
+  model: str = setting("", "name by which the endpoint knows it")
+  api_key_variable: str = setting("", "name of the environment variable that holds the key; empty: none is needed")
+  max_tokens: int = setting(4096, "of an answer, its reasoning included", unit="tokens", low=1)
+  attempts: int = setting(6, "at a question, in all", low=1)
+  timeout: float = setting(300.0, "of an attempt", unit="seconds", above=0)
+  backoff: float = setting(1.0, "after the first failed attempt, doubled after each", unit="seconds", low=0)
+  requests_per_minute: float | None = setting(60.0, "at most; None: no limit", above=0)
+  workers: int = setting(4, "questions asked at the same time", low=1)
 
   def __post_init__(self) -> None:
-    if self.attempts < 1 or self.workers < 1 or self.max_tokens < 1:
-      raise ValueError(f"attempts, workers and max_tokens must be at least 1, got {self.attempts}, {self.workers} and {self.max_tokens}")
-    if self.timeout <= 0 or self.backoff < 0:
-      raise ValueError("timeout must be above 0, backoff at least 0")
-    if self.requests_per_minute is not None and self.requests_per_minute <= 0:
-      raise ValueError(f"requests_per_minute: {self.requests_per_minute} must be above 0; None is no limit")
+    check_settings(self)
 
 
 class _Transient(Exception):

@@ -13,21 +13,24 @@ from gr2_jax.data import schema
 from gr2_jax.evidence.patterns import LATEST_ITEMS, PATTERN_FEATURES, Patterns, pattern_features
 from gr2_jax.language import templates
 from gr2_jax.language.prompts import PromptContext, PromptStyle
+from gr2_jax.settings import check_settings, setting
 from gr2_jax.teachers.sampling import Proposal, TeacherFn, TraceRequest
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherWeights:
-  """Weights of the features (`evidence.patterns.PATTERN_FEATURES`), each in 0..1, in units of the temperature's noise.
-
-  `upstream` weighs the upstream order; set it to 0 where prompts neither show the upstream order nor hint at it.
+  """Weights of the features (`evidence.patterns.PATTERN_FEATURES`), each in 0..1, in units of the temperature's noise; below 0 it counts
+  against a candidate. Raises ValueError.
   """
 
-  complement: float = 2.0
-  taste: float = 1.0
-  brand: float = 1.5
-  after: float = 1.5
-  upstream: float = 1.0
+  complement: float = setting(2.0, "of how often its category follows those of the latest items")
+  taste: float = setting(1.0, "of the history's share in its category")
+  brand: float = setting(1.5, "of the history's share of its brand")
+  after: float = setting(1.5, "of how often it followed the latest items")
+  upstream: float = setting(1.0, "of its upstream rank; 0 where prompts neither show the upstream order nor hint at it")
+
+  def __post_init__(self) -> None:
+    check_settings(self)
 
 
 def make_scripted_teacher(

@@ -1,5 +1,6 @@
 """Devices as a mesh `data, fsdp, tensor`, and the one table that maps logical axes of arrays onto it."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,8 @@ import jax
 import numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gr2_jax.settings import check_settings, setting
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -24,6 +27,24 @@ LOGICAL_RULES = (
   ("head_dim", None),
   ("seq", None),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshOptions:
+  """How devices are arranged; one axis may be -1 and takes the devices that are left. Raises ValueError."""
+
+  data: int = setting(-1, "copies of the model, each with its share of a batch", unit="devices", low=-1)
+  fsdp: int = setting(1, "parts along the model's width, each also with its share of a batch", unit="devices", low=-1)
+  tensor: int = setting(1, "parts along heads, feed-forward layers and vocabulary", unit="devices", low=-1)
+
+  def __post_init__(self) -> None:
+    check_settings(self)
+    sizes = dataclasses.asdict(self)
+    for name, size in sizes.items():
+      if size == 0:
+        raise ValueError(f"{name}: 0 must be at least 1, or -1: the devices that are left")
+    if (free := [name for name, size in sizes.items() if size == -1])[1:]:
+      raise ValueError(f"{free[1]}: only one of {' and '.join(free)} can be -1, the devices that are left")
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list[jax.Device] | None = None) -> Mesh:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from gr2_jax.settings import check_settings, setting
+
 _ADAM_RMS = 0.2  # root mean square of an AdamW update at learning rate 1
 
 
@@ -28,20 +30,23 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """The update rule, with clipping by global norm. `warmup_steps` rise linearly from 0; the schedule spans what is left of the steps.
+  """The update rule, with clipping by global norm.
 
-  `rule`: `adamw`, or `muon`, which orthogonalises the momentum of the matrices inside the layers and leaves tables and norms to AdamW
-  (Jordan et al. 2024). Its updates are scaled to the size of AdamW's (arXiv 2502.16982), so that both take the same learning rates.
+  `muon` orthogonalises the momentum of the matrices inside the layers and leaves tables and norms to AdamW (Jordan et al. 2024). Its
+  updates are scaled to the size of AdamW's (arXiv 2502.16982), so that both take the same learning rates. Raises ValueError.
   """
 
-  learning_rate: float
-  rule: Literal["adamw", "muon"] = "adamw"
-  schedule: Literal["constant", "cosine", "linear"] = "constant"
-  warmup_steps: int = 0
-  weight_decay: float = 0.0
-  clip_norm: float = 1.0
-  b1: float = 0.9
-  b2: float = 0.95
+  learning_rate: float = setting(meaning="the highest of the schedule", above=0)
+  rule: Literal["adamw", "muon"] = setting("adamw", "how a gradient becomes an update")
+  schedule: Literal["constant", "cosine", "linear"] = setting("constant", "the learning rate after the warm-up; cosine and linear end at 0")
+  warmup_steps: int = setting(0, "over which the learning rate rises linearly from 0", unit="updates", low=0)
+  weight_decay: float = setting(0.0, "of all but the scales of norms", low=0)
+  clip_norm: float = setting(1.0, "global norm to which larger gradients are scaled down", above=0)
+  b1: float = setting(0.9, "decay of Adam's first moment", low=0, below=1)
+  b2: float = setting(0.95, "decay of Adam's second moment", low=0, below=1)
+
+  def __post_init__(self) -> None:
+    check_settings(self)
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -54,8 +59,6 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     "cosine": optax.cosine_decay_schedule(config.learning_rate, rest),
     "linear": optax.linear_schedule(config.learning_rate, 0.0, rest),
   }
-  if config.schedule not in after:
-    raise ValueError(f"schedule: {config.schedule!r} is unknown; use one of {sorted(after)}")
   if config.warmup_steps == 0:
     return after[config.schedule]
   warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
@@ -69,7 +72,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
   schedule = make_schedule(config, total_steps)
   if config.rule == "adamw":
     rule = optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=_decayed)
-  elif config.rule == "muon":
+  else:
     rule = optax.contrib.muon(
       schedule,
       adam_b1=config.b1,
@@ -80,8 +83,6 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
       muon_weight_dimension_numbers=_matrix_axes,
       consistent_rms=_ADAM_RMS,
     )
-  else:
-    raise ValueError(f"rule: {config.rule!r} is unknown; use adamw or muon")
   return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gr2_jax.data.market import DAY, MarketConfig, _clicks_given_any, _draw_shelf, examination, make_market
-from gr2_jax.data.schema import SPLITS, DataError, check_history, check_item, check_slate
+from gr2_jax.data.schema import SPLITS, check_history, check_item, check_slate
 
 SMALL = MarketConfig(num_items=120, train_slates=60, validation_slates=20, test_slates=20)
 
@@ -149,8 +149,10 @@ def test_clicks_given_any_are_the_conditional_distribution():
     ({"num_brands": 99}, "num_brands"),
     ({"labels": "both"}, "labels"),
     ({"test_slates": 0}, "test_slates"),
+    ({"min_history": 13}, "min_history"),
+    ({"taste_weight": float("nan")}, "taste_weight"),
   ],
 )
 def test_impossible_sizes_are_named(change, field):
-  with pytest.raises(DataError, match=field):
+  with pytest.raises(ValueError, match=f"^{field}: "):
     make_market(dataclasses.replace(SMALL, **change), seed=0)

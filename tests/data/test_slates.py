@@ -63,7 +63,7 @@ def test_the_ranker_reads_padded_histories_of_one_shape():
 
 
 def test_sizes_and_items_that_cannot_work_are_refused():
-  with pytest.raises(DataError, match="slate size"):
+  with pytest.raises(DataError, match=r"^size: "):
     slates_from_scores(fixed_scores(range(8)), [NextItem("a", ("i1",), "i3")], CATALOGUE, size=8)
   with pytest.raises(DataError, match="unknown item 'nope'"):
     slates_from_candidates(np.zeros((1, 2), int), np.zeros((1, 2)), [NextItem("a", ("i1",), "nope")], CATALOGUE)

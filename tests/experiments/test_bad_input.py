@@ -174,8 +174,9 @@ def test_files_of_which_nothing_is_left(dataset, run_here, tmp_path, capsys):
 def test_slates_longer_than_answers_can_name(dataset, run_here, tmp_path, capsys):
   ids = [f"item{i:04d}" for i in range(11)]
   edit_line(dataset / "slates_test.jsonl", 2, {"candidates": ids, "labels": [1] + [0] * 10, "upstream_scores": None})
-  assert go(run_here, dataset, tmp_path / "run") == 1
-  assert "candidates: a slate has 11, but only 10 have names; raise --config.tokenize.num_candidates" in capsys.readouterr().err
+  assert go(run_here, dataset, tmp_path / "run", ("data", "tokenize")) == 1
+  assert "--config.tokenize.num_candidates: a slate has 11 candidates, but only 10 have names" in capsys.readouterr().err
+  assert not (tmp_path / "run" / "tokenize").exists()
 
 
 @pytest.mark.parametrize("error", [CheckpointError, DivergedError, NoSignalError, ResultsError])

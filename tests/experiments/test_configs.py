@@ -1,20 +1,25 @@
 """Every config file loads, holds values that the stages can use, and its tiny variant trains every stage."""
 
+import fnmatch
 import json
 import math
+import re
 import sys
 import types
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 from small_runs import ROOT, tiny_config
 
+from configs.base import base
 from configs.rl_losses import RL_LOSSES
 from experiments import variants as sweep
 from experiments.check import check_values
 from experiments.flags import check_overrides, load_config
 from gr2_jax.errors import ConfigError
 from gr2_jax.objectives.policy import PolicyLossConfig
+from gr2_jax.runs.fingerprints import value_at
 
 # The arguments by which each file is checked; the last one is its tiny variant.
 CONFIGS = {
@@ -109,42 +114,42 @@ def test_all_variants_of_an_ablation_pass_the_check(file, arg, tmp_path):
     ("data__on_error", "ignore", r"--config\.data\.on_error: 'ignore' is not known; choose stop or skip"),
     ("slates__source", "logs", "choose log or ctr or beam"),
     ("sft__presentation", "shuffle", r"--config\.sft\.presentation: 'shuffle' is not known; choose upstream or shuffled"),
-    ("sft__compressed_share", 1.5, r"--config\.sft\.compressed_share: 1\.5 must be a share, 0 to 1"),
-    ("prompt__answer", "jsn", "--config.prompt: answer: 'jsn' is not known; choose one of compact, json"),
-    ("prompt__hints", ("rank",), "--config.prompt: hints: 'rank' is not known"),
-    ("model__preset", "huge", "--config.model.preset: model preset 'huge' is not known; choose one of test, micro, tiny"),
-    ("rl__reward__rank", "mrr", r"--config\.rl: .*mrr"),
-    ("rl__reward__condition", "v2", r"--config\.rl: .*v2"),
-    ("rl__temperature", 0.0, r"--config\.rl: temperature"),
-    ("rl__min_filled", 0.0, r"--config\.rl: min_filled"),
-    ("rl__init", "opd", r"--config\.opd\.teacher_run is missing: name the directory of a finished run"),
+    ("sft__compressed_share", 1.5, r"--config\.sft\.compressed_share: 1\.5 must be at least 0 and at most 1"),
+    ("prompt__answer", "jsn", r"--config\.prompt\.answer: 'jsn' is not known; choose compact or json"),
+    ("prompt__hints", ("rank",), r"--config\.prompt\.hints: 'rank' is not known"),
+    ("model__preset", "huge", r"--config\.model\.preset: 'huge' is not known; choose test or micro or tiny"),
+    ("rl__reward__rank", "mrr", r"--config\.rl\.reward\.rank: 'mrr'"),
+    ("rl__reward__condition", "v2", r"--config\.rl\.reward\.condition: 'v2'"),
+    ("rl__temperature", 0.0, r"--config\.rl\.temperature: "),
+    ("rl__min_filled", 0.0, r"--config\.rl\.min_filled: "),
+    ("rl__init", "opd", r"--config\.opd\.teacher_run: missing; name the directory of a finished run"),
     ("rl__init", "none", r"--config\.rl\.init: 'none' .* choose midtrain or sft or opd"),
-    ("opd__teacher_run", "runs/x", r"--config\.opd\.teacher_run is set, but no stage reads it while rl\.init is 'sft'"),
+    ("opd__teacher_run", "runs/x", r"--config\.opd\.teacher_run: set, but no stage reads it while rl\.init is 'sft'"),
     ("opd__teacher_stage", "midtrain", "choose rl or sft"),
     (
       "opd__distillation__kl",
       "k3",
-      r"--config\.opd: kl: 'k3' is not offered: .*gradient of the forward KL.*use exact or top_k or per_token",
+      r"--config\.opd\.distillation\.kl: 'k3' is not offered: .*gradient of the forward KL.*use exact or top_k or per_token",
     ),
-    ("opd__distillation__kl", "k1", r"--config\.opd: kl: 'k1' is not offered: .*a gradient of 0 in expectation"),
+    ("opd__distillation__kl", "k1", r"--config\.opd\.distillation\.kl: 'k1' is not offered: .*a gradient of 0 in expectation"),
     ("opd__group", 1, r"--config\.opd\.group: 1 must be at least 2, or reward_weight 0"),
     ("opd__microbatches", 3, r"--config\.opd\.prompts: 2 do not divide into 3 microbatches"),
-    ("opd__overlong_zone", 57, r"--config\.opd: overlong_zone"),
-    ("rl__minibatches", 3, r"--config\.rl: prompts: 2 do not divide into 3 minibatches"),
-    ("rl__group", 0, r"--config\.rl\.group: 0 must be at least 1"),
-    ("rl__group", 1, r"--config\.rl: group: 1 must be at least 2"),
-    ("rl__overlong_zone", 57, r"--config\.rl: overlong_zone"),
-    ("rl__decode_prompts", 0, r"--config\.rl: decode_prompts"),
-    ("rl__decode_rows", 9, r"--config\.rl: decode_rows"),
-    ("rl__loss__aggregation", "mean", r"--config\.rl: aggregation"),
-    ("rl__loss__importance_cap", 0.5, r"--config\.rl: importance_cap"),
+    ("opd__overlong_zone", 57, r"--config\.opd\.overlong_zone: "),
+    ("rl__minibatches", 3, r"--config\.rl\.prompts: 2 do not divide into 3 minibatches"),
+    ("rl__group", 0, r"--config\.rl\.group: 0 must be at least 2"),
+    ("rl__group", 1, r"--config\.rl\.group: 1 must be at least 2"),
+    ("rl__overlong_zone", 57, r"--config\.rl\.overlong_zone: "),
+    ("rl__decode_prompts", 0, r"--config\.rl\.decode_prompts: "),
+    ("rl__decode_rows", 9, r"--config\.rl\.decode_rows: "),
+    ("rl__loss__aggregation", "mean", r"--config\.rl\.loss\.aggregation: "),
+    ("rl__loss__importance_cap", 0.5, r"--config\.rl\.loss\.importance_cap: "),
     ("sft__save_every", 0, r"--config\.sft\.save_every: 0 must be at least 1"),
     ("sft__reasoning_weight", 2.0, r"--config\.sft\.reasoning_weight: 2\.0 must be below answer_weight 1\.0"),
-    ("sft__optimizer__schedule", "step", r"--config\.sft\.optimizer: schedule: 'step' is unknown"),
-    ("rl__optimizer__rule", "sgd", r"--config\.rl\.optimizer: rule: 'sgd' is unknown; use adamw or muon"),
-    ("midtrain__optimizer__warmup_steps", 9, r"--config\.midtrain\.optimizer: warmup_steps: 9 of 3 steps"),
-    ("midtrain__mixture__persona", -1.0, r"--config\.midtrain\.mixture: "),
-    ("tokenize__rqvae__levels", 0, r"--config\.tokenize\.rqvae: levels=0"),
+    ("sft__optimizer__schedule", "step", r"--config\.sft\.optimizer\.schedule: 'step' is not known"),
+    ("rl__optimizer__rule", "sgd", r"--config\.rl\.optimizer\.rule: 'sgd' is not known; choose adamw or muon"),
+    ("midtrain__optimizer__warmup_steps", 9, r"--config\.midtrain\.optimizer\.warmup_steps: 9 of 3 steps"),
+    ("midtrain__mixture__persona", -1.0, r"--config\.midtrain\.mixture\.persona: "),
+    ("tokenize__rqvae__levels", 0, r"--config\.tokenize\.rqvae\.levels: 0"),
     ("tokenize__last_level", "randm", "choose random or independent or nearest"),
     ("mesh__data", 3, r"--config\.mesh: .*does not fit 1 devices"),
     ("decoding__constraint", "slates", "choose none or slate"),
@@ -171,6 +176,89 @@ def test_a_writer_that_is_not_installed_is_found_before_work_starts(monkeypatch)
   check_values(tiny_config(wandb_project="mine"))
 
 
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    *(("sft__optimizer__learning_rate", value) for value in (math.nan, -1.0, 0.0, math.inf)),
+    *(("slates__ctr__learning_rate", -1.0), ("tokenize__training__learning_rate", math.nan)),
+    *(("seed", -1), ("seed", 10**20), ("data__market_seed", -1)),
+    *(("traces__temperature", -1.0), ("rl__temperature", -1.0), ("opd__temperature", math.nan)),
+    *(("evaluation__shuffles", -1), ("tokenize__text_pieces", 5), ("tokenize__vectors", "nowhere.npy")),
+    *(("data__market__slate_size", 500), ("slates__validation_share", 1.0), ("mesh__tensor", 0)),
+  ],
+)
+def test_a_number_that_no_stage_could_use_is_named(key, value):
+  with pytest.raises(ConfigError, match=rf"^--config\.{key.replace('__', '.')}: "):
+    check_values(tiny_config(**{key: value}))
+
+
+def test_all_faults_are_told_at_once():
+  with pytest.raises(ConfigError) as error:
+    check_values(tiny_config(seed=-1, rl__group=1, rl__loss__clip_low=1.0, compress__rewriter__chat__timeout=0.0))
+  keys = ["seed", "rl.group", "rl.loss.clip_low", "compress.rewriter.chat.timeout"]
+  assert sorted(re.findall(r"--config\.(\S+): ", str(error.value))) == sorted(keys)
+  with pytest.raises(ConfigError) as error:  # what goes with what, of several stages
+    check_values(tiny_config(decoding__constraint="none", rl__overlong_zone=57, opd__overlong_zone=57, mesh__data=3))
+  assert sorted(re.findall(r"--config\.(\S+): ", str(error.value))) == ["mesh", "opd.overlong_zone", "rl.overlong_zone"]
+
+
+# What may be negative: axes of the mesh, and weights of a sum, for which less than nothing is a choice.
+NEGATIVE = (
+  *(f"mesh.{axis}" for axis in ("data", "fsdp", "tensor")),
+  *("data.market.*_weight", "data.market.upstream_exposure", "traces.teacher.*", "*.reward.invalid"),
+)
+
+
+def numeric_leaves():
+  """(dotted key, type) of every number in a config, and of every member of a tuple of numbers."""
+  config = base()
+
+  def walk(section, prefix):
+    for key in section:
+      kind, value = section.get_type(key), section[key]
+      if isinstance(value, ConfigDict):
+        yield from walk(value, f"{prefix}{key}.")
+      elif isinstance(value, tuple):
+        yield from ((prefix + key, type(member)) for member in value[:1] if isinstance(member, int | float))
+      elif kind in (int, float):
+        yield prefix + key, kind
+
+  return list(walk(config, ""))
+
+
+@pytest.mark.parametrize("wrong", ["NaN", "below", "huge"])
+def test_every_number_is_checked(wrong):
+  leaves = numeric_leaves()
+  assert len(leaves) > 150
+  for key, kind in leaves:
+    value = {"NaN": math.nan, "below": kind(-2) if key.startswith("mesh") else kind(-1), "huge": 10**20 if kind is int else 1e300}[wrong]
+    if wrong == "NaN" and kind is int:
+      continue  # the config itself takes no fraction there
+    if wrong == "below" and any(fnmatch.fnmatch(key, allowed) for allowed in NEGATIVE) and not key.startswith("mesh"):
+      continue
+    config = base()
+    tuple_of = isinstance(value_at(config, key), tuple)
+    config.update_from_flattened_dict({key: (value,) * len(value_at(config, key)) if tuple_of else value})
+    with pytest.raises(ConfigError, match=rf"--config\.{re.escape(key)}: "):
+      check_values(config)
+
+
+@pytest.mark.parametrize("key", ["traces.teacher.upstream", "data.market.taste_weight", "rl.reward.invalid"])
+def test_a_weight_may_be_negative(key):
+  config = tiny_config(**{key.replace(".", "__"): -1.0})
+  check_values(config)
+
+
+def test_a_mesh_must_divide_the_model(monkeypatch):
+  monkeypatch.undo()  # all eight devices
+  fitting = {"midtrain__batch_size": 8, "sft__batch_size": 8, "rl__prompts": 8}
+  check_values(tiny_config(mesh__tensor=2, **fitting))
+  with pytest.raises(ConfigError, match=r"--config\.mesh\.tensor: 4 parts do not divide the model's 2 key heads"):
+    check_values(tiny_config(mesh__tensor=4, **fitting))
+  with pytest.raises(ConfigError, match=r"--config\.mesh\.fsdp: only one"):
+    check_values(tiny_config(mesh__fsdp=-1, **fitting))
+
+
 def test_layers_that_there_are_not_cannot_be_kept():
   with pytest.raises(ConfigError, match=r"--config\.prune\.layers: 3"):
     check_values(tiny_config(prune__enabled=True, prune__layers=3))
@@ -182,7 +270,7 @@ def test_direct_policies_need_something_to_learn_from():
     check_values(tiny_config(direct__enabled=True, direct__method="distil", direct__init="midtrain"))
   with pytest.raises(ConfigError, match=r"direct\.method: 'scores' is for compact answers, not for json"):
     check_values(tiny_config(direct__enabled=True, direct__method="scores", prompt__answer="json", decoding__constraint="none"))
-  with pytest.raises(ConfigError, match=r"direct: prompts: 3 do not divide into 2 minibatches"):
+  with pytest.raises(ConfigError, match=r"direct\.prompts: 3 do not divide into 2 minibatches"):
     check_values(tiny_config(direct__enabled=True, direct__prompts=3, direct__minibatches=2))
   with pytest.raises(ConfigError, match=r"prune\.init: there is no direct policy"):
     check_values(tiny_config(prune__enabled=True, prune__init="direct"))
@@ -231,19 +319,19 @@ def test_a_teacher_of_another_tokenizer_is_refused_before_work_starts(tmp_path):
 @pytest.mark.parametrize(
   ("key", "value", "message"),
   [
-    ("variants", ("rulez",), r"\.variants: 'rulez' is not known; choose from sids, rules, rewriter, soft_tokens"),
-    ("budget", 0, r": budget: 0 tokens hold no item, which takes 3; raise it"),
-    ("soft_tokens__per_item", 9, r": budget: 8 tokens hold no item, which takes 9"),
+    ("variants", ("rulez",), r"\.variants: 'rulez' is not known; choose sids or rules"),
+    ("budget", 0, r"\.budget: 0 must be at least 1"),
+    ("soft_tokens__per_item", 9, r"\.budget: 8 tokens hold no item, which takes 9"),
     ("splits", ("train",), r"\.splits: the evaluation needs 'test' among them"),
     ("rewriter__judge", "oracle", r"\.rewriter\.judge: 'oracle' is not known; choose ranker or chat"),
     ("rewriter__judge", "chat", r"\.rewriter\.chat: give the url and the model of the endpoint"),
     ("rewriter__metric", "mrr", r"\.rewriter\.metric: 'mrr' is not known"),
-    ("rewriter__alpha", (0.3, 1.5), r"\.rewriter: alpha: .* must be two weights in 0\.\.1"),
-    ("rewriter__group", 1, r"\.rewriter: group: 1 must be at least 2"),
-    ("rewriter__temperature", 0.0, r"\.rewriter: temperature must be above 0"),
-    ("rewriter__chat__workers", 0, r"\.rewriter\.chat: attempts, workers and max_tokens must be at least 1"),
+    ("rewriter__alpha", (0.3, 1.5), r"\.rewriter\.alpha: 1\.5 must be"),
+    ("rewriter__group", 1, r"\.rewriter\.group: 1 must be at least 2"),
+    ("rewriter__temperature", 0.0, r"\.rewriter\.temperature: 0\.0 must be above 0"),
+    ("rewriter__chat__workers", 0, r"\.rewriter\.chat\.workers: 0 must be at least 1"),
     ("soft_tokens__optimizer__rule", "muon", r"\.soft_tokens\.optimizer\.rule: muon knows the matrices of the decoder alone"),
-    ("soft_tokens__optimizer__warmup_steps", 9, r"\.soft_tokens\.optimizer: warmup_steps: 9 of 3 steps"),
+    ("soft_tokens__optimizer__warmup_steps", 9, r"\.soft_tokens\.optimizer\.warmup_steps: 9 of 3 steps"),
   ],
 )
 def test_a_compressor_that_could_not_work_is_named(key, value, message):

@@ -166,7 +166,8 @@ def test_leave_one_out_with_slates_of_the_ctr_ranker(amazon_run):
 
   report = read_json(amazon_run / "slates" / "report.json")
   assert report["source"] == "ctr"
-  assert all(0 < share < 1 for share in report["recall"].values())
+  assert all(0 < of["retrieved"] < of["requests"] for of in report["retrieved"].values())
+  assert {split: of["retrieved"] for split, of in report["retrieved"].items()} == report["slates"]
   results = read_json(amazon_run / "evaluation" / "results.json")
   assert results["n"] == report["slates"]["test"]
   assert results["orders"]["oracle"]["recall@1"] == 1.0  # real slates have no utilities: the oracle is the labels

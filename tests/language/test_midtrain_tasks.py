@@ -80,7 +80,7 @@ def test_windows_of_a_long_history_reach_its_oldest_items(context):
 
 
 def test_bad_mixtures_and_histories_are_named(context):
-  with pytest.raises(ValueError, match="mixture"):
+  with pytest.raises(ValueError, match=r"^next_item: "):
     tasks.Mixture(0, 0, 0, 0)
   with pytest.raises(schema.DataError, match="histories"):
     tasks.MidtrainCorpus([], context, tasks.Mixture(), 0, 5)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from gr2_jax.data.schema import DataError
 from gr2_jax.models.ctr import CtrConfig, _loss, ctr_scores, fit_ctr, history_rows
 from gr2_jax.training.guard import DivergedError
 
@@ -61,5 +62,5 @@ def test_a_loss_that_is_no_number_names_the_learning_rate():
 
 
 def test_a_log_without_a_second_purchase_is_refused():
-  with pytest.raises(ValueError, match="two items"):
+  with pytest.raises(DataError, match="two items"):
     fit_ctr([np.asarray([3])], 10, CONFIG, seed=0)

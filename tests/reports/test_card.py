@@ -81,7 +81,10 @@ def full_run(bare_run):
   write(bare_run / "data" / "bad_lines.jsonl", "{}\n{}\n")
   write(bare_run / "midtrain" / "retrieval.json", {"beams": 5, "masked": {"n": 10, "recall@5": 0.25, "ndcg@5": 0.125}})
   ranks = {"train": [3, 2, 1, 0, 0], "test": [1, 1, 1, 1, 1]}
-  write(bare_run / "slates" / "report.json", {"slates": {"train": 6, "test": 5}, "recall": {"test": 0.5}, "target_upstream_rank": ranks})
+  write(
+    bare_run / "slates" / "report.json",
+    {"slates": {"train": 6, "test": 5}, "retrieved": {"test": {"requests": 8, "retrieved": 5}}, "target_upstream_rank": ranks},
+  )
   acceptance = {"sampling": "rejection", "slates": 6, "attempts": 9, "accepted": 4, "reasons": {"accepted": 4, "wrong_top": 5}}
   write(bare_run / "traces" / "acceptance.json", acceptance | {"asked_by_upstream_rank": [4, 2, 0], "accepted_by_upstream_rank": [3, 1, 0]})
   lines = [{"step": s, "reward": 0.1 * s, "entropy": None if s == 2 else 1.0, "valid_rate": 1.0} for s in range(1, 5)]
@@ -109,6 +112,7 @@ def test_card_of_a_full_run(full_run):
     "Counts use only events before the request.",
     "| users | 12,345 |",
     "| bad lines left out | 2 ",
+    "| requests whose target was retrieved, test | 5 of 8 (62.5%) |",
     "0.9000 | 0.8000",
     "| 0.2500 | 0.1250 |",
     "4 of 6 slates with an accepted trace",

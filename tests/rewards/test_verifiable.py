@@ -121,7 +121,7 @@ def test_relative_promotion_is_v1():
 def test_a_reward_can_be_set_and_an_unknown_one_is_refused():
   total, _ = rewards_of(RewardConfig("auc", "relative", alpha=0.5, invalid=-2.0), [[1, 0, 2, 3, 4], INVALID], [0, 1, 0, 0, 0])
   np.testing.assert_allclose(total, [0.75, -2.0], atol=1e-6)
-  with pytest.raises(ValueError, match="rank: 'mrr' is none of"):
+  with pytest.raises(ValueError, match=r"^rank: 'mrr'"):
     RewardConfig("mrr")
 
 

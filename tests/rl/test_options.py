@@ -5,10 +5,13 @@ import math
 import pytest
 
 from configs.base import base
+from experiments.stages.opd import OpdStageOptions
+from experiments.stages.rl import RlStageOptions
 from gr2_jax.errors import ConfigError
 from gr2_jax.objectives.policy import DAPO
 from gr2_jax.rewards.verifiable import RewardConfig
-from gr2_jax.rl.options import CollectOptions, RlOptions, RolloutOptions, read_reward, read_rl_options, read_rollout_options
+from gr2_jax.rl.options import CollectOptions, RlOptions, RolloutOptions, read_rollout_options
+from gr2_jax.settings import read_record
 from gr2_jax.steps.policy import UpdateConfig
 
 
@@ -59,29 +62,32 @@ def test_values_at_their_limits_hold():
   RlOptions(update=UpdateConfig(minibatches=4, microbatches=4))
 
 
+def read(key, kind=RlStageOptions, **changes):
+  """The record of a section of the defaults, with changes by dotted key."""
+  config = base()
+  config[key].update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+  return read_record(kind, config, key)
+
+
 def test_the_defaults_of_a_section_are_those_of_the_records():
-  assert read_rl_options(base().rl, 48) == RlOptions()
-  assert read_rollout_options(base().opd, 48) == RolloutOptions()
+  assert read("rl").groups.to_rl(48) == RlOptions()
+  assert read("opd", OpdStageOptions).collect(48).rollout == RolloutOptions()
 
 
 def test_a_section_becomes_the_record():
-  section = base().rl
-  section.update_from_flattened_dict(
-    {"prompts": 8, "temperature": 0.7, "decode_rows": 2, "minibatches": 2, "packed_rows": 3, "loss.clip_high": 0.3, "max_rounds": 1}
+  section = read(
+    "rl", prompts=8, temperature=0.7, decode_rows=2, minibatches=2, packed_rows=3, loss__clip_high=0.3, max_rounds=1, reward__alpha=0.5
   )
-  section.reward.alpha = 0.5
-  options = read_rl_options(section, 12)
+  options = section.groups.to_rl(12)
   assert options.collect.rollout == RolloutOptions(prompts=8, temperature=0.7, decode_rows=2, max_new_tokens=12)
   assert options.collect.max_rounds == 1 and options.reward == RewardConfig(alpha=0.5)
   assert (options.update.minibatches, options.update.packed_rows, options.update.loss.clip_high) == (2, 3, 0.3)
   assert options.update.temperature == 0.7, "the loss is of the rollout's temperature"
   assert options.update.loss.importance_cap is None and options.update.loss.clip_low == DAPO.clip_low
-  assert read_rollout_options(section, 12, group=1, decode_rows=None).group == 1
+  assert read_rollout_options(section.groups, 12, group=1, decode_rows=None).group == 1
 
 
 def test_a_reward_of_ones_own_is_named_in_the_section():
-  section = base().rl.reward
-  assert read_reward(section) == RewardConfig()
-  section.fn = "nowhere:reward"
+  assert read("rl").groups.reward.load() == RewardConfig()
   with pytest.raises(ConfigError, match=r"reward\.fn"):
-    read_reward(section)
+    read("rl", reward__fn="nowhere:reward").groups.reward.load()
