@@ -107,8 +107,9 @@ def _imitate(requests: Sequence[NextItem], stage: StageContext) -> tuple[Slate, 
     others = [item for item in drawn if item not in (*request.history, request.target)][: size - 1]
     if others:
       candidates = (request.target, *others)
+      of_request = {"timestamp": request.timestamp, "segment": request.segment, "last_time": request.last_time}
       labels = (1,) + (0,) * len(others)
-      slates.append(Slate(request.user, request.history, candidates, labels, timestamp=request.timestamp, segment=request.segment))
+      slates.append(Slate(request.user, request.history, candidates, labels, **of_request))
   return tuple(slates)
 
 
