@@ -13,6 +13,7 @@ from toy_runs import COMMAND, DATA, RL, make_config
 
 from experiments.pipeline import choose_stages, execute
 from experiments.stages import load_stages
+from gr2_jax.runs.inputs import config_of
 from gr2_jax.runs.life import check_stages
 from gr2_jax.runs.lock import locked
 from gr2_jax.runs.run import Run, RunError
@@ -251,6 +252,26 @@ def test_a_stage_that_nothing_else_needs_runs_where_the_config_asks_for_it():
   assert "rl" in pruned["prune"] and "prune" in pruned["evaluation"] and "direct" not in pruned
   assert "sft" in inputs(rl__init="midtrain", sft__without_reasoning=True)["evaluation"]
   assert "compress" in inputs(compress__variants=("rules",))["evaluation"]
+
+
+@pytest.mark.parametrize(
+  ("stage", "source", "unused", "used"),
+  [
+    ("data", {"data__source": "synthetic"}, {"data__on_error": "skip"}, {"data__market__num_items": 130}),
+    ("data", {"data__source": "folder"}, {"data__market__num_items": 130, "data__market_seed": 1}, {"data__on_error": "skip"}),
+    ("slates", {"slates__source": "log"}, {"slates__size": 5, "slates__ctr__epochs": 3}, {"slates__source": "ctr"}),
+    ("slates", {"slates__source": "beam"}, {"slates__ctr__epochs": 3}, {"slates__beams": 3}),
+    ("midtrain", {"midtrain__warmup_rows__enabled": False}, {"midtrain__warmup_rows__steps": 9}, {"midtrain__steps": 9}),
+    ("compress", {"compress__variants": ("rules",)}, {"compress__rewriter__steps": 9}, {"compress__budget": 9}),
+  ],
+)
+def test_keys_that_decide_nothing_do_not_count(stage, source, unused, used):
+  of_name = {known.name: known for known in load_stages()}
+
+  def decides(**changes):
+    return config_of(Run(pathlib.Path("nowhere"), tiny_config(**source | changes)), of_name[stage])
+
+  assert decides(**unused) == decides() != decides(**used)
 
 
 def test_a_stage_that_starts_from_no_stage():

@@ -139,7 +139,7 @@ def test_a_wrong_flag_ends_before_the_run_directory_is_made(program_environment,
   wrong = {
     "--config.rl.stepz=3": "ERROR: --config.rl.stepz: config.rl has no key 'stepz'; did you mean steps?\n",
     "--config.rl.steps=3.5": "ERROR: --config.rl.steps: expected int (now 2), got float '3.5'\n",
-    "--config.rl.reward.rank=mrr": "ERROR: --config.rl.reward: ",
+    "--config.rl.reward.rank=mrr": "ERROR: --config.rl.reward.rank: ",
   }
   for flag, message in wrong.items():
     out, error = finish(program(tmp_path / "run", program_environment, flag), 1)

@@ -78,7 +78,7 @@ def write_ablation(folder, variants, seeds=(0, 1)):
   [
     ({"rl.stepz": 3}, r"variant b: --config\.rl\.stepz: config\.rl has no key 'stepz'; did you mean steps"),
     ({"rl.steps": "many"}, r"variant b: --config\.rl\.steps: expected int"),
-    ({"rl.reward.condition": "v3"}, r"variant b: --config\.rl\.reward: .*v3"),
+    ({"rl.reward.condition": "v3"}, r"variant b: --config\.rl\.reward\.condition: .*v3"),
   ],
 )
 def test_a_wrong_variant_is_named_before_anything_starts(in_process, tmp_path, capsys, changes, message):
