@@ -3,17 +3,15 @@
 python -m experiments.serve --run=RUN --port=8000
 """
 
-import socket
 import sys
-import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from absl import app, flags
 
 from experiments.compilation_cache import define_compilation_cache, use_compilation_cache
 from experiments.exit_code import exit_code_of
 from experiments.flags import COMPRESSORS, MODES
+from experiments.listening import BACKLOG, listen, run_beside
 from gr2_jax.errors import UserError
 
 _RUN = flags.DEFINE_string("run", None, "run directory of a trained policy")
@@ -31,9 +29,6 @@ _MAX_WAIT = flags.DEFINE_float("max_wait_ms", 5.0, "how long a batch waits for m
 _TIMEOUT = flags.DEFINE_float("timeout_ms", 10_000.0, "after which a request gets the upstream order", lower_bound=1)
 _MAX_BODY = flags.DEFINE_integer("max_body", 256 * 1024, "bytes of a request", lower_bound=1)
 _CACHE = define_compilation_cache()
-
-
-_BACKLOG = 16_384  # connections that wait to be accepted
 
 
 def serve() -> None:
@@ -63,7 +58,7 @@ def serve() -> None:
   limits = ServerOptions(queue=_QUEUE.value, max_wait=_MAX_WAIT.value / 1000, timeout=_TIMEOUT.value / 1000, max_body=_MAX_BODY.value)
   grace = int(limits.timeout) + 1
   server = uvicorn.Server(
-    uvicorn.Config(make_app(reranker, limits), log_level="info", access_log=False, timeout_graceful_shutdown=grace, backlog=_BACKLOG)
+    uvicorn.Config(make_app(reranker, limits), log_level="info", access_log=False, timeout_graceful_shutdown=grace, backlog=BACKLOG)
   )
 
   def warm_up() -> None:
@@ -78,43 +73,6 @@ def serve() -> None:
       reranker.warm_up(on_progress)
 
   run_beside(server, listening, warm_up)
-
-
-def listen(host: str, port: int) -> socket.socket:
-  """A socket that listens; raises UserError where it cannot, before any work is done."""
-  try:
-    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=_BACKLOG)
-  except OSError as error:
-    raise UserError(
-      f"--port: cannot listen at {host}:{port} ({error.strerror}); stop what does, or give another --host or --port"
-    ) from None
-
-
-def run_beside(server: Any, listening: socket.socket, warm_up: Callable[[], None]) -> None:
-  """Runs a uvicorn server with `warm_up` in a thread beside it; where that fails the server stops, and what it raised is raised here.
-
-  `warm_up` raises InterruptedError, soon after `server.should_exit`, when it is to be left unfinished.
-  """
-  failures: list[BaseException] = []
-
-  def work() -> None:
-    try:
-      warm_up()
-    except InterruptedError:
-      pass
-    except BaseException as error:
-      failures.append(error)
-      server.should_exit = True
-
-  thread = threading.Thread(target=work, name="compile")
-  thread.start()
-  try:
-    server.run(sockets=[listening])
-  finally:
-    server.should_exit = True
-    thread.join()
-  if failures:
-    raise failures[0]
 
 
 def main(argv: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from ml_collections import config_dict
@@ -27,15 +27,16 @@ def setting(
   high: float | None = None,
   above: float | None = None,
   below: float | None = None,
-  choices: Sequence[str] = (),
+  choices: Collection[str] = (),
 ) -> Any:
   """A field of a record that stands in a config: what it means, in which unit, and what it holds, each member of a tuple alike.
 
   Numbers lie in `low`..`high`, ends included, and between `above` and `below`, ends excluded; whatever the limits, they are finite and fit
-  32 bits. `choices`: of text; those of a `Literal` need not be named. A field of another record is a section inside the section.
+  32 bits. `choices`: of text, as they are when a value is checked; those of a `Literal` need not be named. A field of another record is a
+  section inside the section.
   """
   limits = {"low": low, "high": high, "above": above, "below": below}
-  return dataclasses.field(default=default, metadata={"meaning": meaning, "unit": unit, "limits": limits, "choices": tuple(choices)})
+  return dataclasses.field(default=default, metadata={"meaning": meaning, "unit": unit, "limits": limits, "choices": choices})
 
 
 def spread(default: Any) -> Any:
@@ -138,7 +139,7 @@ def _find_fault(value: Any, hint: Any, metadata: Mapping[str, Any]) -> str | Non
   if value is None:
     return None if types.NoneType in kinds else "None is no value here"
   kind = kinds[0]
-  choices: tuple[str, ...] = typing.get_args(kind) if typing.get_origin(kind) is Literal else metadata["choices"]
+  choices: Collection[str] = typing.get_args(kind) if typing.get_origin(kind) is Literal else metadata["choices"]
   if typing.get_origin(kind) is tuple or isinstance(value, list | tuple):
     return _find_fault_in_tuple(value, kind, metadata)
   if choices:

@@ -20,7 +20,7 @@ class RewardConfig:
   rank: Literal["promotion", "auc", "ndcg"] = setting(
     "auc", "of an answer: promotion of the target by v1, AUC (Eq 5, binary labels) or NDCG (Eq 6, graded labels)"
   )
-  condition: str = setting("relative", "under which the ranking reward and the format term are paid", choices=tuple(CONDITIONS))
+  condition: str = setting("relative", "under which the ranking reward and the format term are paid", choices=CONDITIONS.keys())
   alpha: float | None = setting(None, "weight of the format term; None: the condition's published one", low=0)
   invalid: float | None = setting(None, "reward of an invalid answer; None: the condition's published one")
   gain: Literal["exponential", "linear"] = setting("exponential", "of labels in NDCG")

@@ -21,7 +21,7 @@ KINDS = (
   "unknown_mode",  # none that is served
 )
 # What a line of a slates file holds besides, so that it is a request; none of it decides the answer.
-SLATE_FIELDS = ("user", "labels", "upstream_scores", "propensities", "weight", "segment")
+SLATE_FIELDS = ("user", "labels", "upstream_scores", "propensities", "weight", "segment", "last_time")
 ITEM_FIELDS = ("item", "title", "brand", "categories", "description", "price")
 
 

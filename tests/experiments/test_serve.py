@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from experiments.serve import listen, run_beside
+from experiments.listening import listen, run_beside
 from gr2_jax.errors import UserError
 
 

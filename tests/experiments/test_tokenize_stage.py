@@ -16,6 +16,7 @@ from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.run import Run
 from gr2_jax.semantic_ids.rqvae import RqVaeConfig
 from gr2_jax.semantic_ids.table import SemanticIDTable
+from gr2_jax.settings import read_record
 from gr2_jax.steps.tokenizer import TokenizerConfig
 from gr2_jax.training.interrupts import Interrupted, StopSignal
 from gr2_jax.training.progress import Progress
@@ -63,7 +64,8 @@ def run_stage(folder, catalogue, **changes):
   config = tiny_config(**{"tokenize__text_pieces": 400} | {f"tokenize__{key}": value for key, value in changes.items()})
   (folder / "tokenize").mkdir(parents=True)
   with StopSignal() as stop:
-    stage = StageContext(Run(folder, config), "tokenize", Progress(), stop)
+    options = read_record(tokenize.TokenizeOptions, config, "tokenize")
+    stage = StageContext(Run(folder, config), "tokenize", Progress(), stop, options)
     vars(stage)["catalogue"] = catalogue
     tokenize.run(stage)
   report = json.loads((folder / "tokenize" / "report.json").read_text())
