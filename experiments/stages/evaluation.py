@@ -25,6 +25,7 @@ from gr2_jax.models.pruning import prune_decoder
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.reports.card import render_console_table, write_card
 from gr2_jax.reports.names import ranker_title
+from gr2_jax.rollout.catalogue_scores import make_candidate_scores
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.load import load_policy, load_utilities
 from gr2_jax.runs.policies import PolicyRecord, read_policies
@@ -122,12 +123,20 @@ def _classical_rankers(
     read = {split: of_split[..., :number] for split, of_split in features.items()}
     model = baselines.fit_lambdamart(read["train"], truth["train"], read["validation"], truth["validation"], seed=stage.seed)
     trees[name] = baselines.describe_lambdamart(model), baselines.lambdamart_ranking(model, read["test"], labels, name)
+  scores = make_candidate_scores(
+    stage.decoder,
+    stage.load_params("midtrain"),
+    stage.prompts,
+    max_history=stage.config.midtrain.max_history,
+    batch_size=stage.options.batch_size,
+  )
   rankings = {
     "upstream": baselines.upstream_ranking(labels),
     "random": baselines.random_ranking(labels, stage.seed),
     "oracle": baselines.ideal_ranking(labels) if utilities is None else baselines.utility_ranking(utilities[: len(test)], labels),
     "popularity": baselines.popularity_ranking(test, catalogue, ItemCounts.fit(stage.log, catalogue)),
     "last_transition": baselines.last_transition_ranking(test, catalogue, TransitionCounts.fit(stage.log, catalogue)),
+    "midtrain": baselines.rank_by_scores(scores(test), labels, "midtrain"),
     **{name: ranking for name, (_, ranking) in trees.items()},
   }
   chosen = ", ".join(f"{ranker_title(name, {})} {description}" for name, (description, _) in trees.items())
@@ -192,8 +201,8 @@ STAGE = Stage(
   run,
   reads=("seed", "model", "mesh", "prompt", "decoding", "evaluation"),
   options=EvaluationOptions,
-  inputs=("data", "tokenize", "slates", "rl"),
+  inputs=("data", "tokenize", "midtrain", "slates", "rl"),
   uses=("compress",),
   uses_policies=True,
-  format=5,  # trees on all facts
+  format=5,  # trees on all facts, the mid-trained model
 )

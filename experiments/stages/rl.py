@@ -80,7 +80,9 @@ def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
 def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
   """The RL policy."""
   mode = "direct" if config.prompt.direct else "reason"
-  return (PolicyRecord("rl", (RankerRecord("policy", "RL policy", mode, against=("lambdamart", "lambdamart_all", "sft", "opd")),)),)
+  return (
+    PolicyRecord("rl", (RankerRecord("policy", "RL policy", mode, against=("midtrain", "lambdamart", "lambdamart_all", "sft", "opd")),)),
+  )
 
 
 STAGE = Stage(

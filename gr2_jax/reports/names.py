@@ -8,6 +8,7 @@ _CLASSICAL = {
   "random": "random",
   "popularity": "popularity",
   "last_transition": "last-item transitions",
+  "midtrain": "mid-trained model",
   "lambdamart": "LambdaMART",
   "lambdamart_all": "LambdaMART, all facts",
   "oracle": "oracle",

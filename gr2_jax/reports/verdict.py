@@ -9,6 +9,7 @@ from gr2_jax.reports.tables import ONE_USER, ONE_USER_NOTE, format_lift, is_deci
 
 _METRICS = ("recall@1", "ndcg@3")
 _TREES = "lambdamart"
+_START = "midtrain"
 _VERBS = {1: "beats", -1: "loses to", 0: "is not told apart from"}  # by the sign of a difference, 0 where its interval holds 0
 
 
@@ -16,7 +17,7 @@ def verdict(results: Mapping[str, Any]) -> str:
   """`The RL policy beats the upstream order: R@1 +24.0 % [9.0, 41.0], …. It loses to LambdaMART: …`, of results.json.
 
   A difference whose interval holds 0 is said to lie within its interval. Of results in which the policy and the trees were not compared,
-  only the first part.
+  only the first part. A policy that orders worse than the mid-trained model that it began as is told so.
   """
   titles = results.get("titles", {})
   if POLICY not in results["orders"]:
@@ -26,6 +27,9 @@ def verdict(results: Mapping[str, Any]) -> str:
   against_trees = results["paired"].get(f"{POLICY}_vs_{_TREES}")
   if against_trees:
     sentences.append(_compare("It", trees, against_trees))
+  against_start = results["paired"].get(f"{POLICY}_vs_{_START}", {})
+  if any(against_start[metric]["delta"] < 0 for metric in _METRICS if metric in against_start):
+    sentences.append(_compare("It", f"the {ranker_title(_START, titles)} asked for the next item alone", against_start))
   text = " ".join(sentences)
   return f"{text} {ONE_USER_NOTE}" if ONE_USER in text else text
 

@@ -14,7 +14,7 @@ from gr2_jax.rollout.generate import prefill, suffix_cache
 from gr2_jax.semantic_ids.trie import CompressedTrie, DenseTrie
 
 
-def _legal_log_probs(logits: jax.Array, legal: jax.Array) -> jax.Array:
+def legal_log_probs(logits: jax.Array, legal: jax.Array) -> jax.Array:
   """Log-softmax over the legal codes, -inf at the others; a row without legal codes is -inf throughout, never NaN."""
   finite = jnp.where(legal, logits, OUT_OF_REACH)
   return jnp.where(legal, jax.nn.log_softmax(finite, axis=-1), -jnp.inf)
@@ -61,7 +61,7 @@ def beam_search(
       hidden, cache = decoder.apply({"params": params}, tokens, positions, jnp.ones_like(tokens), prefix=prefix, cache=cache)
     logits = decoder.apply({"params": params}, hidden, sid_token_ids[level], method="logits").reshape(*states.shape, -1)
     next_codes, next_states = trie.children(states, level)
-    scores = log_probs[..., None] + _legal_log_probs(jnp.take_along_axis(logits, next_codes, axis=-1), next_states >= 0)
+    scores = log_probs[..., None] + legal_log_probs(jnp.take_along_axis(logits, next_codes, axis=-1), next_states >= 0)
     width = scores.shape[-1]
     next_codes, next_states, scores = (x.reshape(num_prompts, -1) for x in (next_codes, next_states, scores))
     log_probs, chosen = jax.lax.top_k(scores, min(beams, scores.shape[1]))

@@ -1,16 +1,20 @@
-"""The mid-trained model as a retriever: beams over the trie as scores of catalogue items."""
+"""The mid-trained model asked for the next item: beams over the trie as scores of the whole catalogue, or the scores of given items."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr2_jax.data.schema import Slate
+from gr2_jax.data.slates import pad_rows
 from gr2_jax.language.midtrain_tasks import next_item_prompt
 from gr2_jax.language.prompts import PromptContext
 from gr2_jax.models.transformer import Decoder
-from gr2_jax.rollout.beam import make_beam_search
-from gr2_jax.semantic_ids.trie import SidTrie
+from gr2_jax.rollout.beam import legal_log_probs, make_beam_search
+from gr2_jax.rollout.completions import completion_hidden
+from gr2_jax.semantic_ids.trie import CompressedTrie, DenseTrie, SidTrie
 
 
 def make_beam_scores(
@@ -24,15 +28,9 @@ def make_beam_scores(
   trie = SidTrie.build(context.codes, vocabulary.codebook_size)
   search = make_beam_search(decoder, beams=beams, levels=vocabulary.num_levels)
   device_trie, sid_tokens = trie.on_device(), jnp.asarray(vocabulary.sid_token_ids)
-  length = 2 + max_history * vocabulary.num_levels
 
   def scores(histories: np.ndarray) -> np.ndarray:
-    prompts = np.full((len(histories), length), vocabulary.pad_id, np.int32)
-    mask = np.zeros_like(prompts)
-    for row, history in enumerate(histories):
-      tokens = next_item_prompt(history[history >= 0].tolist(), context, max_history)
-      prompts[row, : len(tokens)] = tokens
-      mask[row, : len(tokens)] = 1
+    prompts, mask = _render([history[history >= 0].tolist() for history in histories], context, max_history)
     _, log_probs, states = search(params, prompts, mask, device_trie, sid_tokens)
     table = np.full((len(histories), len(context.catalogue)), -np.inf, np.float32)
     for row, (line, line_states) in enumerate(zip(np.asarray(log_probs), np.asarray(states), strict=True)):
@@ -41,3 +39,66 @@ def make_beam_scores(
     return table
 
   return scores
+
+
+def make_candidate_scores(
+  decoder: Decoder, params: Any, context: PromptContext, *, max_history: int, batch_size: int
+) -> Callable[[Sequence[Slate]], np.ndarray]:
+  """Builds `scores(slates) -> [n, K]`: log-probability (nats) of each candidate as the next item, NaN where a slate has fewer than K.
+
+  Those of all items of the catalogue sum to 1, as those of beams do; items that share a semantic ID share its score. Only the last
+  `max_history` items are read. A slate's history is computed once, its candidates attend to it.
+  """
+  vocabulary, catalogue = context.vocabulary, context.catalogue
+  trie, sid_tokens = SidTrie.build(context.codes, vocabulary.codebook_size).on_device(), jnp.asarray(vocabulary.sid_token_ids)
+
+  @jax.jit
+  def score(params: Any, prompts: jax.Array, mask: jax.Array, codes: jax.Array) -> jax.Array:
+    return _score_codes(decoder, params, prompts, mask, codes, trie, sid_tokens)
+
+  def scores(slates: Sequence[Slate]) -> np.ndarray:
+    rows = pad_rows([catalogue.to_rows(slate.candidates) for slate in slates]).astype(np.int64)
+    found = []
+    for start in range(0, len(slates), batch_size):
+      batch = np.arange(start, start + batch_size) % len(slates)  # the last one is filled up, so that all have one shape
+      prompts, mask = _render([catalogue.to_rows(slates[i].history) for i in batch], context, max_history)
+      found.append(np.asarray(score(params, prompts, mask, context.codes[rows[batch]])))
+    return np.where(rows >= 0, np.concatenate(found)[: len(slates)], np.nan)
+
+  return scores
+
+
+def _render(histories: Sequence[Sequence[int]], context: PromptContext, max_history: int) -> tuple[np.ndarray, np.ndarray]:
+  """Prompts and mask `[B, Lp]`, left-aligned, of histories of catalogue rows."""
+  vocabulary = context.vocabulary
+  prompts = np.full((len(histories), 2 + max_history * vocabulary.num_levels), vocabulary.pad_id, np.int32)
+  mask = np.zeros_like(prompts)
+  for row, history in enumerate(histories):
+    tokens = next_item_prompt(history, context, max_history)
+    prompts[row, : len(tokens)] = tokens
+    mask[row, : len(tokens)] = 1
+  return prompts, mask
+
+
+def _score_codes(
+  decoder: Decoder,
+  params: Any,
+  prompts: jax.Array,
+  mask: jax.Array,
+  codes: jax.Array,
+  trie: DenseTrie | CompressedTrie,
+  sid_tokens: jax.Array,
+) -> jax.Array:
+  """Log-probability `[P, K]` of the semantic IDs `codes [P, K, L]` after prompts `[P, Lp]`, over those that the trie has."""
+  levels = codes.shape[-1]
+  tokens = jnp.stack([sid_tokens[level, codes[..., level]] for level in range(levels)], axis=-1)
+  hidden = completion_hidden(decoder, params, prompts, mask, tokens, jnp.ones_like(tokens))
+  states, total = jnp.zeros(codes.shape[:2], jnp.int32), jnp.zeros(codes.shape[:2])
+  for level in range(levels):
+    logits = decoder.apply({"params": params}, hidden[:, :, level], sid_tokens[level], method="logits")
+    next_codes, next_states = trie.children(states, level)
+    log_probs = legal_log_probs(jnp.take_along_axis(logits, next_codes, axis=-1), next_states >= 0)
+    taken = (next_codes == codes[..., level, None]) & (next_states >= 0)
+    total += jnp.where(taken, log_probs, 0.0).sum(axis=-1)
+    states = jnp.where(taken, next_states, 0).sum(axis=-1)
+  return total

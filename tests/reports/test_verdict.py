@@ -10,10 +10,12 @@ EVEN = {"delta": 0.05, "delta_ci95": [-0.01, 0.11], "relative": 0.25, "ci95": [-
 ALONE = {"delta": 0.05, "delta_ci95": None, "relative": 0.25, "ci95": None, "p": None}
 
 
-def told(*upstream, trees=None):
+def told(*upstream, trees=None, start=None):
   paired = {"policy_vs_upstream": dict(zip(("recall@1", "ndcg@3"), upstream, strict=True))}
   if trees:
     paired["policy_vs_lambdamart"] = {"recall@1": trees, "ndcg@3": trees}
+  if start:
+    paired["policy_vs_midtrain"] = {"recall@1": start, "ndcg@3": start}
   return verdict({"orders": {"upstream": {}, "policy": {}}, "paired": paired, "titles": {"policy": "RL policy"}})
 
 
@@ -38,6 +40,11 @@ def test_the_policy_against_the_upstream_order(upstream, start):
 def test_the_policy_against_trees():
   assert told(BETTER, BETTER, trees=WORSE).endswith(". It loses to LambdaMART: R@1 -25.0 % [-45.0, -5.0], N@3 -25.0 % [-45.0, -5.0].")
   assert " It beats LambdaMART: " in told(EVEN, EVEN, trees=BETTER)
+
+
+def test_a_policy_below_the_model_that_it_began_as_is_told_so():
+  assert " It loses to the mid-trained model asked for the next item alone: R@1 -25.0 %" in told(BETTER, BETTER, start=WORSE)
+  assert "mid-trained" not in told(BETTER, BETTER, start=BETTER)
 
 
 def test_what_was_not_compared_is_not_judged():
