@@ -241,6 +241,7 @@ def test_examples_longer_than_a_row(tiny_run, run_here, tmp_path, capsys):
   assert "config.sft.row_length: 64 is too short for " in refuse(run_here, config, run, capsys)
 
 
+@pytest.mark.slow
 def test_an_rl_run_in_which_no_answers_differ(tiny_run, run_here, tmp_path, capsys):
   # Nearly greedy answers of a group are the same, and earn the same.
   config = tiny_config(rl__temperature=1e-6, rl__max_rounds=1, rl__max_skips=2)

@@ -16,6 +16,8 @@ from gr2_jax.serving.request import Request
 from gr2_jax.serving.reranker import Reranker
 from gr2_jax.training.progress import Progress
 
+pytestmark = pytest.mark.slow  # a run of all compressors takes minutes
+
 VARIANTS = ("sids", "rules", "rewriter", "soft_tokens")
 BUDGET = 24
 VERBOSE = {"prompt__history_fields": ("title", "categories", "brand"), "prompt__max_prompt_tokens": 400, "sft__row_length": 512}
@@ -101,7 +103,6 @@ def test_requests_get_the_histories_that_were_measured(compressed, variant):
     Reranker.load(compressed, compressor="prose")
 
 
-@pytest.mark.slow
 def test_compressors_are_points_of_the_latency(compressed, tmp_path):
   run = tmp_path / "run"
   shutil.copytree(compressed, run)
@@ -123,7 +124,6 @@ def test_compressors_are_points_of_the_latency(compressed, tmp_path):
   assert all(point["n"] == results["n"] and point["p50_ms"] > 0 for point in points.values())
 
 
-@pytest.mark.slow
 def test_a_stage_that_was_stopped_asks_only_for_what_is_missing(compressed, run_here, tmp_path, capsys):
   run = tmp_path / "run"
   shutil.copytree(compressed, run)
@@ -164,7 +164,6 @@ def test_a_warmup_row_that_holds_no_example(compressed, run_here, tmp_path, caps
   assert "config.compress.rewriter.warmup.row_length: 64 is too short for a history" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_codes_for_a_history_of_codes_begin_without_a_loss(tiny_run, run_here, tmp_path):
   # As many soft tokens as codes start as the codes themselves, and the tiny run's histories are codes alone: both prompts read the same.
   config = tiny_config(

@@ -38,6 +38,7 @@ def finished(tiny_run, run_here, tmp_path_factory):
   return run
 
 
+@pytest.mark.slow
 def test_the_run_leaves_out_traces_and_sft_and_evaluates_the_distilled_policy(finished, tiny_run, run_here, capsys):
   assert not (finished / "traces").exists() and not (finished / "sft").exists()
   lines = lines_without_time(finished / "metrics" / "opd.jsonl")

@@ -111,6 +111,7 @@ def lines_without_time(path):
   return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_ends_as_if_it_had_never_stopped(tiny_run, program_environment, tmp_path):
   flags = ["--config.sft.steps=60", "--config.sft.save_every=25", "--config.rl.steps=12", "--config.rl.save_every=5", "--stages=sft,rl"]
   config = tiny_config(sft__steps=60, sft__save_every=25, rl__steps=12, rl__save_every=5)

@@ -53,7 +53,12 @@ def _assert_same(found, expected):
 # Temperature 3 flattens the distribution: completions of every length, among them some of the limit and some of one token.
 @pytest.mark.parametrize(
   ("group", "lanes", "rows", "temperature"),
-  [(3, 4, None, 3.0), (3, 8, 1, 3.0), (3, 1, 2, 3.0), (3, None, 1, 3.0), (3, 3, None, 0.0), (1, 4, None, 3.0)],
+  [
+    (3, 4, None, 3.0),
+    (3, 1, 2, 3.0),
+    (3, 3, None, 0.0),
+    *(pytest.param(*of, marks=pytest.mark.slow) for of in ((3, 8, 1, 3.0), (3, None, 1, 3.0), (1, 4, None, 3.0))),
+  ],
 )
 def test_completions_are_those_of_all_prompts_at_once(params, group, lanes, rows, temperature):
   prompts, mask = _prompts()
@@ -67,7 +72,7 @@ def test_completions_are_those_of_all_prompts_at_once(params, group, lanes, rows
     assert lengths.min() == 1 and not expected.finished.all() and len(np.unique(lengths)) > 5
 
 
-@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize("limit", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_very_few_tokens(params, limit):
   prompts, mask = _prompts()
   sizes = {"max_new_tokens": limit, "group": 2}
@@ -128,6 +133,7 @@ def test_occupancy_counts_every_row_at_every_step(params):
   assert row_steps(2, 1) == 2 * 20  # the same, one completion after the other
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_same_completions(params):
   prompts, mask = _prompts(12)
   queue = make_generate_queue(_config(rows=2), 8)

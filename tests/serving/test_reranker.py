@@ -163,7 +163,7 @@ def test_a_long_history_is_cut_from_its_old_end_and_said_so(plain):
   np.testing.assert_allclose(short.scores, long.scores, atol=1e-5)
 
 
-@pytest.mark.parametrize("prefix_cache", [0, 4])
+@pytest.mark.parametrize("prefix_cache", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_after_warming_up_nothing_is_compiled(make_reranker, compilations, prefix_cache):
   reranker = make_reranker(prefix_cache=prefix_cache, batch_size=2, prompt_lengths=(48, 98), modes=("score",), mode="score")
   steps = []

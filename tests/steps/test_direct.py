@@ -102,7 +102,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ["answers", *(pytest.param(name, marks=pytest.mark.slow) for name in LOSSES if name != "answers")])
 def test_a_slate_of_weight_two_is_the_slate_given_twice(params, batch, name):
   loss_fn, teachers = LOSSES[name]
   of_loss = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
