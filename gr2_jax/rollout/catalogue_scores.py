@@ -61,7 +61,7 @@ def make_candidate_scores(
     found = []
     for start in range(0, len(slates), batch_size):
       batch = np.arange(start, start + batch_size) % len(slates)  # the last one is filled up, so that all have one shape
-      prompts, mask = _render([catalogue.to_rows(slates[i].history) for i in batch], context, max_history)
+      prompts, mask = _render([catalogue.to_rows(slates[i].history) for i in batch.tolist()], context, max_history)
       found.append(np.asarray(score(params, prompts, mask, context.codes[rows[batch]])))
     return np.where(rows >= 0, np.concatenate(found)[: len(slates)], np.nan)
 

@@ -234,7 +234,8 @@ def test_the_pipeline_runs_what_the_prior_needs_and_reads_only_earlier_stages(pr
   stages = {stage.name: stage for stage in choose_stages(None, load_stages(), config)}
   assert set(stages) == {stage.name for stage in load_stages()} - left_out - {"direct", "prune", "compress"}
   common = {"data", "tokenize", "slates"}
-  assert set(stages["rl"].inputs) == common | rl_reads and set(stages["evaluation"].inputs) == common | evaluation_reads
+  assert set(stages["rl"].inputs) == common | rl_reads
+  assert set(stages["evaluation"].inputs) == common | {"midtrain"} | evaluation_reads
   run = Run(pathlib.Path("nowhere"), config)
   check_stages(run, list(stages.values()), load_stages(), ahead={pathlib.Path("teacher")})
   if "opd" in stages:
