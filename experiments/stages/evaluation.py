@@ -16,7 +16,6 @@ from gr2_jax.evaluation import baselines
 from gr2_jax.evaluation.per_slate import write_per_slate
 from gr2_jax.evaluation.policy_answers import ask_policy, make_rank
 from gr2_jax.evaluation.results import COMPRESSED, POLICY, RankerAnswers, build_results, measure_rankers, write_results
-from gr2_jax.evidence.counts import ItemCounts, TransitionCounts
 from gr2_jax.evidence.facts import BASIC_FACTS, FACTS
 from gr2_jax.evidence.requests import LogCounts
 from gr2_jax.evidence.table import slate_features
@@ -134,8 +133,8 @@ def _classical_rankers(
     "upstream": baselines.upstream_ranking(labels),
     "random": baselines.random_ranking(labels, stage.seed),
     "oracle": baselines.ideal_ranking(labels) if utilities is None else baselines.utility_ranking(utilities[: len(test)], labels),
-    "popularity": baselines.popularity_ranking(test, catalogue, ItemCounts.fit(stage.log, catalogue)),
-    "last_transition": baselines.last_transition_ranking(test, catalogue, TransitionCounts.fit(stage.log, catalogue)),
+    "popularity": baselines.popularity_ranking(test, catalogue, counts.popularity),
+    "last_transition": baselines.last_transition_ranking(test, catalogue, counts.transitions),
     "midtrain": baselines.rank_by_scores(scores(test), labels, "midtrain"),
     **{name: ranking for name, (_, ranking) in trees.items()},
   }

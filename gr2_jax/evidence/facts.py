@@ -61,12 +61,12 @@ FACTS: Mapping[str, Fact] = {
     lambda r: np.log1p(r.leaf_counts(r.last)), "log(1 + times)", "its leaf category taken right after that of the last item"
   ),
   "popularity": Fact(lambda r: np.log1p(r.popularity), "log(1 + times)", "taken by anyone"),
-  "leaf_share": Fact(lambda r: _share(r.matches(r.items.leaf), r), "share", "past items of its leaf category"),
-  "broad_share": Fact(lambda r: _share(r.matches(r.items.broad), r), "share", "past items of its broadest category"),
-  "leaf_is_last": Fact(lambda r: _is_last(r.matches(r.items.leaf)), "0 or 1", "its leaf category is that of the last item"),
-  "broad_is_last": Fact(lambda r: _is_last(r.matches(r.items.broad)), "0 or 1", "its broadest category is that of the last item"),
-  "brand_share": Fact(lambda r: _share(r.matches(r.items.brand), r), "share", "past items of its brand"),
-  "brand_is_last": Fact(lambda r: _is_last(r.matches(r.items.brand)), "0 or 1", "its brand is that of the last item"),
+  "leaf_share": Fact(lambda r: _share(r.same_leaf, r), "share", "past items of its leaf category"),
+  "broad_share": Fact(lambda r: _share(r.same_broad, r), "share", "past items of its broadest category"),
+  "leaf_is_last": Fact(lambda r: _is_last(r.same_leaf), "0 or 1", "its leaf category is that of the last item"),
+  "broad_is_last": Fact(lambda r: _is_last(r.same_broad), "0 or 1", "its broadest category is that of the last item"),
+  "brand_share": Fact(lambda r: _share(r.same_brand, r), "share", "past items of its brand"),
+  "brand_is_last": Fact(lambda r: _is_last(r.same_brand), "0 or 1", "its brand is that of the last item"),
   "text_history": Fact(lambda r: r.similarity_to_mean, "cosine", "its text vector to the mean past one"),
   "text_last": Fact(lambda r: r.similarities[:, -1], "cosine", "its text vector to that of the last item"),
   "price_difference": Fact(lambda r: r.price_difference, "log ratio", "its price to the mean past one, 0 when either is unknown"),
@@ -100,7 +100,7 @@ FACTS: Mapping[str, Fact] = {
   "leaf_next_count_second": Fact(
     lambda r: np.log1p(r.leaf_counts(r.second)), "log(1 + times)", "its leaf category taken right after that of the second-last item"
   ),
-  "brand_count": Fact(lambda r: r.matches(r.items.brand).sum(axis=1), "items", "past items of its brand"),
+  "brand_count": Fact(lambda r: r.same_brand.sum(axis=1), "items", "past items of its brand"),
   "words_shared": Fact(lambda r: r.shared_words(np.ones_like(r.items.rarity)), "words", "of its title that stand in a past title"),
   "rare_words_shared": Fact(lambda r: r.shared_words(r.items.rarity), "log(items / titles)", "the same, each by how few titles hold it"),
   "text_max": Fact(lambda r: np.where(r.past, r.similarities, -1).max(axis=1), "cosine", "its text vector to the nearest past one"),

@@ -9,10 +9,10 @@ from scipy import sparse
 
 from gr2_jax.data.schema import Catalogue, History, Slate
 from gr2_jax.data.slates import pad_rows
-from gr2_jax.evidence.counts import NEVER, ItemCounts, TransitionCounts, index_names
+from gr2_jax.data.splits import SECONDS_PER_DAY
+from gr2_jax.evidence.counts import ALWAYS, NEVER, ItemCounts, TransitionCounts, index_names
 from gr2_jax.evidence.items import ItemArrays
 
-DAY = 86_400  # seconds
 WINDOW = 3  # steps within which two items of one history count as co-occurring
 STEPS = 5  # within which an item counts as following another, farther ones weighing less
 FAR = 50  # steps within which two items of one history count as co-occurring at any distance: a robot's history has thousands
@@ -128,8 +128,23 @@ class Requests:
     """How often each past item and each candidate stand in one history, `[n, H, K]`."""
     return self.pairs(self.counts.far_cooccurrence)
 
-  def matches(self, codes: np.ndarray) -> np.ndarray:
-    """Whether a past item and a candidate have the same code, `[n, H, K]`; code -1 matches nothing."""
+  @functools.cached_property
+  def same_leaf(self) -> np.ndarray:
+    """Whether a past item and a candidate have the same leaf category, `[n, H, K]`."""
+    return self._matches(self.items.leaf)
+
+  @functools.cached_property
+  def same_broad(self) -> np.ndarray:
+    """Whether they have the same broadest category, `[n, H, K]`."""
+    return self._matches(self.items.broad)
+
+  @functools.cached_property
+  def same_brand(self) -> np.ndarray:
+    """Whether they have the same brand, `[n, H, K]`."""
+    return self._matches(self.items.brand)
+
+  def _matches(self, codes: np.ndarray) -> np.ndarray:
+    """Code -1 matches nothing."""
     mine = codes[self.candidates]
     return (codes[self.history][:, :, None] == mine[:, None, :]) & (mine >= 0)[:, None, :]
 
@@ -159,14 +174,19 @@ class Requests:
     mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-9)
     return np.stack([np.sum(units[column] * mean, axis=1) for column in self.candidates.T], axis=1)
 
-  def shared_words(self, weights: np.ndarray) -> np.ndarray:
-    """Summed `weights [W]` of the title words that a candidate shares with any past item, `[n, K]`."""
+  @functools.cached_property
+  def past_words(self) -> sparse.csr_matrix:
+    """1 for each word of any past title, sparse `[n, W]`."""
     words = self.items.words
     known = sparse.csr_matrix(
       (np.ones(self.history.size), (np.repeat(np.arange(len(self.history)), self.history.shape[1]), self.history.ravel() % words.shape[0])),
       shape=(len(self.history), words.shape[0]),
     )
-    past = (known @ words).sign().multiply(weights).tocsr()
+    return (known @ words).sign()
+
+  def shared_words(self, weights: np.ndarray) -> np.ndarray:
+    """Summed `weights [W]` of the title words that a candidate shares with any past item, `[n, K]`."""
+    words, past = self.items.words, self.past_words.multiply(weights).tocsr()
     return np.stack([np.asarray(words[column].multiply(past).sum(axis=1)).ravel() for column in self.candidates.T], axis=1)
 
   @functools.cached_property
@@ -181,22 +201,22 @@ class Requests:
     """log(1 + days) from `times [n, K]` to the request; -1 where either is unknown or the time is not before the request."""
     if self.before is None:
       return np.full(times.shape, -1.0)
-    known = (times > np.iinfo(np.int64).min) & (times < self.before) & (self.before < NEVER)
-    return np.where(known, np.log1p((np.where(known, self.before, 0) - np.where(known, times, 0)) / DAY), -1.0)
+    known = (times > ALWAYS) & (times < self.before) & (self.before < NEVER)
+    return np.where(known, np.log1p((np.where(known, self.before, 0) - np.where(known, times, 0)) / SECONDS_PER_DAY), -1.0)
 
   def recent(self, days: int) -> np.ndarray:
     """Interactions with each candidate within the `days` before the request, `[n, K]`; all that are past for a request without a time."""
     if self.before is None:
       return self.popularity
     timed = self.before < NEVER
-    since = np.where(timed, self.before - days * DAY, np.iinfo(np.int64).min)
+    since = np.where(timed, self.before - days * SECONDS_PER_DAY, ALWAYS)
     return self.popularity - self.counts.popularity.count(self.candidates, since)
 
 
 def _gap(slate: Slate) -> float:
   if slate.timestamp is None or slate.last_time is None:
     return -1.0
-  return float(np.log1p((slate.timestamp - slate.last_time) / DAY))
+  return float(np.log1p((slate.timestamp - slate.last_time) / SECONDS_PER_DAY))
 
 
 def times_before(slates: Sequence[Slate]) -> np.ndarray | None:
