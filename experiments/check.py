@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from experiments.checks import check_records
+from experiments.checks import check_records, list_faults
 from experiments.settings import RunOptions
 from experiments.stages import load_stages
 from gr2_jax.errors import ConfigError
@@ -19,7 +19,7 @@ def check_values(config: ConfigDict) -> None:
   # What goes with what is asked of values that hold by themselves.
   faults = _find_faults_of_values(config) or list(_find_faults_of_pairs(config))
   if faults:
-    raise ConfigError(faults[0] if len(faults) == 1 else f"{len(faults)} settings cannot be used:\n  " + "\n  ".join(faults))
+    raise list_faults(faults, "cannot be used")
 
 
 def _find_faults_of_values(config: ConfigDict) -> list[str]:

@@ -1,6 +1,6 @@
 """What stages use to say that a value of the config cannot be used: the message names the key."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -26,3 +26,8 @@ def check_training(config: ConfigDict, key: str) -> None:
   if section.steps:
     steps = section.steps * section.get("minibatches", 1)
     check_records({f"{key}.optimizer": lambda: make_optimizer(OptimizerConfig(**section.optimizer), steps)}, config)
+
+
+def list_faults(faults: Sequence[str], verdict: str) -> ConfigError:
+  """The error of one fault, or of several: so many settings, the verdict on them, and a line each."""
+  return ConfigError(faults[0] if len(faults) == 1 else f"{len(faults)} settings {verdict}:\n  " + "\n  ".join(faults))

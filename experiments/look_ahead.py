@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.checks import list_faults
 from experiments.stages.data import check_slates
 from experiments.stages.tokenize import TokenizeOptions, count_item_inputs
 from experiments.stages.traces import make_teacher
 from gr2_jax.data.jsonl import read_slates
 from gr2_jax.data.schema import SPLITS, DataError, Slate
 from gr2_jax.data.splits import NextItem
-from gr2_jax.errors import ConfigError
 from gr2_jax.language.prompts import PromptContext, PromptStyle, bare_length, present
 from gr2_jax.language.vocabulary import Vocabulary, corpus_texts
 from gr2_jax.runs import load
@@ -43,9 +43,7 @@ def look_ahead(run: Run, stages: Sequence[NeededStage], progress: Progress, stop
     if stage.foresee is not None:
       faults += stage.foresee(open_context(run, stage, progress, stop, foreseen))
   if faults:
-    raise ConfigError(
-      faults[0] if len(faults) == 1 else f"{len(faults)} settings cannot be used with these data:\n  " + "\n  ".join(faults)
-    )
+    raise list_faults(faults, "cannot be used with these data")
 
 
 def _foresee(stage: StageContext) -> tuple[Foreseen, list[str]]:
