@@ -37,6 +37,7 @@ def exit_code_of(program: Callable[[], None], writes: str | os.PathLike[str] | N
   logging.set_verbosity(logging.WARNING)  # Orbax tells every read and write at INFO
   logging.get_absl_logger().addFilter(_is_news)
   sys.excepthook = _tell_news
+  sys.unraisablehook = _tell_unraisable_news
   try:
     program()
   except Interrupted as error:
@@ -58,9 +59,18 @@ def _is_news(record: LogRecord) -> bool:
 
 
 def _tell_news(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-  """As usual, but for what TensorStore's threads print of the other writes once one has failed."""
-  if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+  if not _is_echo(error):
     sys.__excepthook__(kind, error, trace)
+
+
+def _tell_unraisable_news(told: "sys.UnraisableHookArgs") -> None:
+  if not _is_echo(told.exc_value):
+    sys.__unraisablehook__(told)
+
+
+def _is_echo(error: BaseException | None) -> bool:
+  """Whether TensorStore's threads tell of the other writes once one has failed."""
+  return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
 
 
 def describe_system_error(error: BaseException, writes: str | os.PathLike[str] | None = None) -> str | None:
