@@ -9,13 +9,24 @@ import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+# Most of the suite's time is compilation, so XLA compiles in haste, here and in the programs that tests start;
+# `JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test` tests what users run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_configure(config):
+  """One folder of compiled programs for all tests and for the programs that they start, kept from one run of the suite to the next;
+  `pytest --cache-clear` empties it."""
+  folder = str(config.cache.mkdir("compiled"))
+  jax.config.update("jax_compilation_cache_dir", folder)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 @pytest.fixture
@@ -51,14 +62,6 @@ def shared_folder(tmp_path_factory):
     return folder
 
   return share
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled(shared_folder):
-  """A folder of compiled programs for all programs that tests run in processes of their own, which would use the user's else."""
-  folder = shared_folder("compiled")
-  os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-  return folder
 
 
 @pytest.fixture(scope="session")

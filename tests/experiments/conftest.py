@@ -1,4 +1,4 @@
-"""Runs of the real program, in this process or in their own; compiled code is shared by all of them, since most have the same shapes."""
+"""Runs of the real program, in this process or in their own."""
 
 import os
 import sys
@@ -29,8 +29,8 @@ def program_environment():
 
 
 @pytest.fixture(scope="session")
-def in_process(compiled):
-  """Context for a program that runs in this process: it sees one device, and shares the compiled code."""
+def in_process():
+  """Context for a program that runs in this process: it sees one device."""
 
   @contextmanager
   def context():
@@ -39,14 +39,7 @@ def in_process(compiled):
       for module in (stage_context, check, training_mesh):
         patch.setattr(module, "make_mesh", one_device_mesh)
       patch.setattr(jax, "clear_caches", lambda: None)  # other tests would compile all over again
-      saved = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")}
-      jax.config.update("jax_compilation_cache_dir", str(compiled))
-      jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-      try:
-        yield
-      finally:
-        for name, value in saved.items():
-          jax.config.update(name, value)
+      yield
 
   return context
 
