@@ -76,13 +76,13 @@ def test_answers_are_learnt_by_their_mean_log_likelihood(params, batch):
     return -jnp.mean(of[jnp.arange(len(tokens)), tokens])
 
   loss_fn = make_answer_loss(DECODER, None)
-  (loss, _), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params[0], batch)
+  (loss, _), gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params[0], batch)
   assert_same((loss, gradient), jax.value_and_grad(naive)(params[0]))
 
 
 def test_distillation_is_the_reverse_kl_to_what_the_teacher_says_after_its_own_prompt(params, batch):
   loss_fn = make_distillation_loss(DECODER, DECODER, None)
-  (loss, metrics), gradients = jax.value_and_grad(loss_fn, argnums=(0, 2), has_aux=True)(params[0], batch, params[1])
+  (loss, metrics), gradients = jax.jit(jax.value_and_grad(loss_fn, argnums=(0, 2), has_aux=True))(params[0], batch, params[1])
   assert metrics["loss"].count == 7
   assert_same((loss, gradients[0]), jax.value_and_grad(naive_kl)(params[0], params[1], batch))
   assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradients[1]))
@@ -91,7 +91,7 @@ def test_distillation_is_the_reverse_kl_to_what_the_teacher_says_after_its_own_p
 def test_a_student_that_sees_what_its_equal_teacher_sees_has_nothing_to_learn(params, batch):
   alike = batch | {"teacher_prompts": batch["prompts"], "teacher_mask": batch["prompt_mask"]}
   loss_fn = make_distillation_loss(DECODER, DECODER, None)
-  (loss, _), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params[0], alike, params[0])
+  (loss, _), gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params[0], alike, params[0])
   assert abs(loss) < 1e-6 and optax.global_norm(gradient) < 1e-4
 
 

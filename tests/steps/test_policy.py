@@ -256,7 +256,7 @@ def test_packed_updates_equal_unpacked_ones(params, loss, cuts):
       np.testing.assert_allclose(metrics[name].sum, metric.sum, rtol=1e-4, atol=1e-5, err_msg=name)
       assert metrics[name].count == metric.count
     moved = optax.global_norm(jax.tree.map(jnp.subtract, expected.params, params))
-    assert moved > 0 and optax.global_norm(jax.tree.map(jnp.subtract, state.params, expected.params)) <= 1e-5 * moved
+    assert moved > 0 and optax.global_norm(jax.tree.map(jnp.subtract, state.params, expected.params)) <= 3e-5 * moved
 
 
 @pytest.mark.parametrize(
