@@ -111,7 +111,8 @@ def test_compressors_are_points_of_the_latency(compressed, tmp_path):
     [],
     stages=None,
     compressors=["full", "soft_tokens", "sids"],
-    modes=["score"],
+    modes=["score"],  # quick, if nothing that the policy was trained for
+    force=True,
     presentations=[1],
     requests=3,
     batch_size=8,

@@ -191,7 +191,7 @@ def test_every_answer_form_is_taught(answer, reference, tiny_run, run_here, tmp_
 
 PATHS = {
   "beam": (3, {"slates__source": "beam", "slates__beams": 12, "sft__row_length": 352}),
-  "json": (4, {"prompt__answer": "json", "decoding__constraint": "none", "sft__row_length": 512, "rl__max_new_tokens": 160}),
+  "json": (4, {"prompt__answer": "json", "decoding__constraint": "none", "sft__row_length": 512, "decoding__max_new_tokens": 160}),
   "free answers, v1 reward": (5, {"decoding__constraint": "none", "rl__reward__rank": "promotion", "rl__reward__condition": "v1"}),
   "graded labels, NDCG reward": (0, {"data__market__labels": "graded", "rl__reward__rank": "ndcg", "sft__row_length": 352}),
   "targeted traces": (4, {"traces__sampling": "targeted", "sft__presentation": "upstream", "rl__presentation": "upstream"}),
