@@ -30,6 +30,7 @@ from gr2_jax.runs.load import load_policy, load_utilities
 from gr2_jax.runs.policies import PolicyRecord, read_policies
 from gr2_jax.runs.stages import Stage
 from gr2_jax.settings import check_settings, setting
+from gr2_jax.teachers.tree import describe_lambdamart, fit_lambdamart, lambdamart_scores
 
 TIME_NOTE = (
   "Counts (popularity, transitions, co-occurrence; in features and in prompts) use only events before the request's timestamp; events of "
@@ -120,8 +121,8 @@ def _classical_rankers(
   trees = {}
   for name, number in (("lambdamart", len(BASIC_FACTS)), ("lambdamart_all", len(FACTS))):
     read = {split: of_split[..., :number] for split, of_split in features.items()}
-    model = baselines.fit_lambdamart(read["train"], truth["train"], read["validation"], truth["validation"], seed=stage.seed)
-    trees[name] = baselines.describe_lambdamart(model), baselines.lambdamart_ranking(model, read["test"], labels, name)
+    model = fit_lambdamart(read["train"], truth["train"], read["validation"], truth["validation"], seed=stage.seed)
+    trees[name] = describe_lambdamart(model), baselines.rank_by_scores(lambdamart_scores(model, read["test"]), labels, name)
   scores = make_candidate_scores(
     stage.decoder,
     stage.load_params("midtrain"),

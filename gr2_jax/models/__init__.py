@@ -13,6 +13,20 @@
 from gr2_jax.models.cache import Cache, Prefix
 from gr2_jax.models.config import PRESETS, ModelConfig, preset
 from gr2_jax.models.ctr import CtrConfig, ctr_scores, fit_ctr
+from gr2_jax.models.scorer import PackedSlates, SlateScorer
 from gr2_jax.models.transformer import Decoder, init_params
 
-__all__ = ["PRESETS", "Cache", "CtrConfig", "Decoder", "ModelConfig", "Prefix", "ctr_scores", "fit_ctr", "init_params", "preset"]
+__all__ = [
+  "PRESETS",
+  "Cache",
+  "CtrConfig",
+  "Decoder",
+  "ModelConfig",
+  "PackedSlates",
+  "Prefix",
+  "SlateScorer",
+  "ctr_scores",
+  "fit_ctr",
+  "init_params",
+  "preset",
+]

@@ -274,19 +274,21 @@ class Decoder(nn.Module):
     segment_ids: jax.Array,
     prefix: Prefix | None = None,
     cache: Cache | None = None,
+    memory: jax.Array | None = None,
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | Cache]:
     """Hidden states `[B, T, D]`, and what the tokens leave behind.
 
-    `tokens`, `positions`, `segment_ids [B, T]`; a token sees earlier tokens of its own segment, 0 is padding and is seen by none.
+    `tokens`, `positions`, `segment_ids [B, T]`; a token sees those tokens of its own segment that stand at no later position than itself
+    (so tokens at one position, at most some 200, see each other), 0 is padding and is seen by none.
     Without a cache the second result is `(k, v)`, each `[layers, B, T, KV, Dh]`; with one it is the cache with T more tokens,
     all of one segment. With a prefix every row also sees its prompt (see `Prefix`).
-    Where the parameters hold a `memory` the id -1 - s stands for its row s.
+    Where the parameters hold a `memory` the id -1 - s stands for its row s; `memory [B, S, D]` is, for this call, each row's own.
     The collection `intermediates`, for whoever asks for it, holds `embedded [B, T, D]` and of each layer the `output`.
     """
     length = tokens.shape[1]
     if cache is None:
-      step = jnp.arange(length)
-      own = (step[:, None] >= step) & (segment_ids[:, :, None] == segment_ids[:, None, :]) & (segment_ids[:, None, :] > 0)
+      own = positions[:, :, None] >= positions[:, None, :]
+      own &= (segment_ids[:, :, None] == segment_ids[:, None, :]) & (segment_ids[:, None, :] > 0)
       cache_kv, written, mask = None, None, None
     else:
       written = cache.length
@@ -299,7 +301,7 @@ class Decoder(nn.Module):
     prefix_kv = None if prefix is None else (prefix.k, prefix.v)
     prefix_mask = None if prefix is None else prefix.mask
 
-    x = constrain(self._embed(tokens).astype(self.config.dtype), "batch", "seq", None)
+    x = constrain(self._embed(tokens, memory).astype(self.config.dtype), "batch", "seq", None)
     self.sow("intermediates", "embedded", x)
     x, (k, v) = self.layers(x, (prefix_kv, cache_kv), (positions, own, prefix_mask, written))
     hidden = self.final_norm(x)
@@ -308,11 +310,16 @@ class Decoder(nn.Module):
     assert mask is not None and written is not None  # as the cache is there
     return hidden, Cache(k=k, v=v, mask=mask, length=written + length)
 
-  def _embed(self, tokens: jax.Array) -> jax.Array:
-    if self.memory is None:
+  def _embed(self, tokens: jax.Array, own: jax.Array | None) -> jax.Array:
+    rows = jnp.maximum(-1 - tokens, 0)
+    if own is not None:
+      held = jnp.take_along_axis(own, rows[..., None], axis=1)
+    elif self.memory is not None:
+      held = jnp.take(self.memory, rows, axis=0)
+    else:
       return jnp.take(self.embedding, tokens, axis=0)
     x = jnp.take(self.embedding, jnp.maximum(tokens, 0), axis=0)
-    return jnp.where((tokens < 0)[..., None], jnp.take(self.memory, jnp.maximum(-1 - tokens, 0), axis=0).astype(x.dtype), x)
+    return jnp.where((tokens < 0)[..., None], held.astype(x.dtype), x)
 
   def logits(self, hidden: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
     """Float32 logits `[..., V]` of hidden states `[..., D]`, or `[..., C]`, of tokens `[C]` alone."""

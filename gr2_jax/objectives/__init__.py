@@ -14,6 +14,7 @@
 from gr2_jax.objectives.advantages import group_advantages
 from gr2_jax.objectives.distillation import DistillationConfig, reverse_kl
 from gr2_jax.objectives.listwise import listwise_cross_entropy
+from gr2_jax.objectives.plackett_luce import draw_rankings, ranking_log_probs
 from gr2_jax.objectives.policy import DAPO, PolicyLossConfig, policy_loss
 from gr2_jax.objectives.token_loss import parts_cross_entropy, token_log_probs
 
@@ -21,10 +22,12 @@ __all__ = [
   "DAPO",
   "DistillationConfig",
   "PolicyLossConfig",
+  "draw_rankings",
   "group_advantages",
   "listwise_cross_entropy",
   "parts_cross_entropy",
   "policy_loss",
+  "ranking_log_probs",
   "reverse_kl",
   "token_log_probs",
 ]

@@ -10,6 +10,7 @@ from gr2_jax.evaluation import baselines
 from gr2_jax.evidence.counts import ItemCounts, TransitionCounts
 from gr2_jax.evidence.requests import LogCounts
 from gr2_jax.evidence.table import slate_features
+from gr2_jax.teachers.tree import fit_lambdamart, lambdamart_scores
 
 
 def recall_at_1(order, labels):
@@ -69,8 +70,8 @@ def fitted():
 
 
 def lambdamart(features, labels, seed=0):
-  model = baselines.fit_lambdamart(features["train"], labels["train"], features["validation"], labels["validation"], seed=seed)
-  return baselines.lambdamart_ranking(model, features["test"], labels["test"])
+  model = fit_lambdamart(features["train"], labels["train"], features["validation"], labels["validation"], seed=seed)
+  return baselines.rank_by_scores(lambdamart_scores(model, features["test"]), labels["test"], "lambdamart")
 
 
 def test_the_oracle_beats_every_ranker_and_lambdamart_beats_the_rest(fitted):

@@ -22,6 +22,7 @@ from gr2_jax.evaluation.results import RankerAnswers, build_results
 from gr2_jax.evidence.requests import LogCounts
 from gr2_jax.evidence.table import slate_features
 from gr2_jax.runs.run import Run
+from gr2_jax.teachers.tree import fit_lambdamart, lambdamart_scores
 
 STAGES = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "rl", "evaluation")
 
@@ -228,8 +229,11 @@ def measured():
   def measure(fitted_on, tested_on):
     fit = shuffled if fitted_on == "shuffled" else labels
     test = (shuffled if tested_on == "shuffled" else labels)["test"]
-    model = baselines.fit_lambdamart(features["train"], fit["train"], features["validation"], fit["validation"], seed=0)
-    rankings = {"upstream": baselines.upstream_ranking(test), "lambdamart": baselines.lambdamart_ranking(model, features["test"], test)}
+    model = fit_lambdamart(features["train"], fit["train"], features["validation"], fit["validation"], seed=0)
+    rankings = {
+      "upstream": baselines.upstream_ranking(test),
+      "lambdamart": baselines.rank_by_scores(lambdamart_scores(model, features["test"]), test, "lambdamart"),
+    }
     rankers = {name: RankerAnswers.of(ranking) for name, ranking in rankings.items()}
     results = build_results(dataset="control", seeds=[0], labels=test, rankers=rankers, resamples=2000)
     return results["paired"]["lambdamart_vs_upstream"]

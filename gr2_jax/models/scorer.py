@@ -1,0 +1,67 @@
+"""The scored policy: a slate in packed positions, one an item, and a score for every candidate from one pass of the decoder."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gr2_jax.models.config import ModelConfig
+from gr2_jax.models.transformer import Decoder
+
+
+class PackedSlates(NamedTuple):
+  """P slates of at most K candidates after at most H past items.
+
+  `facts [P, K, F]` of the candidates; `real [P, K]` true at candidates; `past [P, H]` true at past items, the latest last; `content
+  [P, K, C]` and `past_content [P, H, C]`: the items' text vectors, both zero wide (C = 0) where the policy reads none.
+  """
+
+  facts: jax.Array
+  real: jax.Array
+  past: jax.Array
+  content: jax.Array
+  past_content: jax.Array
+
+
+def piecewise_linear(facts: jax.Array, edges: jax.Array) -> jax.Array:
+  """Codes `[..., F, B]` of facts `[..., F]`: how far each has come through each bin, 0..1. `edges [F, B + 1]` as in `FactCodes`."""
+  low, high = edges[:, :-1], edges[:, 1:]
+  # A bin without width is a step right behind its edge.
+  return jnp.clip((facts[..., None] - low) / jnp.maximum(high - low, 1e-6), 0.0, 1.0)
+
+
+class SlateScorer(nn.Module):
+  """Scores `[P, K]` of `PackedSlates`, float32; those of the padding mean nothing.
+
+  A candidate's position is the sum of its facts' piecewise-linear codes, each times an embedding, and of its text vector; past items stand
+  before the candidates by their text vectors alone. Candidates see the history and each other, all at one position, so that the order in
+  which they come says nothing but what their facts say of it.
+  Facts enter on average as they are; `dropout` leaves out that share of the packed values in training.
+  """
+
+  config: ModelConfig
+  bins: int
+  dropout: float = 0.0
+
+  @nn.compact
+  def __call__(self, slates: PackedSlates, edges: jax.Array, *, deterministic: bool = True) -> jax.Array:
+    width = self.config.width
+    num_facts, content = slates.facts.shape[-1], slates.content.shape[-1]
+    init = nn.with_logical_partitioning(nn.initializers.normal(num_facts**-0.5), (None, None, "embed"))
+    table = self.param("facts", init, (num_facts, self.bins, width))
+    packed = jnp.einsum("pkfb,fbd->pkd", piecewise_linear(slates.facts, edges), table)
+    marker = self.param("marker", nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed")), (2, width))
+    packed += marker[1]
+    past = slates.past.shape[1] if content else 0
+    if content:
+      kernel = self.param("content", nn.with_logical_partitioning(nn.initializers.normal(content**-0.5), (None, "embed")), (content, width))
+      packed = jnp.concatenate([slates.past_content @ kernel + marker[0], packed + slates.content @ kernel], axis=1)
+    packed = nn.Dropout(self.dropout, deterministic=deterministic)(packed)
+    rows, length = packed.shape[:2]
+    ids = jnp.broadcast_to(-1 - jnp.arange(length), (rows, length))
+    positions = jnp.broadcast_to(jnp.minimum(jnp.arange(length), past), (rows, length))
+    seen = jnp.concatenate([slates.past, slates.real], axis=1)[:, -length:]
+    hidden, _ = Decoder(self.config, name="decoder")(ids, positions, seen.astype(jnp.int32), memory=packed)
+    head = self.param("head", nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed",)), (width,))
+    return jnp.einsum("pkd,d->pk", hidden[:, past:].astype(jnp.float32), head.astype(jnp.float32))
