@@ -29,6 +29,11 @@ def pytest_configure(config):
   os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
+def pytest_collection_modifyitems(items):
+  """The longest files first, so that no process is left alone with one at the end."""
+  items.sort(key=lambda item: "steps" not in item.path.parts)
+
+
 @pytest.fixture
 def compilations():
   """A list that grows by the name of an event with every program that is compiled."""
