@@ -3,8 +3,8 @@
     python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
     python -m experiments.run --config=configs/quickstart.py:tiny --workdir=runs/tiny      # seconds, learns next to nothing: for tests
 
-Hardware: 2 CPU cores, 4 to 12 minutes. `seed=N` repeats it on another market with other draws.
-Expected (95 % intervals): RL policy over the upstream order R@1 +24 % [9, 41], N@3 +15 % [8, 22].
+Hardware: 2 CPU cores, 4 to 14 minutes. `seed=N` repeats it on another market with other draws.
+Expected (95 % intervals): RL policy over the upstream order R@1 +36 % [21, 55], N@3 +17 % [10, 25].
 Measured: docs/results/quickstart.md
 """
 
