@@ -17,6 +17,8 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.compilation_cache import use_compilation_cache
+
 jax.config.update("jax_num_cpu_devices", 8)
 
 
@@ -24,8 +26,7 @@ def pytest_configure(config):
   """One folder of compiled programs for all tests and for the programs that they start, kept from one run of the suite to the next;
   `pytest --cache-clear` empties it."""
   folder = str(config.cache.mkdir("compiled"))
-  jax.config.update("jax_compilation_cache_dir", folder)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  use_compilation_cache(folder)
   os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 

@@ -120,15 +120,20 @@ def cross_fit_examples(
   `per_user` of them. The others' events may be later in time than a request: a ranker fitted across users still looks ahead.
   Raises DataError for fewer users than folds.
   """
-  if folds < 2 or len(histories) < folds:
-    raise DataError(f"folds: {folds} for {len(histories)} users; use at least 2 and no more than there are users")
-  fold_of = np.random.default_rng(seed).permutation(len(histories)) % folds
+  fold_of = deal_folds(len(histories), folds, seed)
   for fold in range(folds):
     fitted = tuple(h for h, f in zip(histories, fold_of, strict=True) if f != fold)
     held_out = [h for h, f in zip(histories, fold_of, strict=True) if f == fold]
     # Each position is the test request of the history cut right after it.
     cuts = [_cut(h, end) for h in held_out for end in range(max(SHORTEST_CUT, len(h.items) - per_user + 1), len(h.items) + 1)]
     yield fitted, leave_one_out(cuts, max_history).test
+
+
+def deal_folds(users: int, folds: int, seed: int) -> np.ndarray:
+  """The fold of each user, `[users]`, in equal shares; raises DataError for fewer users than folds."""
+  if folds < 2 or users < folds:
+    raise DataError(f"folds: {folds} for {users} users; use at least 2 and no more than there are users")
+  return np.random.default_rng(seed).permutation(users) % folds
 
 
 def _cut(history: History, end: int) -> History:

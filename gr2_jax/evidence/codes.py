@@ -36,8 +36,3 @@ class FactCodes:
     """Writes an npz file."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
       np.savez(file, names=np.array(self.names), edges=self.edges)
-
-  @property
-  def bins(self) -> int:
-    """Numbers of a code."""
-    return self.edges.shape[1] - 1

@@ -37,25 +37,27 @@ class SlateScorer(nn.Module):
   A candidate's position is the sum of its facts' piecewise-linear codes, each times an embedding, and of its text vector; past items stand
   before the candidates by their text vectors alone. Candidates see the history and each other, all at one position, so that the order in
   which they come says nothing but what their facts say of it.
-  Facts enter on average as they are; `dropout` leaves out that share of the packed values in training.
+  `dropout` leaves out that share of the packed values in training. `edges [F, B + 1]` are those of `FactCodes`.
   """
 
   config: ModelConfig
-  bins: int
   dropout: float = 0.0
 
   @nn.compact
   def __call__(self, slates: PackedSlates, edges: jax.Array, *, deterministic: bool = True) -> jax.Array:
     width = self.config.width
-    num_facts, content = slates.facts.shape[-1], slates.content.shape[-1]
-    init = nn.with_logical_partitioning(nn.initializers.normal(num_facts**-0.5), (None, None, "embed"))
-    table = self.param("facts", init, (num_facts, self.bins, width))
-    packed = jnp.einsum("pkfb,fbd->pkd", piecewise_linear(slates.facts, edges), table)
-    marker = self.param("marker", nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed")), (2, width))
+    codes, content = piecewise_linear(slates.facts, edges), slates.content.shape[-1]
+
+    def table(name: str, scale: float, *rows: int) -> jax.Array:
+      axes = (*(None for _ in rows), "embed")
+      return self.param(name, nn.with_logical_partitioning(nn.initializers.normal(scale), axes), (*rows, width))
+
+    packed = jnp.einsum("pkfb,fbd->pkd", codes, table("facts", codes.shape[-2] ** -0.5, *codes.shape[-2:]))
+    marker = table("marker", 0.02, 2)
     packed += marker[1]
     past = slates.past.shape[1] if content else 0
     if content:
-      kernel = self.param("content", nn.with_logical_partitioning(nn.initializers.normal(content**-0.5), (None, "embed")), (content, width))
+      kernel = table("content", content**-0.5, content)
       packed = jnp.concatenate([slates.past_content @ kernel + marker[0], packed + slates.content @ kernel], axis=1)
     packed = nn.Dropout(self.dropout, deterministic=deterministic)(packed)
     rows, length = packed.shape[:2]
@@ -63,5 +65,4 @@ class SlateScorer(nn.Module):
     positions = jnp.broadcast_to(jnp.minimum(jnp.arange(length), past), (rows, length))
     seen = jnp.concatenate([slates.past, slates.real], axis=1)[:, -length:]
     hidden, _ = Decoder(self.config, name="decoder")(ids, positions, seen.astype(jnp.int32), memory=packed)
-    head = self.param("head", nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed",)), (width,))
-    return jnp.einsum("pkd,d->pk", hidden[:, past:].astype(jnp.float32), head.astype(jnp.float32))
+    return jnp.einsum("pkd,d->pk", hidden[:, past:].astype(jnp.float32), table("head", 0.02).astype(jnp.float32))

@@ -222,7 +222,7 @@ class Block(nn.Module):
     prompt = [] if prefix_kv is None else [(*prefix_kv, prefix_mask[:, None, :])]
     grouped = q.reshape(*q.shape[:2], c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_dim)
     if cache_kv is None:
-      # Causal, hence no query of a block sees a key behind its end: half the work where the block is short.
+      # Positions do not fall, hence no query of a block sees a key behind its end: half the work where the block is short.
       ends = range(_QUERY_BLOCK, q.shape[1] + _QUERY_BLOCK, _QUERY_BLOCK)
       blocks = [(slice(end - _QUERY_BLOCK, end), slice(end)) for end in ends]
       own_sources = [(k[:, seen], v[:, seen], own_mask[:, own, seen]) for own, seen in blocks]
@@ -279,7 +279,7 @@ class Decoder(nn.Module):
     """Hidden states `[B, T, D]`, and what the tokens leave behind.
 
     `tokens`, `positions`, `segment_ids [B, T]`; a token sees those tokens of its own segment that stand at no later position than itself
-    (so tokens at one position, at most some 200, see each other), 0 is padding and is seen by none.
+    (so tokens at one position see each other, where they lie in one block of `_QUERY_BLOCK`), 0 is padding and is seen by none.
     Without a cache the second result is `(k, v)`, each `[layers, B, T, KV, Dh]`; with one it is the cache with T more tokens,
     all of one segment. With a prefix every row also sees its prompt (see `Prefix`).
     Where the parameters hold a `memory` the id -1 - s stands for its row s; `memory [B, S, D]` is, for this call, each row's own.

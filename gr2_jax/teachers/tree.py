@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import lightgbm
 import numpy as np
 
+from gr2_jax.data.slates import deal_folds
+
 ROUNDS = 500  # at most; early stopping on the validation slates decides
 PATIENCE = 30
 LEAVES = (7, 15, 31)  # the validation slates choose
@@ -81,13 +83,11 @@ def out_of_fold_scores(
   """Scores `[n, K]` of the training slates, each by a tree of so many `leaves` that saw no slate of its user.
 
   `users [n]` are dealt to `folds` by `seed`; slates without a user (an empty name) each count as one of their own. `on_fold` hears how
-  many folds are done. Raises ValueError for fewer users than folds.
+  many folds are done. Raises DataError for fewer users than folds.
   """
   names = [user or f"\0{number}" for number, user in enumerate(users)]
   distinct, user_of = np.unique(names, return_inverse=True)
-  if folds < 2 or len(distinct) < folds:
-    raise ValueError(f"folds: {folds} for {len(distinct)} users; use at least 2 and no more than there are users")
-  fold_of = (np.random.default_rng(seed).permutation(len(distinct)) % folds)[user_of]
+  fold_of = deal_folds(len(distinct), folds, seed)[user_of]
   scores = np.zeros(labels.shape)
   for fold in range(folds):
     out = fold_of == fold

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from gr2_jax.evidence.codes import FactCodes
 from gr2_jax.models.config import preset
@@ -12,7 +13,7 @@ from gr2_jax.models.scorer import PackedSlates, SlateScorer, piecewise_linear
 P, K, H, F, C = 3, 5, 4, 6, 7
 RANDOM = np.random.default_rng(0)
 CODES = FactCodes.fit(RANDOM.normal(size=(50, K, F)), np.ones((50, K), bool), "abcdef", bins=4)
-MODEL = SlateScorer(preset("test", 1), CODES.bins, dropout=0.5)
+MODEL = SlateScorer(preset("test", 1), dropout=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +31,6 @@ def params(slates):
 
 @pytest.fixture(scope="module")
 def score(params):
-  from flax import linen as nn
-
   wide = jax.tree.map(lambda x: 5 * x, nn.unbox(params))
   return jax.jit(lambda slates: MODEL.apply({"params": wide}, slates, CODES.edges))
 
