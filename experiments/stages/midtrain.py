@@ -1,7 +1,7 @@
 """Stage `midtrain`: a language model of semantic IDs and text, and how well it retrieves from the whole catalogue."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grain
@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 
 from experiments.checks import check_training
 from gr2_jax.data.pipelines import make_pipeline
-from gr2_jax.data.splits import NextItem
 from gr2_jax.evaluation.retrieval import retrieval_metrics, retrieval_ranks
 from gr2_jax.files import write_json
 from gr2_jax.language.midtrain_tasks import MidtrainCorpus, Mixture
-from gr2_jax.rollout.catalogue_scores import make_beam_scores
+from gr2_jax.rollout.catalogue_scores import make_beam_scores, make_dense_scores
 from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.packed_midtraining import PackedOptions, open_packed_items, train_packed_items
 from gr2_jax.runs.stages import Stage
 from gr2_jax.runs.training import TrainingOptions, train_lm
 from gr2_jax.settings import check_settings, setting, spread
@@ -39,6 +39,12 @@ class MidtrainOptions:
   """What the language model learns from the log, and how its retrieval is measured. Raises ValueError."""
 
   mixture: Mixture = setting(Mixture(), "of the tasks")
+  form: str = setting(
+    "tokens",
+    "of what is read: the tokens of semantic IDs and text, or packed: one position an item, with a dense head beside the codes",
+    choices=("tokens", "packed"),
+  )
+  packed: PackedOptions = setting(PackedOptions(), "items")
   corpus_epochs: int = setting(64, "after which the corpus repeats its draws", unit="epochs", low=1)
   max_history: int = setting(20, "the latest of a history", unit="items", low=1)
   batch_size: int = setting(32, "of an update", unit="rows", low=1)
@@ -55,7 +61,21 @@ class MidtrainOptions:
 
 
 def run(stage: StageContext) -> None:
-  """Trains new token rows, then everything; writes checkpoints and `retrieval.json` (beam search over the trie, test requests)."""
+  """Trains the language model; writes checkpoints and `retrieval.json`: how it ranks the whole catalogue for the test requests."""
+  options: MidtrainOptions = stage.options
+  if options.form == "packed":
+    params = train_packed_items(stage)
+    model, table = open_packed_items(stage.run, stage.catalogue)
+    scores = make_dense_scores(model, params, table, max_history=options.max_history)
+    _evaluate(stage, scores, {"head": "dense"})
+  else:
+    params = _train_on_tokens(stage)
+    scores = make_beam_scores(stage.decoder, params, stage.prompts, beams=options.beams, max_history=options.max_history)
+    _evaluate(stage, scores, {"beams": options.beams})
+
+
+def _train_on_tokens(stage: StageContext) -> Any:
+  """New token rows first, then everything; returns the parameters."""
   options: MidtrainOptions = stage.options
   corpus = MidtrainCorpus(stage.split.train, stage.prompts, options.mixture, stage.seed, options.max_history, epochs=options.corpus_epochs)
 
@@ -77,26 +97,24 @@ def run(stage: StageContext) -> None:
     new_rows_from = stage.vocabulary.new_token_start
     train_lm(stage, "midtrain.warmup_rows", batches(stage.seed + 1), parts, init=None, new_rows_from=new_rows_from, name="warmup_rows")
     init = stage.checkpoints("midtrain", "warmup_rows")
-  params = train_lm(stage, stage.name, batches(stage.seed), parts, init=init)
-  _evaluate(stage, params, stage.split.test)
+  return train_lm(stage, stage.name, batches(stage.seed), parts, init=init)
 
 
-def _evaluate(stage: StageContext, params: Any, requests: Sequence[NextItem]) -> None:
-  options = stage.options
+def _evaluate(stage: StageContext, scores: Callable[[np.ndarray], np.ndarray], found: dict[str, Any]) -> None:
+  """Writes `found`, what the scores of the catalogue are of, with how they rank the targets of the test requests."""
+  options, requests = stage.options, stage.split.test
   if not requests:
-    write_json(stage.path("retrieval.json"), {"beams": options.beams, "requests": 0})
+    write_json(stage.path("retrieval.json"), found | {"requests": 0})
     stage.say("full catalogue: not measured, since no user has three items, of which the last could be the target")
     return
   if options.eval_users is not None and len(requests) > options.eval_users:
     chosen = np.sort(np.random.default_rng(stage.seed).choice(len(requests), options.eval_users, replace=False))
     requests = [requests[i] for i in chosen]
-  scores = make_beam_scores(stage.decoder, params, stage.prompts, beams=options.beams, max_history=options.max_history)
   with stage.task("midtrain: retrieval", len(requests), "users") as task:
     report = stage.on_progress(task)
     ranker = "the mid-trained model (config.midtrain)"
     ranks = retrieval_ranks(scores, requests, stage.catalogue, ranker=ranker, on_progress=lambda count: report(task.done + count))
-  found: dict[str, Any] = {"beams": options.beams, "requests": len(requests)}
-  found |= {name: retrieval_metrics(values) for name, values in ranks.items()}
+  found |= {"requests": len(requests)} | {name: retrieval_metrics(values) for name, values in ranks.items()}
   for segment in sorted({request.segment for request in requests if request.segment}):
     inside = np.array([request.segment == segment for request in requests])
     found |= {f"{name}, {segment}": retrieval_metrics(values[inside]) for name, values in ranks.items()}
@@ -111,7 +129,7 @@ def _evaluate(stage: StageContext, params: Any, requests: Sequence[NextItem]) ->
 def check(config: ConfigDict) -> None:
   """The optimizers."""
   check_training(config, "midtrain")
-  if config.midtrain.warmup_rows.enabled:
+  if config.midtrain.form == "tokens" and config.midtrain.warmup_rows.enabled:
     check_training(config, "midtrain.warmup_rows")
 
 
@@ -121,9 +139,12 @@ def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
 
 
 def unused(config: ConfigDict) -> tuple[str, ...]:
-  """The warm-up of new rows where there is none."""
-  warmup_rows = config.midtrain.warmup_rows
-  return () if warmup_rows.enabled else tuple(f"midtrain.warmup_rows.{key}" for key in warmup_rows if key != "enabled")
+  """What is said of the other form, and of the warm-up of new rows where there is none."""
+  midtrain = config.midtrain
+  if midtrain.form == "packed":
+    return tuple(f"midtrain.{key}" for key in ("mixture", "corpus_epochs", "row_length", "warmup_rows", "beams"))
+  others = () if midtrain.warmup_rows.enabled else tuple(f"midtrain.warmup_rows.{key}" for key in midtrain.warmup_rows if key != "enabled")
+  return ("midtrain.packed", *others)
 
 
 STAGE = Stage(

@@ -36,11 +36,15 @@ class SlateScorer(nn.Module):
 
   A candidate's position is the sum of its facts' piecewise-linear codes, each times an embedding, and of its text vector; past items stand
   before the candidates by their text vectors alone. Candidates see the history and each other, all at one position, so that the order in
-  which they come says nothing but what their facts say of it.
-  `dropout` leaves out that share of the packed values in training. `edges [F, B + 1]` are those of `FactCodes`.
+  which they come says nothing but what their facts say of it. To a score comes a learned multiple, 1 at first, of the fact at the place
+  `prior`, which is a score itself.
+  `dropout` leaves out that share of the packed values in training. `edges [F, B + 1]` are those of `FactCodes`, for the `shape` (F, B).
   """
 
   config: ModelConfig
+  shape: tuple[int, int]
+  prior: int | None = None
+  content_dim: int = 0
   dropout: float = 0.0
 
   @nn.compact
@@ -65,4 +69,13 @@ class SlateScorer(nn.Module):
     positions = jnp.broadcast_to(jnp.minimum(jnp.arange(length), past), (rows, length))
     seen = jnp.concatenate([slates.past, slates.real], axis=1)[:, -length:]
     hidden, _ = Decoder(self.config, name="decoder")(ids, positions, seen.astype(jnp.int32), memory=packed)
-    return jnp.einsum("pkd,d->pk", hidden[:, past:].astype(jnp.float32), table("head", 0.02).astype(jnp.float32))
+    scores = jnp.einsum("pkd,d->pk", hidden[:, past:].astype(jnp.float32), table("head", 0.02).astype(jnp.float32))
+    if self.prior is not None:
+      scores += self.param("prior", nn.initializers.ones, ()) * slates.facts[..., self.prior]
+    return scores
+
+  def example(self) -> tuple[PackedSlates, jax.Array]:
+    """The smallest arguments, see `init_boxed`."""
+    facts, bins = self.shape
+    one, content = jnp.ones((1, 1), bool), jnp.zeros((1, 1, self.content_dim))
+    return PackedSlates(jnp.zeros((1, 1, facts)), one, one, content, content), jnp.zeros((facts, bins + 1))

@@ -6,7 +6,7 @@ Only this folder knows modules; everything else calls `decoder.apply` on a param
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -321,19 +321,31 @@ class Decoder(nn.Module):
     x = jnp.take(self.embedding, jnp.maximum(tokens, 0), axis=0)
     return jnp.where((tokens < 0)[..., None], held.astype(x.dtype), x)
 
+  def example(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The smallest arguments, see `init_boxed`."""
+    token = jnp.zeros((1, 1), jnp.int32)
+    return token, token, token + 1
+
   def logits(self, hidden: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
     """Float32 logits `[..., V]` of hidden states `[..., D]`, or `[..., C]`, of tokens `[C]` alone."""
     table = (self.output if tokens is None else self.output[tokens]).astype(self.config.dtype)
     return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
 
 
-def init_boxed(decoder: Decoder, key: jax.Array) -> Any:
+class Model(Protocol):
+  """A Linen module that can tell what it is called with: `example()` gives the smallest arguments."""
+
+  def example(self) -> tuple[Any, ...]: ...
+
+  init: Callable[..., Any]
+
+
+def init_boxed(model: Model, key: jax.Array) -> Any:
   """Fresh parameters that still carry their logical axes (for `training.mesh.init_sharded`)."""
-  token = jnp.zeros((1, 1), jnp.int32)
-  return decoder.init(key, token, token, token + 1)["params"]
+  return model.init(key, *model.example())["params"]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def init_params(decoder: Decoder, key: jax.Array) -> Any:
+def init_params(model: Model, key: jax.Array) -> Any:
   """Fresh parameters as a plain pytree."""
-  return nn.unbox(init_boxed(decoder, key))
+  return nn.unbox(init_boxed(model, key))

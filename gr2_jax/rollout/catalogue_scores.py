@@ -1,4 +1,7 @@
-"""The mid-trained model asked for the next item: beams over the trie as scores of the whole catalogue, or the scores of given items."""
+"""The mid-trained model asked for the next item: scores of the whole catalogue, or of given items.
+
+Of a model of tokens by beams over the trie, or code by code; of one of packed items by its dense head.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr2_jax.data.schema import Slate
+from gr2_jax.data.schema import Catalogue, Slate
 from gr2_jax.data.slates import pad_rows
 from gr2_jax.language.midtrain_tasks import next_item_prompt
 from gr2_jax.language.prompts import PromptContext
+from gr2_jax.models.packed_items import ItemTable, PackedItems
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.beam import legal_log_probs, make_beam_search
 from gr2_jax.rollout.completions import completion_hidden
@@ -66,6 +70,57 @@ def make_candidate_scores(
     return np.where(rows >= 0, np.concatenate(found)[: len(slates)], np.nan)
 
   return scores
+
+
+def make_dense_scores(model: PackedItems, params: Any, table: ItemTable, *, max_history: int) -> Callable[[np.ndarray], np.ndarray]:
+  """Builds `scores(history rows [B, H], -1 = padding at the end) -> [B, N]`: log-probability (nats) of every item as the next one.
+
+  Only the last `max_history` items are read; a user without any gets NaN.
+  """
+
+  @jax.jit
+  def score(params: Any, table: ItemTable, histories: jax.Array) -> jax.Array:
+    states, vectors = model.apply({"params": params}, histories, table)
+    lengths = jnp.sum(histories >= 0, axis=1)
+    last = jnp.take_along_axis(states, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+    log_probs = jax.nn.log_softmax((last @ vectors.T).astype(jnp.float32), axis=-1)
+    return jnp.where(lengths[:, None] > 0, log_probs, jnp.nan)
+
+  def scores(histories: np.ndarray) -> np.ndarray:
+    return np.asarray(score(params, table, pad_histories([row[row >= 0] for row in histories], max_history)))
+
+  return scores
+
+
+def make_packed_candidate_scores(
+  model: PackedItems, params: Any, table: ItemTable, catalogue: Catalogue, *, max_history: int, batch_size: int
+) -> Callable[[Sequence[Slate]], np.ndarray]:
+  """Builds `scores(slates) -> [n, K]`: log-probability (nats) of each candidate among those of its slate, NaN where it has fewer than K.
+
+  What `make_dense_scores` gives, normalised over the slate.
+  """
+  all_scores = make_dense_scores(model, params, table, max_history=max_history)
+
+  def scores(slates: Sequence[Slate]) -> np.ndarray:
+    rows = pad_rows([catalogue.to_rows(slate.candidates) for slate in slates]).astype(np.int64)
+    past = pad_histories([catalogue.to_rows(slate.history) for slate in slates], max_history)
+    found = np.zeros(rows.shape, np.float32)
+    for start in range(0, len(slates), batch_size):
+      batch = np.arange(start, start + batch_size) % len(slates)  # the last one is filled up, so that all have one shape
+      found[batch] = np.take_along_axis(all_scores(past[batch]), np.maximum(rows[batch], 0), axis=1)
+    found = np.where(rows >= 0, found, -np.inf)
+    return np.where(rows >= 0, found - np.logaddexp.reduce(found, axis=1, keepdims=True), np.nan)
+
+  return scores
+
+
+def pad_histories(histories: Sequence[Sequence[int] | np.ndarray], length: int) -> np.ndarray:
+  """The last `length` rows of each history `[n, length]`, -1 behind them."""
+  rows = np.full((len(histories), length), -1, np.int32)
+  for row, history in zip(rows, histories, strict=True):
+    latest = history[-length:]
+    row[: len(latest)] = latest
+  return rows
 
 
 def _render(histories: Sequence[Sequence[int]], context: PromptContext, max_history: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import grain
 import optax
 
-from gr2_jax.models.transformer import Decoder
+from gr2_jax.models.transformer import Model
 from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fingerprints import value_at
@@ -15,6 +16,7 @@ from gr2_jax.settings import check_settings, setting
 from gr2_jax.steps.lm import make_lm_loss
 from gr2_jax.steps.start import start_fresh, start_from
 from gr2_jax.steps.update import make_update, only_rows
+from gr2_jax.training.best import BestKeeper, abstract_params
 from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.loop import Position, StepResult, batch_step, fit
 from gr2_jax.training.mesh import jit_update
@@ -45,13 +47,13 @@ class Begun(NamedTuple):
   shardings: Any
 
 
-def begin(stage: StageContext, decoder: Decoder, key: str, init: Checkpointer | None) -> Begun:
+def begin(stage: StageContext, model: Model, key: str, init: Checkpointer | None) -> Begun:
   """Where the training with the settings at a dotted config `key` begins: with the parameters of `init`, or random ones (None)."""
   section = value_at(stage.config, key)
   optimizer = make_optimizer(OptimizerConfig(**section.optimizer), section.steps * section.get("minibatches", 1))
   if init is None:
-    return Begun(optimizer, *start_fresh(decoder, optimizer, stage.key, stage.mesh))
-  return Begun(optimizer, *start_from(decoder, optimizer, init, stage.mesh))
+    return Begun(optimizer, *start_fresh(model, optimizer, stage.key, stage.mesh))
+  return Begun(optimizer, *start_from(model, optimizer, init, stage.mesh))
 
 
 def train(
@@ -63,29 +65,48 @@ def train(
   *,
   name: str = "checkpoints",
   headline: Sequence[str] = (),
+  best: tuple[Callable[[Any], float], int] | None = None,
 ) -> TrainState:
   """Runs the loop with this run's files: checkpoints in `RUN/STAGE/name`, metrics in `RUN/metrics`; returns the final state.
 
   `key`: where `steps`, `save_every`, `log_every`, `max_skips` stand in the config. `headline`: the metrics that the bar has room for (all
-  where empty).
+  where empty). `best`: a score of parameters on held-out data, and after how many steps each; then `RUN/STAGE/name` holds the parameters
+  with the highest one, the start among them, which the state returned has as well, and where the training stood lies beside it.
   """
   section = value_at(stage.config, key)
   label, metrics = (stage.name, stage.name) if name == "checkpoints" else (f"{stage.name} ({name})", f"{stage.name}_{name}")
-  with stage.progress.task(label, section.steps, headline=headline) as task, stage.metric_writer(metrics) as writer:
-    return fit(
+  with ExitStack() as opened:
+    keeper = None
+    if best is not None:
+      writer = opened.enter_context(stage.metric_writer(f"{metrics}_validation"))
+      keeper = BestKeeper(
+        stage.checkpoints(stage.name, name),
+        best[0],
+        every=best[1],
+        steps=section.steps,
+        abstract=abstract_params(state.params),
+        tell=lambda step, score: writer.write(step, {"score": score}),
+      )
+      keeper.consider(0, state)
+    state = fit(
       state,
       step,
       position=position,
       steps=section.steps,
-      checkpointer=stage.checkpoints(stage.name, name),
-      writer=writer,
-      progress=task,
+      checkpointer=stage.checkpoints(stage.name, name if keeper is None else f"{name}_training"),
+      writer=opened.enter_context(stage.metric_writer(metrics)),
+      progress=opened.enter_context(stage.progress.task(label, section.steps, headline=headline)),
       save_every=section.save_every,
       log_every=section.log_every,
       max_skips=section.max_skips,
       stop=stage.stop,
       section=key,
+      on_step=None if keeper is None else keeper.consider,
     )
+  if keeper is None:
+    return state
+  stage.say(f"{label}: the best of the held-out scores, {keeper.best:.4f}, is that of step {keeper.step} of {section.steps}")
+  return dataclasses.replace(state, params=keeper.load(abstract_params(state.params)))
 
 
 def train_lm(

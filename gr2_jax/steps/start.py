@@ -8,32 +8,32 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from gr2_jax.models.transformer import Decoder, init_boxed
+from gr2_jax.models.transformer import Model, init_boxed
 from gr2_jax.training.checkpoints import Checkpointer, CheckpointError
 from gr2_jax.training.mesh import init_sharded, state_shardings
 from gr2_jax.training.state import TrainState, init_state
 
 
-def start_fresh(decoder: Decoder, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh) -> tuple[TrainState, Any]:
+def start_fresh(model: Model, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh) -> tuple[TrainState, Any]:
   """(state with random parameters, its shardings)."""
-  return init_sharded(lambda k: init_state(init_boxed(decoder, k), optimizer), key, mesh)
+  return init_sharded(lambda k: init_state(init_boxed(model, k), optimizer), key, mesh)
 
 
-def start_from(decoder: Decoder, optimizer: optax.GradientTransformation, checkpoints: Checkpointer, mesh: Mesh) -> tuple[TrainState, Any]:
+def start_from(model: Model, optimizer: optax.GradientTransformation, checkpoints: Checkpointer, mesh: Mesh) -> tuple[TrainState, Any]:
   """(state with the newest checkpoint's parameters, its shardings); raises what `Checkpointer.load_params` raises."""
-  abstract = jax.eval_shape(lambda k: init_state(init_boxed(decoder, k), optimizer), jax.random.key(0))
+  abstract = jax.eval_shape(lambda k: init_state(init_boxed(model, k), optimizer), jax.random.key(0))
   shardings = state_shardings(abstract, mesh)
-  params = load_params(decoder, checkpoints, mesh)
+  params = load_params(model, checkpoints, mesh)
   opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
   return TrainState(step=jnp.zeros((), jnp.int32, device=shardings.step), params=params, opt_state=opt_state), shardings
 
 
-def load_params(decoder: Decoder, checkpoints: Checkpointer, mesh: Mesh) -> Any:
+def load_params(model: Model, checkpoints: Checkpointer, mesh: Mesh) -> Any:
   """The newest checkpoint's parameters, each array where it belongs on the mesh.
 
   Raises what `Checkpointer.load_params` raises, and CheckpointError, naming the first of them, for parameters that are not finite.
   """
-  boxed = jax.eval_shape(lambda k: init_boxed(decoder, k), jax.random.key(0))
+  boxed = jax.eval_shape(lambda k: init_boxed(model, k), jax.random.key(0))
   shardings = state_shardings(boxed, mesh)
   abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings)
   params = checkpoints.load_params(abstract)

@@ -141,6 +141,11 @@ def to_global(batch: Any, mesh: Mesh) -> Any:
   return jax.tree.map(place, batch)
 
 
+def put_replicated(tree: Any, mesh: Mesh) -> Any:
+  """Arrays that every process has alike, whole on every device: what a compiled step takes as `frozen`."""
+  return jax.device_put(tree, replicated(mesh))
+
+
 def to_local(tree: Any, mesh: Mesh) -> Any:
   """This process's rows of global arrays, as numpy arrays: the inverse of `to_global`, for what was computed from its arrays."""
 

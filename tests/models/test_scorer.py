@@ -13,7 +13,7 @@ from gr2_jax.models.scorer import PackedSlates, SlateScorer, piecewise_linear
 P, K, H, F, C = 3, 5, 4, 6, 7
 RANDOM = np.random.default_rng(0)
 CODES = FactCodes.fit(RANDOM.normal(size=(50, K, F)), np.ones((50, K), bool), "abcdef", bins=4)
-MODEL = SlateScorer(preset("test", 1), dropout=0.5)
+MODEL = SlateScorer(preset("test", 1), (F, 4), content_dim=C, dropout=0.5)
 
 
 @pytest.fixture(scope="module")

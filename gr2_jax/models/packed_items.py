@@ -1,0 +1,89 @@
+"""Mid-training's model of packed items: a history as one position an item, and what is taken next by a dense head and by semantic IDs."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gr2_jax.models.config import ModelConfig
+from gr2_jax.models.transformer import Decoder
+
+
+class ItemTable(NamedTuple):
+  """What is known of each item, by catalogue row: semantic IDs `codes [N, L]` and text vectors of length 1, `text [N, D]`."""
+
+  codes: jax.Array
+  text: jax.Array
+
+
+class PackedItems(nn.Module):
+  """A causal decoder over items, each the sum of its semantic ID's codes, its projected text vector and an embedding of its own.
+
+  The dense head scores an item by the product of a position's state and the item's own vector, so that what is read is what is asked for;
+  a small decoder over the state writes the semantic ID, code after code. `dropout` leaves out that share of what is read and of the states.
+  """
+
+  config: ModelConfig
+  num_items: int
+  levels: int
+  codebook_size: int
+  text_dim: int
+  dropout: float = 0.0
+
+  def setup(self) -> None:
+    width, init = self.config.width, nn.initializers.normal
+
+    def table(name: str, scale: float, *rows: int) -> jax.Array:
+      axes = (*(None for _ in rows), "embed")
+      return self.param(name, nn.with_logical_partitioning(init(scale), axes), (*rows, width))
+
+    self.items = table("items", 0.02, self.num_items)
+    self.codes = table("codes", 0.05, self.levels, self.codebook_size)
+    self.text = table("text", 0.1 * self.text_dim**-0.5, self.text_dim)
+    kernel_axes = (None, "embed", None)
+    self.writer = self.param("writer", nn.with_logical_partitioning(init(width**-0.5), kernel_axes), (self.levels, width, width))
+    self.decoder = Decoder(self.config)
+    self.drop = nn.Dropout(self.dropout)
+
+  def __call__(self, history: jax.Array, table: ItemTable, *, deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
+    """(states `[B, H, D]` after each item of `history [B, H]`, catalogue rows with -1 for padding; item vectors `[N, D]`)."""
+    vectors = self.items + table.text @ self.text * self.text_dim**0.5
+    for level in range(self.levels):
+      vectors += self.codes[level][table.codes[:, level]]
+    rows, length = history.shape
+    read = self.drop(vectors[jnp.maximum(history, 0)], deterministic=deterministic)
+    places = jnp.broadcast_to(jnp.arange(length), (rows, length))
+    states, _ = self.decoder(-1 - places, places, (history >= 0).astype(jnp.int32), memory=read)
+    return self.drop(states, deterministic=deterministic), vectors
+
+  def code_log_probs(self, states: jax.Array, codes: jax.Array) -> jax.Array:
+    """Log-probability `[..., L]` of each code of `codes [..., L]` after the ones before it, written from `states [..., D]`."""
+    found = []
+    for level in range(self.levels):
+      logits = nn.silu(states @ self.writer[level]) @ self.codes[level].T
+      log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+      found.append(jnp.take_along_axis(log_probs, codes[..., level, None], axis=-1)[..., 0])
+      states = states + self.codes[level][codes[..., level]]
+    return jnp.stack(found, axis=-1)
+
+  def losses(
+    self, sequences: jax.Array, table: ItemTable, negatives: jax.Array, *, deterministic: bool = True
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Nats `[B, H]` of the next item by the dense head and by its codes, and where there is one; `sequences [B, H + 1]`.
+
+    The dense head tells the next item from `negatives [M]`, catalogue rows drawn alike for all; where one is the next item it counts once.
+    """
+    states, vectors = self(sequences[:, :-1], table, deterministic=deterministic)
+    following = sequences[:, 1:]
+    real, following = following >= 0, jnp.maximum(following, 0)
+    target = jnp.sum(states * vectors[following], axis=-1).astype(jnp.float32)
+    others = (states @ vectors[negatives].T).astype(jnp.float32)
+    others = jnp.where(following[..., None] == negatives, -jnp.inf, others)
+    dense = jnp.logaddexp(target, jax.nn.logsumexp(others, axis=-1)) - target
+    return dense, -self.code_log_probs(states, table.codes[following]).sum(axis=-1), real
+
+  def example(self) -> tuple[jax.Array, ItemTable]:
+    """The smallest arguments, see `init_boxed`."""
+    table = ItemTable(jnp.zeros((self.num_items, self.levels), jnp.int32), jnp.zeros((self.num_items, self.text_dim)))
+    return jnp.zeros((1, 1), jnp.int32), table

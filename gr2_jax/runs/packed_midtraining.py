@@ -1,0 +1,162 @@
+"""Mid-training on packed items with a run's files: the model of all users, and for training slates cut from the log one for each fold."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from gr2_jax.data.pipelines import make_pipeline
+from gr2_jax.data.schema import Catalogue, DataError, History, Slate
+from gr2_jax.data.slates import deal_folds
+from gr2_jax.evidence.items import ItemArrays
+from gr2_jax.models.config import preset
+from gr2_jax.models.packed_items import ItemTable, PackedItems
+from gr2_jax.rollout.catalogue_scores import make_packed_candidate_scores, pad_histories
+from gr2_jax.runs import load
+from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.run import Run
+from gr2_jax.runs.training import begin, train
+from gr2_jax.semantic_ids.table import SemanticIDTable
+from gr2_jax.settings import check_settings, setting
+from gr2_jax.steps.packed_items import make_next_item_loss
+from gr2_jax.steps.start import load_params
+from gr2_jax.steps.update import make_update
+from gr2_jax.training.checkpoints import Checkpointer
+from gr2_jax.training.loop import batch_step
+from gr2_jax.training.mesh import jit_update, put_replicated
+
+_SCORED = 256  # slates, or held-out histories, at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedOptions:
+  """Mid-training on packed items. Raises ValueError."""
+
+  dropout: float = setting(0.15, "share of what is read, and of the states, that is left out in training", low=0, below=1)
+  negatives: int = setting(256, "against which the dense head tells the next item", unit="items", low=1)
+  code_weight: float = setting(0.1, "of the semantic ID's loss beside the dense head's", low=0)
+  held_out: int = setting(500, "whose loss chooses the step that is kept; at most a tenth of all", unit="users", low=1)
+  evaluate_every: int = setting(50, "between losses of the held-out users", unit="steps", low=1)
+  folds: int = setting(
+    0, "of users, each scored by a model that has not seen it: needed where training slates are cut from the log; 0: none", low=0
+  )
+
+  def __post_init__(self) -> None:
+    check_settings(self)
+    if self.folds == 1:
+      raise ValueError("folds: 1 leaves no other users to learn from; use 0 (none) or at least 2")
+
+
+def open_packed_items(run: Run, catalogue: Catalogue) -> tuple[PackedItems, ItemTable]:
+  """The run's model of packed items, and what it reads of the catalogue."""
+  sids = SemanticIDTable.load(run.path("tokenize", "sids.npz"))
+  vectors = np.load(run.path("tokenize", "vectors.npy"))
+  units = ItemArrays.of(catalogue, vectors).units[:-1]
+  model = PackedItems(
+    preset(run.config.model.preset, 1),
+    num_items=len(catalogue),
+    levels=sids.codes.shape[1],
+    codebook_size=sids.codebook_size,
+    text_dim=units.shape[1],
+    dropout=run.config.midtrain.packed.dropout,
+  )
+  return model, ItemTable(np.asarray(sids.codes, np.int32), np.asarray(units, np.float32))
+
+
+def train_packed_items(stage: StageContext) -> Any:
+  """Trains on the users' histories before the requests, and the folds; returns the parameters of the model of all users."""
+  options = stage.options.packed
+  histories = stage.split.train
+  for fold, outside in enumerate(_folds(histories, options.folds, stage.seed)):
+    _train(stage, [history for history, out in zip(histories, outside, strict=True) if not out], _fold_name(fold))
+  return _train(stage, histories, "checkpoints")
+
+
+def load_packed_scores(run: Run, catalogue: Catalogue, mesh: Any) -> Callable[[Sequence[Slate]], np.ndarray]:
+  """`scores(slates) -> [n, K]` of the model of all users, see `make_packed_candidate_scores`."""
+  return _load_scores(run, catalogue, mesh, "checkpoints")
+
+
+def out_of_fold_packed_scores(stage: StageContext, slates: Sequence[Slate]) -> np.ndarray:
+  """Scores `[n, K]` of training slates that were cut from the log, each by the model that has not seen its user."""
+  histories = stage.split.train
+  folds = list(_folds(histories, stage.config.midtrain.packed.folds, stage.seed))
+  fold_of = {history.user: fold for fold, outside in enumerate(folds) for history, out in zip(histories, outside, strict=True) if out}
+  width = max(len(slate.candidates) for slate in slates)
+  scores = np.full((len(slates), width), np.nan)
+  for fold in range(len(folds)):
+    inside = [place for place, slate in enumerate(slates) if fold_of[slate.user] == fold]
+    if inside:
+      found = _load_scores(stage.run, stage.catalogue, stage.mesh, _fold_name(fold))([slates[place] for place in inside])
+      scores[inside, : found.shape[1]] = found
+  return scores
+
+
+def _fold_name(fold: int) -> str:
+  return f"fold_{fold + 1}"
+
+
+def _folds(histories: Sequence[History], folds: int, seed: int) -> list[np.ndarray]:
+  """Of each fold, which histories are in it, `[users]`."""
+  return [of == fold for fold in range(folds) for of in [deal_folds(len(histories), folds, seed)]]
+
+
+def _load_scores(run: Run, catalogue: Catalogue, mesh: Any, name: str) -> Callable[[Sequence[Slate]], np.ndarray]:
+  model, table = open_packed_items(run, catalogue)
+  params = load_params(model, Checkpointer(run.path("midtrain", name)), mesh)
+  max_history = run.config.midtrain.max_history
+  return make_packed_candidate_scores(model, params, table, catalogue, max_history=max_history, batch_size=_SCORED)
+
+
+def _train(stage: StageContext, histories: Sequence[History], name: str) -> Any:
+  """The parameters at the step with the lowest loss of held-out users, kept in `RUN/midtrain/NAME`."""
+  options, section = stage.options, stage.options.packed
+  model, table = open_packed_items(stage.run, stage.catalogue)
+  rows = [np.asarray(stage.catalogue.to_rows(history.items)) for history in histories if len(history.items) > 1]
+  if len(rows) < 2:
+    raise DataError("midtrain: next items are learnt from users with two items or more, of which there are fewer than two; bring more")
+  order = np.random.default_rng(stage.seed).permutation(len(rows))
+  cut = max(1, min(section.held_out, len(rows) // 10))
+  held_out = pad_histories([rows[i] for i in order[:cut]], options.max_history + 1)
+  held_out = np.pad(held_out, ((0, -cut % _SCORED), (0, 0)), constant_values=-1)  # parts of one shape
+  batches = _make_batches(stage, [rows[i] for i in order[cut:]], stage.seed)
+
+  optimizer, state, shardings = begin(stage, model, stage.name, None)
+  loss = make_next_item_loss(model, negatives=section.negatives, code_weight=section.code_weight)
+  on_devices = put_replicated(table, stage.mesh)
+  key = stage.key
+  update = make_update(optimizer, loss, whole_batch=lambda step, batch: {"key": jax.random.fold_in(key, step)})
+  step = batch_step(jit_update(update, stage.mesh, shardings, frozen=(on_devices,)), lambda _: next(batches))
+  held_out_loss = jax.jit(functools.partial(loss, key=key, deterministic=True))
+
+  def score(params: Any) -> float:
+    total = count = 0.0
+    for start in range(0, len(held_out), _SCORED):
+      part = held_out[start : start + _SCORED]
+      metrics = held_out_loss(params, {"items": part}, on_devices)[1]["nll_dense"]
+      total, count = total + float(metrics.sum), count + float(metrics.count)
+    return -total / count
+
+  return train(stage, stage.name, state, step, batches, name=name, best=(score, section.evaluate_every)).params
+
+
+def _make_batches(stage: StageContext, rows: Sequence[np.ndarray], seed: int) -> grain.DatasetIterator:
+  """Windows of histories `items [B, H + 1]`, at a place drawn anew where a history is longer."""
+  length = stage.options.max_history + 1
+
+  def to_window(history: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    start = int(rng.integers(max(len(history) - length, 0) + 1))
+    return {"items": pad_histories([history[start : start + length]], length)[0]}
+
+  return make_pipeline(
+    rows,
+    seed=seed,
+    batch_size=stage.options.batch_size,
+    map_fn=to_window,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
