@@ -16,9 +16,8 @@ from gr2_jax.evaluation import baselines
 from gr2_jax.evaluation.per_slate import write_per_slate
 from gr2_jax.evaluation.policy_answers import ask_policy, make_rank
 from gr2_jax.evaluation.results import COMPRESSED, POLICY, RankerAnswers, build_results, measure_rankers, write_results
-from gr2_jax.evidence.facts import BASIC_FACTS, FACTS
+from gr2_jax.evidence.facts import BASIC_FACTS, LM_SCORE
 from gr2_jax.evidence.requests import LogCounts
-from gr2_jax.evidence.table import slate_features
 from gr2_jax.files import write_json
 from gr2_jax.models.pruning import prune_decoder
 from gr2_jax.models.transformer import Decoder
@@ -26,6 +25,7 @@ from gr2_jax.reports.card import render_console_table, write_card
 from gr2_jax.reports.names import ranker_title
 from gr2_jax.rollout.catalogue_scores import make_candidate_scores
 from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.load import load_policy, load_utilities
 from gr2_jax.runs.policies import PolicyRecord, read_policies
 from gr2_jax.runs.stages import Stage
@@ -114,34 +114,34 @@ def _classical_rankers(
   """(how the trees were chosen, the rankers that are no policies)."""
   test, catalogue = slates["test"], stage.catalogue
   utilities = load_utilities(stage.run, "test")
-  vectors = np.load(stage.run.path("tokenize", "vectors.npy"))
-  counts = LogCounts.fit(stage.log, catalogue)
-  features = {split: slate_features(of_split, catalogue, counts, vectors, facts=tuple(FACTS)) for split, of_split in slates.items()}
+  counts, facts = LogCounts.fit(stage.log, catalogue), FactTables(stage.run)
   truth = {split: slate_labels(of_split) for split, of_split in slates.items()}
   trees = {}
-  for name, number in (("lambdamart", len(BASIC_FACTS)), ("lambdamart_all", len(FACTS))):
-    read = {split: of_split[..., :number] for split, of_split in features.items()}
+  for name, names in (("lambdamart", BASIC_FACTS), ("lambdamart_all", facts.codes.names)):
+    read = {split: facts.read(split, names)[: len(of_split)] for split, of_split in slates.items()}
     model = fit_lambdamart(read["train"], truth["train"], read["validation"], truth["validation"], seed=stage.seed)
     trees[name] = describe_lambdamart(model), baselines.rank_by_scores(lambdamart_scores(model, read["test"]), labels, name)
-  scores = make_candidate_scores(
-    stage.decoder,
-    stage.load_params("midtrain"),
-    stage.prompts,
-    max_history=stage.config.midtrain.max_history,
-    batch_size=stage.options.batch_size,
-  )
   rankings = {
     "upstream": baselines.upstream_ranking(labels),
     "random": baselines.random_ranking(labels, stage.seed),
     "oracle": baselines.ideal_ranking(labels) if utilities is None else baselines.utility_ranking(utilities[: len(test)], labels),
     "popularity": baselines.popularity_ranking(test, catalogue, counts.popularity),
     "last_transition": baselines.last_transition_ranking(test, catalogue, counts.transitions),
-    "midtrain": baselines.rank_by_scores(scores(test), labels, "midtrain"),
+    "midtrain": baselines.rank_by_scores(_midtrain_scores(stage, facts, test), labels, "midtrain"),
     **{name: ranking for name, (_, ranking) in trees.items()},
   }
   chosen = ", ".join(f"{ranker_title(name, {})} {description}" for name, (description, _) in trees.items())
   note = f"Trees, fitted on all training slates, chosen and stopped by N@10 of the validation slates: {chosen}."
   return note, {name: RankerAnswers.of(ranking) for name, ranking in rankings.items()}
+
+
+def _midtrain_scores(stage: StageContext, facts: FactTables, test: Sequence[Slate]) -> np.ndarray:
+  """The mid-trained model's own log-probabilities `[n, K]`: a fact of the table where it read packed items."""
+  if LM_SCORE in facts.names:
+    return facts.read("test", (LM_SCORE,))[: len(test), :, 0]
+  max_history, batch_size = stage.config.midtrain.max_history, stage.options.batch_size
+  params = stage.load_params("midtrain")
+  return make_candidate_scores(stage.decoder, params, stage.prompts, max_history=max_history, batch_size=batch_size)(test)
 
 
 def _policy_rankers(stage: StageContext, policies: Sequence[PolicyRecord], test: Sequence[Slate]) -> dict[str, RankerAnswers]:
@@ -201,8 +201,8 @@ STAGE = Stage(
   run,
   reads=("seed", "model", "mesh", "prompt", "decoding", "evaluation"),
   options=EvaluationOptions,
-  inputs=("data", "tokenize", "midtrain", "slates", "rl"),
+  inputs=("data", "tokenize", "midtrain", "slates", "evidence", "rl"),
   uses=("compress",),
   uses_policies=True,
-  format=5,  # trees on all facts, the mid-trained model
+  format=6,  # trees on the facts that policies read
 )

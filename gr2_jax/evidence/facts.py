@@ -109,6 +109,10 @@ FACTS: Mapping[str, Fact] = {
     "cosine",
     "its text vector to the past ones, on average, each step back weighing .8",
   ),
+  "lm_score": Fact(
+    lambda r: r.relative_lm_scores, "nats", "its log-probability by the mid-trained model, minus the mean of the slate's candidates"
+  ),
 }
+LM_SCORE = "lm_score"
 
 BASIC_FACTS = tuple(FACTS)[: list(FACTS).index("upstream_score") + 1]  # what LambdaMART reads

@@ -51,7 +51,7 @@ class Requests:
 
   `history [n, H]`, `candidates [n, K]`: catalogue rows; padding is -1, before the history and behind the candidates. `before [n, 1]`: Unix
   seconds of the request, None where no slate has a time. `gap [n, 1]`: log(1 + days) since the user's last item, -1 where unknown.
-  `upstream_scores [n, K]`: 0 where there are none. What several facts read is computed once.
+  `upstream_scores [n, K]`: 0 where there are none. `lm_scores [n, K]`: log-probabilities by the mid-trained model, where it was asked. What several facts read is computed once.
   """
 
   history: np.ndarray
@@ -61,9 +61,19 @@ class Requests:
   upstream_scores: np.ndarray
   counts: LogCounts
   items: ItemArrays
+  lm_scores: np.ndarray | None = None
 
   @classmethod
-  def of(cls, slates: Sequence[Slate], catalogue: Catalogue, counts: LogCounts, items: ItemArrays, *, max_history: int) -> "Requests":
+  def of(
+    cls,
+    slates: Sequence[Slate],
+    catalogue: Catalogue,
+    counts: LogCounts,
+    items: ItemArrays,
+    *,
+    max_history: int,
+    lm_scores: np.ndarray | None = None,
+  ) -> "Requests":
     """The arrays of slates; raises DataError for an unknown item."""
     return cls(
       history=pad_rows([catalogue.to_rows(s.history[-max_history:]) for s in slates], left=True).astype(np.int64),
@@ -73,6 +83,7 @@ class Requests:
       upstream_scores=pad_rows([s.upstream_scores or (0.0,) * len(s.candidates) for s in slates], fill=0.0),
       counts=counts,
       items=items,
+      lm_scores=lm_scores,
     )
 
   @property
@@ -108,6 +119,15 @@ class Requests:
   def popularity(self) -> np.ndarray:
     """Interactions with each candidate, `[n, K]`."""
     return self.counts.popularity.count(self.candidates, self.before)
+
+  @property
+  def relative_lm_scores(self) -> np.ndarray:
+    """The mid-trained model's log-probabilities minus their slate's mean, `[n, K]`. Raises ValueError where it was not asked."""
+    if self.lm_scores is None:
+      raise ValueError("lm_scores: the fact lm_score needs the log-probabilities of the mid-trained model")
+    real = self.candidates >= 0
+    mean = np.where(real, np.nan_to_num(self.lm_scores), 0).sum(axis=1, keepdims=True) / real.sum(axis=1, keepdims=True)
+    return np.where(real, self.lm_scores - mean, 0)
 
   @functools.cached_property
   def next_last(self) -> np.ndarray:
