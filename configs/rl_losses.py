@@ -20,19 +20,19 @@ from gr2_jax.errors import ConfigError
 def dapo(config: ConfigDict) -> None:
   """arXiv 2503.14476; what `base()` holds."""
   config.rl.update({"dynamic_sampling": True, "overlong_zone": 8})
-  config.rl.loss.update({"aggregation": "token_mean", "ratio": "token", "clip_low": 0.2, "clip_high": 0.28, "divide_by_std": True})
+  config.rl.loss.update({"aggregation": "token_mean", "ratio": "token", "clip_low": 0.2, "clip_high": 0.28, "divide_by": "std"})
 
 
 def grpo(config: ConfigDict) -> None:
   """arXiv 2402.03300: every sequence weighs the same, the clip is symmetric, groups without a signal stay in the mean."""
   config.rl.update({"dynamic_sampling": False, "overlong_zone": 0})
-  config.rl.loss.update({"aggregation": "sequence_mean", "ratio": "token", "clip_low": 0.2, "clip_high": 0.2, "divide_by_std": True})
+  config.rl.loss.update({"aggregation": "sequence_mean", "ratio": "token", "clip_low": 0.2, "clip_high": 0.2, "divide_by": "std"})
 
 
 def dr_grpo(config: ConfigDict) -> None:
   """arXiv 2503.20783: GRPO without its two biases, by length and by standard deviation."""
   grpo(config)
-  config.rl.loss.update({"aggregation": "constant_length", "divide_by_std": False})
+  config.rl.loss.update({"aggregation": "constant_length", "divide_by": "none"})
 
 
 def gspo(config: ConfigDict) -> None:

@@ -28,6 +28,13 @@ def check_training(config: ConfigDict, key: str) -> None:
     check_records({f"{key}.optimizer": lambda: make_optimizer(OptimizerConfig(**section.optimizer), steps)}, config)
 
 
+def check_targets(config: ConfigDict, key: str) -> None:
+  """Raises ConfigError for targets of the tree that the stage `evidence` is not told to ask."""
+  targets = value_at(config, key).targets
+  if targets in ("tree", "mixture") and not config.evidence.tree.enabled:
+    raise ConfigError(f"--config.{key}.targets: {targets!r} needs the tree's scores; set evidence.tree.enabled to True, or use label")
+
+
 def list_faults(faults: Sequence[str], verdict: str) -> ConfigError:
   """The error of one fault, or of several: so many settings, the verdict on them, and a line each."""
   return ConfigError(faults[0] if len(faults) == 1 else f"{len(faults)} settings {verdict}:\n  " + "\n  ".join(faults))

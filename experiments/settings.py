@@ -4,6 +4,7 @@ import dataclasses
 
 from gr2_jax.language.prompts import PromptStyle
 from gr2_jax.models.config import PRESETS
+from gr2_jax.runs.scored import AnswerOptions
 from gr2_jax.settings import check_settings, setting
 from gr2_jax.training.mesh import MeshOptions
 
@@ -46,6 +47,7 @@ class RunOptions:
   model: ModelOptions = setting(ModelOptions(), "of language")
   prompt: PromptStyle = setting(PromptStyle(), "how slates are put to the model")
   decoding: DecodingOptions = setting(DecodingOptions(), "of answers")
+  answer: AnswerOptions = setting(AnswerOptions(), "of a policy")
 
   def __post_init__(self) -> None:
     check_settings(self)

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.checks import check_records, check_training
+from experiments.checks import check_records, check_targets, check_training
+from experiments.scored import train_on_targets
 from gr2_jax.data.schema import DataError
 from gr2_jax.errors import ConfigError
 from gr2_jax.files import replacing
@@ -23,6 +24,7 @@ from gr2_jax.rollout.scoring import answer_opening
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.policy_training import completion_batch, make_local_roll_out, make_stream, train_by_loss, train_by_reward
+from gr2_jax.runs.scored import TARGETS
 from gr2_jax.runs.stages import Init, Stage
 from gr2_jax.runs.training import TrainingOptions
 from gr2_jax.settings import check_settings, read_record, setting, spread
@@ -44,6 +46,9 @@ class DirectOptions:
     "rl; sft on the answers of init; distil: init, after its own reasoning, scores the answers; scores: listwise, for one-pass scoring",
     choices=_METHODS,
   )
+  targets: str = setting(
+    "mixture", "of a scored policy, which starts anew: labels, the out-of-fold tree's scores, or half and half", choices=TARGETS
+  )
   max_slates: int | None = setting(None, "of training that init answers for sft; None: all", unit="slates", low=1)
   groups: GroupOptions = spread(GroupOptions())
   training: TrainingOptions = spread(TrainingOptions(60, OptimizerConfig(1e-4, warmup_steps=5), save_every=25, log_every=1))
@@ -54,6 +59,8 @@ class DirectOptions:
 
 def run(stage: StageContext) -> None:
   """Trains from the checkpoints of `direct.init` by `direct.method`; writes checkpoints."""
+  if stage.config.answer.form == "scored":
+    return train_on_targets(stage, stage.options.targets, stage.options.groups.prompts)
   {"rl": _by_reward, "sft": _by_answers, "distil": _by_own_reasoning, "scores": _by_labels}[stage.options.method](stage)
 
 
@@ -178,6 +185,8 @@ def check(config: ConfigDict) -> None:
   if not direct.enabled:
     return
   check_training(config, "direct")
+  if config.answer.form == "scored":
+    return check_targets(config, "direct")
   if direct.method in ("sft", "distil") and direct.init == "midtrain":
     raise ConfigError(f"--config.direct.init: {direct.method!r} learns from the answers or the reasoning of init; choose sft or rl")
   if direct.method in ("distil", "scores") and config.prompt.answer != "compact":
@@ -196,6 +205,9 @@ def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
 
   One pass reads the probabilities of a direct answer's first reference, which every method trains; those of the further ones not all do.
   """
+  if config.answer.form == "scored":
+    against = ("midtrain", "lambdamart", "lambdamart_all", "policy")
+    return (PolicyRecord("direct", (RankerRecord("direct", "direct policy", "score", against=against),), form="scored"),)
   by_scores = config.direct.method == "scores"
   rankers = [RankerRecord("direct", "direct policy", "direct", against=("policy",), trained=not by_scores)]
   if config.prompt.answer == "compact":
@@ -207,9 +219,9 @@ def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
 STAGE = Stage(
   "direct",
   run,
-  reads=("seed", "model", "mesh", "prompt", "decoding", "direct"),
+  reads=("seed", "model", "mesh", "prompt", "decoding", "answer", "direct"),
   options=DirectOptions,
-  inputs=("data", "tokenize", "slates"),
+  inputs=("data", "tokenize", "slates", "evidence"),
   init=INIT,
   when="direct.enabled",
   check=check,

@@ -14,7 +14,7 @@ from gr2_jax.data.schema import SPLITS, Slate
 from gr2_jax.data.slates import slate_labels
 from gr2_jax.evaluation import baselines
 from gr2_jax.evaluation.per_slate import write_per_slate
-from gr2_jax.evaluation.policy_answers import ask_policy, make_rank
+from gr2_jax.evaluation.policy_answers import ask_policy, make_rank, make_scored_rank
 from gr2_jax.evaluation.results import COMPRESSED, POLICY, RankerAnswers, build_results, measure_rankers, write_results
 from gr2_jax.evidence.facts import BASIC_FACTS, LM_SCORE
 from gr2_jax.evidence.requests import LogCounts
@@ -28,8 +28,10 @@ from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.load import load_policy, load_utilities
 from gr2_jax.runs.policies import PolicyRecord, read_policies
+from gr2_jax.runs.scored import open_scorer
 from gr2_jax.runs.stages import Stage
 from gr2_jax.settings import check_settings, setting
+from gr2_jax.steps.start import load_params
 from gr2_jax.teachers.tree import describe_lambdamart, fit_lambdamart, lambdamart_scores
 
 TIME_NOTE = (
@@ -147,8 +149,13 @@ def _midtrain_scores(stage: StageContext, facts: FactTables, test: Sequence[Slat
 def _policy_rankers(stage: StageContext, policies: Sequence[PolicyRecord], test: Sequence[Slate]) -> dict[str, RankerAnswers]:
   """Every policy of the run, asked in each way that its record names; one program for all policies of a depth and mode."""
   rank_in = functools.cache(lambda layers, mode: make_rank(stage, _decoder(stage, layers), mode, test))
+  scored = functools.cache(lambda: make_scored_rank(stage, test))
   rankers = {}
-  for policy in policies:
+  for policy in (policy for policy in policies if policy.form == "scored"):
+    params = load_params(open_scorer(stage.run), stage.checkpoints(policy.stage, policy.checkpoints), stage.mesh)
+    name = policy.rankers[0].name
+    rankers[name] = ask_policy(stage, name, params, scored(), test)
+  for policy in (policy for policy in policies if policy.form == "written"):
     params = load_policy(stage.run, policy, stage.prompts, stage.mesh).params
     for ranker in policy.rankers:
       rankers[ranker.name] = ask_policy(stage, ranker.name, params, rank_in(policy.layers, ranker.mode), test)
@@ -199,7 +206,7 @@ def _find_hard_slates(stage: StageContext, answers: RankerAnswers, labels: np.nd
 STAGE = Stage(
   "evaluation",
   run,
-  reads=("seed", "model", "mesh", "prompt", "decoding", "evaluation"),
+  reads=("seed", "model", "mesh", "prompt", "decoding", "answer", "evaluation"),
   options=EvaluationOptions,
   inputs=("data", "tokenize", "midtrain", "slates", "evidence", "rl"),
   uses=("compress",),

@@ -1,23 +1,30 @@
 """Stage `rl`: group rollouts on training slates, verifiable rewards, policy updates; the hacking monitors run at every step."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
 from experiments.checks import check_records, check_training
 from gr2_jax.data.schema import SPLITS
+from gr2_jax.errors import ConfigError
+from gr2_jax.evaluation.held_out import likelihood_of_labels, quality_of_order
 from gr2_jax.language.answers import bare_answer_length, render_answer
+from gr2_jax.models.scorer import SlateScorer
 from gr2_jax.rl.options import GroupOptions
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.policy_training import train_by_reward
+from gr2_jax.runs.scored import ScoredSlates, mix_targets, train_scored
 from gr2_jax.runs.stages import Init, Stage
 from gr2_jax.runs.training import TrainingOptions
 from gr2_jax.settings import check_settings, read_record, setting, spread
+from gr2_jax.steps.scored import ScoredLoss, make_reward_loss, make_target_loss
 from gr2_jax.teachers.sampling import Trace
 from gr2_jax.training.state import OptimizerConfig
 
+_SCORED_HEADLINE = ("reward", "recall@1", "near_identity_rate", "kept_fraction", "entropy")
 INIT = Init("rl.init", ("midtrain", "sft", "opd"))
 
 
@@ -26,6 +33,9 @@ class RlStageOptions:
   """Reinforcement learning. Raises ValueError."""
 
   init: str = setting("sft", "the prior; midtrain for none. Stages that are not needed for it are left out", choices=INIT.choices)
+  control: bool = setting(
+    False, "of scored answers: beside RL, from the same start, on the same slates and steps, cross-entropy on their labels"
+  )
   groups: GroupOptions = spread(GroupOptions())
   training: TrainingOptions = spread(TrainingOptions(100, OptimizerConfig(1e-4, warmup_steps=5), save_every=25, log_every=1))
 
@@ -36,18 +46,54 @@ class RlStageOptions:
 def run(stage: StageContext) -> None:
   """Trains the policy of the stage `rl.init`; writes checkpoints."""
   options: RlStageOptions = stage.options
+  if stage.config.answer.form == "scored":
+    return _train_scored(stage)
   learning = options.groups.to_rl(stage.config.decoding.max_new_tokens)
   train_by_reward(stage, learning, stage.style, stage.checkpoints(options.init))
 
 
+def _train_scored(stage: StageContext) -> None:
+  """RL on rankings drawn from scores, and its control by supervision."""
+  options, groups = stage.options, stage.options.groups
+  slates, validation = ScoredSlates.load(stage, "train"), ScoredSlates.load(stage, "validation")
+  learning = functools.partial(train_scored, stage, stage.name, slates=slates, batch_size=groups.prompts, validation=validation)
+  init = {"init": stage.checkpoints(options.init)}
+  held_out = validation.labels, validation.weights
+
+  def make_loss(model: SlateScorer) -> ScoredLoss:
+    reward, divide_by = groups.reward.builtin, groups.loss.divide_by
+    return make_reward_loss(model, reward, group=groups.group, temperature=groups.temperature, divide_by=divide_by)
+
+  # Without dropout: the rankings that are judged are the policy's own.
+  learning(make_loss, learnt={"labels": slates.labels}, score=quality_of_order(*held_out), dropout=0.0, headline=_SCORED_HEADLINE, **init)
+  if options.control:
+    targets = mix_targets(stage.run, slates, "label")
+    learning(make_target_loss, learnt={"targets": targets}, score=likelihood_of_labels(*held_out), name="control", **init)
+
+
 def check(config: ConfigDict) -> None:
   """Rollout, reward, loss and optimizer."""
+  if config.answer.form == "scored":
+    _check_scored(config)
   check_records({"rl": lambda: read_record(RlStageOptions, config, "rl").groups.to_rl(config.decoding.max_new_tokens)}, config)
   check_training(config, "rl")
 
 
+def _check_scored(config: ConfigDict) -> None:
+  """What scored answers are learnt by."""
+  if config.rl.init != "sft":
+    raise ConfigError(f"--config.rl.init: {config.rl.init!r} leaves no scored policy to start from; use sft")
+  if config.rl.reward.fn is not None:
+    raise ConfigError("--config.rl.reward.fn: scored answers are judged by the built-in rewards; set it to None")
+  for name in ("minibatches", "microbatches"):
+    if config.rl[name] != 1:
+      raise ConfigError(f"--config.rl.{name}: {config.rl[name]}, but a batch of scored answers is one gradient step; set it to 1")
+
+
 def foresee(stage: StageContext) -> list[str]:
   """An answer must fit into its limit, and where its end is not forced, what the policy was taught to say as well."""
+  if stage.config.answer.form == "scored":
+    return []
   style, limit, vocabulary = stage.style, stage.config.decoding.max_new_tokens, stage.vocabulary
   longest = max((len(slate.candidates) for split in SPLITS for slate in stage.slates(split)), default=0)
   if style.direct or not longest:
@@ -79,6 +125,11 @@ def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
 
 def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
   """The RL policy."""
+  if config.answer.form == "scored":
+    against = ("midtrain", "lambdamart", "lambdamart_all", "sft", "rl_control")
+    control = PolicyRecord("rl", (RankerRecord("rl_control", "cross-entropy control", "score", against=("sft",)),), "control", form="scored")
+    policy = PolicyRecord("rl", (RankerRecord("policy", "RL policy", "score", against=against),), form="scored")
+    return (control, policy) if config.rl.control else (policy,)
   mode = "direct" if config.prompt.direct else "reason"
   return (
     PolicyRecord("rl", (RankerRecord("policy", "RL policy", mode, against=("midtrain", "lambdamart", "lambdamart_all", "sft", "opd")),)),
@@ -88,9 +139,9 @@ def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
 STAGE = Stage(
   "rl",
   run,
-  reads=("seed", "model", "mesh", "prompt", "decoding", "rl"),
+  reads=("seed", "model", "mesh", "prompt", "decoding", "answer", "rl"),
   options=RlStageOptions,
-  inputs=("data", "tokenize", "slates"),
+  inputs=("data", "tokenize", "slates", "evidence"),
   init=INIT,
   check=check,
   batches=batches,

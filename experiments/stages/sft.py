@@ -9,19 +9,23 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.checks import check_training
+from experiments.checks import check_targets, check_training
+from experiments.scored import train_on_targets
 from gr2_jax.compression.rules import shorten_at_random
 from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.data.schema import DataError, Slate
+from gr2_jax.evaluation.held_out import likelihood_of_rankings
 from gr2_jax.language.answers import render_answer
 from gr2_jax.language.prompts import PromptStyle, present, render_prompt
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.rl.options import PRESENTATIONS
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
+from gr2_jax.runs.scored import TARGETS, ScoredSlates, train_scored
 from gr2_jax.runs.stages import Stage
 from gr2_jax.runs.training import TrainingOptions, train_lm
 from gr2_jax.settings import check_settings, setting, spread
+from gr2_jax.steps.scored import make_imitation_loss
 from gr2_jax.teachers.sampling import Trace, read_traces
 from gr2_jax.training.state import OptimizerConfig
 
@@ -38,6 +42,12 @@ class SftOptions:
     0.0, "of the examples, whose history the rules shorten to a random number of items: a policy that reads both", low=0, high=1
   )
   without_reasoning: bool = setting(False, "once more, on the answers alone: the policy whose failures are the reasoning-hard slates")
+  targets: str = setting(
+    "unlabelled",
+    "of a scored policy: the teacher's first ranking of every slate, of which no label was asked; the rankings of accepted traces; the "
+    "labels; the out-of-fold tree's scores; or half labels, half tree",
+    choices=("unlabelled", "accepted", *TARGETS),
+  )
   presentation: str = setting("shuffled", "how candidates are shown", choices=PRESENTATIONS)
   batch_size: int = setting(16, "of an update", unit="rows", low=1)
   row_length: int = setting(512, "into which examples are packed", unit="tokens", low=2)
@@ -56,10 +66,40 @@ def run(stage: StageContext) -> None:
 
   With `sft.without_reasoning` once more on the answers alone; that policy's checkpoints lie in `without_reasoning`.
   """
+  if stage.config.answer.form == "scored":
+    return _teach_scores(stage)
   traces = [trace for trace in read_traces(stage.run.path("traces", "traces.jsonl")) if trace.accepted]
   _teach(stage, traces, stage.style, "checkpoints")
   if stage.options.without_reasoning:
     _teach(stage, traces, stage.direct_style, "without_reasoning")
+
+
+def _teach_scores(stage: StageContext) -> None:
+  """The scorer learns from random parameters, by the rankings of traces or by targets; of traces a tenth, 500 at most, choose the step."""
+  options, slates = stage.options, ScoredSlates.load(stage, "train")
+  if options.targets in TARGETS:
+    return train_on_targets(stage, options.targets, options.batch_size)
+  traces = read_traces(stage.run.path("traces", "traces.jsonl"))
+  wanted = {trace.slate_index: trace.ranking for trace in traces if (trace.accepted if options.targets == "accepted" else trace.attempt == 0)}
+  indices = np.random.default_rng(stage.seed).permutation([index for index, ranking in wanted.items() if ranking is not None])
+  if len(indices) < 2:
+    raise DataError("sft: there are fewer than two rankings of the teacher to learn from; raise traces.attempts, or bring more slates")
+  rankings = np.tile(np.arange(slates.labels.shape[1], dtype=np.int32), (len(slates), 1))
+  for index in indices:
+    ranking = wanted[index]
+    rankings[index, : len(ranking)] = ranking
+  cut = max(1, min(500, len(indices) // 10))
+  held_out, learnt = slates.take(indices[:cut]), slates.take(indices[cut:])
+  train_scored(
+    stage,
+    stage.name,
+    make_imitation_loss,
+    slates=learnt,
+    learnt={"rankings": rankings[indices[cut:]]},
+    batch_size=options.batch_size,
+    score=likelihood_of_rankings(held_out.labels, held_out.weights, rankings[indices[:cut]]),
+    validation=held_out,
+  )
 
 
 def _teach(stage: StageContext, traces: Sequence[Trace], style: PromptStyle, name: str) -> None:
@@ -129,13 +169,15 @@ def _reshuffle(trace: Trace, slate: Slate, vocabulary: Vocabulary, rng: np.rando
 
 
 def check(config: ConfigDict) -> None:
-  """The optimizer."""
+  """The optimizer, and where targets come from."""
   check_training(config, "sft")
+  if config.answer.form == "scored":
+    check_targets(config, "sft")
 
 
 def foresee(stage: StageContext) -> list[str]:
   """Rows in which prompts with their traces find room."""
-  if stage.foreseen is None or not stage.foreseen.traces:
+  if stage.foreseen is None or not stage.foreseen.traces or stage.config.answer.form == "scored":
     return []
   traces = stage.foreseen.traces
   too_long, fault = _find_too_long(stage, traces, functools.partial(_to_example, stage, stage.style, 0.0))
@@ -151,6 +193,8 @@ def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
 
 def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
   """The SFT policy, and the one that was taught without reasoning."""
+  if config.answer.form == "scored":
+    return (PolicyRecord("sft", (RankerRecord("sft", "SFT policy", "score"),), prior=True, form="scored"),)
   taught = PolicyRecord("sft", (RankerRecord("sft", "SFT policy", "direct" if config.prompt.direct else "reason"),), prior=True)
   if not config.sft.without_reasoning:
     return (taught,)
@@ -160,9 +204,9 @@ def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
 STAGE = Stage(
   "sft",
   run,
-  reads=("seed", "model", "mesh", "prompt", "decoding", "sft"),
+  reads=("seed", "model", "mesh", "prompt", "decoding", "answer", "sft"),
   options=SftOptions,
-  inputs=("data", "tokenize", "midtrain", "slates", "traces"),
+  inputs=("data", "tokenize", "midtrain", "slates", "evidence", "traces"),
   when="sft.without_reasoning",
   check=check,
   batches=batches,

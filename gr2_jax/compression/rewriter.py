@@ -163,7 +163,7 @@ def _reinforce(stage: StageContext, slates: Sequence[Slate], judge: JudgeFn, len
         rollout = to_local(rewrite(state.params, tokens, mask, key, sampling), stage.mesh)  # roll out
       completions = np.asarray(rollout.completions)
       judgement = judge_rewrites(  # read, reward, compare
-        chosen, completions, judge, stage.prompts, stage.style, alpha, divide_by_std=options.loss.divide_by_std
+        chosen, completions, judge, stage.prompts, stage.style, alpha, divide_by=options.loss.divide_by
       )
       return Round(rollout, judgement, np.array([slate.weight for slate in chosen], np.float32))
 
@@ -226,7 +226,7 @@ def judge_rewrites(
   style: PromptStyle,
   alpha: float,
   *,
-  divide_by_std: bool = True,
+  divide_by: str = "std",
 ) -> Judgement:
   """Eq 11 of the completions `[P, G, Lc]` to the slates' histories, with the means of its parts; a text that is none earns 0."""
   shape = completions.shape[:2]
@@ -265,7 +265,7 @@ def judge_rewrites(
   }
   total = terms.total.reshape(shape)
   rewards = jnp.asarray(total)
-  advantages, _ = group_advantages(rewards, rewards, divide_by_std=divide_by_std)
+  advantages, _ = group_advantages(rewards, rewards, divide_by=divide_by)
   return Judgement(total, valid.reshape(shape), np.asarray(advantages), np.ones(shape[0], bool), metrics)
 
 

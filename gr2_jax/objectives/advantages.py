@@ -10,7 +10,7 @@ def group_advantages(
   rewards: jax.Array,
   raw_rewards: jax.Array,
   *,
-  divide_by_std: bool = True,
+  divide_by: str = "std",
   std_floor: float = STD_FLOOR,
   min_raw_std: float = MIN_RAW_STD,
 ) -> tuple[jax.Array, jax.Array]:
@@ -21,7 +21,10 @@ def group_advantages(
   `keep [...]`, True where the raw reward's standard deviation is at least `min_raw_std`. Advantages of a group that is not kept are 0
   (so are those of a group of one, and of a group with a reward that is not finite).
   The floor keeps finely graded rewards (AUC) from being blown up to unit variance. DAPO (arXiv 2503.14476), Eq 9 of GR2.
-  Without `divide_by_std` they are reward - mean (Dr. GRPO, arXiv 2503.20783).
+  `divide_by`, one of `kernels.rank_reward.reference.DIVISORS`: with "none" they are reward - mean (Dr. GRPO, arXiv 2503.20783); with "mean"
+  divided by the group's mean, floored alike, which for rewards of 0 and 1 is in the limit of large groups the gradient of the logarithm of
+  the expected reward, cross-entropy's where one label ranks one slate. Rewards must not be negative for that.
+  Raises ValueError for another.
   """
   rewards, raw_rewards = jnp.asarray(rewards, jnp.float32), jnp.asarray(raw_rewards, jnp.float32)
   advantages, keep = normalise_groups(
@@ -31,6 +34,6 @@ def group_advantages(
     min_raw_std=min_raw_std,
     group=rewards.shape[-1],
     axis=-1,
-    divide_by_std=divide_by_std,
+    divide_by=divide_by,
   )
   return advantages, keep[..., 0]

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gr2_jax.kernels.rank_reward.reference import DIVISORS
 from gr2_jax.settings import check_settings, setting
 
 
@@ -27,7 +28,9 @@ class PolicyLossConfig:
   clip_low: float = setting(0.2, "the ratio counts from 1 - clip_low on", low=0, below=1)
   clip_high: float = setting(0.28, "the ratio counts up to 1 + clip_high", low=0)
   importance_cap: float | None = setting(None, "C: a token's term is weighed by min(π_trainer / π_sampler, C); None leaves it out", low=1)
-  divide_by_std: bool = setting(True, "advantages are divided by their group's standard deviation (not in Dr. GRPO)")
+  divide_by: str = setting(
+    "std", "what advantages are divided by: their group's standard deviation, its mean, or nothing (Dr. GRPO)", choices=DIVISORS
+  )
   mask_truncated: bool = setting(False, "completions cut off at the limit are not learnt from (DAPO's overlong filtering)")
 
   def __post_init__(self) -> None:

@@ -62,7 +62,7 @@ def make_judge(
   *,
   max_new_tokens: int,
   overlong_zone: int,
-  divide_by_std: bool,
+  divide_by: str,
   keep_all: bool,
 ) -> Judge:
   """Builds `judge(answers, labels, shown, completion_mask, host) -> Judgement`.
@@ -70,7 +70,7 @@ def make_judge(
   labels `[P, K]` by candidate, -1 at padding; shown `[P, K]` the candidate at each slot; completion_mask `[P, G, Lc]`; `host` is needed by
   a reward on the host, and no other reads it. All but such a function is one compiled program.
   To what is optimised, not to what filters groups, comes the soft penalty of answers within `overlong_zone` tokens of `max_new_tokens`.
-  `divide_by_std` and `keep_all` as in `rewards.verifiable.compute_rewards`.
+  `divide_by` and `keep_all` as in `rewards.verifiable.compute_rewards`.
   The judge of a function raises ConfigError, which names it, for rewards of another shape than `[P, G]` and for one that is not finite.
   """
 
@@ -78,11 +78,11 @@ def make_judge(
     return soft_overlong_penalty(lengths, max_new_tokens, overlong_zone)
 
   if isinstance(reward, RewardConfig):
-    return _judge_by_config(reward, penalty, divide_by_std, keep_all)
-  return _judge_by_function(reward, penalty, divide_by_std, keep_all)
+    return _judge_by_config(reward, penalty, divide_by, keep_all)
+  return _judge_by_function(reward, penalty, divide_by, keep_all)
 
 
-def _judge_by_config(config: RewardConfig, penalty: Callable[[jax.Array], jax.Array], divide_by_std: bool, keep_all: bool) -> Judge:
+def _judge_by_config(config: RewardConfig, penalty: Callable[[jax.Array], jax.Array], divide_by: str, keep_all: bool) -> Judge:
   @jax.jit
   def compute(rankings: jax.Array, codes: jax.Array, labels: jax.Array, shown: jax.Array, completion_mask: jax.Array) -> Judgement:
     lengths = jnp.sum(completion_mask, axis=-1)
@@ -93,7 +93,7 @@ def _judge_by_config(config: RewardConfig, penalty: Callable[[jax.Array], jax.Ar
       shown,
       mask=labels >= 0,
       shaping=penalty(lengths),
-      divide_by_std=divide_by_std,
+      divide_by=divide_by,
       keep_all=keep_all,
     )
     return _conclude(rewards, rankings, codes, shown, lengths)
@@ -104,7 +104,7 @@ def _judge_by_config(config: RewardConfig, penalty: Callable[[jax.Array], jax.Ar
   return judge
 
 
-def _judge_by_function(fn: RewardFn, penalty: Callable[[jax.Array], jax.Array], divide_by_std: bool, keep_all: bool) -> Judge:
+def _judge_by_function(fn: RewardFn, penalty: Callable[[jax.Array], jax.Array], divide_by: str, keep_all: bool) -> Judge:
   name, options = describe_reward(fn), RewardConfig().to_options()
 
   def finish(
@@ -116,7 +116,7 @@ def _judge_by_function(fn: RewardFn, penalty: Callable[[jax.Array], jax.Array], 
     wrong = ~(jnp.isfinite(total) & jnp.isfinite(raw)).reshape(-1)
     total = total + penalty(lengths)
     min_raw_std = 0.0 if keep_all else api.MIN_RAW_STD
-    advantages, keep = group_advantages(total, raw, divide_by_std=divide_by_std, min_raw_std=min_raw_std)
+    advantages, keep = group_advantages(total, raw, divide_by=divide_by, min_raw_std=min_raw_std)
     # Copies, Kendall tau and hits are monitored under any reward.
     terms = api.rank_terms(rankings, labels, shown, mask=labels >= 0, options=options)
     judged = RewardTerms(total, raw, terms.valid, advantages, keep, terms)

@@ -61,7 +61,7 @@ def compute_rewards(
   mask: jax.Array | None = None,
   shaping: jax.Array | None = None,
   *,
-  divide_by_std: bool = True,
+  divide_by: str = "std",
   keep_all: bool = False,
 ) -> RewardTerms:
   """Rewards and advantages of the answers in each group, in one pass over them.
@@ -69,7 +69,7 @@ def compute_rewards(
   rankings `[P, G, K]` candidate indices best first (all -1 where invalid), labels `[P, K]` by candidate, shown `[P, K]` the
   candidate at each slot, upstream `[P, K]` (default: the candidate indices' own order), mask `[P, K]` (default: all valid),
   shaping `[P, G]` (default 0) is added to what is optimised, not to what filters groups.
-  `divide_by_std` as in `objectives.advantages.group_advantages`; `keep_all` filters no group, as GRPO does without dynamic sampling.
+  `divide_by` as in `objectives.advantages.group_advantages`; `keep_all` filters no group, as GRPO does without dynamic sampling.
   Source: GR2 section 7, v1's rule and Eq 5-7; the relative and the improving reward are ours.
   """
   terms, advantages, keep = api.group_rank_terms(
@@ -81,7 +81,7 @@ def compute_rewards(
     shaping,
     options=config.to_options(),
     min_raw_std=0.0 if keep_all else api.MIN_RAW_STD,
-    divide_by_std=divide_by_std,
+    divide_by=divide_by,
   )
   total = terms.reward if shaping is None else terms.reward + shaping
   return RewardTerms(total, terms.rank_reward, terms.valid, advantages, keep, terms)

@@ -100,7 +100,7 @@ def make_collector(
     reward,
     max_new_tokens=options.rollout.max_new_tokens,
     overlong_zone=options.overlong_zone,
-    divide_by_std=loss.divide_by_std,
+    divide_by=loss.divide_by,
     keep_all=not options.dynamic_sampling,
   )
 

@@ -31,6 +31,7 @@ class PolicyRecord:
   """A policy that a `stage` leaves in its folder `checkpoints`. The first of its `rankers` is how it was trained to answer.
 
   `layers`: how many it has, where it was cut (None: those of the run's model). `prior`: whether RL may have started from it.
+  `form`: of its answers, see `config.answer`.
   """
 
   stage: str
@@ -38,6 +39,7 @@ class PolicyRecord:
   checkpoints: str = "checkpoints"
   layers: int | None = None
   prior: bool = False
+  form: str = "written"
 
   @property
   def mode(self) -> str:

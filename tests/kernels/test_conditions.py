@@ -43,7 +43,7 @@ def test_every_path_computes_a_new_record(halved, kernel):
   static = {
     "std_floor": reference.STD_FLOOR,
     "min_raw_std": 0.0,
-    "divide_by_std": False,
+    "divide_by": "none",
     "options": RewardConfig(condition=halved).to_options(),
   }
   terms, advantages, _ = jax.jit(functools.partial(path, **static))(GROUP, LABELS, ORDER, ORDER, jnp.ones((1, 5), bool), jnp.zeros((1, 4)))

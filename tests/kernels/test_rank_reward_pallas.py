@@ -35,8 +35,8 @@ def make_groups(seed, prompts, group, size, integer=np.int32):
   return [jnp.asarray(x) for x in (*orders, mask, shaping)]
 
 
-def run(path, args, options=OPTIONS, min_raw_std=1e-6, divide_by_std=True, **kwargs):
-  static = {"options": options, "std_floor": 1e-4, "min_raw_std": min_raw_std, "divide_by_std": divide_by_std}
+def run(path, args, options=OPTIONS, min_raw_std=1e-6, divide_by="std", **kwargs):
+  static = {"options": options, "std_floor": 1e-4, "min_raw_std": min_raw_std, "divide_by": divide_by}
   return jax.jit(functools.partial(path, **static, **kwargs))(*args)
 
 
@@ -59,12 +59,23 @@ def test_kernel_equals_reference(kernel):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernel_equals_reference_without_standard_deviation_or_filter(kernel):
   args = make_groups(6, prompts=5, group=4, size=6)
-  choices = {"min_raw_std": 0.0, "divide_by_std": False}
+  choices = {"min_raw_std": 0.0, "divide_by": "none"}
   terms, advantages, keep = run(KERNELS[kernel], args, **choices, interpret=True)
   assert_same((terms, advantages, keep), run(reference.group_rank_terms, args, **choices))
   rewards = terms.reward + args[-1]
   np.testing.assert_allclose(advantages, rewards - rewards.mean(axis=-1, keepdims=True), atol=1e-6)
   assert keep.all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernel_equals_reference_where_the_mean_divides(kernel):
+  args = make_groups(6, prompts=5, group=4, size=6)
+  choices = {"min_raw_std": 0.0, "divide_by": "mean"}
+  terms, advantages, keep = run(KERNELS[kernel], args, **choices, interpret=True)
+  assert_same((terms, advantages, keep), run(reference.group_rank_terms, args, **choices))
+  rewards = terms.reward + args[-1]
+  mean = rewards.mean(axis=-1, keepdims=True)
+  np.testing.assert_allclose(advantages, (rewards - mean) / jnp.maximum(mean, 1e-4), rtol=1e-4, atol=1e-5)
 
 
 def sweep(kernel, data, sizes):

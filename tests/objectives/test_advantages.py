@@ -25,9 +25,18 @@ def test_std_floor_keeps_tiny_differences_small():
 def test_without_the_standard_deviation_only_the_mean_is_taken_off():
   # Dr. GRPO: rewards 1, 0, 0, 1 have the mean 1/2. A group that is not kept stays at 0.
   rewards = jnp.array([[1.0, 0.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0]])
-  advantages, keep = group_advantages(rewards, rewards, divide_by_std=False)
+  advantages, keep = group_advantages(rewards, rewards, divide_by="none")
   np.testing.assert_allclose(advantages, [[0.5, -0.5, -0.5, 0.5], [0, 0, 0, 0]], rtol=1e-6)
   assert keep.tolist() == [True, False]
+
+
+def test_divided_by_the_mean_they_are_the_gradient_of_the_log_of_the_expected_reward():
+  # Rewards 1, 0, 0, 0 have the mean 1/4: advantages 3, -1, -1, -1. An unknown divisor is refused.
+  rewards = jnp.array([[1.0, 0.0, 0.0, 0.0]])
+  advantages, _ = group_advantages(rewards, rewards, divide_by="mean")
+  np.testing.assert_allclose(advantages, [[3.0, -1.0, -1.0, -1.0]], rtol=1e-6)
+  with pytest.raises(ValueError, match="divide_by: 'median' is not known; choose std, mean, none"):
+    group_advantages(rewards, rewards, divide_by="median")
 
 
 def test_groups_are_judged_on_the_raw_reward():

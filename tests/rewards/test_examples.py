@@ -15,7 +15,7 @@ ANSWERS = SimpleNamespace(rankings=jnp.asarray(RANKINGS), codes=jnp.asarray([[0,
 LABELS = jnp.asarray([[1, 0, 2, 0], [0, 1, 0, -1]])
 SHOWN = jnp.asarray([[0, 1, 2, 3], [2, 1, 0, 3]])
 MASK = jnp.ones((2, 3, 5), bool)
-SETTINGS = {"max_new_tokens": 10, "overlong_zone": 0, "divide_by_std": False, "keep_all": False}
+SETTINGS = {"max_new_tokens": 10, "overlong_zone": 0, "divide_by": "none", "keep_all": False}
 
 
 def test_reciprocal_rank():

@@ -19,7 +19,7 @@ from gr2_jax.rewards.own import Rewards, on_host
 from gr2_jax.rewards.verifiable import RewardConfig, compute_rewards
 
 LIMITS = {"max_new_tokens": 8, "overlong_zone": 4}
-SETTINGS = {**LIMITS, "divide_by_std": True, "keep_all": False}
+SETTINGS = {**LIMITS, "divide_by": "std", "keep_all": False}
 
 
 class Read(NamedTuple):
@@ -66,24 +66,24 @@ def test_a_config_is_judged_by_the_ranking_reward_bit_for_bit(keep_all):
     lengths = jnp.sum(mask, axis=-1)
     shaping = soft_overlong_penalty(lengths, *LIMITS.values())
     rewards = compute_rewards(
-      config, answers.rankings, labels, shown, mask=labels >= 0, shaping=shaping, divide_by_std=False, keep_all=keep_all
+      config, answers.rankings, labels, shown, mask=labels >= 0, shaping=shaping, divide_by="none", keep_all=keep_all
     )
     return rewards, monitor_answers(rewards, answers.rankings, shown, lengths) | monitor_errors(answers.codes)
 
-  judgement = make_judge(config, **LIMITS, divide_by_std=False, keep_all=keep_all)(*INPUTS, None)
+  judgement = make_judge(config, **LIMITS, divide_by="none", keep_all=keep_all)(*INPUTS, None)
   rewards, monitors = expect(*INPUTS)
   expected = (rewards.total, rewards.format > 0, rewards.advantages, rewards.keep, monitors)
   jax.tree.map(np.testing.assert_array_equal, tuple(judgement), expected)
 
 
-@pytest.mark.parametrize("divide_by_std", [True, False])
+@pytest.mark.parametrize("divide_by", ["std", "none"])
 @pytest.mark.parametrize("keep_all", [False, True])
-def test_a_function_is_shaped_normalised_and_filtered(divide_by_std, keep_all):
-  judgement = make_judge(first_label, **LIMITS, divide_by_std=divide_by_std, keep_all=keep_all)(*INPUTS, None)
+def test_a_function_is_shaped_normalised_and_filtered(divide_by, keep_all):
+  judgement = make_judge(first_label, **LIMITS, divide_by=divide_by, keep_all=keep_all)(*INPUTS, None)
   total = np.where(FIRST_LABEL > 0, 10, FIRST_LABEL) + PENALTY
   np.testing.assert_allclose(judgement.rewards, total, atol=1e-6)
   min_raw_std = 0.0 if keep_all else MIN_RAW_STD
-  advantages, keep = group_advantages(total, FIRST_LABEL, divide_by_std=divide_by_std, min_raw_std=min_raw_std)
+  advantages, keep = group_advantages(total, FIRST_LABEL, divide_by=divide_by, min_raw_std=min_raw_std)
   np.testing.assert_allclose(judgement.advantages, advantages, atol=1e-6)
   np.testing.assert_array_equal(judgement.keep, keep)
   np.testing.assert_array_equal(judgement.valid, [[True, True, True], [True, True, False]])

@@ -130,14 +130,14 @@ def test_advantages_are_those_of_the_shaped_reward():
   rankings, labels = jnp.asarray([[COPY, [2, 0, 1, 3, 4], INVALID]] * 2), jnp.asarray([[0, 0, 1, 0, 0], [0] * 5])
   rankings = rankings.at[1, 2].set(jnp.asarray(COPY))
   shown, shaping = jnp.asarray([COPY] * 2), jnp.asarray([[0.0, -0.5, 0.0], [0.0, -1.0, 0.0]])
-  for divide_by_std in (True, False):
+  for divide_by in ("std", "mean", "none"):
     for keep_all in (True, False):
-      choices = {"divide_by_std": divide_by_std, "keep_all": keep_all}
+      choices = {"divide_by": divide_by, "keep_all": keep_all}
       rewards = compute_rewards(RewardConfig("promotion", "v1"), rankings, labels, shown, shaping=shaping, **choices)
       unshaped = compute_rewards(RewardConfig("promotion", "v1"), rankings, labels, shown)
       np.testing.assert_allclose(rewards.total, unshaped.total + shaping, atol=1e-6)
       expected = group_advantages(
-        rewards.total, rewards.rank_raw, divide_by_std=divide_by_std, min_raw_std=0.0 if keep_all else MIN_RAW_STD
+        rewards.total, rewards.rank_raw, divide_by=divide_by, min_raw_std=0.0 if keep_all else MIN_RAW_STD
       )
       np.testing.assert_allclose(rewards.advantages, expected[0], atol=1e-6)
       assert rewards.keep.tolist() == expected[1].tolist() == [True, keep_all]

@@ -106,7 +106,7 @@ def test_without_dynamic_sampling_every_group_counts_once():
 
 
 def test_advantages_without_the_standard_deviation():
-  batch, _ = collect_groups(_scripted([[[0, 1], [1, 0]]], divide_by_std=False), num_prompts=2, max_rounds=1)
+  batch, _ = collect_groups(_scripted([[[0, 1], [1, 0]]], divide_by="none"), num_prompts=2, max_rounds=1)
   np.testing.assert_allclose(batch.advantages, [[-0.5, 0.5], [0.5, -0.5]], rtol=1e-6)
 
 

@@ -47,7 +47,7 @@ def rank_terms(
   return jax.tree.map(lambda x: x.reshape(*rankings.shape[:-1], *x.shape[2:]), terms)
 
 
-@functools.partial(jax.jit, static_argnames=("options", "std_floor", "min_raw_std", "divide_by_std"))
+@functools.partial(jax.jit, static_argnames=("options", "std_floor", "min_raw_std", "divide_by"))
 def group_rank_terms(
   rankings: jax.Array,
   labels: jax.Array,
@@ -59,7 +59,7 @@ def group_rank_terms(
   options: RankRewardOptions,
   std_floor: float = STD_FLOOR,
   min_raw_std: float = MIN_RAW_STD,
-  divide_by_std: bool = True,
+  divide_by: str = "std",
 ) -> tuple[RankTerms, jax.Array, jax.Array]:
   """Terms, group advantages and keep-mask of the rankings `[P, G, K]` of P slates.
 
@@ -73,7 +73,7 @@ def group_rank_terms(
   prompts, group, size = rankings.shape
   slates = {n: _fit(n, x, (prompts, size), rankings.shape) for n, x in _fill(labels, shown, upstream, mask, size).items()}
   shaping = jnp.zeros((prompts, group)) if shaping is None else _fit("shaping", shaping, (prompts, group), rankings.shape)
-  normalisation: dict[str, Any] = {"std_floor": std_floor, "min_raw_std": min_raw_std, "divide_by_std": divide_by_std}
+  normalisation: dict[str, Any] = {"std_floor": std_floor, "min_raw_std": min_raw_std, "divide_by": divide_by}
   return _dispatch(rankings, **slates, shaping=shaping, options=options, **normalisation)
 
 

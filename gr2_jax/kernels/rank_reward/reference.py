@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from gr2_jax.kernels.rank_reward.conditions import EQUAL, Earned, find_condition
 
 # Defaults of the group advantages: deviations are divided by no less than the floor, and groups of less raw spread are dropped.
+DIVISORS = ("std", "mean", "none")  # of advantages
 STD_FLOOR = 1e-4
 MIN_RAW_STD = 1e-6
 # Up to here the ideal order is cheaper found by counting pairs than by XLA's sort, on a CPU.
@@ -231,7 +232,7 @@ def normalise_groups(
   *,
   std_floor: float,
   min_raw_std: float,
-  divide_by_std: bool,
+  divide_by: str,
   group: int,
   axis: int,
 ) -> tuple[jax.Array, jax.Array]:
@@ -251,8 +252,13 @@ def normalise_groups(
   deviation, std = centre(rewards)
   _, raw_std = centre(raw_rewards)
   keep = (raw_std >= min_raw_std) & jnp.isfinite(std)
-  advantages = deviation / jnp.maximum(std, std_floor) if divide_by_std else deviation
-  return jnp.where(keep & (member < group), advantages, 0.0), keep
+  if divide_by == "std":
+    deviation /= jnp.maximum(std, std_floor)
+  elif divide_by == "mean":
+    deviation /= jnp.maximum(_sum(rewards, member < group, axis) / group, std_floor)
+  elif divide_by != "none":
+    raise ValueError(f"divide_by: {divide_by!r} is not known; choose {', '.join(DIVISORS)}")
+  return jnp.where(keep & (member < group), deviation, 0.0), keep
 
 
 # What follows gets the ranks: the part that the kernel does its own way.
@@ -338,7 +344,7 @@ def group_rank_terms(
 ) -> tuple[RankTerms, jax.Array, jax.Array]:
   """Terms `[P, G]` of the rankings `[P, G, K]` of P slates `[P, K]`, advantages `[P, G]` of reward + shaping `[P, G]`, and keep `[P]`.
 
-  `normalisation`: `std_floor`, `min_raw_std` and `divide_by_std` of `normalise_groups`.
+  `normalisation`: `std_floor`, `min_raw_std` and `divide_by` of `normalise_groups`.
   """
   prompts, group, size = rankings.shape
   # A slate is repeated for each of its rankings: a division by a shared number may be compiled into a product, and a ranking must get
