@@ -77,9 +77,7 @@ def _lm_scores(stage: StageContext, slates: dict[str, Sequence[Slate]]) -> dict[
   """Of the mid-trained model; of training slates that were cut from the log, of one that has not seen their users."""
   score = load_packed_scores(stage.run, stage.catalogue, stage.mesh)
   out_of_fold = stage.config.midtrain.packed.folds > 0
-  return {
-    split: out_of_fold_packed_scores(stage, of) if out_of_fold and split == "train" else score(of) for split, of in slates.items()
-  }
+  return {split: out_of_fold_packed_scores(stage, of) if out_of_fold and split == "train" else score(of) for split, of in slates.items()}
 
 
 def _ask_tree(stage: StageContext, tables: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> np.ndarray:
@@ -108,6 +106,11 @@ def check(config: ConfigDict) -> None:
   """The score of the mid-trained model must be of a model that never saw the target."""
   if not _has_lm_score(config) and LM_SCORE in config.evidence.facts:
     raise ConfigError(f"--config.evidence.facts: {LM_SCORE!r} is a score of mid-training on packed items; set midtrain.form to packed")
+  if _has_lm_score(config) and config.slates.source != "log" and config.midtrain.packed.whole_log:
+    raise ConfigError(
+      f"--config.midtrain.packed.whole_log: True, but slates of {config.slates.source!r} have as their targets the last two items of each "
+      "user; set it to False"
+    )
   if _has_lm_score(config) and config.slates.source != "log" and not config.midtrain.packed.folds:
     raise ConfigError(
       f"--config.midtrain.packed.folds: slates of {config.slates.source!r} are cut from the histories that mid-training learns, so that "

@@ -1,7 +1,7 @@
 """Stage `midtrain`: a language model of semantic IDs and text, and how well it retrieves from the whole catalogue."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -11,12 +11,13 @@ from ml_collections import ConfigDict
 
 from experiments.checks import check_training
 from gr2_jax.data.pipelines import make_pipeline
+from gr2_jax.data.splits import NextItem
 from gr2_jax.evaluation.retrieval import retrieval_metrics, retrieval_ranks
 from gr2_jax.files import write_json
 from gr2_jax.language.midtrain_tasks import MidtrainCorpus, Mixture
 from gr2_jax.rollout.catalogue_scores import make_beam_scores, make_dense_scores
 from gr2_jax.runs.context import StageContext
-from gr2_jax.runs.packed_midtraining import PackedOptions, open_packed_items, train_packed_items
+from gr2_jax.runs.packed_midtraining import PackedOptions, held_out_users, open_packed_items, train_packed_items
 from gr2_jax.runs.stages import Stage
 from gr2_jax.runs.training import TrainingOptions, train_lm
 from gr2_jax.settings import check_settings, setting, spread
@@ -67,11 +68,12 @@ def run(stage: StageContext) -> None:
     params = train_packed_items(stage)
     model, table = open_packed_items(stage.run, stage.catalogue)
     scores = make_dense_scores(model, params, table, max_history=options.max_history)
-    _evaluate(stage, scores, {"head": "dense"})
+    unseen = held_out_users(stage) if options.packed.whole_log else None
+    _evaluate(stage, scores, {"head": "dense"}, [request for request in stage.split.test if unseen is None or request.user in unseen])
   else:
     params = _train_on_tokens(stage)
     scores = make_beam_scores(stage.decoder, params, stage.prompts, beams=options.beams, max_history=options.max_history)
-    _evaluate(stage, scores, {"beams": options.beams})
+    _evaluate(stage, scores, {"beams": options.beams}, stage.split.test)
 
 
 def _train_on_tokens(stage: StageContext) -> Any:
@@ -100,9 +102,9 @@ def _train_on_tokens(stage: StageContext) -> Any:
   return train_lm(stage, stage.name, batches(stage.seed), parts, init=init)
 
 
-def _evaluate(stage: StageContext, scores: Callable[[np.ndarray], np.ndarray], found: dict[str, Any]) -> None:
-  """Writes `found`, what the scores of the catalogue are of, with how they rank the targets of the test requests."""
-  options, requests = stage.options, stage.split.test
+def _evaluate(stage: StageContext, scores: Callable[[np.ndarray], np.ndarray], found: dict[str, Any], requests: Sequence[NextItem]) -> None:
+  """Writes `found`, what the scores of the catalogue are of, with how they rank the targets of the requests."""
+  options = stage.options
   if not requests:
     write_json(stage.path("retrieval.json"), found | {"requests": 0})
     stage.say("full catalogue: not measured, since no user has three items, of which the last could be the target")

@@ -127,7 +127,9 @@ def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
   """The RL policy."""
   if config.answer.form == "scored":
     against = ("midtrain", "lambdamart", "lambdamart_all", "sft", "rl_control")
-    control = PolicyRecord("rl", (RankerRecord("rl_control", "cross-entropy control", "score", against=("sft",)),), "control", form="scored")
+    control = PolicyRecord(
+      "rl", (RankerRecord("rl_control", "cross-entropy control", "score", against=("sft",)),), "control", form="scored"
+    )
     policy = PolicyRecord("rl", (RankerRecord("policy", "RL policy", "score", against=against),), form="scored")
     return (control, policy) if config.rl.control else (policy,)
   mode = "direct" if config.prompt.direct else "reason"

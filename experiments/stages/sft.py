@@ -80,7 +80,9 @@ def _teach_scores(stage: StageContext) -> None:
   if options.targets in TARGETS:
     return train_on_targets(stage, options.targets, options.batch_size)
   traces = read_traces(stage.run.path("traces", "traces.jsonl"))
-  wanted = {trace.slate_index: trace.ranking for trace in traces if (trace.accepted if options.targets == "accepted" else trace.attempt == 0)}
+  wanted = {
+    trace.slate_index: trace.ranking for trace in traces if (trace.accepted if options.targets == "accepted" else trace.attempt == 0)
+  }
   indices = np.random.default_rng(stage.seed).permutation([index for index, ranking in wanted.items() if ranking is not None])
   if len(indices) < 2:
     raise DataError("sft: there are fewer than two rankings of the teacher to learn from; raise traces.attempts, or bring more slates")

@@ -16,7 +16,6 @@ from gr2_jax.evidence.items import ItemArrays
 from gr2_jax.models.config import preset
 from gr2_jax.models.packed_items import ItemTable, PackedItems
 from gr2_jax.rollout.catalogue_scores import make_packed_candidate_scores, pad_histories
-from gr2_jax.runs import load
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.run import Run
 from gr2_jax.runs.training import begin, train
@@ -41,6 +40,9 @@ class PackedOptions:
   code_weight: float = setting(0.1, "of the semantic ID's loss beside the dense head's", low=0)
   held_out: int = setting(500, "whose loss chooses the step that is kept; at most a tenth of all", unit="users", low=1)
   evaluate_every: int = setting(50, "between losses of the held-out users", unit="steps", low=1)
+  whole_log: bool = setting(
+    False, "the last two items of each user are learnt as well: where slates come with the log, and their requests after it"
+  )
   folds: int = setting(
     0, "of users, each scored by a model that has not seen it: needed where training slates are cut from the log; 0: none", low=0
   )
@@ -68,9 +70,9 @@ def open_packed_items(run: Run, catalogue: Catalogue) -> tuple[PackedItems, Item
 
 
 def train_packed_items(stage: StageContext) -> Any:
-  """Trains on the users' histories before the requests, and the folds; returns the parameters of the model of all users."""
+  """Trains on the users' histories, and without each fold of them; returns the parameters of the model of all users."""
   options = stage.options.packed
-  histories = stage.split.train
+  histories = _histories(stage)
   for fold, outside in enumerate(_folds(histories, options.folds, stage.seed)):
     _train(stage, [history for history, out in zip(histories, outside, strict=True) if not out], _fold_name(fold))
   return _train(stage, histories, "checkpoints")
@@ -83,7 +85,7 @@ def load_packed_scores(run: Run, catalogue: Catalogue, mesh: Any) -> Callable[[S
 
 def out_of_fold_packed_scores(stage: StageContext, slates: Sequence[Slate]) -> np.ndarray:
   """Scores `[n, K]` of training slates that were cut from the log, each by the model that has not seen its user."""
-  histories = stage.split.train
+  histories = _histories(stage)
   folds = list(_folds(histories, stage.config.midtrain.packed.folds, stage.seed))
   fold_of = {history.user: fold for fold, outside in enumerate(folds) for history, out in zip(histories, outside, strict=True) if out}
   width = max(len(slate.candidates) for slate in slates)
@@ -94,6 +96,22 @@ def out_of_fold_packed_scores(stage: StageContext, slates: Sequence[Slate]) -> n
       found = _load_scores(stage.run, stage.catalogue, stage.mesh, _fold_name(fold))([slates[place] for place in inside])
       scores[inside, : found.shape[1]] = found
   return scores
+
+
+def held_out_users(stage: StageContext) -> set[str]:
+  """Users of whom the model of all users has learnt nothing: their losses chose its step alone."""
+  names = [history.user for history in _histories(stage) if len(history.items) > 1]
+  order, cut = _hold_out(len(names), stage.options.packed.held_out, stage.seed)
+  return {names[i] for i in order[:cut]}
+
+
+def _histories(stage: StageContext) -> tuple[History, ...]:
+  return stage.log if stage.config.midtrain.packed.whole_log else stage.split.train
+
+
+def _hold_out(users: int, most: int, seed: int) -> tuple[np.ndarray, int]:
+  """Users in random order, and how many of the first are held out."""
+  return np.random.default_rng(seed).permutation(users), max(1, min(most, users // 10))
 
 
 def _fold_name(fold: int) -> str:
@@ -119,8 +137,7 @@ def _train(stage: StageContext, histories: Sequence[History], name: str) -> Any:
   rows = [np.asarray(stage.catalogue.to_rows(history.items)) for history in histories if len(history.items) > 1]
   if len(rows) < 2:
     raise DataError("midtrain: next items are learnt from users with two items or more, of which there are fewer than two; bring more")
-  order = np.random.default_rng(stage.seed).permutation(len(rows))
-  cut = max(1, min(section.held_out, len(rows) // 10))
+  order, cut = _hold_out(len(rows), section.held_out, stage.seed)
   held_out = pad_histories([rows[i] for i in order[:cut]], options.max_history + 1)
   held_out = np.pad(held_out, ((0, -cut % _SCORED), (0, 0)), constant_values=-1)  # parts of one shape
   batches = _make_batches(stage, [rows[i] for i in order[cut:]], stage.seed)

@@ -136,8 +136,6 @@ def test_advantages_are_those_of_the_shaped_reward():
       rewards = compute_rewards(RewardConfig("promotion", "v1"), rankings, labels, shown, shaping=shaping, **choices)
       unshaped = compute_rewards(RewardConfig("promotion", "v1"), rankings, labels, shown)
       np.testing.assert_allclose(rewards.total, unshaped.total + shaping, atol=1e-6)
-      expected = group_advantages(
-        rewards.total, rewards.rank_raw, divide_by=divide_by, min_raw_std=0.0 if keep_all else MIN_RAW_STD
-      )
+      expected = group_advantages(rewards.total, rewards.rank_raw, divide_by=divide_by, min_raw_std=0.0 if keep_all else MIN_RAW_STD)
       np.testing.assert_allclose(rewards.advantages, expected[0], atol=1e-6)
       assert rewards.keep.tolist() == expected[1].tolist() == [True, keep_all]
