@@ -1,7 +1,7 @@
 """Stage `evidence`: the table of facts of every candidate, how a model reads them, and the out-of-fold tree that teaches."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -73,7 +73,7 @@ def run(stage: StageContext) -> None:
   stage.say(f"{len(names)} facts of {sum(int((of >= 0).sum()) for of in labels.values()):,} candidates, of which models read {len(chosen)}")
 
 
-def _lm_scores(stage: StageContext, slates: dict[str, Sequence[Slate]]) -> dict[str, np.ndarray]:
+def _lm_scores(stage: StageContext, slates: Mapping[str, Sequence[Slate]]) -> dict[str, np.ndarray]:
   """Of the mid-trained model; of training slates that were cut from the log, of one that has not seen their users."""
   score = load_packed_scores(stage.run, stage.catalogue, stage.mesh)
   out_of_fold = stage.config.midtrain.packed.folds > 0

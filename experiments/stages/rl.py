@@ -56,8 +56,8 @@ def _train_scored(stage: StageContext) -> None:
   """RL on rankings drawn from scores, and its control by supervision."""
   options, groups = stage.options, stage.options.groups
   slates, validation = ScoredSlates.load(stage, "train"), ScoredSlates.load(stage, "validation")
-  learning = functools.partial(train_scored, stage, stage.name, slates=slates, batch_size=groups.prompts, validation=validation)
-  init = {"init": stage.checkpoints(options.init)}
+  init = stage.checkpoints(options.init)
+  learning = functools.partial(train_scored, stage, stage.name, slates=slates, batch_size=groups.prompts, validation=validation, init=init)
   held_out = validation.labels, validation.weights
 
   def make_loss(model: SlateScorer) -> ScoredLoss:
@@ -65,10 +65,10 @@ def _train_scored(stage: StageContext) -> None:
     return make_reward_loss(model, reward, group=groups.group, temperature=groups.temperature, divide_by=divide_by)
 
   # Without dropout: the rankings that are judged are the policy's own.
-  learning(make_loss, learnt={"labels": slates.labels}, score=quality_of_order(*held_out), dropout=0.0, headline=_SCORED_HEADLINE, **init)
+  learning(make_loss, learnt={"labels": slates.labels}, score=quality_of_order(*held_out), dropout=0.0, headline=_SCORED_HEADLINE)
   if options.control:
     targets = mix_targets(stage.run, slates, "label")
-    learning(make_target_loss, learnt={"targets": targets}, score=likelihood_of_labels(*held_out), name="control", **init)
+    learning(make_target_loss, learnt={"targets": targets}, score=likelihood_of_labels(*held_out), name="control")
 
 
 def check(config: ConfigDict) -> None:

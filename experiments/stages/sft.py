@@ -81,14 +81,15 @@ def _teach_scores(stage: StageContext) -> None:
     return train_on_targets(stage, options.targets, options.batch_size)
   traces = read_traces(stage.run.path("traces", "traces.jsonl"))
   wanted = {
-    trace.slate_index: trace.ranking for trace in traces if (trace.accepted if options.targets == "accepted" else trace.attempt == 0)
+    trace.slate_index: trace.ranking
+    for trace in traces
+    if trace.ranking is not None and (trace.accepted if options.targets == "accepted" else trace.attempt == 0)
   }
-  indices = np.random.default_rng(stage.seed).permutation([index for index, ranking in wanted.items() if ranking is not None])
+  indices = np.random.default_rng(stage.seed).permutation(list(wanted))
   if len(indices) < 2:
     raise DataError("sft: there are fewer than two rankings of the teacher to learn from; raise traces.attempts, or bring more slates")
   rankings = np.tile(np.arange(slates.labels.shape[1], dtype=np.int32), (len(slates), 1))
-  for index in indices:
-    ranking = wanted[index]
+  for index, ranking in wanted.items():
     rankings[index, : len(ranking)] = ranking
   cut = max(1, min(500, len(indices) // 10))
   held_out, learnt = slates.take(indices[:cut]), slates.take(indices[cut:])

@@ -19,7 +19,7 @@ _QUALITY = ("recall@1", "ndcg@3", "ndcg@10")
 
 
 def likelihood_of_labels(labels: np.ndarray, weights: np.ndarray) -> Score:
-  """Mean log-probability (nats) that the softmax of scores gives the labels, for supervised training: less noisy than an order's metrics."""
+  """Mean log-probability (nats) of the labels under the softmax of scores, for supervised training: less noisy than metrics of orders."""
   gains = np.maximum(labels, 0)
   gains = gains / np.maximum(gains.sum(axis=1, keepdims=True), 1)
 

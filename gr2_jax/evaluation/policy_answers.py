@@ -60,7 +60,7 @@ def make_scored_rank(stage: StageContext, slates: Sequence[Slate]) -> RankFn:
 
   def rank(params: Any, slates: Sequence[Slate], shown: Sequence[np.ndarray], on_progress: Callable[[int], None]) -> RankedSlates:
     scores = np.where(read.labels >= 0, score(params, read), -np.inf)
-    finite = np.isfinite(np.where(read.labels >= 0, scores, 0)).all(axis=1)
+    finite = np.asarray(np.isfinite(np.where(read.labels >= 0, scores, 0)).all(axis=1))
     upstream = np.tile(np.arange(scores.shape[1]), (len(scores), 1))
     on_progress(len(slates))
     rankings = np.where(finite[:, None], sort_by_scores(scores, upstream), -1)

@@ -51,7 +51,8 @@ class Requests:
 
   `history [n, H]`, `candidates [n, K]`: catalogue rows; padding is -1, before the history and behind the candidates. `before [n, 1]`: Unix
   seconds of the request, None where no slate has a time. `gap [n, 1]`: log(1 + days) since the user's last item, -1 where unknown.
-  `upstream_scores [n, K]`: 0 where there are none. `lm_scores [n, K]`: log-probabilities by the mid-trained model, where it was asked. What several facts read is computed once.
+  `upstream_scores [n, K]`: 0 where there are none. `lm_scores [n, K]`: the mid-trained model's log-probabilities, where it was asked. What
+  several facts read is computed once.
   """
 
   history: np.ndarray

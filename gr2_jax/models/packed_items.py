@@ -1,6 +1,6 @@
 """Mid-training's model of packed items: a history as one position an item, and what is taken next by a dense head and by semantic IDs."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ from gr2_jax.models.transformer import Decoder
 class ItemTable(NamedTuple):
   """What is known of each item, by catalogue row: semantic IDs `codes [N, L]` and text vectors of length 1, `text [N, D]`."""
 
-  codes: jax.Array
-  text: jax.Array
+  codes: Any
+  text: Any
 
 
 class PackedItems(nn.Module):

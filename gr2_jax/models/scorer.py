@@ -1,6 +1,6 @@
 """The scored policy: a slate in packed positions, one an item, and a score for every candidate from one pass of the decoder."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,11 @@ class PackedSlates(NamedTuple):
   [P, K, C]` and `past_content [P, H, C]`: the items' text vectors, both zero wide (C = 0) where the policy reads none.
   """
 
-  facts: jax.Array
-  real: jax.Array
-  past: jax.Array
-  content: jax.Array
-  past_content: jax.Array
+  facts: Any
+  real: Any
+  past: Any
+  content: Any
+  past_content: Any
 
 
 def piecewise_linear(facts: jax.Array, edges: jax.Array) -> jax.Array:

@@ -23,7 +23,8 @@ LOG = [History("u", ("a", "b", "c"), (10, 20, 30)), History("v", ("a", "b"), (40
 
 
 def features_of(*slates, log=LOG):
-  values = slate_features(slates, CATALOGUE, LogCounts.fit(log, CATALOGUE), VECTORS, facts=tuple(FACTS))
+  lm_scores = -np.ones((len(slates), 1)) * np.arange(max(len(slate.candidates) for slate in slates))
+  values = slate_features(slates, CATALOGUE, LogCounts.fit(log, CATALOGUE), VECTORS, facts=tuple(FACTS), lm_scores=lm_scores)
   return {name: values[..., i] for i, name in enumerate(FACTS)}
 
 
@@ -90,10 +91,21 @@ def test_a_request_alone_gets_the_row_of_the_table():
   market = make_market(MarketConfig(num_items=60, train_slates=40, validation_slates=2, test_slates=2, slate_size=5), seed=1)
   slates = market.slates["train"]
   read = (market.catalogue, LogCounts.fit(market.histories, market.catalogue), np.random.default_rng(0).normal(size=(60, 8)))
-  table = slate_features(slates, *read, facts=tuple(FACTS))
+  lm_scores = np.random.default_rng(1).normal(size=(len(slates), 5))
+  table = slate_features(slates, *read, facts=tuple(FACTS), lm_scores=lm_scores)
   assert (table.std(axis=(0, 1)) > 0).all()
   for i, slate in enumerate(slates):
-    np.testing.assert_array_equal(slate_features([slate], *read, facts=tuple(FACTS))[0], table[i])
+    alone = slate_features([slate], *read, facts=tuple(FACTS), lm_scores=lm_scores[i : i + 1])
+    np.testing.assert_array_equal(alone[0], table[i])
+
+
+def test_the_mid_trained_model_s_score_is_relative_to_the_slate():
+  slates = [Slate("r", ("a",), ("b", "c"), (1, 0)), Slate("s", ("a",), ("b",), (1,))]
+  read = (slates, CATALOGUE, LogCounts.fit(LOG, CATALOGUE), VECTORS)
+  table = slate_features(*read, facts=("lm_score",), lm_scores=np.asarray([[-1.0, -3.0], [-2.0, np.nan]]))
+  assert table[..., 0].tolist() == [[1, -1], [0, 0]]
+  with pytest.raises(ValueError, match="lm_score needs the log-probabilities of the mid-trained model"):
+    slate_features(*read, facts=("lm_score",))
 
 
 def test_events_at_or_after_the_request_change_nothing():
