@@ -54,5 +54,6 @@ def read_folder(config, folder):
     raise ConfigError(f"config argument: {error}") from None
   config.data.source = str(folder)
   config.slates.source = "log" if logged else "ctr"
+  config.midtrain.packed.folds = 0 if logged else config.midtrain.packed.folds  # no slate is cut from the log
   config.slates.size = min(config.slates.size, config.tokenize.num_candidates)
   config.slates.ctr.epochs = 20

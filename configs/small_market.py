@@ -5,13 +5,13 @@
 Hardware: 2 CPU cores, two minutes. `seed=N` is another market with other draws; `tiny` is for tests.
 """
 
-from configs import quickstart
+from configs import written
 from experiments.flags import parse_arg
 
 
 def get_config(arg=None):
   args = parse_arg(arg, tiny=False, seed=0)
-  config = quickstart.get_config(f"seed={args.seed},tiny={args.tiny}")
+  config = written.get_config(f"seed={args.seed},tiny={args.tiny}")
   config.name = "small_market"
   if not args.tiny:
     shrink(config)

@@ -72,10 +72,10 @@ def shared_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_run(shared_folder):
-  """The directory of a finished run of `configs/quickstart.py:tiny`, made once; read it, never write into it."""
+  """The directory of a finished run of `configs/written.py:tiny`, made once; read it, never write into it."""
 
   def run(folder):
-    command = [sys.executable, "-m", "experiments.run", "--config=configs/quickstart.py:tiny", f"--workdir={folder / 'run'}"]
+    command = [sys.executable, "-m", "experiments.run", "--config=configs/written.py:tiny", f"--workdir={folder / 'run'}"]
     done = subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-4000:]
 

@@ -69,7 +69,7 @@ def get_variants(arg=None):
 def get_config(arg=None):
   args = _read(arg)
   if args.beauty:
-    config = amazon.get_config(f"beauty,small=true,seed={args.seed},tiny={args.tiny}")
+    config = amazon.get_config(f"beauty,small=true,written=true,seed={args.seed},tiny={args.tiny}")
     config.name = "prior_beauty"
     return config
   config = small_market.get_config(f"seed={args.seed},tiny={args.tiny}")

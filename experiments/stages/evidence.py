@@ -76,8 +76,8 @@ def run(stage: StageContext) -> None:
 def _lm_scores(stage: StageContext, slates: Mapping[str, Sequence[Slate]]) -> dict[str, np.ndarray]:
   """Of the mid-trained model; of training slates that were cut from the log, of one that has not seen their users."""
   score = load_packed_scores(stage.run, stage.catalogue, stage.mesh)
-  out_of_fold = stage.config.midtrain.packed.folds > 0
-  return {split: out_of_fold_packed_scores(stage, of) if out_of_fold and split == "train" else score(of) for split, of in slates.items()}
+  cut_from_log = stage.config.slates.source != "log"
+  return {split: out_of_fold_packed_scores(stage, of) if cut_from_log and split == "train" else score(of) for split, of in slates.items()}
 
 
 def _ask_tree(stage: StageContext, tables: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> np.ndarray:

@@ -68,7 +68,7 @@ def dataset(tmp_path, small_market):
 
 @pytest.fixture(scope="session")
 def amazon_run(tmp_path_factory, run_here):
-  """A finished run of `configs/amazon.py:beauty,tiny` on files with broken lines, texts in all scripts and one endless history.
+  """A finished run of `configs/amazon.py:beauty,written,tiny` on files with broken lines, texts in all scripts and one endless history.
 
   Its slates are built by the CTR ranker from the leave-one-out split.
   """
@@ -82,7 +82,7 @@ def amazon_run(tmp_path_factory, run_here):
   edit_line(items, 120, '{"item": "item0119", "title": "cut off in the mid')
   edit_line(interactions, 7, {"items": []})
   edit_line(interactions, 9, {"timestamps": [3, 2, 1]})
-  config = load_config(f"{ROOT / 'configs' / 'amazon.py'}:beauty,tiny")
+  config = load_config(f"{ROOT / 'configs' / 'amazon.py'}:beauty,written,tiny")
   config.data.source, config.data.on_error = str(folder / "dataset"), "skip"
   assert run_here(config, folder / "run") == 0
   return folder / "run"

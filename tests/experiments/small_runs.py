@@ -29,8 +29,8 @@ UNUSUAL = {
 
 
 def tiny_config(**changes):
-  """`configs/quickstart.py:tiny` with changes by dotted key, written with __ for the dot."""
-  config = load_config(str(ROOT / "configs" / "quickstart.py") + ":tiny")
+  """`configs/written.py:tiny` with changes by dotted key, written with __ for the dot."""
+  config = load_config(str(ROOT / "configs" / "written.py") + ":tiny")
   with config.unlocked():
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
   return config

@@ -24,9 +24,10 @@ from gr2_jax.runs.fingerprints import value_at
 # The arguments by which each file is checked; the last one is its tiny variant.
 CONFIGS = {
   "quickstart.py": ("", "seed=3", "tiny"),
+  "written.py": ("", "seed=3", "tiny"),
   "small_market.py": ("", "seed=1", "tiny"),
   "own_data.py": ("seed=1,tiny", "tiny"),  # test_own_data.py has those of a folder
-  "amazon.py": ("beauty", "sports", "toys,small", "beauty,tiny"),
+  "amazon.py": ("beauty", "sports", "toys,small", "beauty,small,written", "beauty,tiny"),
   "rl_losses.py": ("dapo", "grpo,seed=1", "dr_grpo", "gspo", "tis", "gspo,tiny"),
   "verbose_prompts.py": ("", "seed=1", "tiny"),
   "ablations/internalise.py": ("", "seed=1", "tiny"),
@@ -61,7 +62,7 @@ def metrics(run, stage):
 
 
 # Runs of tiny variants that other tests read too.
-RUNS = {"quickstart.py": "tiny_run", "amazon.py": "amazon_run", "verbose_prompts.py": "verbose_run"}
+RUNS = {"written.py": "tiny_run", "amazon.py": "amazon_run", "verbose_prompts.py": "verbose_run"}
 
 
 @pytest.mark.parametrize("run", ["tiny_run", *(pytest.param(run, marks=pytest.mark.slow) for run in ("amazon_run", "verbose_run"))])

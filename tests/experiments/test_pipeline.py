@@ -77,7 +77,7 @@ def test_stages_that_are_missing_are_done_and_the_others_kept(tiny_run, run_here
 
 
 def program(run, environment, *flags):
-  command = [sys.executable, "-m", "experiments.run", "--config=configs/quickstart.py:tiny", f"--workdir={run}", *flags]
+  command = [sys.executable, "-m", "experiments.run", "--config=configs/written.py:tiny", f"--workdir={run}", *flags]
   return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -66,7 +66,7 @@ def test_the_prior_ablation_gives_each_student_the_teacher_of_its_seed(in_proces
 def write_ablation(folder, variants, seeds=(0, 1)):
   path = folder / "ablation.py"
   path.write_text(
-    "from configs.quickstart import get_config as quickstart\n"
+    "from configs.written import get_config as quickstart\n"
     f"VARIANTS = {variants!r}\nSEEDS = {seeds!r}\n"
     "def get_config(arg=None):\n  return quickstart(arg)\n"
   )
