@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -13,6 +13,8 @@ from gr2_jax.compression.cache import FULL_HISTORIES, load_compressed, time_pref
 from gr2_jax.data.schema import SPLITS, Slate
 from gr2_jax.data.slates import slate_labels
 from gr2_jax.evaluation import baselines
+from gr2_jax.evaluation.held_out import quality_of_order
+from gr2_jax.evaluation.importance import permutation_importance
 from gr2_jax.evaluation.per_slate import write_per_slate
 from gr2_jax.evaluation.policy_answers import ask_policy, make_rank, make_scored_rank
 from gr2_jax.evaluation.results import COMPRESSED, POLICY, RankerAnswers, build_results, measure_rankers, write_results
@@ -28,12 +30,13 @@ from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.load import load_policy, load_utilities
 from gr2_jax.runs.policies import PolicyRecord, read_policies
-from gr2_jax.runs.scored import open_scorer
+from gr2_jax.runs.scored import ScoredSlates, make_scores, open_scorer
 from gr2_jax.runs.stages import Stage
 from gr2_jax.settings import check_settings, setting
 from gr2_jax.steps.start import load_params
 from gr2_jax.teachers.tree import describe_lambdamart, fit_lambdamart, lambdamart_scores
 
+_LINES = ("policy", "direct")  # of which validation slates choose the one that a run stands for
 TIME_NOTE = (
   "Counts (popularity, transitions, co-occurrence; in features and in prompts) use only events before the request's timestamp; events of "
   "the same day do not count. Upstream rankers are fitted across users and may have seen later events of other users."
@@ -95,6 +98,7 @@ def run(stage: StageContext) -> None:
     bootstrap_seed=stage.seed,
     resamples=options.resamples,
   )
+  results |= _judge_scored(stage, policies, test)
   if stage.run.main:
     write_results(stage.path("results.json"), results)
     write_per_slate(stage.path("per_slate.npz"), metrics, users, weights)
@@ -160,6 +164,36 @@ def _policy_rankers(stage: StageContext, policies: Sequence[PolicyRecord], test:
     for ranker in policy.rankers:
       rankers[ranker.name] = ask_policy(stage, ranker.name, params, rank_in(policy.layers, ranker.mode), test)
   return rankers
+
+
+def _judge_scored(stage: StageContext, policies: Sequence[PolicyRecord], test: Sequence[Slate]) -> dict[str, Any]:
+  """Of the scored policies: their `validation` quality, the `main_line` that it chooses, and which facts carry that one."""
+  scored = {policy.rankers[0].name: policy for policy in policies if policy.form == "scored"}
+  if not scored:
+    return {}
+  model, codes = open_scorer(stage.run), FactTables(stage.run).codes
+  score, validation = make_scores(model, codes.edges), ScoredSlates.load(stage, "validation")
+  params = {name: load_params(model, stage.checkpoints(policy.stage, policy.checkpoints), stage.mesh) for name, policy in scored.items()}
+  quality = quality_of_order(validation.labels, validation.weights)
+  found = {name: quality(score(of, validation)) for name, of in params.items()}
+  main = max((name for name in found if name in _LINES), key=found.__getitem__)
+  read = ScoredSlates.load(stage, "test").take(np.arange(len(test)))
+  results: dict[str, Any] = {"validation": found, "main_line": main}
+  if len({slate.user for slate in test}) > 1:
+    with stage.task(f"evaluation: facts of {main}", 1, "policies") as task:
+      importance = permutation_importance(
+        lambda facts: score(params[main], dataclasses.replace(read, facts=facts)),
+        read.facts,
+        codes.names,
+        read.labels,
+        clusters=[slate.user for slate in test],
+        weights=read.weights,
+        seed=stage.seed,
+        resamples=min(stage.options.resamples, 2000),
+      )
+      stage.on_progress(task)(1)
+    results["importance"] = {main: importance}
+  return results
 
 
 def _decoder(stage: StageContext, layers: int | None) -> Decoder:

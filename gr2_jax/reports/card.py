@@ -73,6 +73,11 @@ _COST_NOTE = (
   "else the machine did."
 )
 
+_MOST_FACTS = 12
+_EVIDENCE_NOTE = (
+  f"The {_MOST_FACTS} facts whose values, dealt anew among all candidates, cost the order most, with paired 95 % intervals; facts that say "
+  "the same lose little one by one. `gr2_jax.evidence.FACTS` says what each is."
+)
 _HARD_NOTE = (
   "Reasoning-hard are slates whose target the SFT policy does not put first when it answers without reasoning (hard_slates.json)."
 )
@@ -267,6 +272,19 @@ def _traces_section(run: pathlib.Path) -> str:
   return "\n\n".join([head, markdown_table(["target's upstream rank", "slates", "accepted", "share"], rows), _TRACES_NOTE])
 
 
+def _evidence_section(results: Mapping[str, Any]) -> str:
+  importance = results.get("importance", {})
+  if not importance:
+    return "No scored policy was measured: facts carry those alone."
+  titles = _titles(results)
+  rows = [
+    [_ranker(name, titles), f"`{fact}`", f"{of['delta']:+.4f} [{of['ci95'][0]:+.4f}, {of['ci95'][1]:+.4f}]"]
+    for name, facts in importance.items()
+    for fact, of in list(facts.items())[:_MOST_FACTS]
+  ]
+  return markdown_table(["ranker", "fact", "N@3 lost without it"], rows) + f"\n\n{_EVIDENCE_NOTE}"
+
+
 def _cost_section(results: Mapping[str, Any], run: pathlib.Path) -> str:
   text = []
   if results["cost"]:
@@ -351,6 +369,7 @@ def write_card(run_directory: str | pathlib.Path) -> pathlib.Path:
     "Hacking monitors": _monitors_section(results),
     "Presentations": _presentations_section(results),
     "Segments": _segments_section(results),
+    "Evidence": _evidence_section(results),
     "Compression": compression_table(results["orders"], results["paired"], results["cost"]),
     "Data": _data_section(results, run),
     "Semantic IDs": _tokenizer_section(run),

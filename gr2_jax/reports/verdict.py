@@ -8,7 +8,8 @@ from gr2_jax.reports.names import TABLE_METRICS, ranker_title
 from gr2_jax.reports.tables import ONE_USER, ONE_USER_NOTE, format_lift, is_decided
 
 _METRICS = ("recall@1", "ndcg@3")
-_TREES = "lambdamart"
+_TREES = ("lambdamart", "lambdamart_all")
+_PRIOR, _CONTROL = "sft", "rl_control"
 _START = "midtrain"
 _VERBS = {1: "beats", -1: "loses to", 0: "is not told apart from"}  # by the sign of a difference, 0 where its interval holds 0
 
@@ -16,20 +17,25 @@ _VERBS = {1: "beats", -1: "loses to", 0: "is not told apart from"}  # by the sig
 def verdict(results: Mapping[str, Any]) -> str:
   """`The RL policy beats the upstream order: R@1 +24.0 % [9.0, 41.0], …. It loses to LambdaMART: …`, of results.json.
 
-  A difference whose interval holds 0 is said to lie within its interval. Of results in which the policy and the trees were not compared,
-  only the first part. A policy that orders worse than the mid-trained model that it began as is told so.
+  Told of the line that validation slates chose (`main_line` of results.json; files without one have the RL policy alone), and where there
+  are several, what RL adds to its start and to its control. A difference whose interval holds 0 is said to lie within its interval. Of
+  what was not compared nothing is said. A policy that orders worse than the mid-trained model is told so.
   """
-  titles = results.get("titles", {})
+  titles, paired = results.get("titles", {}), results["paired"]
   if POLICY not in results["orders"]:
     return "No policy was measured in this run."
-  policy, base, trees = (ranker_title(name, titles) for name in (POLICY, BASELINE, _TREES))
-  sentences = [_compare(f"The {policy}", f"the {base}", results["paired"].get(f"{POLICY}_vs_{BASELINE}", {}))]
-  against_trees = results["paired"].get(f"{POLICY}_vs_{_TREES}")
-  if against_trees:
-    sentences.append(_compare("It", trees, against_trees))
-  against_start = results["paired"].get(f"{POLICY}_vs_{_START}", {})
+  main = results.get("main_line", POLICY)
+  policy, base = (ranker_title(name, titles) for name in (main, BASELINE))
+  chosen = f", chosen on validation slates before the {ranker_title(POLICY, titles)}," if main != POLICY else ""
+  sentences = [_compare(f"The {policy}{chosen}", f"the {base}", paired.get(f"{main}_vs_{BASELINE}", {}))]
+  sentences += [_compare("It", ranker_title(tree, titles), of) for tree in _TREES if (of := paired.get(f"{main}_vs_{tree}"))]
+  if "main_line" in results:
+    start = f"the {ranker_title(_PRIOR, titles)} that it started from"
+    lines = ((f"The {ranker_title(POLICY, titles)}", start, _PRIOR), ("It", f"its {ranker_title(_CONTROL, titles)}", _CONTROL))
+    sentences += [_compare(one, other, of) for one, other, name in lines if (of := paired.get(f"{POLICY}_vs_{name}"))]
+  against_start = paired.get(f"{main}_vs_{_START}", {})
   if any(against_start[metric]["delta"] < 0 for metric in _METRICS if metric in against_start):
-    sentences.append(_compare("It", f"the {ranker_title(_START, titles)} asked for the next item alone", against_start))
+    sentences.append(_compare(f"The {policy}", f"the {ranker_title(_START, titles)} asked for the next item alone", against_start))
   text = " ".join(sentences)
   return f"{text} {ONE_USER_NOTE}" if ONE_USER in text else text
 
