@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gr2_jax.models.cache import Prefix
 from gr2_jax.models.config import ModelConfig
 from gr2_jax.models.transformer import Decoder
 
@@ -38,6 +39,8 @@ class SlateScorer(nn.Module):
   before the candidates by their text vectors alone. Candidates see the history and each other, all at one position, so that the order in
   which they come says nothing but what their facts say of it. To a score comes a learned multiple, 1 at first, of the fact at the place
   `prior`, which is a score itself.
+  Between slate and answer there may be a reasoning, tokens of the decoder's vocabulary (`rollout.reasoned`): `read` gives what it follows,
+  and in `answer` the candidates come once more, behind it.
   `dropout` leaves out that share of the packed values in training. `edges [F, B + 1]` are those of `FactCodes`, for the `shape` (F, B).
   """
 
@@ -47,32 +50,71 @@ class SlateScorer(nn.Module):
   content_dim: int = 0
   dropout: float = 0.0
 
-  @nn.compact
-  def __call__(self, slates: PackedSlates, edges: jax.Array, *, deterministic: bool = True) -> jax.Array:
-    width = self.config.width
-    codes, content = piecewise_linear(slates.facts, edges), slates.content.shape[-1]
+  def setup(self) -> None:
+    facts, bins = self.shape
 
     def table(name: str, scale: float, *rows: int) -> jax.Array:
       axes = (*(None for _ in rows), "embed")
-      return self.param(name, nn.with_logical_partitioning(nn.initializers.normal(scale), axes), (*rows, width))
+      return self.param(name, nn.with_logical_partitioning(nn.initializers.normal(scale), axes), (*rows, self.config.width))
 
-    packed = jnp.einsum("pkfb,fbd->pkd", codes, table("facts", codes.shape[-2] ** -0.5, *codes.shape[-2:]))
-    marker = table("marker", 0.02, 2)
-    packed += marker[1]
-    past = slates.past.shape[1] if content else 0
-    if content:
-      kernel = table("content", content**-0.5, content)
-      packed = jnp.concatenate([slates.past_content @ kernel + marker[0], packed + slates.content @ kernel], axis=1)
-    packed = nn.Dropout(self.dropout, deterministic=deterministic)(packed)
-    rows, length = packed.shape[:2]
-    ids = jnp.broadcast_to(-1 - jnp.arange(length), (rows, length))
-    positions = jnp.broadcast_to(jnp.minimum(jnp.arange(length), past), (rows, length))
-    seen = jnp.concatenate([slates.past, slates.real], axis=1)[:, -length:]
-    hidden, _ = Decoder(self.config, name="decoder")(ids, positions, seen.astype(jnp.int32), memory=packed)
-    scores = jnp.einsum("pkd,d->pk", hidden[:, past:].astype(jnp.float32), table("head", 0.02).astype(jnp.float32))
+    self.facts = table("facts", facts**-0.5, facts, bins)
+    self.marker = table("marker", 0.02, 3)  # past items, candidates, and candidates behind a reasoning
+    self.head = table("head", 0.02)
+    if self.content_dim:
+      self.content = table("content", self.content_dim**-0.5, self.content_dim)
     if self.prior is not None:
-      scores += self.param("prior", nn.initializers.ones, ()) * slates.facts[..., self.prior]
-    return scores
+      self.prior_weight = self.param("prior", nn.initializers.ones, ())
+    self.decoder = Decoder(self.config)
+    self.drop = nn.Dropout(self.dropout)
+
+  def __call__(self, slates: PackedSlates, edges: jax.Array, *, deterministic: bool = True) -> jax.Array:
+    packed = self._pack(slates, edges, deterministic)
+    hidden, _ = self._decode(self._behind_history(slates, packed, deterministic), slates)
+    return self._score(hidden[:, -packed.shape[1] :], slates)
+
+  def read(self, slates: PackedSlates, edges: jax.Array, *, deterministic: bool = True) -> Prefix:
+    """Keys and values of the slates, behind which a reasoning begins."""
+    packed = self._behind_history(slates, self._pack(slates, edges, deterministic), deterministic)
+    _, (k, v) = self._decode(packed, slates)
+    return Prefix(k=k, v=v, mask=self._seen(slates, packed.shape[1]))
+
+  def answer(self, slates: PackedSlates, edges: jax.Array, thought: Prefix, lengths: jax.Array, *, deterministic: bool = True) -> jax.Array:
+    """Scores `[P * G, K]` after the slates with G reasonings each, keys and values `thought` and their `lengths [P * G]`, slate included."""
+    group = len(lengths) // len(slates.real)
+    packed = jnp.repeat(self._pack(slates, edges, deterministic, marker=2), group, axis=0)
+    rows, size = packed.shape[:2]
+    real = jnp.repeat(slates.real, group, axis=0)
+    ids = jnp.broadcast_to(-1 - jnp.arange(size), (rows, size))
+    places = jnp.broadcast_to(lengths[:, None], (rows, size))
+    hidden, _ = self.decoder(ids, places, real.astype(jnp.int32), prefix=thought, memory=packed)
+    facts = jnp.repeat(slates.facts, group, axis=0)
+    return self._score(hidden, slates._replace(facts=facts))
+
+  def _pack(self, slates: PackedSlates, edges: jax.Array, deterministic: bool, marker: int = 1) -> jax.Array:
+    packed = jnp.einsum("pkfb,fbd->pkd", piecewise_linear(slates.facts, edges), self.facts) + self.marker[marker]
+    if self.content_dim:
+      packed += slates.content @ self.content
+    return self.drop(packed, deterministic=deterministic)
+
+  def _behind_history(self, slates: PackedSlates, packed: jax.Array, deterministic: bool) -> jax.Array:
+    if not self.content_dim:
+      return packed
+    past = self.drop(slates.past_content @ self.content + self.marker[0], deterministic=deterministic)
+    return jnp.concatenate([past, packed], axis=1)
+
+  def _seen(self, slates: PackedSlates, length: int) -> jax.Array:
+    return jnp.concatenate([slates.past, slates.real], axis=1)[:, -length:]
+
+  def _decode(self, packed: jax.Array, slates: PackedSlates) -> tuple[jax.Array, Any]:
+    rows, length = packed.shape[:2]
+    past = length - slates.real.shape[1]
+    ids = jnp.broadcast_to(-1 - jnp.arange(length), (rows, length))
+    places = jnp.broadcast_to(jnp.minimum(jnp.arange(length), past), (rows, length))
+    return self.decoder(ids, places, self._seen(slates, length).astype(jnp.int32), memory=packed)
+
+  def _score(self, hidden: jax.Array, slates: PackedSlates) -> jax.Array:
+    scores = jnp.einsum("pkd,d->pk", hidden.astype(jnp.float32), self.head.astype(jnp.float32))
+    return scores if self.prior is None else scores + self.prior_weight * slates.facts[..., self.prior]
 
   def example(self) -> tuple[PackedSlates, jax.Array]:
     """The smallest arguments, see `init_boxed`."""

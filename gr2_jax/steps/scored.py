@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
+from gr2_jax.objectives.advantages import group_advantages
 from gr2_jax.objectives.listwise import listwise_cross_entropy
 from gr2_jax.objectives.plackett_luce import draw_rankings, first_place_entropy, ranking_log_probs
 from gr2_jax.rewards.monitors import monitor_answers
 from gr2_jax.rewards.verifiable import RewardConfig, compute_rewards
+from gr2_jax.rollout.reasoned import Thoughts, ThoughtScores, score_thoughts
 from gr2_jax.training.metric import Metric
 
 # loss(params, batch, edges, *, key) -> (loss, metrics). A batch holds `slates` (PackedSlates of P), `weights [P]`, and what a loss names.
@@ -62,6 +64,69 @@ def make_reward_loss(model: SlateScorer, reward: RewardConfig, *, group: int, te
     return loss, monitors | metrics | {"kept_fraction": Metric.of(rewards.keep)}
 
   return loss_fn
+
+
+def make_reasoned_imitation_loss(model: SlateScorer, opening: int, *, reasoning_weight: float) -> ScoredLoss:
+  """Imitation of a teacher's reasonings and rankings: `reasoning_weight` x the mean nll of tokens + the ranking's, as in GR2 Eq 3.
+
+  batch: besides `rankings [P, K]`, `thoughts, thought_mask [P, 1, L]`, the reasonings with the token that ends them.
+  """
+
+  def loss_fn(params: Any, batch: Mapping[str, Any], edges: jax.Array, *, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
+    slates = batch["slates"]
+    found = _think_again(model, params, batch, edges, opening, key)
+    scores = found.scores[:, 0]
+    log_probs = ranking_log_probs(scores, batch["rankings"][:, None], slates.real)[:, 0]
+    loss, metrics = _conclude(-log_probs / jnp.maximum(slates.real.sum(axis=-1), 1), batch["weights"], scores, slates)
+    counted = batch["thought_mask"] * batch["weights"][:, None, None]
+    nll = Metric(-jnp.sum(found.log_probs * counted), jnp.sum(counted))
+    return loss + reasoning_weight * nll.sum / jnp.maximum(nll.count, 1e-9), metrics | {"nll_reasoning": nll}
+
+  return loss_fn
+
+
+def make_reasoned_reward_loss(
+  model: SlateScorer, opening: int, reward: RewardConfig, *, rankings: int, temperature: float, divide_by: str
+) -> ScoredLoss:
+  """Policy gradient on reasonings and on the `rankings` drawn after each of them, all judged by one call of the kernel.
+
+  batch: besides `labels [P, K]`, `thoughts, thought_mask [P, G, L]`, the policy's own reasonings of this step. The advantage of a
+  reasoning is that of the mean reward of its rankings, so that the draw's noise is averaged out; a ranking's is its own among all of its
+  slate. Groups whose raw rewards do not vary count neither in the loss nor in its denominator.
+  """
+
+  def loss_fn(params: Any, batch: Mapping[str, Any], edges: jax.Array, *, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
+    slates, labels = batch["slates"], batch["labels"]
+    drawing, dropping = jax.random.split(key)
+    found = _think_again(model, params, batch, edges, opening, dropping)
+    scores = found.scores / temperature
+    slots, group, size = scores.shape
+    real = slates.real
+    drawn = jax.lax.stop_gradient(draw_rankings(drawing, scores, real[:, None], rankings))
+    named = jnp.where(jnp.arange(size) < real.sum(axis=-1)[:, None, None, None], drawn, -1).reshape(slots, group * rankings, size)
+    shown = jnp.broadcast_to(jnp.arange(size), labels.shape)
+    rewards = compute_rewards(reward, named, labels, shown, mask=real, divide_by=divide_by)
+    log_probs = ranking_log_probs(scores, drawn, real[:, None]).reshape(slots, group * rankings)
+    of_thought = rewards.total.reshape(slots, group, rankings).mean(axis=-1)
+    advantages, kept = group_advantages(of_thought, of_thought, divide_by=divide_by)
+    mask = batch["thought_mask"] * (batch["weights"] * kept)[:, None, None]
+    thinking = jnp.sum(advantages[..., None] * found.log_probs * mask) / jnp.maximum(jnp.sum(mask), 1e-9)
+    ranking, metrics = _conclude(
+      -(rewards.advantages * log_probs).mean(axis=-1), batch["weights"] * rewards.keep, scores.mean(axis=1), slates
+    )
+    lengths = jnp.repeat(batch["thought_mask"].sum(axis=-1), rankings, axis=1)
+    written = jnp.sum(batch["thought_mask"])
+    monitors = monitor_answers(rewards, named, shown, lengths) | {"entropy_reasoning": Metric(jnp.sum(found.entropy), written)}
+    return ranking - thinking, monitors | metrics | {"kept_fraction": Metric.of(rewards.keep)}
+
+  return loss_fn
+
+
+def _think_again(
+  model: SlateScorer, params: Any, batch: Mapping[str, Any], edges: jax.Array, opening: int, key: jax.Array
+) -> ThoughtScores:
+  thoughts = Thoughts(batch["thoughts"], batch["thought_mask"])
+  return score_thoughts(model, params, batch["slates"], edges, thoughts, opening, deterministic=False, key=key)
 
 
 def _score(model: SlateScorer, params: Any, slates: PackedSlates, edges: jax.Array, key: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ from flax import linen as nn
 from gr2_jax.evidence.codes import FactCodes
 from gr2_jax.models.config import preset
 from gr2_jax.models.scorer import PackedSlates, SlateScorer, piecewise_linear
+from gr2_jax.models.transformer import init_params
 
 P, K, H, F, C = 3, 5, 4, 6, 7
 RANDOM = np.random.default_rng(0)
@@ -62,15 +63,16 @@ def test_padding_changes_nothing_and_the_rest_does(slates, score):
     value = np.array(getattr(slates, name))
     value[place] += 2
     found = np.asarray(score(slates._replace(**{name: value})))
-    assert np.abs(found[0] - base[0]).min() > 1e-4, name  # of its rivals too
+    assert (np.abs(found[0] - base[0]) > 1e-4).sum() > 1, name  # of its rivals too
     np.testing.assert_allclose(found[2], base[2], atol=1e-4)
 
 
 def test_without_content_the_history_is_not_read(slates):
   bare = slates._replace(content=slates.content[..., :0], past_content=slates.past_content[..., :0])
-  params = jax.jit(MODEL.init)(jax.random.key(0), bare, CODES.edges)["params"]
+  model = SlateScorer(MODEL.config, MODEL.shape)
+  params = init_params(model, jax.random.key(0))
   assert "content" not in params
-  score = jax.jit(lambda slates: MODEL.apply({"params": params}, slates, CODES.edges))
+  score = jax.jit(lambda slates: model.apply({"params": params}, slates, CODES.edges))
   np.testing.assert_array_equal(score(bare), score(bare._replace(past=~bare.past)))
 
 

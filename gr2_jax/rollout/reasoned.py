@@ -1,0 +1,93 @@
+"""Scored answers after a reasoning: tokens decoded behind a packed slate, and the scores that its candidates get behind them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gr2_jax.language.vocabulary import Vocabulary
+from gr2_jax.models.cache import Prefix
+from gr2_jax.models.scorer import PackedSlates, SlateScorer
+from gr2_jax.models.transformer import Decoder
+from gr2_jax.objectives.token_loss import token_log_probs
+from gr2_jax.rollout.completions import make_to_logits
+from gr2_jax.rollout.generate import Rollout, RolloutConfig, generate
+from gr2_jax.rollout.sampling import Sampling
+
+
+class Thoughts(NamedTuple):
+  """G reasonings about each of P slates, up to and with the token that ends them: `tokens, mask [P, G, L]`."""
+
+  tokens: Any
+  mask: Any
+
+
+class ThoughtScores(NamedTuple):
+  """Of G reasonings: `log_probs, entropy [P, G, L]` of their tokens (nats), and the candidates' `scores [P, G, K]` after each."""
+
+  log_probs: jax.Array
+  entropy: jax.Array
+  scores: jax.Array
+
+
+def make_think(
+  model: SlateScorer, vocabulary: Vocabulary, *, group: int, max_new_tokens: int
+) -> Callable[[Any, PackedSlates, jax.Array, jax.Array, Sampling], Rollout]:
+  """Builds `think(params, slates, edges, key, sampling) -> Rollout` of `group` reasonings a slate; compile it.
+
+  A reasoning ends with the token `/think`, or at the limit; the slate is read once for all of them.
+  """
+  decoder = Decoder(model.config)
+  ending = vocabulary.special("/think")
+  config = RolloutConfig(decoder, group=group, max_new_tokens=max_new_tokens, eos_id=ending, pad_id=vocabulary.pad_id)
+  opening = vocabulary.special("think")
+
+  def think(params: Any, slates: PackedSlates, edges: jax.Array, key: jax.Array, sampling: Sampling) -> Rollout:
+    prefix = model.apply({"params": params}, slates, edges, method="read")
+    prompts = jnp.full((len(slates.real), 1), opening, jnp.int32)
+    return generate(config, params["decoder"], prompts, jnp.ones_like(prompts), key, sampling, prefix=prefix)
+
+  return think
+
+
+def score_thoughts(
+  model: SlateScorer,
+  params: Any,
+  slates: PackedSlates,
+  edges: jax.Array,
+  thoughts: Thoughts,
+  opening: int,
+  *,
+  temperature: float = 1.0,
+  deterministic: bool = True,
+  key: jax.Array | None = None,
+) -> ThoughtScores:
+  """What the policy makes of reasonings that were written, by itself or by a teacher; differentiable. `opening`: the token `think`.
+
+  The slate's keys and values are computed once and shared by its reasonings; gradients flow back through them. `key` is for dropout, of
+  what is packed alone.
+  """
+  rngs = {} if key is None else {"dropout": key}
+  call: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
+  prefix = model.apply({"params": params}, slates, edges, method="read", **call)
+  slots, group, length = thoughts.tokens.shape
+  mask = thoughts.mask.reshape(-1, length) > 0
+  tokens = jnp.concatenate([jnp.full((slots * group, 1), opening, jnp.int32), thoughts.tokens.reshape(-1, length)], axis=1)
+  own = jnp.concatenate([jnp.ones((slots * group, 1), bool), mask], axis=1)
+  before = jnp.repeat(prefix.mask.sum(axis=1), group)
+  places = before[:, None] + jnp.arange(length + 1)
+  decoder = Decoder(model.config)
+  hidden, (k, v) = decoder.apply({"params": params["decoder"]}, tokens, places, own.astype(jnp.int32), prefix=prefix)
+
+  def shape(x: jax.Array) -> jax.Array:
+    return x.reshape(slots, group, *x.shape[1:])
+
+  terms = token_log_probs(make_to_logits(decoder, params["decoder"], None), hidden[:, :-1], tokens[:, 1:], temperature=temperature)
+  log_probs, entropy = (shape(jnp.where(mask, x, 0.0)) for x in terms)
+  shared = [jnp.repeat(x, group, axis=axis) for x, axis in ((prefix.k, 1), (prefix.v, 1), (prefix.mask, 0))]
+  thought = Prefix(
+    k=jnp.concatenate([shared[0], k], axis=2), v=jnp.concatenate([shared[1], v], axis=2), mask=jnp.concatenate([shared[2], own], axis=1)
+  )
+  scores = model.apply({"params": params}, slates, edges, thought, before + own.sum(axis=1), method="answer", **call)
+  return ThoughtScores(log_probs, entropy, shape(scores))
