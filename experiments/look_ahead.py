@@ -52,6 +52,8 @@ def _foresee(stage: StageContext) -> tuple[Foreseen, list[str]]:
   longest = max((len(slate.candidates) for of in slates.values() for slate in of), default=0)
   vocabulary, codes = _foresee_vocabulary(stage, longest, faults)
   prompts, style = load.make_context(stage.run, stage.catalogue, stage.log, codes, vocabulary), load.prompt_style(stage.run)
+  if stage.config.answer.form == "scored":
+    return Foreseen(prompts, style, slates), faults  # slates are packed, whatever their text
   lengths = [bare_length(slate, prompts, style) for of in slates.values() for slate in _with_most_text(of, prompts, style)]
   need, limit = max(lengths, default=0), style.max_prompt_tokens
   if need > limit:

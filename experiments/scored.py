@@ -11,11 +11,11 @@ def train_on_targets(stage: StageContext, kind: str, batch_size: int) -> None:
   slates, validation = ScoredSlates.load(stage, "train"), ScoredSlates.load(stage, "validation")
   train_scored(
     stage,
-    stage.name,
     make_target_loss,
     slates=slates,
     learnt={"targets": mix_targets(stage.run, slates, kind)},
     batch_size=batch_size,
     score=likelihood_of_labels(validation.labels, validation.weights),
     validation=validation,
+    reasoned=False,
   )

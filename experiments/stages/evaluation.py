@@ -30,7 +30,7 @@ from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.load import load_policy, load_utilities
 from gr2_jax.runs.policies import PolicyRecord, read_policies
-from gr2_jax.runs.scored import ScoredSlates, make_scores, open_scorer
+from gr2_jax.runs.scored import ScoredSlates, make_answer, open_scorer
 from gr2_jax.runs.stages import Stage
 from gr2_jax.settings import check_settings, setting
 from gr2_jax.steps.start import load_params
@@ -153,12 +153,12 @@ def _midtrain_scores(stage: StageContext, facts: FactTables, test: Sequence[Slat
 def _policy_rankers(stage: StageContext, policies: Sequence[PolicyRecord], test: Sequence[Slate]) -> dict[str, RankerAnswers]:
   """Every policy of the run, asked in each way that its record names; one program for all policies of a depth and mode."""
   rank_in = functools.cache(lambda layers, mode: make_rank(stage, _decoder(stage, layers), mode, test))
-  scored = functools.cache(lambda: make_scored_rank(stage, test))
+  scored = functools.cache(lambda mode: make_scored_rank(stage, mode, test))
   rankers = {}
   for policy in (policy for policy in policies if policy.form == "scored"):
     params = load_params(open_scorer(stage.run), stage.checkpoints(policy.stage, policy.checkpoints), stage.mesh)
     name = policy.rankers[0].name
-    rankers[name] = ask_policy(stage, name, params, scored(), test)
+    rankers[name] = ask_policy(stage, name, params, scored(policy.mode), test)
   for policy in (policy for policy in policies if policy.form == "written"):
     params = load_policy(stage.run, policy, stage.prompts, stage.mesh).params
     for ranker in policy.rankers:
@@ -172,17 +172,18 @@ def _judge_scored(stage: StageContext, policies: Sequence[PolicyRecord], test: S
   if not scored:
     return {}
   model, codes = open_scorer(stage.run), FactTables(stage.run).codes
-  score, validation = make_scores(model, codes.edges), ScoredSlates.load(stage, "validation")
+  answer = functools.cache(lambda mode: make_answer(stage.run, reasoned=mode == "reason"))
+  validation = ScoredSlates.load(stage, "validation")
   params = {name: load_params(model, stage.checkpoints(policy.stage, policy.checkpoints), stage.mesh) for name, policy in scored.items()}
   quality = quality_of_order(validation.labels, validation.weights)
-  found = {name: quality(score(of, validation)) for name, of in params.items()}
+  found = {name: quality(answer(scored[name].mode)(of, validation).scores) for name, of in params.items()}
   main = max((name for name in found if name in _LINES), key=found.__getitem__)
   read = ScoredSlates.load(stage, "test").take(np.arange(len(test)))
   results: dict[str, Any] = {"validation": found, "main_line": main}
   if len({slate.user for slate in test}) > 1:
     with stage.task(f"evaluation: facts of {main}", 1, "policies") as task:
       importance = permutation_importance(
-        lambda facts: score(params[main], dataclasses.replace(read, facts=facts)),
+        lambda facts: answer(scored[main].mode)(params[main], dataclasses.replace(read, facts=facts)).scores,
         read.facts,
         codes.names,
         read.labels,

@@ -16,11 +16,17 @@ from gr2_jax.rl.options import GroupOptions
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.policy_training import train_by_reward
-from gr2_jax.runs.scored import ScoredSlates, mix_targets, train_scored
+from gr2_jax.runs.scored import ScoredSlates, is_reasoned, make_own_thoughts, mix_targets, train_scored
 from gr2_jax.runs.stages import Init, Stage
 from gr2_jax.runs.training import TrainingOptions
 from gr2_jax.settings import check_settings, read_record, setting, spread
-from gr2_jax.steps.scored import ScoredLoss, make_reward_loss, make_target_loss
+from gr2_jax.steps.scored import (
+  ScoredLoss,
+  make_reasoned_reward_loss,
+  make_reasoned_target_loss,
+  make_reward_loss,
+  make_target_loss,
+)
 from gr2_jax.teachers.sampling import Trace
 from gr2_jax.training.state import OptimizerConfig
 
@@ -36,6 +42,7 @@ class RlStageOptions:
   control: bool = setting(
     False, "of scored answers: beside RL, from the same start, on the same slates and steps, cross-entropy on their labels"
   )
+  rankings: int = setting(8, "drawn after each reasoning where answers are scored, whose mean reward is the reasoning's", low=2)
   groups: GroupOptions = spread(GroupOptions())
   training: TrainingOptions = spread(TrainingOptions(100, OptimizerConfig(1e-4, warmup_steps=5), save_every=25, log_every=1))
 
@@ -53,22 +60,33 @@ def run(stage: StageContext) -> None:
 
 
 def _train_scored(stage: StageContext) -> None:
-  """RL on rankings drawn from scores, and its control by supervision."""
-  options, groups = stage.options, stage.options.groups
+  """RL on rankings drawn from scores, after reasonings or none, and its control by supervision."""
+  options, groups, reasoned = stage.options, stage.options.groups, is_reasoned(stage.config)
   slates, validation = ScoredSlates.load(stage, "train"), ScoredSlates.load(stage, "validation")
-  init = stage.checkpoints(options.init)
-  learning = functools.partial(train_scored, stage, stage.name, slates=slates, batch_size=groups.prompts, validation=validation, init=init)
-  held_out = validation.labels, validation.weights
+  learning = functools.partial(
+    train_scored,
+    stage,
+    slates=slates,
+    batch_size=groups.prompts,
+    validation=validation,
+    reasoned=reasoned,
+    init=stage.checkpoints(options.init),
+    dropout=0.0,  # the answers that are judged are the policy's own
+  )
+  held_out, opening = (validation.labels, validation.weights), stage.vocabulary.special("think")
+  drawing = {"temperature": groups.temperature, "divide_by": groups.loss.divide_by}
 
-  def make_loss(model: SlateScorer) -> ScoredLoss:
-    reward, divide_by = groups.reward.builtin, groups.loss.divide_by
-    return make_reward_loss(model, reward, group=groups.group, temperature=groups.temperature, divide_by=divide_by)
+  def by_reward(model: SlateScorer) -> ScoredLoss:
+    if reasoned:
+      return make_reasoned_reward_loss(model, opening, groups.reward.builtin, rankings=options.rankings, **drawing)
+    return make_reward_loss(model, groups.reward.builtin, group=groups.group, **drawing)
 
-  # Without dropout: the rankings that are judged are the policy's own.
-  learning(make_loss, learnt={"labels": slates.labels}, score=quality_of_order(*held_out), dropout=0.0, headline=_SCORED_HEADLINE)
+  think = make_own_thoughts(stage, group=groups.group, temperature=1.0) if reasoned else None
+  learning(by_reward, learnt={"labels": slates.labels}, score=quality_of_order(*held_out), headline=_SCORED_HEADLINE, think=think)
   if options.control:
+    by_labels = functools.partial(make_reasoned_target_loss, opening=opening) if reasoned else make_target_loss
     targets = mix_targets(stage.run, slates, "label")
-    learning(make_target_loss, learnt={"targets": targets}, score=likelihood_of_labels(*held_out), name="control")
+    learning(by_labels, learnt={"targets": targets}, score=likelihood_of_labels(*held_out), name="control", think=think)
 
 
 def check(config: ConfigDict) -> None:

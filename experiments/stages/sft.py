@@ -21,11 +21,11 @@ from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.rl.options import PRESENTATIONS
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
-from gr2_jax.runs.scored import TARGETS, ScoredSlates, train_scored
+from gr2_jax.runs.scored import TARGETS, ScoredSlates, is_reasoned, train_scored
 from gr2_jax.runs.stages import Stage
 from gr2_jax.runs.training import TrainingOptions, train_lm
 from gr2_jax.settings import check_settings, setting, spread
-from gr2_jax.steps.scored import make_imitation_loss
+from gr2_jax.steps.scored import make_imitation_loss, make_reasoned_imitation_loss
 from gr2_jax.teachers.sampling import Trace, read_traces
 from gr2_jax.training.state import OptimizerConfig
 
@@ -80,29 +80,46 @@ def _teach_scores(stage: StageContext) -> None:
   if options.targets in TARGETS:
     return train_on_targets(stage, options.targets, options.batch_size)
   traces = read_traces(stage.run.path("traces", "traces.jsonl"))
-  wanted = {
-    trace.slate_index: trace.ranking
-    for trace in traces
-    if trace.ranking is not None and (trace.accepted if options.targets == "accepted" else trace.attempt == 0)
-  }
+  chosen = [
+    trace for trace in traces if trace.ranking is not None and (trace.accepted if options.targets == "accepted" else trace.attempt == 0)
+  ]
+  wanted = {trace.slate_index: trace for trace in chosen}
   indices = np.random.default_rng(stage.seed).permutation(list(wanted))
   if len(indices) < 2:
     raise DataError("sft: there are fewer than two rankings of the teacher to learn from; raise traces.attempts, or bring more slates")
   rankings = np.tile(np.arange(slates.labels.shape[1], dtype=np.int32), (len(slates), 1))
-  for index, ranking in wanted.items():
+  for index, trace in wanted.items():
+    ranking = trace.ranking or ()
     rankings[index, : len(ranking)] = ranking
   cut = max(1, min(500, len(indices) // 10))
   held_out, learnt = slates.take(indices[:cut]), slates.take(indices[cut:])
+  taught, make_loss, reasoned = {"rankings": rankings}, make_imitation_loss, is_reasoned(stage.config)
+  if reasoned:
+    taught |= _to_thoughts(stage, wanted, len(slates))
+    opening, weight = stage.vocabulary.special("think"), options.reasoning_weight
+    make_loss = functools.partial(make_reasoned_imitation_loss, opening=opening, reasoning_weight=weight)
   train_scored(
     stage,
-    stage.name,
-    make_imitation_loss,
+    make_loss,
     slates=learnt,
-    learnt={"rankings": rankings[indices[cut:]]},
+    learnt={name: array[indices[cut:]] for name, array in taught.items()},
+    reasoned=reasoned,
     batch_size=options.batch_size,
     score=likelihood_of_rankings(held_out.labels, held_out.weights, rankings[indices[:cut]]),
     validation=held_out,
   )
+
+
+def _to_thoughts(stage: StageContext, traces: Mapping[int, Trace], slates: int) -> dict[str, np.ndarray]:
+  """`thoughts, thought_mask [n, 1, L]`: the reasoning about each slate with the token that ends it, nothing where there is none."""
+  ending = stage.vocabulary.special("/think")
+  length = max(len(trace.reasoning) for trace in traces.values()) + 1
+  thoughts = np.full((slates, 1, length), stage.vocabulary.pad_id, np.int32)
+  mask = np.zeros(thoughts.shape, bool)
+  for index, trace in traces.items():
+    tokens = [*trace.reasoning, ending]
+    thoughts[index, 0, : len(tokens)], mask[index, 0, : len(tokens)] = tokens, True
+  return {"thoughts": thoughts, "thought_mask": mask}
 
 
 def _teach(stage: StageContext, traces: Sequence[Trace], style: PromptStyle, name: str) -> None:
@@ -197,7 +214,9 @@ def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
 def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
   """The SFT policy, and the one that was taught without reasoning."""
   if config.answer.form == "scored":
-    return (PolicyRecord("sft", (RankerRecord("sft", "SFT policy", "score"),), prior=True, form="scored"),)
+    return (
+      PolicyRecord("sft", (RankerRecord("sft", "SFT policy", "reason" if is_reasoned(config) else "score"),), prior=True, form="scored"),
+    )
   taught = PolicyRecord("sft", (RankerRecord("sft", "SFT policy", "direct" if config.prompt.direct else "reason"),), prior=True)
   if not config.sft.without_reasoning:
     return (taught,)

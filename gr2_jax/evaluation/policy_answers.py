@@ -19,9 +19,8 @@ from gr2_jax.rollout.generate import RolloutConfig, make_generate
 from gr2_jax.rollout.rerank import RankedSlates, pad_shown, rank_slates
 from gr2_jax.rollout.scoring import make_score, rank_by_scores, sort_by_scores
 from gr2_jax.runs.context import StageContext
-from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.load import most_new_tokens, style_of_mode
-from gr2_jax.runs.scored import ScoredSlates, make_scores, open_scorer
+from gr2_jax.runs.scored import ScoredSlates, make_answer
 
 # rank(params, slates, shown, on_progress) -> RankedSlates
 RankFn = Callable[..., RankedSlates]
@@ -52,19 +51,21 @@ def make_rank(stage: StageContext, decoder: Decoder, mode: str, slates: Sequence
   return rank
 
 
-def make_scored_rank(stage: StageContext, slates: Sequence[Slate]) -> RankFn:
-  """The order of a scored policy's scores of the first test slates, whatever order they are shown in."""
+def make_scored_rank(stage: StageContext, mode: str, slates: Sequence[Slate]) -> RankFn:
+  """The order of a scored policy's scores of the first test slates, in a mode, whatever order they are shown in."""
   read = ScoredSlates.load(stage, "test").take(np.arange(len(slates)))
-  score = make_scores(open_scorer(stage.run), FactTables(stage.run).codes.edges)
-  positions, nothing = (read.labels >= 0).sum(axis=1), np.zeros(len(slates), np.int32)
+  answer = make_answer(stage.run, reasoned=mode == "reason")
+  positions = (read.labels >= 0).sum(axis=1)
 
   def rank(params: Any, slates: Sequence[Slate], shown: Sequence[np.ndarray], on_progress: Callable[[int], None]) -> RankedSlates:
-    scores = np.where(read.labels >= 0, score(params, read), -np.inf)
+    found = answer(params, read)
+    scores = np.where(read.labels >= 0, found.scores, -np.inf)
     finite = np.asarray(np.isfinite(np.where(read.labels >= 0, scores, 0)).all(axis=1))
     upstream = np.tile(np.arange(scores.shape[1]), (len(scores), 1))
+    lengths = np.array([len(tokens) for tokens in found.thoughts], np.int32)
     on_progress(len(slates))
     rankings = np.where(finite[:, None], sort_by_scores(scores, upstream), -1)
-    return RankedSlates(rankings, [None if fine else NOT_FINITE for fine in finite], [[] for _ in slates], positions, nothing, nothing)
+    return RankedSlates(rankings, [None if fine else NOT_FINITE for fine in finite], found.thoughts, positions, lengths, lengths)
 
   return rank
 

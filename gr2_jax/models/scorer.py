@@ -79,7 +79,7 @@ class SlateScorer(nn.Module):
     return Prefix(k=k, v=v, mask=self._seen(slates, packed.shape[1]))
 
   def answer(self, slates: PackedSlates, edges: jax.Array, thought: Prefix, lengths: jax.Array, *, deterministic: bool = True) -> jax.Array:
-    """Scores `[P * G, K]` after the slates with G reasonings each, keys and values `thought` and their `lengths [P * G]`, slate included."""
+    """Scores `[P * G, K]` behind G reasonings about each slate: their keys and values `thought`, `lengths [P * G]`, slate included."""
     group = len(lengths) // len(slates.real)
     packed = jnp.repeat(self._pack(slates, edges, deterministic, marker=2), group, axis=0)
     rows, size = packed.shape[:2]

@@ -1,12 +1,13 @@
 """Scored policies with a run's files: what they read of slates, their trainings, and how they rank."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from gr2_jax.data.slates import slate_labels
 from gr2_jax.evidence.facts import LM_SCORE
@@ -14,8 +15,11 @@ from gr2_jax.models.config import preset
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
 from gr2_jax.numerics import OUT_OF_REACH
 from gr2_jax.rl.draw import draw_indices
+from gr2_jax.rollout.reasoned import Thoughts, make_think, score_thoughts
+from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fact_tables import FactTables
+from gr2_jax.runs.load import load_vocabulary
 from gr2_jax.runs.run import Run
 from gr2_jax.runs.training import begin, train
 from gr2_jax.settings import check_settings, setting
@@ -24,6 +28,7 @@ from gr2_jax.steps.update import make_update
 from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.loop import batch_step
 from gr2_jax.training.mesh import jit_update, put_replicated
+from gr2_jax.training.state import TrainState
 
 _SCORED = 512  # slates at a time
 TARGETS = ("label", "tree", "mixture")
@@ -66,6 +71,12 @@ class ScoredSlates:
     """Some of them."""
     return ScoredSlates(self.facts[indices], self.labels[indices], self.weights[indices])
 
+  def parts(self) -> Iterator[PackedSlates]:
+    """All of them, some at a time and always as many: behind the last come the first again."""
+    size = min(_SCORED, len(self))
+    for start in range(0, len(self), size):
+      yield self.pack(np.arange(start, start + size) % len(self))
+
   def pack(self, indices: np.ndarray) -> PackedSlates:
     """Some of them, as the model reads them."""
     real = self.labels[indices] >= 0
@@ -74,11 +85,16 @@ class ScoredSlates:
     return PackedSlates(self.facts[indices], real, nothing, no_content, no_content[:, :0])
 
 
+def is_reasoned(config: ConfigDict) -> bool:
+  """Whether the scored policies of SFT and RL reason before they score."""
+  return config.answer.form == "scored" and not config.prompt.direct
+
+
 def open_scorer(run: Run, dropout: float | None = None) -> SlateScorer:
   """The run's scorer; `dropout` instead of that of the config."""
   codes = FactTables(run).codes
   return SlateScorer(
-    preset(run.config.model.preset, 1),
+    preset(run.config.model.preset, load_vocabulary(run).size),
     shape=(len(codes.names), codes.edges.shape[1] - 1),
     prior=codes.names.index(LM_SCORE) if LM_SCORE in codes.names else None,
     dropout=run.config.answer.dropout if dropout is None else dropout,
@@ -100,9 +116,21 @@ def mix_targets(run: Run, slates: ScoredSlates, kind: str) -> np.ndarray:
   return np.where(real, soft if kind == "tree" else (gains + soft) / 2, 0).astype(np.float32)
 
 
+class ScoredAnswers(NamedTuple):
+  """Scores `[n, K]` of slates, of which those of the padding mean nothing, and the tokens of the reasoning before each, n lists."""
+
+  scores: np.ndarray
+  thoughts: list[list[int]]
+
+
+# answer(params, slates) -> ScoredAnswers
+Answer = Callable[[Any, ScoredSlates], ScoredAnswers]
+# think(state, slates of a batch) -> what is learnt of them besides
+Think = Callable[[TrainState, PackedSlates], dict[str, Any]]
+
+
 def train_scored(
   stage: StageContext,
-  key: str,
   make_loss: Callable[[SlateScorer], ScoredLoss],
   slates: ScoredSlates,
   learnt: Mapping[str, np.ndarray],
@@ -110,39 +138,71 @@ def train_scored(
   score: Callable[[np.ndarray], float],
   *,
   validation: ScoredSlates,
+  reasoned: bool,
   init: Checkpointer | None = None,
   dropout: float | None = None,
   name: str = "checkpoints",
   headline: Sequence[str] = ("loss", "entropy"),
+  think: Think | None = None,
 ) -> None:
   """Trains the run's scorer, from `init` or random parameters, on slates and what is `learnt` of each (arrays `[n, ...]` by name).
 
-  `key`: of the training's settings in the config. `score(scores of the validation slates [n, K])` chooses the step that is kept.
+  The training's settings are those of the stage's section. `score(scores of the validation slates [n, K])`, after a reasoning where
+  answers are `reasoned`, chooses the step that is kept. `think`: what the policy itself adds to a batch.
   """
   model, edges = open_scorer(stage.run, dropout), put_replicated(FactTables(stage.run).codes.edges, stage.mesh)
-  optimizer, state, shardings = begin(stage, model, key, init)
+  optimizer, state, shardings = begin(stage, model, stage.name, init)
   base = stage.key
   update = make_update(optimizer, make_loss(model), whole_batch=lambda step, batch: {"key": jax.random.fold_in(base, step)})
   drawn = draw_indices(len(slates), batch_size, stage.seed)
 
-  def get_batch(_: Any) -> dict[str, Any]:
+  def get_batch(state: TrainState) -> dict[str, Any]:
     indices = next(drawn)["slate"]
-    return {"slates": slates.pack(indices), "weights": slates.weights[indices]} | {of: array[indices] for of, array in learnt.items()}
+    packed = slates.pack(indices)
+    batch = {"slates": packed, "weights": slates.weights[indices]} | {of: array[indices] for of, array in learnt.items()}
+    return batch if think is None else batch | think(state, packed)
 
   step = batch_step(jit_update(update, stage.mesh, shardings, frozen=(edges,)), get_batch)
-  rank = make_scores(model, np.asarray(FactTables(stage.run).codes.edges))
-  best = (lambda params: score(rank(params, validation)), stage.config.answer.evaluate_every)
-  train(stage, key, state, step, drawn, name=name, headline=headline, best=best)
+  answer = make_answer(stage.run, reasoned=reasoned)
+  best = (lambda params: score(answer(params, validation).scores), stage.config.answer.evaluate_every)
+  train(stage, stage.name, state, step, drawn, name=name, headline=headline, best=best)
 
 
-def make_scores(model: SlateScorer, edges: np.ndarray) -> Callable[[Any, ScoredSlates], np.ndarray]:
-  """`scores(params, slates) -> [n, K]`; those of the padding mean nothing."""
-  compiled = jax.jit(lambda params, slates: model.apply({"params": params}, slates, edges))
+def make_own_thoughts(stage: StageContext, *, group: int, temperature: float) -> Think:
+  """`group` reasonings of the policy about each slate of a batch: `thoughts, thought_mask [P, G, L]`."""
+  model, edges = open_scorer(stage.run, 0.0), jnp.asarray(FactTables(stage.run).codes.edges)
+  think = jax.jit(make_think(model, stage.vocabulary, group=group, max_new_tokens=stage.config.decoding.max_new_tokens))
+  sampling, base = Sampling.create(temperature=temperature), jax.random.fold_in(stage.key, 1)
 
-  def scores(params: Any, slates: ScoredSlates) -> np.ndarray:
-    size, found = min(_SCORED, len(slates)), []
-    for start in range(0, len(slates), size):
-      found.append(np.asarray(compiled(params, slates.pack(np.arange(start, start + size) % len(slates)))))
-    return np.concatenate(found)[: len(slates)]
+  def own_thoughts(state: TrainState, slates: PackedSlates) -> dict[str, Any]:
+    found = think(state.params, slates, edges, jax.random.fold_in(base, int(state.step)), sampling)
+    return {"thoughts": found.completions, "thought_mask": found.completion_mask}
 
-  return scores
+  return own_thoughts
+
+
+def make_answer(run: Run, *, reasoned: bool) -> Answer:
+  """How the run's scorer answers: at once, or after its likeliest reasoning."""
+  model, edges = open_scorer(run), jnp.asarray(FactTables(run).codes.edges)
+  if not reasoned:
+    at_once = jax.jit(lambda params, slates: model.apply({"params": params}, slates, edges))
+    return lambda params, slates: ScoredAnswers(
+      np.concatenate([np.asarray(at_once(params, part)) for part in slates.parts()])[: len(slates)], [[] for _ in range(len(slates))]
+    )
+  vocabulary = load_vocabulary(run)
+  think = make_think(model, vocabulary, group=1, max_new_tokens=run.config.decoding.max_new_tokens)
+  greedy, opening = Sampling.create(temperature=0.0), vocabulary.special("think")
+
+  @jax.jit
+  def after_reasoning(params: Any, slates: PackedSlates) -> tuple[jax.Array, Thoughts]:
+    found = think(params, slates, edges, jax.random.key(0), greedy)
+    thoughts = Thoughts(found.completions, found.completion_mask)
+    return score_thoughts(model, params, slates, edges, thoughts, opening).scores[:, 0], thoughts
+
+  def answer(params: Any, slates: ScoredSlates) -> ScoredAnswers:
+    found = [jax.device_get(after_reasoning(params, part)) for part in slates.parts()]
+    scores = np.concatenate([of[0] for of in found])[: len(slates)]
+    tokens = [row[0][mask[0]].tolist() for _, thoughts in found for row, mask in zip(thoughts.tokens, thoughts.mask, strict=True)]
+    return ScoredAnswers(scores, tokens[: len(slates)])
+
+  return answer

@@ -85,6 +85,18 @@ def make_reasoned_imitation_loss(model: SlateScorer, opening: int, *, reasoning_
   return loss_fn
 
 
+def make_reasoned_target_loss(model: SlateScorer, opening: int) -> ScoredLoss:
+  """`make_target_loss` of the scores behind each of the policy's reasonings, `thoughts, thought_mask [P, G, L]`, which learn nothing."""
+
+  def loss_fn(params: Any, batch: Mapping[str, Any], edges: jax.Array, *, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
+    slates = batch["slates"]
+    scores = _think_again(model, params, batch, edges, opening, key).scores
+    losses, learnt = listwise_cross_entropy(scores, batch["targets"][:, None], slates.real[:, None])
+    return _conclude(losses.mean(axis=1), batch["weights"] * learnt[:, 0], scores.mean(axis=1), slates)
+
+  return loss_fn
+
+
 def make_reasoned_reward_loss(
   model: SlateScorer, opening: int, reward: RewardConfig, *, rankings: int, temperature: float, divide_by: str
 ) -> ScoredLoss:
