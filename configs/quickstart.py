@@ -39,13 +39,14 @@ def make_scored(config):
   config.model.preset = "micro"  # at half the width mid-training does not find what follows what
   config.answer.form = "scored"
   config.prompt.hints = ("upstream_rank", "bought_after")  # what the scripted teacher may speak of
+  config.decoding.max_new_tokens = 40  # of a reasoning; the teacher's have some 19, at most 36
   config.traces.update({"attempts": 1, "temperature": 0.3})
   config.midtrain.update({"form": "packed", "batch_size": 128, "save_every": 200})
   config.midtrain.optimizer = optimizer(1e-2, rule="muon", schedule="cosine", warmup_steps=20, weight_decay=0.05)
   config.evidence.tree.enabled = True
   config.sft.update({"steps": 300, "batch_size": 64})
   config.sft.optimizer = optimizer(3e-3, schedule="cosine", warmup_steps=20, weight_decay=0.05)
-  config.rl.update({"steps": 300, "prompts": 64, "group": 64, "control": True, "save_every": 100, "log_every": 10})
+  config.rl.update({"steps": 150, "prompts": 64, "group": 8, "rankings": 8, "control": True, "save_every": 100, "log_every": 10})
   config.rl.optimizer = optimizer(3e-3, schedule="cosine", warmup_steps=20)
   # A ranking that is drawn from scores cannot be malformed and gains nothing by copying: no condition is needed.
   config.rl.reward.update({"rank": "ndcg", "condition": "naive"})
