@@ -132,9 +132,9 @@ def _evaluate(stage: StageContext, scores: Callable[[np.ndarray], np.ndarray], f
 def check(config: ConfigDict) -> None:
   """The optimizers, and what needs a language model."""
   check_training(config, "midtrain")
-  if config.midtrain.form == "packed" and config.answer.form != "scored":
+  if config.midtrain.form == "packed" and config.answer.form == "written":
     raise ConfigError(
-      f"--config.midtrain.form: 'packed' leaves no language model that {config.answer.form} answers could start from; set it to tokens, or "
+      "--config.midtrain.form: 'packed' leaves no language model that written answers could start from; set it to tokens, or "
       "answer.form to scored"
     )
   if config.midtrain.form == "packed" and config.slates.source == "beam":
