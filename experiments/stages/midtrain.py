@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from experiments.checks import check_training
 from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.data.splits import NextItem
+from gr2_jax.errors import ConfigError
 from gr2_jax.evaluation.retrieval import retrieval_metrics, retrieval_ranks
 from gr2_jax.files import write_json
 from gr2_jax.language.midtrain_tasks import MidtrainCorpus, Mixture
@@ -129,8 +130,15 @@ def _evaluate(stage: StageContext, scores: Callable[[np.ndarray], np.ndarray], f
 
 
 def check(config: ConfigDict) -> None:
-  """The optimizers."""
+  """The optimizers, and what needs a language model."""
   check_training(config, "midtrain")
+  if config.midtrain.form == "packed" and config.answer.form == "written":
+    raise ConfigError(
+      "--config.midtrain.form: 'packed' leaves no language model that written answers could start from; set it to tokens, or "
+      "answer.form to scored"
+    )
+  if config.midtrain.form == "packed" and config.slates.source == "beam":
+    raise ConfigError("--config.midtrain.form: 'packed' leaves no language model for slates of 'beam'; set it to tokens, or use ctr")
   if config.midtrain.form == "tokens" and config.midtrain.warmup_rows.enabled:
     check_training(config, "midtrain.warmup_rows")
 

@@ -17,5 +17,5 @@ def listwise_cross_entropy(scores: jax.Array, labels: jax.Array, mask: jax.Array
   log_p = jax.nn.log_softmax(jnp.where(mask, scores.astype(jnp.float32), OUT_OF_REACH), axis=-1)
   gains = jnp.where(mask, jnp.maximum(labels, 0), 0).astype(jnp.float32)
   total = gains.sum(axis=-1)
-  losses = -jnp.sum(jnp.where(gains > 0, gains * log_p, 0.0), axis=-1) / jnp.maximum(total, 1)
+  losses = -jnp.sum(jnp.where(gains > 0, gains * log_p, 0.0), axis=-1) / jnp.where(total > 0, total, 1)
   return losses, total > 0

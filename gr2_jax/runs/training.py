@@ -87,7 +87,8 @@ def train(
         abstract=abstract_params(state.params),
         tell=lambda step, score: writer.write(step, {"score": score}),
       )
-      keeper.consider(0, state)
+      if keeper.step is None:  # a training that goes on has scored its start, and what it wrote then stays
+        keeper.consider(0, state)
     state = fit(
       state,
       step,

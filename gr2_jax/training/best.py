@@ -1,5 +1,6 @@
 """The best parameters of a training by a score on held-out data, kept apart from where the training goes on."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,7 @@ class BestKeeper:
       return
     score = self._score(state.params)
     self._tell(step, score)
-    if score > self.best or self.step is None:
+    if self.step is None or score > self.best or math.isnan(self.best):
       self.best, self.step = score, step
       self._checkpointer.save(step, {"params": state.params}, {"score": score})
 

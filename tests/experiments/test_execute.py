@@ -263,6 +263,24 @@ def test_a_stage_that_nothing_else_needs_runs_where_the_config_asks_for_it():
     ("slates", {"slates__source": "log"}, {"slates__size": 5, "slates__ctr__epochs": 3}, {"slates__source": "ctr"}),
     ("slates", {"slates__source": "beam"}, {"slates__ctr__epochs": 3}, {"slates__beams": 3}),
     ("midtrain", {"midtrain__warmup_rows__enabled": False}, {"midtrain__warmup_rows__steps": 9}, {"midtrain__steps": 9}),
+    (
+      "midtrain",
+      {"midtrain__form": "packed"},
+      {
+        "midtrain__mixture__persona": 0.2,
+        "midtrain__corpus_epochs": 3,
+        "midtrain__row_length": 64,
+        "midtrain__warmup_rows__steps": 9,
+        "midtrain__beams": 3,
+      },
+      {"midtrain__packed__negatives": 9},
+    ),
+    (
+      "midtrain",
+      {"midtrain__form": "tokens"},
+      {"midtrain__packed__negatives": 9, "midtrain__packed__folds": 3, "midtrain__packed__whole_log": True},
+      {"midtrain__row_length": 64},
+    ),
     ("compress", {"compress__variants": ("rules",)}, {"compress__rewriter__steps": 9}, {"compress__budget": 9}),
   ],
 )

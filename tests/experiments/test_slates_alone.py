@@ -13,7 +13,7 @@ from gr2_jax.data.schema import SPLITS, Item, Slate
 
 def test_retrieval_that_nobody_asks_for_is_not_measured(tmp_path):
   said = []
-  _evaluate(SimpleNamespace(options=SimpleNamespace(beams=5), path=lambda name: tmp_path / name, say=said.append), None, ())
+  _evaluate(SimpleNamespace(options=None, path=lambda name: tmp_path / name, say=said.append), None, {"beams": 5}, ())
   assert json.loads((tmp_path / "retrieval.json").read_text()) == {"beams": 5, "requests": 0}
   assert "not measured" in said[0]
 

@@ -25,3 +25,10 @@ def test_the_gradient_is_softmax_minus_labels_and_none_under_the_mask():
   np.testing.assert_allclose(gradient[1], p[1] - jnp.array([1, 0, 2, 0]) / 3, atol=1e-6)
   np.testing.assert_array_equal(gradient[2], 0.0)
   assert gradient[0, 3] == 0.0
+
+
+def test_labels_that_sum_to_less_than_one_are_normalised_as_well():
+  losses, counts = listwise_cross_entropy(SCORES, LABELS, MASK)
+  scaled, of_scaled = listwise_cross_entropy(SCORES, LABELS * 0.25, MASK)
+  np.testing.assert_allclose(scaled, losses, rtol=1e-6)
+  np.testing.assert_array_equal(of_scaled, counts)

@@ -1,6 +1,7 @@
-"""The mid-trained model's scores of given candidates are those that beams over the whole catalogue find."""
+"""The mid-trained model's scores of given candidates are those that it finds over the whole catalogue."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,8 +10,15 @@ from gr2_jax.data.slates import pad_rows
 from gr2_jax.language.prompts import PromptContext
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
+from gr2_jax.models.packed_items import ItemTable, PackedItems
 from gr2_jax.models.transformer import Decoder, init_params
-from gr2_jax.rollout.catalogue_scores import make_beam_scores, make_candidate_scores
+from gr2_jax.rollout.catalogue_scores import (
+  make_beam_scores,
+  make_candidate_scores,
+  make_dense_scores,
+  make_packed_candidate_scores,
+  pad_histories,
+)
 
 ITEMS = tuple(Item(f"i{n}", f"rose toner {n}") for n in range(20))
 SLATES = [
@@ -18,6 +26,7 @@ SLATES = [
   Slate("v", ("i1",), ("i5", "i2"), (1, 0)),
   Slate("w", ("i9", "i3"), ("i1", "i0", "i12"), (1, 0, 0)),
 ]
+HISTORIES = np.array([[3, 4, 5, 6, -1], [1, -1, -1, -1, -1], [9, 3, -1, -1, -1], [-1] * 5], np.int32)  # of these slates, and none
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +57,52 @@ def test_probabilities_of_the_catalogue_sum_to_one(model):
   whole = Slate("u", ("i3", "i4"), tuple(names), (1, *[0] * 18))
   scores = make_candidate_scores(*model, max_history=3, batch_size=1)([whole])
   assert np.exp(scores).sum() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def packed():
+  """(model of packed items, parameters, table) of the same items."""
+  random = np.random.default_rng(1)
+  table = ItemTable(jnp.asarray(random.integers(4, size=(20, 2)), jnp.int32), random.normal(size=(20, 5)).astype(np.float32))
+  model = PackedItems(preset("test", 1), num_items=20, levels=2, codebook_size=4, text_dim=5, dropout=0.5)
+  return model, jax.tree.map(lambda x: 3 * x, init_params(model, jax.random.key(0))), table
+
+
+def test_histories_are_padded_behind_their_last_rows():
+  padded = pad_histories([[3, 1, 4, 1, 5], np.array([9]), []], 3)
+  assert padded.tolist() == [[4, 1, 5], [9, -1, -1], [-1, -1, -1]] and padded.dtype == np.int32
+
+
+def test_the_dense_head_s_probabilities_sum_to_one_and_there_are_none_without_a_history(packed):
+  scores = make_dense_scores(*packed, max_history=3)(HISTORIES)
+  assert scores.shape == (4, 20) and np.isnan(scores[3]).all()
+  np.testing.assert_allclose(np.exp(scores[:3]).sum(axis=1), 1, rtol=1e-4)
+  model, params, table = packed
+  states, vectors = jax.jit(lambda rows: model.apply({"params": params}, rows, table))(pad_histories([[4, 5, 6], [1], [9, 3], []], 3))
+  for row, last in enumerate((2, 0, 1)):
+    logits = np.asarray(vectors) @ np.asarray(states)[row, last]
+    np.testing.assert_allclose(scores[row], logits - np.log(np.exp(logits).sum()), atol=1e-4)
+
+
+def test_the_dense_head_reads_the_last_of_a_history_alone(packed):
+  scores = make_dense_scores(*packed, max_history=3)
+  base, changed = scores(HISTORIES), HISTORIES.copy()
+  changed[0, 0] = 11
+  np.testing.assert_array_equal(scores(changed), base)
+  changed[0, 1] = 11
+  assert np.abs(scores(changed) - base)[0].max() > 1e-3
+  wider = np.pad(HISTORIES, ((0, 0), (0, 2)), constant_values=-1)
+  np.testing.assert_array_equal(scores(wider), base)
+
+
+def test_candidates_are_scored_as_the_dense_head_does_within_their_slate(packed):
+  catalogue = Catalogue(ITEMS)
+  scores = make_packed_candidate_scores(*packed, catalogue, max_history=3, batch_size=2)(SLATES)
+  assert scores.shape == (3, 4) and np.isnan(scores[1, 2:]).all() and np.isnan(scores[2, 3])
+  of_all = make_dense_scores(*packed, max_history=3)(HISTORIES)
+  for row, slate in enumerate(SLATES):
+    inside = of_all[row, catalogue.to_rows(slate.candidates)]
+    np.testing.assert_allclose(scores[row, : len(inside)], inside - np.log(np.exp(inside).sum()), atol=1e-4)
+  for size in (1, 5):
+    one = make_packed_candidate_scores(*packed, catalogue, max_history=3, batch_size=size)(SLATES)
+    np.testing.assert_allclose(one, scores, atol=1e-5)

@@ -1,0 +1,74 @@
+"""Settings of packed mid-training, evidence and scored answers that do not go together are named before anything runs."""
+
+import jax
+import pytest
+from small_runs import tiny_config
+
+from experiments.check import check_values
+from gr2_jax.errors import ConfigError
+
+SCORED = {"answer__form": "scored", "midtrain__form": "packed"}
+CUT = SCORED | {"slates__source": "ctr", "midtrain__packed__folds": 2}
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  """The check is against this machine's devices, and the tests' eight are not those of a user."""
+  first = jax.devices()[:1]
+  monkeypatch.setattr("gr2_jax.training.mesh.jax.devices", lambda: first)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    SCORED,
+    SCORED | {"midtrain__packed__whole_log": True},
+    SCORED | {"evidence__facts": ("lm_score", "popularity")},
+    CUT,
+    {"answer__form": "scored"},
+    {"evidence__facts": ("popularity",), "slates__source": "ctr"},
+    {"midtrain__packed__whole_log": True, "slates__source": "ctr"},  # unused: the model reads tokens
+  ],
+)
+def test_what_goes_together_passes(changes):
+  check_values(tiny_config(**changes))
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"evidence__facts": ("lm_score",)}, r"--config\.evidence\.facts: 'lm_score' is a score of mid-training on packed items; set midtrain"),
+    ({"evidence__facts": ("luck",)}, r"--config\.evidence\.facts: 'luck' is no fact; there are "),
+    ({"evidence__tree__folds": 1}, r"--config\.evidence\.tree\.folds: 1 must be at least 2"),
+    (
+      CUT | {"midtrain__packed__whole_log": True},
+      r"--config\.midtrain\.packed\.whole_log: True, but slates of 'ctr' have as their targets",
+    ),
+    (CUT | {"midtrain__packed__folds": 0}, r"--config\.midtrain\.packed\.folds: slates of 'ctr' are cut from the histories .*set it to 4"),
+    (CUT | {"midtrain__packed__folds": 1}, r"--config\.midtrain\.packed\.folds: 1 leaves no other users to learn from"),
+    ({"midtrain__form": "packed"}, r"--config\.midtrain\.form: 'packed' leaves no language model that written answers could start from"),
+    (CUT | {"slates__source": "beam"}, r"--config\.midtrain\.form: 'packed' leaves no language model for slates of 'beam'"),
+    (SCORED | {"rl__init": "midtrain"}, r"--config\.rl\.init: 'midtrain' leaves no scored policy to start from; use sft"),
+    (SCORED | {"rl__reward__fn": "mine:reward"}, r"--config\.rl\.reward\.fn: scored answers are judged by the built-in rewards"),
+    (SCORED | {"rl__minibatches": 2}, r"--config\.rl\.minibatches: 2, but a batch of scored answers is one gradient step; set it to 1"),
+    (SCORED | {"rl__microbatches": 2}, r"--config\.rl\.microbatches: 2, but a batch"),
+  ],
+)
+def test_what_does_not_is_named(changes, message):
+  with pytest.raises(ConfigError, match=message):
+    check_values(tiny_config(**changes))
+
+
+@pytest.mark.parametrize("targets", ["tree", "mixture"])
+@pytest.mark.parametrize("stage", ["sft", "direct"])
+def test_targets_of_a_tree_need_the_tree(stage, targets):
+  changes = SCORED | {"direct__enabled": True, "direct__targets": "label", f"{stage}__targets": targets}
+  with pytest.raises(ConfigError, match=rf"^--config\.{stage}\.targets: '{targets}' needs the tree's scores; set evidence\.tree\.enabled"):
+    check_values(tiny_config(**changes))
+  check_values(tiny_config(**changes, evidence__tree__enabled=True))
+  check_values(tiny_config(**changes | {f"{stage}__targets": "label"}))
+
+
+def test_targets_count_for_scored_answers_alone():
+  check_values(tiny_config(sft__targets="tree"))
+  check_values(tiny_config(**SCORED, direct__enabled=False, direct__targets="tree"))

@@ -1,0 +1,138 @@
+"""No model of packed items has seen the targets of the slates to which it gives `lm_score`."""
+
+import json
+
+import numpy as np
+import pytest
+from small_runs import tiny_config
+
+from experiments.stages.midtrain import STAGE
+from gr2_jax.data.jsonl import read_interactions, read_slates
+from gr2_jax.data.schema import SPLITS
+from gr2_jax.runs import packed_midtraining
+from gr2_jax.runs.fact_tables import FactTables
+from gr2_jax.runs.run import Run
+from gr2_jax.runs.stages import open_context
+
+FOLDS = 2
+CONFIG = {
+  "answer__form": "scored",
+  "slates__source": "ctr",
+  "slates__folds": 2,
+  "slates__ctr__epochs": 2,
+  "midtrain__form": "packed",
+  "midtrain__packed__folds": FOLDS,
+  "midtrain__packed__evaluate_every": 1,
+  "midtrain__packed__whole_log": False,
+  "midtrain__steps": 2,
+  "midtrain__eval_users": 4,
+  "tokenize__training__epochs": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def recorded(run_here, tmp_path_factory):
+  """(run, histories given to each training by its name, rows that each stepped on, slates scored by each model's name)."""
+  histories, stepped, scored = {}, {}, {}
+  train, make_batches, load = packed_midtraining._train, packed_midtraining._make_batches, packed_midtraining._load_scores
+
+  def recording_train(stage, of, name):
+    histories[name] = of
+    return train(stage, of, name)
+
+  def recording_batches(stage, rows, seed):
+    stepped[list(histories)[-1]] = [row.tolist() for row in rows]
+    return make_batches(stage, rows, seed)
+
+  def recording_load(run, catalogue, mesh, name):
+    scores = load(run, catalogue, mesh, name)
+
+    def recorded(slates):
+      scored.setdefault(name, []).extend(slates)
+      return scores(slates)
+
+    return recorded
+
+  directory = tmp_path_factory.mktemp("out_of_fold") / "run"
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(packed_midtraining, "_train", recording_train)
+    patch.setattr(packed_midtraining, "_make_batches", recording_batches)
+    patch.setattr(packed_midtraining, "_load_scores", recording_load)
+    assert run_here(tiny_config(**CONFIG), directory, ["data", "tokenize", "midtrain", "slates", "evidence"]) == 0
+  return Run.open(directory), histories, stepped, scored
+
+
+@pytest.fixture(scope="module")
+def slates(recorded):
+  return {split: read_slates(recorded[0].path("slates", f"{split}.jsonl.gz"), None) for split in SPLITS}
+
+
+def places(log, slates):
+  """(user, place in the user's whole history) of each slate's target, found by what came before it."""
+  found = []
+  for slate in slates:
+    items, (target,) = log[slate.user], slate.targets
+    ends = [end for end in range(1, len(items)) if items[end] == target and items[max(0, end - len(slate.history)) : end] == slate.history]
+    assert ends, "a target follows its slate's history in the log"
+    found.append((slate.user, ends))
+  return found
+
+
+def test_the_target_of_no_slate_is_in_what_scored_it(recorded, slates):
+  run, histories, _, scored = recorded
+  log = {history.user: history.items for history in read_interactions(run.path("data", "interactions.jsonl.gz"), None)}
+  assert set(histories) == set(scored) == {"fold_1", "fold_2", "checkpoints"}
+  for name, of in scored.items():
+    trained = {history.user: history.items for history in histories[name]}
+    for user, ends in places(log, of):
+      # What is learnt of a user is the first part of the history: the target stands behind it.
+      assert trained.get(user, ()) == log[user][: len(trained.get(user, ()))] and min(ends) >= len(trained.get(user, ()))
+
+
+def test_a_training_slate_s_user_is_unknown_to_what_scored_it_and_known_to_the_others(recorded, slates):
+  _, histories, _, scored = recorded
+  users = {name: {history.user for history in of} for name, of in histories.items()}
+  of_training = [slate for name in ("fold_1", "fold_2") for slate in scored[name]]
+  assert sorted(of_training, key=repr) == sorted(slates["train"], key=repr) and all(scored.values())
+  for name, other in (("fold_1", "fold_2"), ("fold_2", "fold_1")):
+    asked = {slate.user for slate in scored[name]}
+    assert asked.isdisjoint(users[name]) and asked <= users[other] and asked <= users["checkpoints"]
+  assert users["fold_1"] | users["fold_2"] == users["checkpoints"] and users["fold_1"].isdisjoint(users["fold_2"])
+
+
+def test_validation_and_test_slates_are_scored_by_the_model_of_all_users(recorded, slates):
+  run, histories, _, scored = recorded
+  assert scored["checkpoints"] == [*slates["validation"], *slates["test"]]
+  log = {history.user: history.items for history in read_interactions(run.path("data", "interactions.jsonl.gz"), None)}
+  for history in histories["checkpoints"]:
+    items = log[history.user]
+    assert history.items == (items[:-2] if len(items) > 2 else items)
+
+
+def test_held_out_users_are_stepped_on_by_no_update(recorded):
+  run, histories, stepped, _ = recorded
+  stage = open_context(run, STAGE, None, None)
+  held_out = packed_midtraining.held_out_users(stage)
+  rows = [
+    list(stage.catalogue.to_rows(history.items))
+    for history in histories["checkpoints"]
+    if len(history.items) > 1 and history.user not in held_out
+  ]
+  assert held_out and sorted(stepped["checkpoints"]) == sorted(rows)
+
+
+def test_the_fact_is_there_finite_and_each_slate_s_own(recorded, slates):
+  tables = FactTables(recorded[0])
+  assert "lm_score" in tables.names and "lm_score" in tables.codes.names
+  for split, of in slates.items():
+    column = tables.read(split, ("lm_score",))[..., 0]
+    real = np.arange(column.shape[1]) < np.array([[len(slate.candidates)] for slate in of])
+    assert np.isfinite(column[real]).all() and column[real].std() > 0
+
+
+def test_the_best_step_of_each_training_is_kept_apart(recorded):
+  folder = recorded[0].path("midtrain")
+  for name in ("fold_1", "fold_2", "checkpoints"):
+    assert any(path.name.isdigit() for path in (folder / name).iterdir())
+    assert (folder / f"{name}_training" / "2").is_dir()
+  assert json.loads((folder / "retrieval.json").read_text())["head"] == "dense"

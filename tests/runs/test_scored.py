@@ -1,0 +1,83 @@
+"""What a scored policy learns of a run's slates, and that its scores do not depend on how many are scored at a time."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from gr2_jax.evidence.codes import FactCodes
+from gr2_jax.models.transformer import init_params
+from gr2_jax.runs import scored
+from gr2_jax.runs.fact_tables import write_fact_tables
+from gr2_jax.runs.run import Run
+from gr2_jax.runs.scored import TARGETS, ScoredSlates, make_scores, mix_targets, open_scorer
+
+LABELS = np.array([[0, 1, 0, -1], [1, 0, 2, 0], [0, 0, 0, 0]], np.int32)
+REAL = LABELS >= 0
+TEACHER = np.array([[0.5, 1.0, -2.0, np.nan], [0.3, 2.0, 0.1, -1.0], [1.0, 0.0, 0.0, 0.0]])
+FACTS = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)
+SLATES = ScoredSlates(FACTS, LABELS, np.float32([1, 2, 3]))
+CODES = FactCodes(("age", "lm_score"), np.float32([[-2, 0, 2], [-1, 0, 1]]))
+
+
+@pytest.fixture
+def run(tmp_path):
+  run = Run(pathlib.Path(tmp_path), ConfigDict({"model": {"preset": "test"}, "answer": {"dropout": 0.25}}))
+  write_fact_tables(run, CODES.names, {"train": FACTS}, CODES, TEACHER)
+  return run
+
+
+def soft(row):
+  weights = np.exp(TEACHER[row][REAL[row]])
+  return np.pad(weights / weights.sum(), (0, 4 - len(weights)))
+
+
+def test_targets_by_hand(run):
+  by_label = np.array([[0, 1, 0, 0], [1 / 3, 0, 2 / 3, 0], [0, 0, 0, 0]])
+  by_tree = np.stack([soft(row) for row in range(3)])
+  np.testing.assert_allclose(mix_targets(run, SLATES, "label"), by_label, atol=1e-6)
+  np.testing.assert_allclose(mix_targets(run, SLATES, "tree"), by_tree, atol=1e-6)
+  np.testing.assert_allclose(mix_targets(run, SLATES, "mixture"), (by_label + by_tree) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_targets_of_a_labelled_slate_sum_to_one_and_the_padding_has_none(run, kind):
+  targets = mix_targets(run, SLATES, kind)
+  assert targets.dtype == np.float32 and np.isfinite(targets).all() and (targets[~REAL] == 0).all()
+  np.testing.assert_allclose(targets[:2].sum(axis=1), 1, rtol=1e-6)
+
+
+def test_labels_alone_need_no_tree(run):
+  run.path("evidence", "teacher.npy").unlink()
+  assert mix_targets(run, SLATES, "label")[0].tolist() == [0, 1, 0, 0]
+  with pytest.raises(FileNotFoundError):
+    mix_targets(run, SLATES, "tree")
+
+
+def test_the_run_s_scorer_is_that_of_its_codes(run):
+  model = open_scorer(run)
+  assert (model.shape, model.prior, model.dropout) == ((2, 2), 1, 0.25)
+  assert open_scorer(run, 0.0).dropout == 0
+
+
+def test_scores_are_the_same_however_many_are_scored_at_a_time(run, monkeypatch):
+  model = open_scorer(run)
+  params = jax.tree.map(lambda x: 5 * x, init_params(model, jax.random.key(0)))
+  together = make_scores(model, CODES.edges)(params, SLATES)
+  assert together.shape == (3, 4) and together[REAL].std() > 1e-2
+  monkeypatch.setattr(scored, "_SCORED", 2)
+  in_parts = make_scores(model, CODES.edges)(params, SLATES)
+  np.testing.assert_allclose(in_parts[REAL], together[REAL], atol=1e-5)
+  turned = make_scores(model, CODES.edges)(params, SLATES.take(np.array([2, 0])))
+  np.testing.assert_allclose(turned[REAL[[2, 0]]], together[[2, 0]][REAL[[2, 0]]], atol=1e-5)
+
+
+def test_some_slates_keep_what_is_theirs():
+  some = SLATES.take(np.array([2, 0]))
+  assert len(some) == 2 and some.weights.tolist() == [3, 1] and some.labels.tolist() == LABELS[[2, 0]].tolist()
+  packed = SLATES.pack(np.array([0, 1]))
+  np.testing.assert_array_equal(packed.facts, FACTS[:2])
+  np.testing.assert_array_equal(packed.real, REAL[:2])
+  assert packed.content.shape == (2, 4, 0) and packed.past_content.shape == (2, 0, 0) and packed.past.shape == (2, 0)

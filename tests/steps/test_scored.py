@@ -1,0 +1,156 @@
+"""Losses of scored answers by hand, and a reward that says who stands first teaches just that."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gr2_jax.models.config import preset
+from gr2_jax.models.scorer import PackedSlates, SlateScorer
+from gr2_jax.models.transformer import init_params
+from gr2_jax.rewards.verifiable import RewardConfig
+from gr2_jax.steps.scored import make_imitation_loss, make_reward_loss, make_target_loss
+from gr2_jax.steps.update import make_update
+from gr2_jax.training.state import init_state
+
+P, K, F = 4, 4, 3
+RANDOM = np.random.default_rng(0)
+MODEL = SlateScorer(preset("test", 1), (F, 2))
+EDGES = np.tile(np.float32([-2, 0, 2]), (F, 1))
+KEY = jax.random.key(5)
+REAL = np.ones((P, K), bool)
+REAL[1, 3] = False
+
+
+def pack(facts, real=REAL):
+  nothing = np.zeros((len(facts), 0), bool)
+  content = np.zeros((*real.shape, 0), np.float32)
+  return PackedSlates(facts, real, nothing, content, content[:, :0])
+
+
+BATCH = {
+  "slates": pack(RANDOM.normal(size=(P, K, F)).astype(np.float32)),
+  "weights": np.float32([1, 2, 0.5, 3]),
+  "targets": np.float32([[0, 1, 0, 0], [0.5, 0.25, 0.25, 0], [0, 0, 0, 0], [2, 0, 1, 1]]),
+  "rankings": np.int32([[2, 0, 3, 1], [1, 2, 0, 3], [0, 1, 2, 3], [3, 2, 1, 0]]),
+  "labels": np.int32([[0, 1, 0, 0], [1, 0, 0, -1], [0, 0, 0, 0], [0, 0, 0, 1]]),
+}
+REWARD = make_reward_loss(MODEL, RewardConfig(rank="auc"), group=6, temperature=0.5, divide_by="std")
+
+
+@pytest.fixture(scope="module")
+def params():
+  return jax.tree.map(lambda x: 5 * x, init_params(MODEL, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def scores(params):
+  """`[P, K]` of the batch, at the padding 9, which no loss may read."""
+  found = jax.jit(lambda slates: MODEL.apply({"params": params}, slates, EDGES))(BATCH["slates"])
+  assert np.asarray(found).std(axis=1).min() > 1e-3
+  return np.where(REAL, found, 9)
+
+
+@pytest.fixture(scope="module")
+def reward_loss(params):
+  return jax.jit(lambda batch, key: jax.value_and_grad(REWARD, has_aux=True)(params, batch, EDGES, key=key))
+
+
+def run(make, params, **changes):
+  return jax.jit(lambda batch: make(MODEL)(params, batch, EDGES, key=KEY))(BATCH | changes)
+
+
+def log_p(scores):
+  return scores - np.log(np.exp(scores).sum())
+
+
+def test_targets_are_learnt_by_cross_entropy_by_hand(params, scores):
+  loss, metrics = run(make_target_loss, params)
+  by_hand = np.zeros(P)
+  for row in range(P):
+    share = BATCH["targets"][row] / max(BATCH["targets"][row].sum(), 1)
+    by_hand[row] = -(share[REAL[row]] * log_p(scores[row, REAL[row]])).sum()
+  weights = np.array([1, 2, 0, 3])  # the third has nothing to learn
+  assert loss == pytest.approx((by_hand * weights).sum() / 6, rel=1e-4)
+  assert metrics["loss"].count == 6 and metrics["loss"].mean() == pytest.approx(float(loss), rel=1e-6)
+  entropies = [-(np.exp(of) * of).sum() for of in (log_p(scores[row, REAL[row]]) for row in range(P))]
+  assert metrics["entropy"].mean() == pytest.approx(np.mean(entropies), rel=1e-4)
+
+
+def test_targets_need_not_sum_to_one(params):
+  base = run(make_target_loss, params)[0]
+  for factor in (3.0, 0.5):
+    assert run(make_target_loss, params, targets=factor * BATCH["targets"])[0] == pytest.approx(float(base), rel=1e-5)
+
+
+def test_rankings_are_learnt_by_their_log_probability_a_candidate_by_hand(params, scores):
+  loss, metrics = run(make_imitation_loss, params)
+  by_hand = []
+  for row in range(P):
+    placed = scores[row, BATCH["rankings"][row]][: REAL[row].sum()]
+    by_hand.append(-sum(log_p(placed[place:])[0] for place in range(len(placed))) / len(placed))
+  assert loss == pytest.approx((by_hand * BATCH["weights"]).sum() / 6.5, rel=1e-4)
+  assert metrics["loss"].count == 6.5
+
+
+@pytest.mark.parametrize("make", [make_target_loss, make_imitation_loss])
+def test_weights_are_those_of_slates(params, make):
+  rows = np.array([0, 1, 1, 3])
+  twice = {name: np.asarray(BATCH[name])[rows] for name in ("targets", "rankings")}
+  twice["slates"] = pack(BATCH["slates"].facts[rows], REAL[rows])
+  weighed = run(make, params, weights=np.float32([1, 2, 0, 1]))[0]
+  assert run(make, params, weights=np.ones(P, np.float32), **twice)[0] == pytest.approx(float(weighed), rel=1e-5)
+  assert run(make, params, weights=np.float32([0.5, 1, 0, 0.5]))[0] == pytest.approx(float(weighed), rel=1e-5)
+  assert abs(run(make, params)[0] - weighed) > 1e-3
+
+
+def test_every_answer_is_valid_and_no_number_comes_from_the_padding(reward_loss):
+  (loss, metrics), gradient = reward_loss(BATCH, KEY)
+  assert metrics["valid_rate"].mean() == 1 and metrics["valid_rate"].count == P * 6
+  assert {"reward", "recall@1", "near_identity_rate", "kept_fraction", "entropy"} <= metrics.keys()
+  assert np.isfinite(loss) and optax.global_norm(gradient) > 0
+  changed = BATCH["slates"].facts.copy()
+  changed[1, 3] = 1.5
+  other, of_changed = reward_loss(BATCH | {"slates": pack(changed)}, KEY)
+  assert other[0] == pytest.approx(float(loss), abs=1e-5)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), of_changed, gradient)
+
+
+def test_a_group_without_a_signal_counts_nowhere(reward_loss):
+  """The third slate has no target, so that all its rankings earn the same."""
+  (loss, metrics), gradient = reward_loss(BATCH, KEY)
+  assert metrics["kept_fraction"].sum <= 3 and metrics["kept_fraction"].count == P
+  kept = metrics["loss"].count
+  (heavy, of_heavy), gradient_of_heavy = reward_loss(BATCH | {"weights": np.float32([1, 2, 90, 3])}, KEY)
+  assert heavy == loss and of_heavy["loss"].count == kept <= 6
+  jax.tree.map(np.testing.assert_array_equal, gradient_of_heavy, gradient)
+  (nothing, metrics), gradient = reward_loss(BATCH | {"labels": np.where(REAL, 0, -1).astype(np.int32)}, KEY)
+  assert nothing == 0 and metrics["kept_fraction"].sum == metrics["loss"].count == 0 and optax.global_norm(gradient) == 0
+
+
+def test_the_key_decides_the_rankings(reward_loss):
+  rewards = [float(reward_loss(BATCH, jax.random.key(seed))[0][1]["rank_reward"].sum) for seed in (1, 1, 2, 3)]
+  assert rewards[0] == rewards[1] and len(set(rewards)) > 1
+
+
+def test_a_reward_of_the_target_s_place_puts_it_first():
+  """One fact tells the target, two are noise."""
+  random = np.random.default_rng(1)
+  facts = random.normal(size=(64, K, F)).astype(np.float32)
+  labels = (facts[..., 0] == facts[..., 0].max(axis=1, keepdims=True)).astype(np.int32)
+  real = np.ones((64, K), bool)
+  real[::4, 3], labels[::4, 3] = False, -1
+  labels[::4, :3] = facts[::4, :3, 0] == facts[::4, :3, 0].max(axis=1, keepdims=True)
+  batch = {"slates": pack(facts, real), "labels": labels, "weights": np.ones(64, np.float32)}
+  loss = make_reward_loss(MODEL, RewardConfig(rank="promotion"), group=8, temperature=1.0, divide_by="none")
+  optimizer = optax.adam(1e-2)
+  update = jax.jit(make_update(optimizer, loss, whole_batch=lambda step, batch: {"key": jax.random.fold_in(KEY, step)}))
+  state = init_state(init_params(MODEL, jax.random.key(0)), optimizer)
+  firsts = []
+  for _ in range(80):
+    state, metrics = update(state, batch, jnp.asarray(EDGES))
+    firsts.append(float(metrics["recall@1"].mean()))
+  assert firsts[0] < 0.4 and firsts[-1] > 0.8
+  scores = np.where(real, jax.jit(lambda: MODEL.apply({"params": state.params}, batch["slates"], EDGES))(), -np.inf)
+  assert (np.take_along_axis(labels, scores.argmax(axis=1)[:, None], axis=1) == 1).mean() > 0.9
