@@ -76,8 +76,11 @@ class Requests:
     lm_scores: np.ndarray | None = None,
   ) -> "Requests":
     """The arrays of slates; raises DataError for an unknown item."""
+    history = pad_rows([catalogue.to_rows(s.history[-max_history:]) for s in slates], left=True).astype(np.int64)
+    if not history.shape[1]:  # in serving alone: facts read a last item, be it none
+      history = np.full((len(slates), 1), -1)
     return cls(
-      history=pad_rows([catalogue.to_rows(s.history[-max_history:]) for s in slates], left=True).astype(np.int64),
+      history=history,
       candidates=pad_rows([catalogue.to_rows(s.candidates) for s in slates]).astype(np.int64),
       before=times_before(slates),
       gap=np.asarray([_gap(s) for s in slates])[:, None],
