@@ -68,10 +68,14 @@ class ScoredSlates:
 
   def pack(self, indices: np.ndarray) -> PackedSlates:
     """Some of them, as the model reads them."""
-    real = self.labels[indices] >= 0
-    nothing = np.zeros((len(indices), 0), bool)
-    no_content = np.zeros((*real.shape, 0), np.float32)
-    return PackedSlates(self.facts[indices], real, nothing, no_content, no_content[:, :0])
+    return pack_facts(self.facts[indices], self.labels[indices] >= 0)
+
+
+def pack_facts(facts: np.ndarray, real: np.ndarray) -> PackedSlates:
+  """Slates as the model reads them, by facts `[P, K, F]` alone; `real [P, K]` true at candidates."""
+  nothing = np.zeros((len(real), 0), bool)
+  no_content = np.zeros((*real.shape, 0), np.float32)
+  return PackedSlates(facts, real, nothing, no_content, no_content[:, :0])
 
 
 def open_scorer(run: Run, dropout: float | None = None) -> SlateScorer:

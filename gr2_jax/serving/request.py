@@ -89,11 +89,11 @@ class Ranking:
   """The answer to a request: always all of its candidates.
 
   `order`: candidate ids, best first, with their `scores`, which never increase: log-probabilities (nats) of being named first in mode
-  score with one presentation or of a scored policy, else Borda points as a share of the most possible. `reasoning`: the text of the first presentation, None
-  where nothing was reasoned. `timings`: milliseconds of preparing, and of the device's work on its batch. `fallback`: the upstream
-  order was given for the `reason`. `history_tokens`: the tokens of the history that the prompt held. `dropped_history`: history items
-  left out, because the prompt or the compressor's budget has no room for the oldest, because they are new and have no soft tokens, or
-  because a scored policy reads only the latest.
+  score with one presentation or of a scored policy, else Borda points as a share of the most possible. `reasoning`: the text of the first
+  presentation, None where nothing was reasoned. `timings`: milliseconds of preparing, and of the device's work on its batch. `fallback`:
+  the upstream order was given for the `reason`. `history_tokens`: the tokens of the history that the prompt held. `dropped_history`:
+  history items left out, because the prompt or the compressor's budget has no room for the oldest, because they are new and have no soft
+  tokens, or because a scored policy reads only the latest.
   `compressor`: what shortened the history, one of `compression.rules.VARIANTS` ("rules" where the rewriter has no text of it), or None.
   `unknown_history`: history items left out because nothing is known of them, or because this re-ranker cannot place new items.
   `assigned`: items that are not in the catalogue and were given a semantic ID, by their text or as `guessed` says: id -> what they share

@@ -31,7 +31,7 @@ class Anywhere:
 @pytest.fixture(scope="module")
 def reranker(make_reranker):
   reranker = make_reranker(modes=("score",), mode="score", batch_size=1, cold_start=Anywhere())
-  reranker._cold_start.base = reranker.context
+  reranker.policy._cold_start.base = reranker.policy.context
   reranker.warm_up()
   return reranker
 
