@@ -46,7 +46,7 @@ def make_scored(config):
   config.evidence.tree.enabled = True
   config.sft.update({"steps": 300, "batch_size": 64})
   config.sft.optimizer = optimizer(3e-3, schedule="cosine", warmup_steps=20, weight_decay=0.05)
-  config.rl.update({"steps": 150, "prompts": 64, "group": 8, "rankings": 8, "control": True, "save_every": 100, "log_every": 10})
+  config.rl.update({"steps": 100, "prompts": 32, "group": 4, "rankings": 16, "control": True, "save_every": 100, "log_every": 10})
   config.rl.optimizer = optimizer(3e-3, schedule="cosine", warmup_steps=20)
   # A ranking that is drawn from scores cannot be malformed and gains nothing by copying: no condition is needed.
   config.rl.reward.update({"rank": "ndcg", "condition": "naive"})

@@ -2,8 +2,8 @@
 
     python -m experiments.rerank --run=RUN --input=slates.jsonl --output=ranked.jsonl
 
-A line holds `history` and `candidates` (ids of the catalogue, or objects with `item` and its text), and `id`,
-`timestamp`, `mode`, `presentations` if wanted; a slates file will do. The output has one line for each input line, in its order:
+A line holds `history` and `candidates` (ids of the catalogue, or objects with `item` and its text), and `id`, `timestamp`, `mode`,
+`presentations`, `upstream_scores`, `last_time` if wanted; a slates file will do. The output has one line for each input line, in its order:
 `{"line", "id", "order", "scores", "reasoning", "fallback", "reason", "history_tokens", "dropped_history", "compressor",
 "unknown_history", "assigned", "guessed"}`, or `{"line", "id", "error": {"kind", "message"}}` for a line that cannot be ranked. `id` is the
 line's `id`, or else its `user`.

@@ -70,16 +70,26 @@ def shared_folder(tmp_path_factory):
   return share
 
 
+def _run_config(config, workdir):
+  command = [sys.executable, "-m", "experiments.run", f"--config={config}", f"--workdir={workdir}"]
+  done = subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, timeout=1200)
+  assert done.returncode == 0, done.stderr[-4000:]
+
+
 @pytest.fixture(scope="session")
 def tiny_run(shared_folder):
   """The directory of a finished run of `configs/written.py:tiny`, made once; read it, never write into it."""
+  return shared_folder("tiny", lambda folder: _run_config("configs/written.py:tiny", folder / "run")) / "run"
+
+
+@pytest.fixture(scope="session")
+def scored_run(shared_folder):
+  """The directory of a finished run of `configs/quickstart.py:tiny`, whose policies score candidates; read it, never write into it."""
 
   def run(folder):
-    command = [sys.executable, "-m", "experiments.run", "--config=configs/written.py:tiny", f"--workdir={folder / 'run'}"]
-    done = subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stderr[-4000:]
+    _run_config("configs/quickstart.py:tiny", folder / "run")
 
-  return shared_folder("tiny", run) / "run"
+  return shared_folder("scored", run) / "run"
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +105,7 @@ def make_reranker():
   from gr2_jax.models.config import preset
   from gr2_jax.models.transformer import Decoder, init_params
   from gr2_jax.serving.reranker import Options, Reranker
+  from gr2_jax.serving.written import WrittenPolicy
 
   words = ("rose", "mint", "sage", "lily")
   items = tuple(Item(f"i{n}", f"{words[n % 4]} toner {n}", "Velora", ("Care", words[n % 4])) for n in range(40))
@@ -115,7 +126,8 @@ def make_reranker():
       if compressor.variant == "soft_tokens":
         sids = np.array([vocabulary.sid_tokens(of) for of in codes])
         held["memory"] = code_soft_tokens(params["embedding"], sids, 2).reshape(-1, params["embedding"].shape[1])
-    return Reranker(decoder, held, context, style, max_new_tokens=24, options=options, cold_start=cold_start, compressor=compressor)
+    also = {"cold_start": cold_start, "compressor": compressor}
+    return Reranker(WrittenPolicy(decoder, held, context, style, max_new_tokens=24, options=options, **also))
 
   return make
 

@@ -19,6 +19,7 @@ from gr2_jax.models.transformer import Decoder, init_params
 from gr2_jax.runs.versions import describe_machine
 from gr2_jax.serving.request import MODES, Ranking, Request
 from gr2_jax.serving.reranker import Options, Reranker
+from gr2_jax.serving.written import WrittenPolicy
 
 BATCHES = (1, 4, 16, 64)
 SLATE, HISTORY, CODES = 10, 12, 64
@@ -55,7 +56,7 @@ def make_reranker(
   decoder = Decoder(preset(size, vocabulary.size))
   options = Options(mode=modes[0], modes=modes, batch_size=batch, prompt_lengths=lengths, prefix_cache=prefix_cache)
   context = PromptContext(catalogue, codes, vocabulary)
-  return Reranker(decoder, init_params(decoder, jax.random.key(1)), context, STYLE, max_new_tokens=64, options=options)
+  return Reranker(WrittenPolicy(decoder, init_params(decoder, jax.random.key(1)), context, STYLE, max_new_tokens=64, options=options))
 
 
 def make_requests(count: int, mode: str) -> list[Request]:

@@ -11,6 +11,7 @@ from gr2_jax.data.slates import slate_labels
 from gr2_jax.errors import ConfigError
 from gr2_jax.evidence.codes import FactCodes
 from gr2_jax.evidence.facts import FACTS, LM_SCORE
+from gr2_jax.evidence.items import ItemArrays
 from gr2_jax.evidence.requests import LogCounts
 from gr2_jax.evidence.table import slate_features
 from gr2_jax.runs.context import StageContext
@@ -56,12 +57,13 @@ def run(stage: StageContext) -> None:
   chosen = options.facts or names
   slates = {split: stage.slates(split) for split in SPLITS}
   lm_scores = _lm_scores(stage, slates) if LM_SCORE in names else {}
-  counts, vectors = LogCounts.fit(stage.log, stage.catalogue), np.load(stage.run.path("tokenize", "vectors.npy"))
+  counts = LogCounts.fit(stage.log, stage.catalogue)
+  items = ItemArrays.of(stage.catalogue, np.load(stage.run.path("tokenize", "vectors.npy")))
   tables = {}
   with stage.task("evidence: facts", len(SPLITS), "splits") as task:
     for number, (split, of) in enumerate(slates.items(), start=1):
       tables[split] = slate_features(
-        of, stage.catalogue, counts, vectors, facts=names, max_history=options.max_history, lm_scores=lm_scores.get(split)
+        of, stage.catalogue, counts, items, facts=names, max_history=options.max_history, lm_scores=lm_scores.get(split)
       )
       stage.on_progress(task)(number)
   labels = {split: slate_labels(of) for split, of in slates.items()}

@@ -89,7 +89,8 @@ def as_time(value: Any, name: str) -> int:
   return value
 
 
-def _as_number(value: Any, name: str) -> float:
+def as_number(value: Any, name: str) -> float:
+  """`value` of field `name` as a finite number; raises DataError for anything else."""
   if isinstance(value, bool) or not isinstance(value, int | float):
     raise DataError(f"{name}: {value!r} is not a number; leave the field out when unknown")
   try:
@@ -111,7 +112,7 @@ def _as_tuple_of(parse: Callable[[Any, str], Record]) -> Callable[[Any, str], tu
 
 
 _as_ids, _as_texts = _as_tuple_of(as_id), _as_tuple_of(_as_text)
-_as_integers, _as_numbers, _as_times = _as_tuple_of(as_integer), _as_tuple_of(_as_number), _as_tuple_of(as_time)
+_as_integers, _as_numbers, _as_times = _as_tuple_of(as_integer), _as_tuple_of(as_number), _as_tuple_of(as_time)
 
 
 def required(record: Mapping[str, Any], name: str, parse: Callable[[Any, str], Record]) -> Record:
@@ -194,7 +195,7 @@ def to_item(record: Mapping[str, Any]) -> Item:
     brand=_optional(record, "brand", _as_text),
     categories=_optional(record, "categories", _as_texts, ()),
     description=_optional(record, "description", _as_text),
-    price=_optional(record, "price", _as_number),
+    price=_optional(record, "price", as_number),
   )
   check_item(item)
   return item
@@ -222,7 +223,7 @@ def parse_slate(line: bytes) -> Slate:
     labels=required(record, "labels", _as_integers),
     upstream_scores=_optional(record, "upstream_scores", _as_numbers),
     propensities=_optional(record, "propensities", _as_numbers),
-    weight=_optional(record, "weight", _as_number, 1.0),
+    weight=_optional(record, "weight", as_number, 1.0),
     timestamp=_optional(record, "timestamp", as_time),
     last_time=_optional(record, "last_time", as_time),
     segment=_optional(record, "segment", _as_text),

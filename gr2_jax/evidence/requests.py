@@ -16,6 +16,7 @@ from gr2_jax.evidence.items import ItemArrays
 WINDOW = 3  # steps within which two items of one history count as co-occurring
 STEPS = 5  # within which an item counts as following another, farther ones weighing less
 FAR = 50  # steps within which two items of one history count as co-occurring at any distance: a robot's history has thousands
+_ROWS = 256  # slates whose words are compared at once: the past words again for each candidate would not fit for large logs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,8 +77,11 @@ class Requests:
     lm_scores: np.ndarray | None = None,
   ) -> "Requests":
     """The arrays of slates; raises DataError for an unknown item."""
+    history = pad_rows([catalogue.to_rows(s.history[-max_history:]) for s in slates], left=True).astype(np.int64)
+    if not history.shape[1]:  # in serving alone: facts read a last item, be it none
+      history = np.full((len(slates), 1), -1)
     return cls(
-      history=pad_rows([catalogue.to_rows(s.history[-max_history:]) for s in slates], left=True).astype(np.int64),
+      history=history,
       candidates=pad_rows([catalogue.to_rows(s.candidates) for s in slates]).astype(np.int64),
       before=times_before(slates),
       gap=np.asarray([_gap(s) for s in slates])[:, None],
@@ -205,10 +209,18 @@ class Requests:
     )
     return (known @ words).sign()
 
+  @functools.cached_property
+  def shared(self) -> sparse.csr_matrix:
+    """1 for each title word that a candidate shares with any past item, sparse `[n * K, W]`."""
+    found, width = [], self.candidates.shape[1]
+    for start in range(0, len(self.candidates), _ROWS):
+      part, past = self.candidates[start : start + _ROWS], self.past_words[start : start + _ROWS]
+      found.append(self.items.words[part.ravel()].multiply(past[np.repeat(np.arange(len(part)), width)]))
+    return sparse.vstack(found, format="csr")
+
   def shared_words(self, weights: np.ndarray) -> np.ndarray:
     """Summed `weights [W]` of the title words that a candidate shares with any past item, `[n, K]`."""
-    words, past = self.items.words, self.past_words.multiply(weights).tocsr()
-    return np.stack([np.asarray(words[column].multiply(past).sum(axis=1)).ravel() for column in self.candidates.T], axis=1)
+    return np.asarray(self.shared @ weights).reshape(self.candidates.shape)
 
   @functools.cached_property
   def price_difference(self) -> np.ndarray:

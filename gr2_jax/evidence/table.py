@@ -22,7 +22,7 @@ def slate_features(
   slates: Sequence[Slate],
   catalogue: Catalogue,
   counts: LogCounts,
-  vectors: np.ndarray,
+  items: ItemArrays,
   *,
   facts: Sequence[str] = BASIC_FACTS,
   max_history: int = 20,
@@ -30,11 +30,10 @@ def slate_features(
 ) -> np.ndarray:
   """Facts of every candidate, float32 `[n, K, F]` in the order of `facts`; K is the longest slate, padding is 0.
 
-  `vectors [N, D]`: one text vector per catalogue row. The last `max_history` items of a history are read. `lm_scores [n, K]`: for the fact
-  `lm_score`. Raises DataError for an unknown item or a wrong number of vectors, KeyError for an unknown fact, ValueError for `lm_score`
-  without its scores.
+  `items`: of the same catalogue. The last `max_history` items of a history are read. `lm_scores [n, K]`: for the fact `lm_score`. Raises
+  DataError for an unknown item, KeyError for an unknown fact, ValueError for `lm_score` without its scores.
   """
-  requests = Requests.of(slates, catalogue, counts, ItemArrays.of(catalogue, vectors), max_history=max_history, lm_scores=lm_scores)
+  requests = Requests.of(slates, catalogue, counts, items, max_history=max_history, lm_scores=lm_scores)
   shape = requests.candidates.shape
   table = np.stack([np.broadcast_to(FACTS[name].of(requests), shape) for name in facts], axis=-1).astype(np.float32)
   return np.where((requests.candidates >= 0)[:, :, None], table, 0)

@@ -48,14 +48,23 @@ class PackedItems(nn.Module):
 
   def __call__(self, history: jax.Array, table: ItemTable, *, deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
     """(states `[B, H, D]` after each item of `history [B, H]`, catalogue rows with -1 for padding; item vectors `[N, D]`)."""
+    vectors = self.item_vectors(table)
+    return self.states(history, vectors, deterministic=deterministic), vectors
+
+  def item_vectors(self, table: ItemTable) -> jax.Array:
+    """Of all items, `[N, D]`."""
     vectors = self.items + table.text @ self.text * self.text_dim**0.5
     for level in range(self.levels):
       vectors += self.codes[level][table.codes[:, level]]
+    return vectors
+
+  def states(self, history: jax.Array, vectors: jax.Array, *, deterministic: bool = True) -> jax.Array:
+    """After each item of `history [B, H]`, `[B, H, D]`; `vectors [N, D]` of the items."""
     rows, length = history.shape
     read = self.drop(vectors[jnp.maximum(history, 0)], deterministic=deterministic)
     places = jnp.broadcast_to(jnp.arange(length), (rows, length))
     states, _ = self.decoder(-1 - places, places, (history >= 0).astype(jnp.int32), memory=read)
-    return self.drop(states, deterministic=deterministic), vectors
+    return self.drop(states, deterministic=deterministic)
 
   def code_log_probs(self, states: jax.Array, codes: jax.Array) -> jax.Array:
     """Log-probability `[..., L]` of each code of `codes [..., L]` after the ones before it, written from `states [..., D]`."""

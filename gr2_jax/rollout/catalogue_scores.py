@@ -3,6 +3,7 @@
 Of a model of tokens by beams over the trie, or code by code; of one of packed items by its dense head.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -81,10 +82,8 @@ def make_dense_scores(model: PackedItems, params: Any, table: ItemTable, *, max_
   @jax.jit
   def score(params: Any, table: ItemTable, histories: jax.Array) -> jax.Array:
     states, vectors = model.apply({"params": params}, histories, table)
-    lengths = jnp.sum(histories >= 0, axis=1)
-    last = jnp.take_along_axis(states, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-    log_probs = jax.nn.log_softmax((last @ vectors.T).astype(jnp.float32), axis=-1)
-    return jnp.where(lengths[:, None] > 0, log_probs, jnp.nan)
+    log_probs = jax.nn.log_softmax((_last_states(states, histories) @ vectors.T).astype(jnp.float32), axis=-1)
+    return jnp.where(_is_known(histories), log_probs, jnp.nan)
 
   def scores(histories: np.ndarray) -> np.ndarray:
     return np.asarray(score(params, table, pad_histories([row[row >= 0] for row in histories], max_history)))
@@ -112,6 +111,38 @@ def make_packed_candidate_scores(
     return np.where(rows >= 0, found - np.logaddexp.reduce(found, axis=1, keepdims=True), np.nan)
 
   return scores
+
+
+def make_packed_slate_scores(
+  model: PackedItems, params: Any, table: ItemTable
+) -> Callable[[np.ndarray | jax.Array, np.ndarray | jax.Array], jax.Array]:
+  """Builds `scores(histories [B, H], candidates [B, K]) -> [B, K]`: what `make_packed_candidate_scores` gives, for serving.
+
+  Catalogue rows, -1 behind them. The items' vectors are computed once, and a batch computes no more than its own candidates. All
+  candidates of a user without a past item are as likely; 0 behind a shorter slate.
+  """
+  vectors = jax.jit(lambda params, table: model.apply({"params": params}, table, method="item_vectors"))(params, table)
+
+  @jax.jit
+  def score(params: Any, vectors: jax.Array, histories: jax.Array, candidates: jax.Array) -> jax.Array:
+    states = model.apply({"params": params}, histories, vectors, method="states")
+    logits = jnp.einsum("bd,bkd->bk", _last_states(states, histories), vectors[jnp.maximum(candidates, 0)]).astype(jnp.float32)
+    real = candidates >= 0
+    log_probs = jax.nn.log_softmax(jnp.where(real, jnp.where(_is_known(histories), logits, 0.0), -jnp.inf), axis=-1)
+    return jnp.where(real, log_probs, 0.0)
+
+  return functools.partial(score, params, vectors)
+
+
+def _last_states(states: jax.Array, histories: jax.Array) -> jax.Array:
+  """Of states `[B, H, D]` those after the last items of `histories [B, H]`, `[B, D]`."""
+  lengths = jnp.sum(histories >= 0, axis=1)
+  return jnp.take_along_axis(states, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+
+
+def _is_known(histories: jax.Array) -> jax.Array:
+  """Whether there is a past item, `[B, 1]`."""
+  return (histories >= 0).any(axis=1, keepdims=True)
 
 
 def pad_histories(histories: Sequence[Sequence[int] | np.ndarray], length: int) -> np.ndarray:

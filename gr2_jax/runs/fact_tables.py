@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gr2_jax.data.schema import SPLITS
 from gr2_jax.evidence.codes import FactCodes
 from gr2_jax.files import replacing, write_json
 from gr2_jax.runs.run import Run
@@ -32,8 +33,15 @@ class FactTables:
 
   def read(self, split: str, names: Sequence[str] | None = None) -> np.ndarray:
     """Facts `[n, K, F]` of a split's slates, those that policies read for None."""
-    table = np.load(self.run.path(_STAGE, f"facts_{split}.npy"), mmap_mode="r")
-    return np.ascontiguousarray(table[..., [self.names.index(name) for name in names or self.codes.names]])
+    return np.ascontiguousarray(self._table(split)[..., [self.names.index(name) for name in names or self.codes.names]])
+
+  @functools.cached_property
+  def longest(self) -> int:
+    """Candidates of the longest slate."""
+    return max(self._table(split).shape[1] for split in SPLITS)
+
+  def _table(self, split: str) -> np.ndarray:
+    return np.load(self.run.path(_STAGE, f"facts_{split}.npy"), mmap_mode="r")
 
   @functools.cached_property
   def teacher(self) -> np.ndarray:

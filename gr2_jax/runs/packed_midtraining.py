@@ -15,7 +15,7 @@ from gr2_jax.data.slates import deal_folds
 from gr2_jax.evidence.items import ItemArrays
 from gr2_jax.models.config import preset
 from gr2_jax.models.packed_items import ItemTable, PackedItems
-from gr2_jax.rollout.catalogue_scores import make_packed_candidate_scores, pad_histories
+from gr2_jax.rollout.catalogue_scores import make_packed_candidate_scores, make_packed_slate_scores, pad_histories
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.run import Run
 from gr2_jax.runs.training import begin, train
@@ -81,6 +81,12 @@ def train_packed_items(stage: StageContext) -> Any:
 def load_packed_scores(run: Run, catalogue: Catalogue, mesh: Any) -> Callable[[Sequence[Slate]], np.ndarray]:
   """`scores(slates) -> [n, K]` of the model of all users, see `make_packed_candidate_scores`."""
   return _load_scores(run, catalogue, mesh, "checkpoints")
+
+
+def load_packed_slate_scores(run: Run, catalogue: Catalogue, mesh: Any) -> Callable[[np.ndarray, np.ndarray], jax.Array]:
+  """`scores(histories, candidates) -> [B, K]` of the model of all users, see `make_packed_slate_scores`."""
+  model, table = open_packed_items(run, catalogue)
+  return make_packed_slate_scores(model, load_params(model, Checkpointer(run.path("midtrain", "checkpoints")), mesh), table)
 
 
 def out_of_fold_packed_scores(stage: StageContext, slates: Sequence[Slate]) -> np.ndarray:

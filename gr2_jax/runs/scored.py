@@ -79,10 +79,14 @@ class ScoredSlates:
 
   def pack(self, indices: np.ndarray) -> PackedSlates:
     """Some of them, as the model reads them."""
-    real = self.labels[indices] >= 0
-    nothing = np.zeros((len(indices), 0), bool)
-    no_content = np.zeros((*real.shape, 0), np.float32)
-    return PackedSlates(self.facts[indices], real, nothing, no_content, no_content[:, :0])
+    return pack_facts(self.facts[indices], self.labels[indices] >= 0)
+
+
+def pack_facts(facts: np.ndarray, real: np.ndarray) -> PackedSlates:
+  """Slates as the model reads them, by facts `[P, K, F]` alone; `real [P, K]` true at candidates."""
+  nothing = np.zeros((len(real), 0), bool)
+  no_content = np.zeros((*real.shape, 0), np.float32)
+  return PackedSlates(facts, real, nothing, no_content, no_content[:, :0])
 
 
 def is_reasoned(config: ConfigDict) -> bool:
@@ -181,28 +185,41 @@ def make_own_thoughts(stage: StageContext, *, group: int, temperature: float) ->
   return own_thoughts
 
 
-def make_answer(run: Run, *, reasoned: bool) -> Answer:
-  """How the run's scorer answers: at once, or after its likeliest reasoning."""
+def make_answer_batch(run: Run, *, reasoned: bool) -> Callable[[Any, PackedSlates], tuple[jax.Array, Thoughts | None]]:
+  """The compiled `answer(params, slates) -> (scores [P, K], the reasoning before them)`: at once, or after the likeliest reasoning."""
   model, edges = open_scorer(run), jnp.asarray(FactTables(run).codes.edges)
   if not reasoned:
-    at_once = jax.jit(lambda params, slates: model.apply({"params": params}, slates, edges))
-    return lambda params, slates: ScoredAnswers(
-      np.concatenate([np.asarray(at_once(params, part)) for part in slates.parts()])[: len(slates)], [[] for _ in range(len(slates))]
-    )
+    return jax.jit(lambda params, slates: (model.apply({"params": params}, slates, edges), None))
   vocabulary = load_vocabulary(run)
   think = make_think(model, vocabulary, group=1, max_new_tokens=run.config.decoding.max_new_tokens)
   greedy, opening = Sampling.create(temperature=0.0), vocabulary.special("think")
 
   @jax.jit
-  def after_reasoning(params: Any, slates: PackedSlates) -> tuple[jax.Array, Thoughts]:
+  def answer(params: Any, slates: PackedSlates) -> tuple[jax.Array, Thoughts]:
     found = think(params, slates, edges, jax.random.key(0), greedy)
     thoughts = Thoughts(found.completions, found.completion_mask)
     return score_thoughts(model, params, slates, edges, thoughts, opening).scores[:, 0], thoughts
 
+  return answer
+
+
+def make_answer(run: Run, *, reasoned: bool) -> Answer:
+  """How the run's scorer answers many slates, see `make_answer_batch`."""
+  answer_batch = make_answer_batch(run, reasoned=reasoned)
+
   def answer(params: Any, slates: ScoredSlates) -> ScoredAnswers:
-    found = [jax.device_get(after_reasoning(params, part)) for part in slates.parts()]
-    scores = np.concatenate([of[0] for of in found])[: len(slates)]
-    tokens = [row[0][mask[0]].tolist() for _, thoughts in found for row, mask in zip(thoughts.tokens, thoughts.mask, strict=True)]
-    return ScoredAnswers(scores, tokens[: len(slates)])
+    scores, texts = [], []
+    for part in slates.parts():
+      of_part, thoughts = jax.device_get(answer_batch(params, part))
+      scores.append(of_part)
+      texts += read_thoughts(thoughts, len(of_part))
+    return ScoredAnswers(np.concatenate(scores)[: len(slates)], texts[: len(slates)])
 
   return answer
+
+
+def read_thoughts(thoughts: Thoughts | None, rows: int) -> list[list[int]]:
+  """The tokens of one reasoning a row, with the one that ends it; nothing where there is none."""
+  if thoughts is None:
+    return [[] for _ in range(rows)]
+  return [tokens[0][mask[0]].tolist() for tokens, mask in zip(thoughts.tokens, thoughts.mask, strict=True)]

@@ -194,7 +194,7 @@ class Engine:
     inputs = (self._params, tokens, mask, references, self._pool, entries)
     program = self._program(shape)
     if mode == "score":
-      return [_sort(row, of_row) for row, of_row in zip(rows, np.asarray(program(*inputs)), strict=False)]
+      return [sort_scores(row.shown, of_row) for row, of_row in zip(rows, np.asarray(program(*inputs)), strict=False)]
     shown = pad_shown([row.shown for row in filled], self._vocabulary.num_candidates).astype(np.int32)
     found = jax.device_get(program(*inputs, shown))
     return [_read(row, *of_row) for row, *of_row in zip(rows, *found, strict=False)]
@@ -274,12 +274,12 @@ def _read_pool(pool: SlatePool | None, entries: jax.Array | None, slate_length: 
   return None if pool is None or entries is None else pool.read(entries, slate_length)
 
 
-def _sort(row: Row, scores: np.ndarray) -> RowAnswer:
-  """Candidates by their scores, equal ones as they are shown."""
-  slots = np.argsort(-scores[: len(row.shown)], kind="stable")
+def sort_scores(shown: np.ndarray, scores: np.ndarray) -> RowAnswer:
+  """Candidates by the scores of the slots at which they are `shown`, equal ones as they are shown; what is behind the slots is padding."""
+  slots = np.argsort(-scores[: len(shown)], kind="stable")
   if not np.isfinite(scores[slots]).all():
     return RowAnswer(None, None, NOT_FINITE, [])
-  return RowAnswer(row.shown[slots], scores[slots], None, [])
+  return RowAnswer(shown[slots], scores[slots], None, [])
 
 
 def _read(row: Row, ranking: np.ndarray, code: int, tokens: np.ndarray, mask: np.ndarray, finite: bool) -> RowAnswer:

@@ -1,13 +1,11 @@
 """The points of `latency.json`: what each policy, mode and compressor of a run costs a request, and how good its orders are."""
 
-import functools
 import itertools
 import pathlib
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from gr2_jax.compression.compressor import check_compressor, compressors_of
@@ -17,13 +15,12 @@ from gr2_jax.evaluation.metrics import compute_metrics
 from gr2_jax.evaluation.paired import paired_bootstrap
 from gr2_jax.files import write_json
 from gr2_jax.reports.latency import FULL_HISTORIES
-from gr2_jax.runs.load import load_catalogue, load_policy, load_slates, open_context
+from gr2_jax.runs.load import load_catalogue, load_slates
 from gr2_jax.runs.policies import PolicyRecord, read_policies
 from gr2_jax.runs.run import Run, RunError
 from gr2_jax.runs.versions import describe_machine
 from gr2_jax.serving.request import MODES, Request
-from gr2_jax.serving.reranker import Options, Reranker, find_served
-from gr2_jax.training.mesh import make_mesh
+from gr2_jax.serving.reranker import Options, Reranker, find_served, open_policies
 from gr2_jax.training.progress import Progress, Task
 
 
@@ -48,15 +45,20 @@ def choose_settings(
 
   Every policy on full histories in those of `modes` (None: all) that it was trained for, or with `force` can be asked in: a direct one
   never reasons. Compressed histories in the first mode that the policy was trained for, or the first where that is not measured. More than
-  one presentation to the first policy in that mode, on full histories.
+  one presentation to the first policy in that mode, on full histories. Scored policies answer in one mode, whatever the presentation, and
+  read no history that could be compressed.
   """
   settings = []
   for policy in policies:
-    possible = [mode for mode in MODES if mode in policy.trained or (force and (mode != "reason" or policy.mode == "reason"))]
+    written = policy.form == "written"
+    forced = [mode for mode in MODES if force and written and (mode != "reason" or policy.mode == "reason")]
+    possible = [mode for mode in MODES if mode in policy.trained or mode in forced]
     answered = [mode for mode in possible if modes is None or mode in modes]
     main = policy.mode if policy.mode in answered else next(iter(answered), None)
     for compressor, mode, count in itertools.product(compressors, answered, presentations):
       full = compressor == FULL_HISTORIES
+      if not written and not (full and count == 1):
+        continue
       if (mode == main or full) and (count == 1 or (mode == main and full and policy is policies[0])):
         settings.append(Setting(policy, compressor, mode, count))
   return settings
@@ -157,7 +159,16 @@ def measure_run(
     for setting in settings:
       policy, reranker = setting.policy, rerankers[setting[:2]]
       asked = [
-        Request(s.history, s.candidates, timestamp=s.timestamp, mode=setting.mode, presentations=setting.presentations) for s in slates
+        Request(
+          s.history,
+          s.candidates,
+          timestamp=s.timestamp,
+          mode=setting.mode,
+          presentations=setting.presentations,
+          upstream_scores=s.upstream_scores,
+          last_time=s.last_time,
+        )
+        for s in slates
       ]
       asked_as = {"compressor": setting.compressor, "mode": setting.mode, "presentations": setting.presentations}
       asked_as["trained"] = setting.mode in policy.trained
@@ -169,8 +180,7 @@ def measure_run(
 
 def _load_all(run: Run, settings: Iterable[Setting], batch_size: int) -> dict[tuple[PolicyRecord, str], Reranker]:
   """A re-ranker for each (policy, compressor); those of a policy share its parameters."""
-  context, mesh = open_context(run), make_mesh(devices=jax.devices()[:1])
-  load = functools.cache(lambda policy: load_policy(run, policy, context, mesh))
+  load = open_policies(run)
   rerankers = {}
   for policy, compressor in dict.fromkeys(setting[:2] for setting in settings):
     own = [setting for setting in settings if setting[:2] == (policy, compressor)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gr2_jax.data.jsonl import as_id, as_integer, as_time, parse_object, to_item
+from gr2_jax.data.jsonl import as_id, as_integer, as_number, as_time, parse_object, to_item
 from gr2_jax.data.schema import DataError, Item
 
 MODES = ("reason", "direct", "score")
@@ -21,7 +21,7 @@ KINDS = (
   "unknown_mode",  # none that is served
 )
 # What a line of a slates file holds besides, so that it is a request; none of it decides the answer.
-SLATE_FIELDS = ("user", "labels", "upstream_scores", "propensities", "weight", "segment", "last_time")
+SLATE_FIELDS = ("user", "labels", "propensities", "weight", "segment")
 ITEM_FIELDS = ("item", "title", "brand", "categories", "description", "price")
 
 
@@ -40,7 +40,8 @@ class Request:
   Ids are strings or integers, which become strings; an item is an `Item`, or a mapping with some of ITEM_FIELDS.
   `mode`: reason (decode a reasoning, then the order), direct (the order at once) or score (one pass, nothing decoded); None: the
   re-ranker's own. `presentations`: in how many orders the slate is shown, the upstream one first; above 1 their Borda counts decide.
-  `timestamp`: Unix seconds of the request; co-occurrence hints count only what happened before it (None: the whole log).
+  `timestamp`: Unix seconds of the request; what is counted in the log happened before it (None: the whole log). `upstream_scores`: one
+  number for each candidate, and `last_time`: Unix seconds of the history's last item; scored policies alone read the two.
 
   However it is made, from Python, a line or a body, it is checked here; raises RequestError for a field of another type.
   """
@@ -51,19 +52,36 @@ class Request:
   timestamp: int | None = None
   mode: str | None = None
   presentations: int | None = None
+  upstream_scores: tuple[float, ...] | None = None
+  last_time: int | None = None
 
   def __post_init__(self) -> None:
-    parsers: dict[str, Callable[[Any, str], Any]] = {"id": _as_id, "timestamp": _as_time, "mode": _as_mode, "presentations": _as_integer}
+    parsers: dict[str, Callable[[Any, str], Any]] = {
+      "id": _as_id,
+      "timestamp": _as_time,
+      "mode": _as_mode,
+      "presentations": _as_integer,
+      "upstream_scores": _as_numbers,
+      "last_time": _as_time,
+    }
     try:
       for name in ("history", "candidates"):
         object.__setattr__(self, name, _as_items(getattr(self, name), name))
       for name, parse in parsers.items():
         if getattr(self, name) is not None:
           object.__setattr__(self, name, parse(getattr(self, name), name))
+      self._check_scores_and_times()
     except RequestError:
       raise
     except DataError as error:
       raise RequestError("bad_request", str(error)) from None
+
+  def _check_scores_and_times(self) -> None:
+    scores, size = self.upstream_scores, len(self.candidates)
+    if scores is not None and len(scores) != size:
+      raise DataError(f"upstream_scores: {len(scores)} for {size} candidates; give one for each or leave the field out")
+    if self.last_time is not None and self.timestamp is not None and self.last_time > self.timestamp:
+      raise DataError(f"last_time: {self.last_time} lies after the request's timestamp {self.timestamp}; a history is past")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +89,11 @@ class Ranking:
   """The answer to a request: always all of its candidates.
 
   `order`: candidate ids, best first, with their `scores`, which never increase: log-probabilities (nats) of being named first in mode
-  score with one presentation, else Borda points as a share of the most possible. `reasoning`: the text of the first presentation, None
-  where nothing was reasoned. `timings`: milliseconds of preparing, and of the device's work on its batch. `fallback`: the upstream
-  order was given for the `reason`. `history_tokens`: the tokens of the history that the prompt held. `dropped_history`: history items
-  left out, because the prompt or the compressor's budget has no room for the oldest, or because they are new and have no soft tokens.
+  score with one presentation or of a scored policy, else Borda points as a share of the most possible. `reasoning`: the text of the first
+  presentation, None where nothing was reasoned. `timings`: milliseconds of preparing, and of the device's work on its batch. `fallback`:
+  the upstream order was given for the `reason`. `history_tokens`: the tokens of the history that the prompt held. `dropped_history`:
+  history items left out, because the prompt or the compressor's budget has no room for the oldest, because they are new and have no soft
+  tokens, or because a scored policy reads only the latest.
   `compressor`: what shortened the history, one of `compression.rules.VARIANTS` ("rules" where the rewriter has no text of it), or None.
   `unknown_history`: history items left out because nothing is known of them, or because this re-ranker cannot place new items.
   `assigned`: items that are not in the catalogue and were given a semantic ID, by their text or as `guessed` says: id -> what they share
@@ -146,6 +165,14 @@ def _as_items(values: Any, name: str) -> tuple[str | Item, ...]:
   if not isinstance(values, list | tuple):
     raise DataError(f"{name}: {values!r} is not a list; write it as [..]")
   return tuple(_as_item(value, name) for value in values)
+
+
+def _as_numbers(values: Any, name: str) -> tuple[float, ...]:
+  if isinstance(values, np.ndarray):
+    values = values.tolist()
+  if not isinstance(values, list | tuple):
+    raise DataError(f"{name}: {values!r} is not a list; write it as [..]")
+  return tuple(as_number(value.item() if isinstance(value, np.generic) else value, name) for value in values)
 
 
 def _as_item(value: Any, name: str) -> str | Item:

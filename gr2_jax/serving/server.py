@@ -72,6 +72,10 @@ _REQUEST = {
     "timestamp": _optional("integer", minimum=0, exclusiveMaximum=TIME_LIMIT, description="Unix seconds"),
     "mode": {"enum": [*MODES, None]},
     "presentations": _optional("integer", minimum=1),
+    "upstream_scores": _optional("array", items={"type": "number"}, description="one for each candidate; scored policies read it"),
+    "last_time": _optional(
+      "integer", minimum=0, exclusiveMaximum=TIME_LIMIT, description="Unix seconds of the history's last item; scored policies read it"
+    ),
     **{name: {"description": "of a slates file; not read"} for name in SLATE_FIELDS},
   },
   "required": ["history", "candidates"],

@@ -35,14 +35,14 @@ class NewItems:
 
 def make(make_reranker, variant, style=VERBOSE, budget=24, new_items=False, **options):
   settings = {"variant": variant, "budget": budget} | {name: options.pop(name) for name in ("per_item", "texts") if name in options}
-  cold_start = NewItems(make_reranker().context) if new_items else None
+  cold_start = NewItems(make_reranker().policy.context) if new_items else None
   return make_reranker(style, cold_start, settings, **{"modes": ("score",), "batch_size": 1} | options)
 
 
 def in_prompt(reranker, history, candidates=CANDIDATES):
   """(the tokens that stand as the history, the ranking's fields)."""
   prepared = reranker.prepare(Request(history, candidates))
-  tokens, special = prepared.rows[0].tokens, reranker.context.vocabulary.special
+  tokens, special = prepared.rows[0].tokens, reranker.policy.context.vocabulary.special
   return tokens[tokens.index(special("history")) + 1 : tokens.index(special("assistant"))], prepared.fields
 
 
@@ -50,10 +50,10 @@ def in_prompt(reranker, history, candidates=CANDIDATES):
 @pytest.mark.parametrize("budget", [24, 4])
 def test_rules_stand_in_the_prompt_and_what_they_leave_out_is_counted(make_reranker, variant, budget):
   reranker = make(make_reranker, variant, budget=budget)
-  context = reranker.context
+  context = reranker.policy.context
   tokens, fields = in_prompt(reranker, HISTORY)
   rows = context.catalogue.to_rows(HISTORY)
-  assert tokens == compress_by_rules(rows, context, reranker.style, budget=budget, categories=variant == "rules")
+  assert tokens == compress_by_rules(rows, context, reranker.policy.style, budget=budget, categories=variant == "rules")
   assert fields["history_tokens"] == len(tokens) <= budget and fields["compressor"] == variant
   here = {tuple(context.vocabulary.sid_tokens(context.codes[row])) for row in rows}
   quoted = [token for token in tokens if token >= context.vocabulary.sid_start]
@@ -85,12 +85,12 @@ def test_soft_tokens_leave_out_the_oldest_items_and_new_ones(make_reranker):
 def test_new_items_stand_in_rules_by_their_codes(make_reranker):
   reranker = make(make_reranker, "rules", new_items=True)
   tokens, fields = in_prompt(reranker, ("i1", Item("new", "rose toner", None, ("Care", "rose"))))
-  vocabulary = reranker.context.vocabulary
+  vocabulary = reranker.policy.context.vocabulary
   assert tokens[-2 - len(vocabulary.encode("rose")) :][:2] == vocabulary.sid_tokens([0, 0]) and fields["dropped_history"] == 0
 
 
 def test_the_rewriters_text_is_read_where_there_is_one_and_else_the_rules_are_named(make_reranker):
-  text = make_reranker().context.vocabulary.encode("rose toner")
+  text = make_reranker().policy.context.vocabulary.encode("rose toner")
   texts = {history_key(HISTORY): text, history_key(HISTORY[:3]): text * 40}
   reranker, rules = make(make_reranker, "rewriter", texts=texts), make(make_reranker, "rules")
   tokens, fields = in_prompt(reranker, HISTORY)
@@ -104,7 +104,7 @@ def test_the_rewriters_text_is_read_where_there_is_one_and_else_the_rules_are_na
 def test_where_the_candidates_leave_less_room_than_the_budget_less_is_kept(make_reranker, variant):
   slate = Slate("", (), CANDIDATES, (0,) * 3)
   plain = make_reranker(VERBOSE)
-  bare = len(render_prompt(slate, range(3), plain.context, plain.style, []).tokens)
+  bare = len(render_prompt(slate, range(3), plain.policy.context, plain.policy.style, []).tokens)
   kept = []
   for room in (0, 1, 3, 8):
     reranker = make(make_reranker, variant, VERBOSE | {"max_prompt_tokens": bare + room})

@@ -8,6 +8,7 @@ from gr2_jax.data.schema import SPLITS, Catalogue, DataError, History, Item, Sla
 from gr2_jax.data.slates import slate_labels
 from gr2_jax.evaluation import baselines
 from gr2_jax.evidence.counts import ItemCounts, TransitionCounts
+from gr2_jax.evidence.items import ItemArrays
 from gr2_jax.evidence.requests import LogCounts
 from gr2_jax.evidence.table import slate_features
 from gr2_jax.teachers.tree import fit_lambdamart, lambdamart_scores
@@ -64,8 +65,8 @@ def fitted():
   market = make_market(MarketConfig(train_slates=2500, validation_slates=400, test_slates=1500), seed=0)
   words = sorted({word for item in market.catalogue.items for word in item.title.split()})
   vectors = np.asarray([[word in item.title.split() for word in words] for item in market.catalogue.items], np.float32)
-  counts = LogCounts.fit(market.histories, market.catalogue)
-  features = {split: slate_features(market.slates[split], market.catalogue, counts, vectors) for split in SPLITS}
+  counts, items = LogCounts.fit(market.histories, market.catalogue), ItemArrays.of(market.catalogue, vectors)
+  features = {split: slate_features(market.slates[split], market.catalogue, counts, items) for split in SPLITS}
   return market, counts, features, {split: slate_labels(market.slates[split]) for split in SPLITS}
 
 

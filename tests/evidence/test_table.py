@@ -7,6 +7,7 @@ from gr2_jax.data.market import MarketConfig, make_market
 from gr2_jax.data.schema import Catalogue, DataError, History, Item, Slate
 from gr2_jax.data.slates import slate_labels
 from gr2_jax.evidence.facts import BASIC_FACTS, FACTS
+from gr2_jax.evidence.items import ItemArrays
 from gr2_jax.evidence.requests import LogCounts
 from gr2_jax.evidence.table import slate_features
 
@@ -19,12 +20,13 @@ CATALOGUE = Catalogue(
   )
 )
 VECTORS = np.asarray([[1.0, 0], [0, 3], [2, 0], [0, 0]])
+ITEMS = ItemArrays.of(CATALOGUE, VECTORS)
 LOG = [History("u", ("a", "b", "c"), (10, 20, 30)), History("v", ("a", "b"), (40, 50)), History("w", ("b", "c"), (60, 70))]
 
 
 def features_of(*slates, log=LOG):
   lm_scores = -np.ones((len(slates), 1)) * np.arange(max(len(slate.candidates) for slate in slates))
-  values = slate_features(slates, CATALOGUE, LogCounts.fit(log, CATALOGUE), VECTORS, facts=tuple(FACTS), lm_scores=lm_scores)
+  values = slate_features(slates, CATALOGUE, LogCounts.fit(log, CATALOGUE), ITEMS, facts=tuple(FACTS), lm_scores=lm_scores)
   return {name: values[..., i] for i, name in enumerate(FACTS)}
 
 
@@ -82,7 +84,7 @@ def test_words_of_titles_shared_with_the_history():
   catalogue = Catalogue(tuple(Item(name, title) for name, title in zip("abcd", titles, strict=True)))
   slates = [Slate("r", ("a", "c"), ("b", "d"), (1, 0)), Slate("s", ("d",), ("a", "c"), (1, 0))]
   names = ("words_shared", "rare_words_shared")
-  values = slate_features(slates, catalogue, LogCounts.fit([], catalogue), VECTORS, facts=names)
+  values = slate_features(slates, catalogue, LogCounts.fit([], catalogue), ItemArrays.of(catalogue, VECTORS), facts=names)
   assert values[..., 0].tolist() == [[2, 1], [0, 1]]  # rose and mint; balm
   np.testing.assert_allclose(values[..., 1], np.log(2) * values[..., 0], rtol=1e-6)  # two of four titles hold each
 
@@ -90,7 +92,8 @@ def test_words_of_titles_shared_with_the_history():
 def test_a_request_alone_gets_the_row_of_the_table():
   market = make_market(MarketConfig(num_items=60, train_slates=40, validation_slates=2, test_slates=2, slate_size=5), seed=1)
   slates = market.slates["train"]
-  read = (market.catalogue, LogCounts.fit(market.histories, market.catalogue), np.random.default_rng(0).normal(size=(60, 8)))
+  items = ItemArrays.of(market.catalogue, np.random.default_rng(0).normal(size=(60, 8)))
+  read = (market.catalogue, LogCounts.fit(market.histories, market.catalogue), items)
   lm_scores = np.random.default_rng(1).normal(size=(len(slates), 5))
   table = slate_features(slates, *read, facts=tuple(FACTS), lm_scores=lm_scores)
   assert (table.std(axis=(0, 1)) > 0).all()
@@ -99,9 +102,19 @@ def test_a_request_alone_gets_the_row_of_the_table():
     np.testing.assert_array_equal(alone[0], table[i])
 
 
+def test_a_request_without_a_history_has_facts_of_the_candidates_alone():
+  slates = [Slate("r", (), ("b", "d"), (1, 0)), Slate("s", ("a",), ("b",), (1,))]
+  counts = LogCounts.fit(LOG, CATALOGUE)
+  names = tuple(name for name in FACTS if name != "lm_score")
+  together = slate_features(slates, CATALOGUE, counts, ITEMS, facts=names)
+  alone = slate_features(slates[:1], CATALOGUE, counts, ITEMS, facts=names)
+  np.testing.assert_array_equal(alone[0], together[0])
+  assert np.isfinite(alone).all() and alone[0, 0, names.index("popularity")] == pytest.approx(np.log(4))
+
+
 def test_the_mid_trained_model_s_score_is_relative_to_the_slate():
   slates = [Slate("r", ("a",), ("b", "c"), (1, 0)), Slate("s", ("a",), ("b",), (1,))]
-  read = (slates, CATALOGUE, LogCounts.fit(LOG, CATALOGUE), VECTORS)
+  read = (slates, CATALOGUE, LogCounts.fit(LOG, CATALOGUE), ITEMS)
   table = slate_features(*read, facts=("lm_score",), lm_scores=np.asarray([[-1.0, -3.0], [-2.0, np.nan]]))
   assert table[..., 0].tolist() == [[1, -1], [0, 0]]
   with pytest.raises(ValueError, match="lm_score needs the log-probabilities of the mid-trained model"):
@@ -128,15 +141,15 @@ def test_without_a_timestamp_all_events_count():
 
 def test_shorter_slates_are_padded_and_labelled_so():
   slates = [Slate("r", ("b",), ("c", "a", "d"), (0, 1, 0)), Slate("s", ("a", "b", "c"), ("d", "b"), (2, 0))]
-  values = slate_features(slates, CATALOGUE, LogCounts.fit(LOG, CATALOGUE), VECTORS)
+  values = slate_features(slates, CATALOGUE, LogCounts.fit(LOG, CATALOGUE), ITEMS)
   assert values.shape == (2, 3, len(BASIC_FACTS)) and values.dtype == np.float32 and np.isfinite(values).all()
   assert (values[1, 2] == 0).all()
   assert slate_labels(slates).tolist() == [[0, 1, 0], [2, 0, -1]]
   # What stands in a slate does not depend on its neighbours' lengths.
-  alone = slate_features(slates[:1], CATALOGUE, LogCounts.fit(LOG, CATALOGUE), VECTORS)
+  alone = slate_features(slates[:1], CATALOGUE, LogCounts.fit(LOG, CATALOGUE), ITEMS)
   np.testing.assert_array_equal(alone[0], values[0])
 
 
 def test_vectors_of_another_catalogue_are_refused():
   with pytest.raises(DataError, match="vectors: 3 rows for 4 items"):
-    slate_features([Slate("r", ("b",), ("c", "a"), (1, 0))], CATALOGUE, LogCounts.fit(LOG, CATALOGUE), VECTORS[:3])
+    ItemArrays.of(CATALOGUE, VECTORS[:3])

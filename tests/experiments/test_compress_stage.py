@@ -88,9 +88,9 @@ def test_the_policy_is_measured_on_each_of_them(compressed):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_requests_get_the_histories_that_were_measured(compressed, variant):
   reranker = Reranker.load(compressed, compressor=variant)
-  slates = read_slates(compressed / "slates" / "test.jsonl.gz", reranker.context.catalogue)
+  slates = read_slates(compressed / "slates" / "test.jsonl.gz", reranker.policy.context.catalogue)
   cached = open_histories(Run.open(compressed), variant)
-  history, assistant = (reranker.context.vocabulary.special(name) for name in ("history", "assistant"))
+  history, assistant = (reranker.policy.context.vocabulary.special(name) for name in ("history", "assistant"))
   for slate in slates:
     entry = cached[history_key(slate.history)]
     prepared = reranker.prepare(Request(slate.history, slate.candidates, timestamp=slate.timestamp))

@@ -92,12 +92,12 @@ def check_served(run):
   reranker = Reranker.load(run, stage="direct", options=options)
   lines = (run / "evaluation" / "answers_direct_scores.jsonl").read_text(encoding="utf-8").splitlines()
   asked = [json.loads(line) for line in lines[:8]]
-  slates = read_slates(run / "slates" / "test.jsonl.gz", reranker.context.catalogue)[:8]
+  slates = read_slates(run / "slates" / "test.jsonl.gz", reranker.policy.context.catalogue)[:8]
   requests = [Request(slate.history, slate.candidates, timestamp=slate.timestamp) for slate in slates]
   assert [list(ranking.order) for ranking in reranker.rank_batch(requests)] == [of["order"] for of in asked]
   assert Reranker.load(run, stage="direct").options.mode == "direct"
   saved = Run.open(run)
-  pruned = load_policy(saved, find_policy(saved, "prune"), reranker.context, make_mesh(devices=jax.devices()[:1]))
+  pruned = load_policy(saved, find_policy(saved, "prune"), reranker.policy.context, make_mesh(devices=jax.devices()[:1]))
   assert pruned.decoder.config.num_layers == 1 and len(jax.tree.leaves(pruned.params["layers"])[0]) == 1
   assert Reranker.of_policy(pruned).options.mode == "reason"
 

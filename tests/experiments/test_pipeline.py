@@ -19,6 +19,7 @@ from gr2_jax.data.schema import SPLITS
 from gr2_jax.data.slates import slate_labels
 from gr2_jax.evaluation import baselines
 from gr2_jax.evaluation.results import RankerAnswers, build_results
+from gr2_jax.evidence.items import ItemArrays
 from gr2_jax.evidence.requests import LogCounts
 from gr2_jax.evidence.table import slate_features
 from gr2_jax.runs.run import Run
@@ -220,8 +221,8 @@ def measured():
   market = make_market(MarketConfig(num_items=150, train_slates=700, validation_slates=200, test_slates=700), seed=0)
   words = sorted({word for item in market.catalogue.items for word in item.title.split()})
   vectors = np.array([[word in item.title.split() for word in words] for item in market.catalogue.items], np.float32)
-  counts = LogCounts.fit(market.histories, market.catalogue)
-  features = {split: slate_features(market.slates[split], market.catalogue, counts, vectors) for split in SPLITS}
+  counts, items = LogCounts.fit(market.histories, market.catalogue), ItemArrays.of(market.catalogue, vectors)
+  features = {split: slate_features(market.slates[split], market.catalogue, counts, items) for split in SPLITS}
   labels = {split: slate_labels(market.slates[split]) for split in SPLITS}
   rng = np.random.default_rng(7)
   shuffled = {split: rng.permuted(values, axis=1) for split, values in labels.items()}

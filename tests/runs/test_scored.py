@@ -8,11 +8,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from gr2_jax.evidence.codes import FactCodes
+from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.transformer import init_params
 from gr2_jax.runs import scored
 from gr2_jax.runs.fact_tables import write_fact_tables
 from gr2_jax.runs.run import Run
-from gr2_jax.runs.scored import TARGETS, ScoredSlates, make_scores, mix_targets, open_scorer
+from gr2_jax.runs.scored import TARGETS, ScoredSlates, make_answer, mix_targets, open_scorer
 
 LABELS = np.array([[0, 1, 0, -1], [1, 0, 2, 0], [0, 0, 0, 0]], np.int32)
 REAL = LABELS >= 0
@@ -22,9 +23,15 @@ SLATES = ScoredSlates(FACTS, LABELS, np.float32([1, 2, 3]))
 CODES = FactCodes(("age", "lm_score"), np.float32([[-2, 0, 2], [-1, 0, 1]]))
 
 
+VOCABULARY = Vocabulary.train(["a rose", "a balm"] * 8, num_levels=2, codebook_size=4, num_candidates=4, text_pieces=512)
+
+
 @pytest.fixture
 def run(tmp_path):
-  run = Run(pathlib.Path(tmp_path), ConfigDict({"model": {"preset": "test"}, "answer": {"dropout": 0.25}}))
+  sections = {"model": {"preset": "test"}, "answer": {"dropout": 0.25}, "decoding": {"max_new_tokens": 5}}
+  run = Run(pathlib.Path(tmp_path), ConfigDict(sections))
+  run.path("tokenize").mkdir(parents=True)
+  VOCABULARY.save(run.path("tokenize", "vocabulary"))
   write_fact_tables(run, CODES.names, {"train": FACTS}, CODES, TEACHER)
   return run
 
@@ -62,16 +69,16 @@ def test_the_run_s_scorer_is_that_of_its_codes(run):
   assert open_scorer(run, 0.0).dropout == 0
 
 
-def test_scores_are_the_same_however_many_are_scored_at_a_time(run, monkeypatch):
-  model = open_scorer(run)
-  params = jax.tree.map(lambda x: 5 * x, init_params(model, jax.random.key(0)))
-  together = make_scores(model, CODES.edges)(params, SLATES)
-  assert together.shape == (3, 4) and together[REAL].std() > 1e-2
+@pytest.mark.parametrize("reasoned", [False, True])
+def test_answers_are_the_same_however_many_are_asked_at_a_time(run, monkeypatch, reasoned):
+  params = jax.tree.map(lambda x: 5 * x, init_params(open_scorer(run), jax.random.key(0)))
+  together = make_answer(run, reasoned=reasoned)(params, SLATES)
+  assert together.scores.shape == (3, 4) and together.scores[REAL].std() > 1e-2
+  assert all(bool(tokens) == reasoned and len(tokens) <= 5 for tokens in together.thoughts) and len(together.thoughts) == 3
   monkeypatch.setattr(scored, "_SCORED", 2)
-  in_parts = make_scores(model, CODES.edges)(params, SLATES)
-  np.testing.assert_allclose(in_parts[REAL], together[REAL], atol=1e-5)
-  turned = make_scores(model, CODES.edges)(params, SLATES.take(np.array([2, 0])))
-  np.testing.assert_allclose(turned[REAL[[2, 0]]], together[[2, 0]][REAL[[2, 0]]], atol=1e-5)
+  in_parts = make_answer(run, reasoned=reasoned)(params, SLATES)
+  np.testing.assert_allclose(in_parts.scores[REAL], together.scores[REAL], atol=1e-4)
+  assert in_parts.thoughts == together.thoughts
 
 
 def test_some_slates_keep_what_is_theirs():

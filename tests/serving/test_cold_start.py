@@ -33,7 +33,7 @@ def saved(tiny_run):
 
 
 def test_an_item_whose_text_says_nothing_is_placed_by_what_is_known_of_it(reranker, saved):
-  context = reranker.context
+  context = reranker.policy.context
   items = context.catalogue.items
   like = items[7]
   rows = {
@@ -64,7 +64,7 @@ def test_an_item_whose_text_says_nothing_is_placed_by_what_is_known_of_it(rerank
 
 
 def test_the_text_decides_the_first_codes_and_no_item_has_the_id(reranker, saved):
-  context = reranker.context
+  context = reranker.policy.context
   config = saved.config.tokenize
   rqvae = load_rqvae(saved.path("tokenize", "rqvae.msgpack"))
   _, vectors = fit_text_encoder(context.catalogue, config.dim, saved.config.seed)
@@ -83,8 +83,8 @@ def test_the_text_decides_the_first_codes_and_no_item_has_the_id(reranker, saved
 
 
 def test_a_slate_with_new_items_is_ranked(reranker):
-  known = [item.id for item in reranker.context.catalogue.items[:5]]
-  text = reranker.context.catalogue.items[7]
+  known = [item.id for item in reranker.policy.context.catalogue.items[:5]]
+  text = reranker.policy.context.catalogue.items[7]
   new = Item("new", text.title, text.brand, text.categories)
   ranking = reranker.rank((known[0], new), (*known[1:], Item("newer", text.title), Item(known[0], "text of its own, not used")))
   assert set(ranking.order) == {*known, "newer"} and set(ranking.assigned) == {"new", "newer"} and not ranking.fallback
@@ -97,11 +97,11 @@ def with_config(saved, **tokenize):
 
 
 def test_where_text_gives_no_codes_the_error_says_why(reranker, saved, tmp_path):
-  item = [Item("new", reranker.context.catalogue.items[0].title)]
+  item = [Item("new", reranker.policy.context.catalogue.items[0].title)]
   with pytest.raises(DataError, match=r"rqvae\.msgpack"):
-    ColdStart(dataclasses.replace(saved, directory=tmp_path), reranker.context).extend(item)
+    ColdStart(dataclasses.replace(saved, directory=tmp_path), reranker.policy.context).extend(item)
   with pytest.raises(DataError, match=r"versions\.json"):
-    ColdStart(with_config(saved, dim=saved.config.tokenize.dim // 2), reranker.context).extend(item)
+    ColdStart(with_config(saved, dim=saved.config.tokenize.dim // 2), reranker.policy.context).extend(item)
 
 
 def test_a_run_that_is_not_there_or_not_finished_is_named(tiny_run, tmp_path):

@@ -31,7 +31,7 @@ class Anywhere:
 @pytest.fixture(scope="module")
 def reranker(make_reranker):
   reranker = make_reranker(modes=("score",), mode="score", batch_size=1, cold_start=Anywhere())
-  reranker._cold_start.base = reranker.context
+  reranker.policy._cold_start.base = reranker.policy.context
   reranker.warm_up()
   return reranker
 
@@ -71,6 +71,12 @@ CASES = {
     slate(user="u", labels=[0, 1, 0], upstream_scores=[3, 2, 1], propensities=[1, 1, 1], weight=1, segment="a"),
     "",
   ),
+  "upstream scores and the last time": (slate(upstream_scores=[0.5, 2, 1], timestamp=1_700_000_000, last_time=1_600_000_000), ""),
+  "upstream scores of other candidates": (slate(upstream_scores=[3, 2]), "bad_request"),
+  "upstream scores that are no list": (slate(upstream_scores=3), "bad_request"),
+  "an upstream score as text": (slate(upstream_scores=[3, "2", 1]), "bad_request"),
+  "an upstream score that is not finite": (slate(upstream_scores=[3, 10**400, 1]), "bad_request"),
+  "a last time after the request": (slate(timestamp=1_600_000_000, last_time=1_700_000_000), "bad_request"),
   "no history": (slate(history=[]), ""),
   "a time with a fraction of 0": (slate(timestamp=1.7e9), ""),
   "a time with a fraction": (slate(timestamp=1.5), "bad_request"),
@@ -127,6 +133,8 @@ def test_what_only_python_can_write_is_read_as_what_it_means(reranker):
     assert reranker.rank(history, candidates, timestamp=np.int64(1_700_000_000)).order == expected.order
   whole = Request((np.int64(1), 2), (Item("x", "Rose", None, ("Care",), None, 9.5), {"item": 3, "title": None}), id=np.int32(4))
   assert whole == Request(("1", "2"), (Item("x", "Rose", None, ("Care",), None, 9.5), Item("3", "")), id="4")
+  scored = Request(("i7",), ("i3", "i1"), upstream_scores=np.float32([0.5, 0.25]), last_time=np.int64(5))
+  assert (scored.upstream_scores, scored.last_time) == ((0.5, 0.25), 5)
   for history in ("i7", {"i7"}, 7):
     with pytest.raises(RequestError) as error:
       reranker.rank(history, ["i3", "i1"])

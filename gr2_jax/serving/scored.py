@@ -1,0 +1,197 @@
+"""Scored policies: the facts of requests, counted as the run's tables were, and the engine that scores their candidates by them."""
+
+import bisect
+import dataclasses
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from gr2_jax.data.schema import DataError, Slate
+from gr2_jax.data.slates import pad_rows
+from gr2_jax.evidence.facts import LM_SCORE
+from gr2_jax.evidence.items import ItemArrays
+from gr2_jax.evidence.requests import LogCounts
+from gr2_jax.evidence.table import slate_features
+from gr2_jax.models.scorer import PackedSlates, SlateScorer
+from gr2_jax.rollout.catalogue_scores import pad_histories
+from gr2_jax.runs.fact_tables import FactTables
+from gr2_jax.runs.load import load_catalogue, load_log, load_vocabulary
+from gr2_jax.runs.packed_midtraining import load_packed_slate_scores
+from gr2_jax.runs.policies import PolicyRecord
+from gr2_jax.runs.run import Run
+from gr2_jax.runs.scored import make_answer_batch, open_scorer, pack_facts, read_thoughts
+from gr2_jax.serving.engine import RowAnswer, default_batch_sizes, sort_scores
+from gr2_jax.serving.options import Options
+from gr2_jax.serving.request import Request, RequestError, item_id
+from gr2_jax.serving.slate_cache import SlateIndex
+from gr2_jax.steps.start import load_params
+from gr2_jax.training.checkpoints import Checkpointer
+
+
+class SlateFacts:
+  """The facts that a run's scored policies read, of any slate of its catalogue: those that the run's tables would have of it."""
+
+  def __init__(self, run: Run, mesh: Mesh):
+    tables = FactTables(run)
+    self.catalogue = load_catalogue(run)
+    self.codes, self.longest = tables.codes, tables.longest
+    self._counts = LogCounts.fit(load_log(run, self.catalogue), self.catalogue)
+    self._items = ItemArrays.of(self.catalogue, np.load(run.path("tokenize", "vectors.npy")))
+    self._max_history, self._lm_history = run.config.evidence.max_history, run.config.midtrain.max_history
+    self._lm_scores = load_packed_slate_scores(run, self.catalogue, mesh) if LM_SCORE in self.codes.names else None
+
+  @property
+  def history(self) -> int:
+    """The latest items of a history that any fact reads."""
+    return self._max_history if self._lm_scores is None else max(self._max_history, self._lm_history)
+
+  def pack(self, slates: Sequence[Slate], size: int, width: int) -> PackedSlates:
+    """`size` slates of `width` candidates as the scorer reads them: those given, and as many of them again as there is room for."""
+    rows = np.arange(size) % len(slates)
+    candidates = np.full((size, width), -1, np.int32)
+    own = pad_rows([self.catalogue.to_rows(slate.candidates) for slate in slates])
+    candidates[:, : own.shape[1]] = own[rows]
+    lm_scores = None
+    if self._lm_scores is not None:
+      past = pad_histories([self.catalogue.to_rows(slate.history) for slate in slates], self._lm_history)
+      lm_scores = np.asarray(self._lm_scores(past[rows], candidates))[: len(slates), : own.shape[1]]
+    facts = np.zeros((size, width, len(self.codes.names)), np.float32)
+    facts[:, : own.shape[1]] = slate_features(
+      slates,
+      self.catalogue,
+      self._counts,
+      self._items,
+      facts=self.codes.names,
+      max_history=self._max_history,
+      lm_scores=lm_scores,
+    )[rows]
+    return pack_facts(facts, candidates >= 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+  """A scored policy of a run, loaded, and the facts that it reads."""
+
+  run: Run
+  record: PolicyRecord
+  model: SlateScorer
+  params: Any
+  facts: SlateFacts
+
+
+def load_scorer(run: Run, record: PolicyRecord, facts: SlateFacts, mesh: Mesh) -> Scorer:
+  """The scored policy of a record of the run's manifest, its parameters on the mesh."""
+  model = open_scorer(run)
+  return Scorer(run, record, model, load_params(model, Checkpointer(run.path(record.stage, record.checkpoints)), mesh), facts)
+
+
+class ScoredEngine:
+  """Scores slates in batches padded to one of `batch_sizes` (ascending) and to `max_candidates`; see `Engine`, whose place it takes.
+
+  Facts are computed on the host, for a batch at once. One thread at a time is served.
+  """
+
+  def __init__(self, scorer: Scorer, *, batch_sizes: Sequence[int], max_candidates: int):
+    self.batch_sizes, self.max_candidates = tuple(batch_sizes), max_candidates
+    self.index = SlateIndex(0)  # no slate stays on the device: one pass reads it whole
+    self._params, self._facts = scorer.params, scorer.facts
+    self._lock, self._ready, self._warming = threading.Lock(), set[int](), False
+    self._score = make_answer_batch(scorer.run, reasoned=scorer.record.mode == "reason")
+
+  def answer(self, rows: Sequence[Slate], mode: str) -> list[RowAnswer]:
+    """An answer for each slate; `mode` can only be that of the policy."""
+    answers: list[RowAnswer] = []
+    for start in range(0, len(rows), self.batch_sizes[-1]):
+      batch = rows[start : start + self.batch_sizes[-1]]
+      with self._lock:
+        answers += self._answer_batch(batch, self._choose(len(batch)))
+    return answers
+
+  def warm_up(self, modes: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Compiles the programs of every batch size; yields (done, all) after each. Slates may be answered meanwhile.
+
+    First come those of one slate and of a full batch. Until all are there, a batch whose own is missing is padded to a larger one.
+    """
+    sizes = dict.fromkeys((1, self.batch_sizes[-1], *self.batch_sizes))
+    anything = Slate("", (), (self._facts.catalogue.items[0].id,), (0,))
+    self._warming = True
+    try:
+      for done, size in enumerate(sizes, start=1):
+        self._answer_batch([anything], size)
+        yield done, len(sizes)
+    finally:
+      self._warming = False
+
+  def is_ready(self, mode: str) -> bool:
+    """Whether any slate can be answered without compiling."""
+    return {1, self.batch_sizes[-1]} <= self._ready
+
+  def _choose(self, rows: int) -> int:
+    """The smallest batch size that holds so many rows; while programs are compiled, of those that are there."""
+    sizes = self.batch_sizes[bisect.bisect_left(self.batch_sizes, rows) :]
+    return next((size for size in sizes if size in self._ready), sizes[0]) if self._warming else sizes[0]
+
+  def _answer_batch(self, slates: Sequence[Slate], size: int) -> list[RowAnswer]:
+    found, thoughts = jax.device_get(self._score(self._params, self._facts.pack(slates, size, self.max_candidates)))
+    self._ready.add(size)
+    texts = read_thoughts(thoughts, size)
+    return [_to_answer(scores[: len(slate.candidates)], text) for slate, scores, text in zip(slates, found, texts, strict=False)]
+
+
+def _to_answer(scores: np.ndarray, thought: list[int]) -> RowAnswer:
+  """The order of scores `[K]` of candidates in the upstream order, with log-probabilities of being first, after a reasoning."""
+  answer = sort_scores(np.arange(len(scores)), scores)._replace(completion=thought)
+  # Normalised when they are sorted, since rounding makes equal what was not.
+  return answer if answer.scores is None else answer._replace(scores=answer.scores - np.logaddexp.reduce(answer.scores))
+
+
+class ScoredPolicy:
+  """A policy that scores candidates by their facts, as a `Reranker` serves it: every order in which a slate is shown has one answer."""
+
+  compressor = None
+
+  def __init__(self, scorer: Scorer, options: Options = Options()):
+    """Raises DataError for a mode other than the policy's, and for what is said of prompts."""
+    for name in ("prefix_cache", "prompt_lengths"):
+      if getattr(options, name):
+        raise DataError(f"{name}: a scored policy reads no prompt; leave it out")
+    self.options = options = options.for_policy(scorer.record.trained)
+    self.max_candidates = scorer.facts.longest if options.max_candidates is None else options.max_candidates
+    self.engine = ScoredEngine(scorer, batch_sizes=default_batch_sizes(options.batch_size), max_candidates=self.max_candidates)
+    self._facts, self._vocabulary = scorer.facts, load_vocabulary(scorer.run)
+
+  def warm_up(self) -> None:
+    """Nothing, since the engine's programs are all."""
+
+  def read(self, request: Request, mode: str, presentations: int) -> tuple[list[Slate], dict[str, Any]]:
+    """The request as one slate, however often it is to be shown, and the ranking's fields that tell of its history; raises RequestError."""
+    known, candidates = self._facts.catalogue.rows, tuple(map(item_id, request.candidates))
+    lost = next((item for item in candidates if item not in known), None)
+    if lost is not None:
+      raise RequestError("unknown_item", f"unknown item {lost!r}; a scored policy ranks items of its run's catalogue alone; leave it out")
+    past = tuple(item for item in map(item_id, request.history) if item in known)
+    slate = Slate(
+      request.id or "",
+      past,
+      candidates,
+      (0,) * len(candidates),
+      upstream_scores=request.upstream_scores,
+      timestamp=request.timestamp,
+      last_time=request.last_time,
+    )
+    return [slate], {
+      "unknown_history": len(request.history) - len(past),
+      "dropped_history": max(len(past) - self._facts.history, 0),
+    }
+
+  def reasoning(self, completion: list[int]) -> str | None:
+    """The text of a reasoning, which came before the scores; None where there is none."""
+    return (
+      self._vocabulary.decode(completion[:-1] if completion[-1] == self._vocabulary.special("/think") else completion)
+      if completion
+      else None
+    )

@@ -1,0 +1,194 @@
+"""Scored policies served: the facts of the run's tables, evaluation's orders, the same alone and in a batch; what they cannot is told."""
+
+import gzip
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from gr2_jax.data.schema import DataError, Item
+from gr2_jax.evidence.facts import LM_SCORE
+from gr2_jax.runs.fact_tables import FactTables
+from gr2_jax.runs.load import load_catalogue, load_slates
+from gr2_jax.runs.policies import find_policy
+from gr2_jax.runs.run import Run, RunError
+from gr2_jax.serving.measure import find_settings, measure
+from gr2_jax.serving.ranked_file import rank_lines
+from gr2_jax.serving.request import Request, RequestError
+from gr2_jax.serving.reranker import Options, Reranker, find_served, open_policies
+from gr2_jax.serving.server import make_app
+from gr2_jax.training.progress import Progress
+
+
+@pytest.fixture(scope="module")
+def run(scored_run):
+  return Run.open(scored_run)
+
+
+@pytest.fixture(scope="module")
+def slates(run):
+  return load_slates(run, load_catalogue(run), "test")
+
+
+@pytest.fixture(scope="module")
+def load(run):
+  return open_policies(run)
+
+
+@pytest.fixture(scope="module")
+def scorer(run, load):
+  return load(find_policy(run, "rl"))
+
+
+@pytest.fixture(scope="module")
+def reranker(scorer):
+  return Reranker.of_policy(scorer, options=Options(batch_size=8))
+
+
+def to_request(slate, **fields):
+  given = {"upstream_scores": slate.upstream_scores, "timestamp": slate.timestamp, "last_time": slate.last_time}
+  return Request(slate.history, slate.candidates, **given | fields)
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_a_request_has_the_facts_of_the_table(run, scorer, slates, size):
+  table, names = FactTables(run).read("test"), scorer.facts.codes.names
+  lm = names.index(LM_SCORE)
+  assert (table.std(axis=(0, 1))[[lm, names.index("gap"), names.index("upstream_score")]] > 0).all()
+  for start in range(0, 20, size):
+    facts = scorer.facts.pack(slates[start : start + size], size, scorer.facts.longest).facts
+    expected = table[start : start + size]
+    np.testing.assert_allclose(facts[..., lm], expected[..., lm], atol=1e-5)
+    np.testing.assert_array_equal(np.delete(facts, lm, axis=2), np.delete(expected, lm, axis=2))
+
+
+def test_orders_are_those_of_evaluation(run, load, slates):
+  for stage, name in (("sft", "sft"), ("rl", "policy"), ("direct", "direct")):
+    answers = [json.loads(line) for line in run.path("evaluation", f"answers_{name}.jsonl").read_text().splitlines()]
+    rankings = Reranker.of_policy(load(find_policy(run, stage))).rank_batch(list(map(to_request, slates)))
+    assert [list(ranking.order) for ranking in rankings] == [answer["order"] for answer in answers]
+    assert not any(ranking.fallback or ranking.reasoning for ranking in rankings)
+    assert any(ranking.order != slate.candidates for ranking, slate in zip(rankings, slates, strict=True))
+
+
+def test_scores_are_log_probabilities_of_being_first(reranker, slates):
+  ranking = reranker.rank_batch([to_request(slates[0])])[0]
+  assert list(ranking.scores) == sorted(ranking.scores, reverse=True) and np.exp(ranking.scores).sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_an_answer_does_not_depend_on_its_batch_or_presentation(reranker, slates):
+  requests = [Request(s.history[i % 3 :], s.candidates[: 1 + i % 8], timestamp=s.timestamp) for i, s in enumerate(slates)]
+  requests += [Request((), slates[0].candidates), Request(("delisted", slates[0].history[0]), slates[0].candidates)]
+  for request, ranking in zip(requests, reranker.rank_batch(requests), strict=True):
+    alone = reranker.rank_batch([request])[0]
+    shuffled = reranker.rank(request.history, request.candidates, timestamp=request.timestamp, presentations=3)
+    assert alone.order == shuffled.order == ranking.order and not ranking.fallback
+    np.testing.assert_allclose(alone.scores, ranking.scores, atol=1e-5)
+    np.testing.assert_allclose(shuffled.scores, alone.scores)
+  assert ranking.unknown_history == 1
+
+
+def test_upstream_scores_and_times_are_read(reranker, slates):
+  def rank(**fields):
+    return dict(zip(*(lambda r: (r.order, r.scores))(reranker.rank_batch([to_request(slates[0], **fields)])[0]), strict=True))
+
+  whole = rank()
+  for name in ("upstream_scores", "last_time", "timestamp"):
+    without = rank(**{name: None})
+    assert sorted(without) == sorted(whole) and without != whole
+
+
+def test_a_long_history_loses_what_no_fact_reads(run, scorer, reranker, slates):
+  most, candidates = scorer.facts.history, slates[0].candidates
+  assert most == max(run.config.evidence.max_history, run.config.midtrain.max_history)
+  past = [item.id for item in scorer.facts.catalogue.items[: most + 5]]
+  long, short = reranker.rank(past, candidates), reranker.rank(past[5:], candidates)
+  assert (long.dropped_history, short.dropped_history) == (5, 0) and (long.order, long.scores) == (short.order, short.scores)
+
+
+BAD = {
+  "unknown candidate": (("item0001", "nowhere"), {}, "unknown_item"),
+  "new candidate": (("item0001", Item("new", "rose toner")), {}, "unknown_item"),
+  "too many candidates": (tuple(f"item{n:04}" for n in range(9)), {}, "too_many"),
+  "repeated": (("item0001", "item0001"), {}, "repeated_candidate"),
+  "mode that it has not": (("item0001", "item0002"), {"mode": "reason"}, "unknown_mode"),
+  "scores of other candidates": (("item0001", "item0002"), {"upstream_scores": (1.0,)}, "bad_request"),
+}
+
+
+@pytest.mark.parametrize("candidates, fields, kind", BAD.values(), ids=BAD)
+def test_bad_requests_are_named(reranker, candidates, fields, kind):
+  with pytest.raises(RequestError) as error:
+    reranker.rank((), candidates, **fields)
+  assert error.value.kind == kind
+
+
+def test_numbers_that_are_not_finite_give_the_upstream_order(reranker, slates, monkeypatch):
+  monkeypatch.setattr(reranker.engine, "_params", jax.tree.map(lambda x: np.nan * x, reranker.engine._params))
+  ranking = reranker.rank_batch([to_request(slates[0])])[0]
+  assert ranking.fallback and ranking.order == slates[0].candidates and ranking.reason == "invalid answer: not_finite"
+
+
+def test_after_warming_up_nothing_is_compiled(scorer, slates, compilations):
+  reranker = Reranker.of_policy(scorer, options=Options(batch_size=3, max_candidates=9))
+  steps = []
+
+  def on_progress(done, total):
+    steps.append((done, total, reranker.is_ready))
+    if reranker.is_ready:
+      before = len(compilations)
+      assert not reranker.rank_batch(list(map(to_request, slates[:2])))[0].fallback and len(compilations) == before
+
+  reranker.warm_up(on_progress)
+  assert steps == [(1, 2, False), (2, 2, True)] and compilations
+  del compilations[:]
+  reranker.rank((), [item.id for item in scorer.facts.catalogue.items[:9]])
+  reranker.rank_batch(list(map(to_request, slates)))
+  assert not compilations
+
+
+def test_lines_of_a_slates_file_and_http_answer_alike(run, reranker, slates):
+  lines = gzip.decompress(run.path("slates", "test.jsonl.gz").read_bytes()).splitlines()[:5]
+  reranker.warm_up()
+  with TestClient(make_app(reranker)) as client:
+    bodies = [client.post("/rank", content=line).json() for line in lines]
+    assert client.get("/metrics").status_code == 200
+  records = list(rank_lines(reranker, list(enumerate(lines, 1))))
+  expected = [list(ranking.order) for ranking in reranker.rank_batch(list(map(to_request, slates[:5])))]
+  assert [body["order"] for body in bodies] == [list(record["order"]) for record in records] == expected
+
+
+def test_settings_that_cannot_work_are_refused(scored_run, scorer):
+  for options, told in (
+    (Options(mode="reason"), "mode"),
+    (Options(prefix_cache=64), "prefix_cache"),
+    (Options(prompt_lengths=(64,)), "prompt"),
+  ):
+    with pytest.raises(DataError, match=told):
+      Reranker.of_policy(scorer, options=options, force=True)
+  with pytest.raises(RunError, match="compressor: 'rules'"):
+    Reranker.load(scored_run, compressor="rules")
+
+
+@pytest.mark.parametrize("lost", ["evidence/codes.npz", "evidence/facts_test.npy", "midtrain/checkpoints", "rl/checkpoints"])
+def test_what_is_gone_is_told_before_anything_is_loaded(scored_run, tmp_path, lost):
+  copied = tmp_path / "run"
+  shutil.copytree(scored_run, copied)
+  (copied / lost).rename(tmp_path / "lost")
+  with pytest.raises(RunError, match=f"{lost} is gone"):
+    find_served(Run.open(copied), "rl")
+
+
+def test_latency_is_measured_in_the_one_mode(scored_run, run, tmp_path):
+  copied = tmp_path / "run"
+  shutil.copytree(scored_run, copied)
+  named = {"stages": None, "compressors": None, "modes": None, "presentations": [1, 3]}
+  settings = find_settings(run, None, None, strict=True, modes=None, presentations=[1, 3], force=True)
+  assert [(s.policy.stage, *s[1:]) for s in settings] == [(stage, "full", "score", 1) for stage in ("rl", "direct")]
+  path = measure(str(copied), [], **named, requests=2, batch_size=8, progress=Progress())
+  points = json.loads(path.read_text())["points"]
+  results = json.loads((copied / "evaluation" / "results.json").read_text())
+  assert points[0]["recall@1"] == pytest.approx(results["orders"]["policy"]["recall@1"]) and points[0]["trained"]
