@@ -70,8 +70,8 @@ def shared_folder(tmp_path_factory):
   return share
 
 
-def _run_config(config, workdir):
-  command = [sys.executable, "-m", "experiments.run", f"--config={config}", f"--workdir={workdir}"]
+def _run_config(config, workdir, *flags):
+  command = [sys.executable, "-m", "experiments.run", f"--config={config}", f"--workdir={workdir}", *flags]
   done = subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, timeout=1200)
   assert done.returncode == 0, done.stderr[-4000:]
 
@@ -84,10 +84,12 @@ def tiny_run(shared_folder):
 
 @pytest.fixture(scope="session")
 def scored_run(shared_folder):
-  """The directory of a finished run of `configs/quickstart.py:tiny`, whose policies score candidates; read it, never write into it."""
+  """The directory of a finished run of `configs/quickstart.py:tiny`, whose RL policy reasons before it scores and whose direct one does
+  not; read it, never write into it.
+  """
 
   def run(folder):
-    _run_config("configs/quickstart.py:tiny", folder / "run")
+    _run_config("configs/quickstart.py:tiny", folder / "run", "--config.prompt.direct=False")
 
   return shared_folder("scored", run) / "run"
 

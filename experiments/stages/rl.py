@@ -145,11 +145,10 @@ def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
   """The RL policy."""
   if config.answer.form == "scored":
     against = ("midtrain", "lambdamart", "lambdamart_all", "sft", "rl_control")
-    control = PolicyRecord(
-      "rl", (RankerRecord("rl_control", "cross-entropy control", "score", against=("sft",)),), "control", form="scored"
-    )
-    policy = PolicyRecord("rl", (RankerRecord("policy", "RL policy", "score", against=against),), form="scored")
-    return (control, policy) if config.rl.control else (policy,)
+    mode = "reason" if is_reasoned(config) else "score"
+    policy = PolicyRecord("rl", (RankerRecord("policy", "RL policy", mode, against=against),), form="scored")
+    control = RankerRecord("rl_control", "cross-entropy control", mode, against=("sft",))
+    return (policy, PolicyRecord("rl", (control,), "control", form="scored")) if config.rl.control else (policy,)
   mode = "direct" if config.prompt.direct else "reason"
   return (
     PolicyRecord("rl", (RankerRecord("policy", "RL policy", mode, against=("midtrain", "lambdamart", "lambdamart_all", "sft", "opd")),)),

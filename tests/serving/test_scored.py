@@ -74,6 +74,14 @@ def test_orders_are_those_of_evaluation(run, load, slates):
     assert any(ranking.order != slate.candidates for ranking, slate in zip(rankings, slates, strict=True))
 
 
+def test_a_policy_that_reasons_says_what_it_wrote_before_its_scores(run, reranker, load, slates):
+  lines = (run.path("evaluation", "answers_policy.jsonl").read_text(encoding="utf-8")).splitlines()
+  ranking = reranker.rank_batch([to_request(slates[0])])[0]
+  assert ranking.reasoning and json.loads(lines[0])["completion"].startswith(ranking.reasoning)
+  direct = Reranker.of_policy(load(find_served(run, "direct")))
+  assert direct.rank_batch([to_request(slates[0])])[0].reasoning is None
+
+
 def test_scores_are_log_probabilities_of_being_first(reranker, slates):
   ranking = reranker.rank_batch([to_request(slates[0])])[0]
   assert list(ranking.scores) == sorted(ranking.scores, reverse=True) and np.exp(ranking.scores).sum() == pytest.approx(1, abs=1e-5)
@@ -114,7 +122,7 @@ BAD = {
   "new candidate": (("item0001", Item("new", "rose toner")), {}, "unknown_item"),
   "too many candidates": (tuple(f"item{n:04}" for n in range(9)), {}, "too_many"),
   "repeated": (("item0001", "item0001"), {}, "repeated_candidate"),
-  "mode that it has not": (("item0001", "item0002"), {"mode": "reason"}, "unknown_mode"),
+  "mode that it has not": (("item0001", "item0002"), {"mode": "direct"}, "unknown_mode"),
   "scores of other candidates": (("item0001", "item0002"), {"upstream_scores": (1.0,)}, "bad_request"),
 }
 
@@ -163,7 +171,7 @@ def test_lines_of_a_slates_file_and_http_answer_alike(run, reranker, slates):
 
 def test_settings_that_cannot_work_are_refused(scored_run, scorer):
   for options, told in (
-    (Options(mode="reason"), "mode"),
+    (Options(mode="direct"), "mode"),
     (Options(prefix_cache=64), "prefix_cache"),
     (Options(prompt_lengths=(64,)), "prompt"),
   ):
@@ -187,7 +195,7 @@ def test_latency_is_measured_in_the_one_mode(scored_run, run, tmp_path):
   shutil.copytree(scored_run, copied)
   named = {"stages": None, "compressors": None, "modes": None, "presentations": [1, 3]}
   settings = find_settings(run, None, None, strict=True, modes=None, presentations=[1, 3], force=True)
-  assert [(s.policy.stage, *s[1:]) for s in settings] == [(stage, "full", "score", 1) for stage in ("rl", "direct")]
+  assert [(s.policy.stage, *s[1:]) for s in settings] == [("rl", "full", "reason", 1), ("direct", "full", "score", 1)]
   path = measure(str(copied), [], **named, requests=2, batch_size=8, progress=Progress())
   points = json.loads(path.read_text())["points"]
   results = json.loads((copied / "evaluation" / "results.json").read_text())
