@@ -39,7 +39,7 @@ def make_scored(config):
   config.model.preset = "micro"  # at half the width mid-training does not find what follows what
   config.answer.form = "scored"
   config.prompt.hints = ("upstream_rank", "bought_after")  # what the scripted teacher may speak of
-  # Reasoning first, `--config.prompt.direct=False`, costs a small model some quality and RL much time: docs/results/main.md has the figures.
+  # Reasoning first, `--config.prompt.direct=False`, costs a small model some quality and RL much time: see docs/results/main.md.
   config.prompt.direct = True
   config.decoding.max_new_tokens = 40  # of a reasoning; the teacher's have some 19, at most 36
   config.traces.update({"attempts": 1, "temperature": 0.3})

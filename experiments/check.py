@@ -34,7 +34,7 @@ def _find_faults_of_values(config: ConfigDict) -> list[str]:
 
 def _find_faults_of_pairs(config: ConfigDict) -> Iterator[str]:
   """What the stages find, the first fault of each, and what does not go with the devices."""
-  for check in (_check_answers, _check_writer, *(stage.check for stage in load_stages() if stage.check is not None), _check_devices):
+  for check in (_check_answers, _check_scored, _check_writer, *(stage.check for stage in load_stages() if stage.check is not None), _check_devices):
     try:
       check(config)
     except ConfigError as error:
@@ -45,6 +45,17 @@ def _check_answers(config: ConfigDict) -> None:
   """Which answers can be decoded."""
   if config.decoding.constraint == "slate" and config.prompt.answer != "compact":
     raise ConfigError(f"--config.decoding.constraint: 'slate' is for compact answers, not for {config.prompt.answer}; set it to none")
+
+
+def _check_scored(config: ConfigDict) -> None:
+  """What is done to a language model's written answers alone."""
+  if config.answer.form != "scored":
+    return
+  written = {"prune.enabled": config.prune.enabled, "compress.variants": config.compress.variants}
+  written["sft.without_reasoning"] = config.sft.without_reasoning
+  for key, asked in written.items():
+    if asked:
+      raise ConfigError(f"--config.{key}: {asked!r} is for written answers; leave it out, or set answer.form to written")
 
 
 def _check_writer(config: ConfigDict) -> None:

@@ -29,13 +29,13 @@ def verdict(results: Mapping[str, Any]) -> str:
   chosen = f", chosen on validation slates before the {ranker_title(POLICY, titles)}," if main != POLICY else ""
   sentences = [_compare(f"The {policy}{chosen}", f"the {base}", paired.get(f"{main}_vs_{BASELINE}", {}))]
   sentences += [_compare("It", ranker_title(tree, titles), of) for tree in _TREES if (of := paired.get(f"{main}_vs_{tree}"))]
+  against_start = paired.get(f"{main}_vs_{_START}", {})
+  if any(against_start[metric]["delta"] < 0 for metric in _METRICS if metric in against_start):
+    sentences.append(_compare("It", f"the {ranker_title(_START, titles)} asked for the next item alone", against_start))
   if "main_line" in results:
     start = f"the {ranker_title(_PRIOR, titles)} that it started from"
     lines = ((f"The {ranker_title(POLICY, titles)}", start, _PRIOR), ("It", f"its {ranker_title(_CONTROL, titles)}", _CONTROL))
     sentences += [_compare(one, other, of) for one, other, name in lines if (of := paired.get(f"{POLICY}_vs_{name}"))]
-  against_start = paired.get(f"{main}_vs_{_START}", {})
-  if any(against_start[metric]["delta"] < 0 for metric in _METRICS if metric in against_start):
-    sentences.append(_compare(f"The {policy}", f"the {ranker_title(_START, titles)} asked for the next item alone", against_start))
   text = " ".join(sentences)
   return f"{text} {ONE_USER_NOTE}" if ONE_USER in text else text
 

@@ -189,7 +189,7 @@ def test_what_a_stage_refuses_to_go_on_with_is_one_line(error, tmp_path, capsys)
   assert capsys.readouterr().err == "ERROR: what, where, and what to do\n"
 
 
-BEFORE_SFT = ("data", "tokenize", "midtrain", "slates", "traces")
+BEFORE_SFT = ("data", "tokenize", "midtrain", "slates", "evidence", "traces")
 
 
 def refuse(run_here, config, run, capsys):

@@ -37,6 +37,9 @@ def test_what_goes_together_passes(changes):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
+    (SCORED | {"prune__enabled": True}, r"--config\.prune\.enabled: True is for written answers; leave it out, or set answer\.form to wr"),
+    (SCORED | {"compress__variants": ("rules",)}, r"--config\.compress\.variants: \('rules',\) is for written answers"),
+    (SCORED | {"sft__without_reasoning": True}, r"--config\.sft\.without_reasoning: True is for written answers"),
     ({"evidence__facts": ("lm_score",)}, r"--config\.evidence\.facts: 'lm_score' is a score of mid-training on packed items; set midtrain"),
     ({"evidence__facts": ("luck",)}, r"--config\.evidence\.facts: 'luck' is no fact; there are "),
     ({"evidence__tree__folds": 1}, r"--config\.evidence\.tree\.folds: 1 must be at least 2"),

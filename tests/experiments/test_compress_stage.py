@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow  # a run of all compressors takes minutes
 VARIANTS = ("sids", "rules", "rewriter", "soft_tokens")
 BUDGET = 24
 VERBOSE = {"prompt__history_fields": ("title", "categories", "brand"), "prompt__max_prompt_tokens": 400, "sft__row_length": 512}
-BEFORE = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "rl")
+BEFORE = ("data", "tokenize", "midtrain", "slates", "evidence", "traces", "sft", "rl")
 
 
 def compress_config(**changes):
@@ -32,7 +32,7 @@ def compress_config(**changes):
 def compressed(tiny_run, run_here, tmp_path_factory):
   """A finished run with verbose histories and all compressors."""
   config = compress_config()
-  run = continue_from(tiny_run, tmp_path_factory.mktemp("verbose") / "run", config, BEFORE[:4])
+  run = continue_from(tiny_run, tmp_path_factory.mktemp("verbose") / "run", config, BEFORE[:5])
   assert run_here(config, run) == 0
   return run
 

@@ -17,7 +17,7 @@ from gr2_jax.serving.request import Request
 from gr2_jax.serving.reranker import Options, Reranker
 from gr2_jax.training.mesh import make_mesh
 
-BEFORE = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "rl")
+BEFORE = ("data", "tokenize", "midtrain", "slates", "evidence", "traces", "sft", "rl")
 # The second pass by reinforcement learning and its controls; distillation is in the test of the card.
 METHODS = {
   "rl": {},
@@ -55,7 +55,7 @@ def test_the_card_tells_of_direct_answers_scores_and_pruning(tiny_run, run_here,
   config = tiny_config(
     sft__without_reasoning=True, direct__enabled=True, direct__steps=1, direct__method="distil", prune__enabled=True, prune__steps=1
   )
-  run = continue_from(tiny_run, tmp_path / "run", config, BEFORE[:5])
+  run = continue_from(tiny_run, tmp_path / "run", config, BEFORE[:6])
   assert run_here(config, run, ["sft", "rl", "direct", "prune", "evaluation"]) == 0
 
   reasoned, answered = metrics(run, "sft"), metrics(run, "sft_without_reasoning")
@@ -104,7 +104,7 @@ def check_served(run):
 
 def test_a_whole_run_without_reasoning(tiny_run, run_here, tmp_path):
   config = tiny_config(prompt__direct=True, sft__steps=1)
-  run = continue_from(tiny_run, tmp_path / "run", config, BEFORE[:4])
+  run = continue_from(tiny_run, tmp_path / "run", config, BEFORE[:5])
   assert run_here(config, run, ["traces", "sft"]) == 0
   assert read_json(run / "traces" / "acceptance.json")["accepted"] > 0
   (line,) = metrics(run, "sft")

@@ -222,7 +222,7 @@ def needed(**changes):
 def test_the_stages_are_those_of_the_pipeline():
   order = [stage.name for stage in load_stages()]
   assert order[-1] == "evaluation" and len(set(order)) == len(order)
-  main_line = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "opd", "rl", "direct", "prune", "evaluation")
+  main_line = ("data", "tokenize", "midtrain", "slates", "evidence", "traces", "sft", "opd", "rl", "direct", "prune", "evaluation")
   for earlier, later in itertools.pairwise(main_line):
     assert order.index(earlier) < order.index(later)
 
@@ -233,7 +233,7 @@ def test_the_pipeline_runs_what_the_prior_needs_and_reads_only_earlier_stages(pr
   config = tiny_config(rl__init=prior[0], opd__init=prior[1], opd__teacher_run="teacher")
   stages = {stage.name: stage for stage in choose_stages(None, load_stages(), config)}
   assert set(stages) == {stage.name for stage in load_stages()} - left_out - {"direct", "prune", "compress"}
-  common = {"data", "tokenize", "slates"}
+  common = {"data", "tokenize", "slates", "evidence"}
   assert set(stages["rl"].inputs) == common | rl_reads
   assert set(stages["evaluation"].inputs) == common | {"midtrain"} | evaluation_reads
   run = Run(pathlib.Path("nowhere"), config)
@@ -248,7 +248,11 @@ def test_a_stage_that_nothing_else_needs_runs_where_the_config_asks_for_it():
     return {stage.name: set(stage.inputs) for stage in needed(**changes)}
 
   direct = inputs(direct__enabled=True, direct__init="midtrain")
-  assert direct["direct"] == {"data", "tokenize", "slates", "midtrain"} and "direct" in direct["evaluation"] and "prune" not in direct
+  assert (
+    direct["direct"] == {"data", "tokenize", "slates", "evidence", "midtrain"}
+    and "direct" in direct["evaluation"]
+    and "prune" not in direct
+  )
   pruned = inputs(prune__enabled=True)
   assert "rl" in pruned["prune"] and "prune" in pruned["evaluation"] and "direct" not in pruned
   assert "sft" in inputs(rl__init="midtrain", sft__without_reasoning=True)["evaluation"]

@@ -21,7 +21,7 @@ from gr2_jax.semantic_ids.table import SemanticIDTable
 from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.progress import Progress
 
-DONE = ("data", "tokenize", "midtrain", "slates")  # as in the teacher's run, of the same size here
+DONE = ("data", "tokenize", "midtrain", "slates", "evidence")  # as in the teacher's run, of the same size here
 STEPS = 3
 
 

@@ -25,7 +25,7 @@ from gr2_jax.evidence.table import slate_features
 from gr2_jax.runs.run import Run
 from gr2_jax.teachers.tree import fit_lambdamart, lambdamart_scores
 
-STAGES = ("data", "tokenize", "midtrain", "slates", "traces", "sft", "rl", "evaluation")
+STAGES = ("data", "tokenize", "midtrain", "slates", "evidence", "traces", "sft", "rl", "evaluation")
 
 
 def read_json(path):

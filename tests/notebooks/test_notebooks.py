@@ -8,9 +8,9 @@ import pytest
 NOTEBOOKS = sorted((pathlib.Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
-@pytest.fixture(scope="module")
-def executed(tiny_run, run_notebook):
-  return run_notebook("quickstart", GR2_RUN=tiny_run)
+@pytest.fixture(scope="module", params=["tiny_run", "scored_run"])
+def executed(request, run_notebook):
+  return run_notebook("quickstart", GR2_RUN=request.getfixturevalue(request.param))
 
 
 def html(outputs):

@@ -50,3 +50,35 @@ def test_a_policy_below_the_model_that_it_began_as_is_told_so():
 def test_what_was_not_compared_is_not_judged():
   assert verdict({"orders": {"upstream": {}}, "paired": {}}) == "No policy was measured in this run."
   assert "were not compared" in verdict({"orders": {"upstream": {}, "policy": {}}, "paired": {}})
+
+
+def test_the_line_that_validation_chose_is_told_of_and_what_rl_adds():
+  pair = {"recall@1": BETTER, "ndcg@3": BETTER}
+  even = {"recall@1": EVEN, "ndcg@3": EVEN}
+  titles = {"policy": "RL policy", "sft": "SFT policy", "direct": "direct policy", "rl_control": "cross-entropy control"}
+  results = {
+    "orders": {"upstream": {}, "policy": {}, "direct": {}, "sft": {}},
+    "titles": titles,
+    "main_line": "direct",
+    "paired": {
+      "direct_vs_upstream": pair,
+      "direct_vs_lambdamart": pair,
+      "direct_vs_lambdamart_all": even,
+      "policy_vs_upstream": pair,
+      "policy_vs_sft": pair,
+      "policy_vs_rl_control": even,
+    },
+  }
+  text = verdict(results)
+  assert text.startswith("The direct policy, chosen on validation slates before the RL policy, beats the upstream order: R@1 +25.0 %")
+  parts = (
+    "It beats LambdaMART: R@1",
+    "It is not told apart from LambdaMART, all facts: ",
+    "The RL policy beats the SFT policy that it started",
+  )
+  assert [part in text for part in parts] == [True] * 3
+  assert (
+    text.endswith("N@3 +25.0 % [-5.0, 55.0] (within its interval).") and "It is not told apart from its cross-entropy control: " in text
+  )
+  alone = verdict(results | {"main_line": "policy"})
+  assert alone.startswith("The RL policy beats the upstream order") and "chosen" not in alone

@@ -10,7 +10,15 @@ from gr2_jax.models.config import preset
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
 from gr2_jax.models.transformer import init_params
 from gr2_jax.rewards.verifiable import RewardConfig
-from gr2_jax.steps.scored import make_imitation_loss, make_reward_loss, make_target_loss
+from gr2_jax.rollout.reasoned import Thoughts, score_thoughts
+from gr2_jax.steps.scored import (
+  make_imitation_loss,
+  make_reasoned_imitation_loss,
+  make_reasoned_reward_loss,
+  make_reasoned_target_loss,
+  make_reward_loss,
+  make_target_loss,
+)
 from gr2_jax.steps.update import make_update
 from gr2_jax.training.state import init_state
 
@@ -154,3 +162,57 @@ def test_a_reward_of_the_target_s_place_puts_it_first():
   assert firsts[0] < 0.4 and firsts[-1] > 0.8
   scores = np.where(real, jax.jit(lambda: MODEL.apply({"params": state.params}, batch["slates"], EDGES))(), -np.inf)
   assert (np.take_along_axis(labels, scores.argmax(axis=1)[:, None], axis=1) == 1).mean() > 0.9
+
+
+G, L, OPENING = 3, 4, 7
+SPEAKING = SlateScorer(preset("test", 16), (F, 2))
+THOUGHTS = {
+  "thoughts": RANDOM.integers(16, size=(P, G, L)).astype(np.int32),
+  "thought_mask": np.arange(L) < RANDOM.integers(1, L + 1, size=(P, G, 1)),
+}
+
+
+@pytest.fixture(scope="module")
+def speaking():
+  return jax.tree.map(lambda x: 5 * x, init_params(SPEAKING, jax.random.key(0)))
+
+
+def test_a_teacher_s_reasoning_and_its_ranking_are_learnt_by_hand(speaking):
+  taught = {name: array[:, :1] for name, array in THOUGHTS.items()}
+  loss_fn = make_reasoned_imitation_loss(SPEAKING, OPENING, reasoning_weight=0.3)
+  loss, metrics = jax.jit(lambda batch: loss_fn(speaking, batch, EDGES, key=KEY))(BATCH | taught)
+  found = jax.jit(lambda slates: score_thoughts(SPEAKING, speaking, slates, EDGES, Thoughts(*taught.values()), OPENING))(BATCH["slates"])
+  weights, rankings, scores = BATCH["weights"], BATCH["rankings"], np.asarray(found.scores)[:, 0]
+  ranked = np.zeros(P)
+  for row in range(P):
+    own = scores[row, rankings[row][REAL[row][rankings[row]]]]
+    ranked[row] = -sum(log_p(own[place:])[0] for place in range(len(own))) / len(own)
+  counted = taught["thought_mask"][:, 0] * weights[:, None]
+  nll = -(np.asarray(found.log_probs)[:, 0] * counted).sum() / counted.sum()
+  assert loss == pytest.approx((ranked * weights).sum() / weights.sum() + 0.3 * nll, rel=1e-4)
+  assert metrics["nll_reasoning"].mean() == pytest.approx(nll, rel=1e-4)
+
+
+def test_scores_behind_own_reasonings_learn_targets_and_the_reasonings_nothing(speaking):
+  loss_fn = make_reasoned_target_loss(SPEAKING, OPENING)
+  loss, _ = jax.jit(lambda batch: loss_fn(speaking, batch, EDGES, key=KEY))(BATCH | THOUGHTS)
+  found = jax.jit(lambda slates: score_thoughts(SPEAKING, speaking, slates, EDGES, Thoughts(*THOUGHTS.values()), OPENING))(BATCH["slates"])
+  by_hand = np.zeros((P, G))
+  for row in range(P):
+    share = BATCH["targets"][row] / max(BATCH["targets"][row].sum(), 1e-9)
+    for member in range(G):
+      by_hand[row, member] = -(share[REAL[row]] * log_p(np.asarray(found.scores)[row, member, REAL[row]])).sum()
+  assert loss == pytest.approx((by_hand.mean(axis=1) * [1, 2, 0, 3]).sum() / 6, rel=1e-4)
+
+
+def test_reward_moves_reasonings_and_scores_alike(speaking):
+  facts = np.zeros((P, K, F), np.float32)
+  slates, labels = pack(facts, np.ones((P, K), bool)), np.eye(K, dtype=np.int32)[np.arange(P) % K]
+  batch = {"slates": slates, "weights": np.ones(P, np.float32), "labels": labels} | THOUGHTS
+  drawing = {"rankings": 64, "temperature": 1.0, "divide_by": "std"}
+  loss_fn = make_reasoned_reward_loss(SPEAKING, OPENING, RewardConfig(rank="ndcg", condition="naive"), **drawing)
+  gradient = jax.jit(lambda batch: jax.value_and_grad(loss_fn, has_aux=True)(speaking, batch, EDGES, key=KEY))
+  (loss, metrics), grads = gradient(batch)
+  assert np.isfinite(float(loss)) and metrics["valid_rate"].mean() == 1 and metrics["kept_fraction"].mean() == 1
+  assert float(jnp.abs(grads["decoder"]["embedding"]).max()) > 0
+  assert metrics["completion_length"].mean() == pytest.approx(THOUGHTS["thought_mask"].sum(axis=-1).mean(), rel=1e-6)
