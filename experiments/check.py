@@ -34,7 +34,8 @@ def _find_faults_of_values(config: ConfigDict) -> list[str]:
 
 def _find_faults_of_pairs(config: ConfigDict) -> Iterator[str]:
   """What the stages find, the first fault of each, and what does not go with the devices."""
-  for check in (_check_answers, _check_scored, _check_writer, *(stage.check for stage in load_stages() if stage.check is not None), _check_devices):
+  of_stages = [stage.check for stage in load_stages() if stage.check is not None]
+  for check in (_check_answers, _check_scored, _check_writer, *of_stages, _check_devices):
     try:
       check(config)
     except ConfigError as error:
