@@ -9,21 +9,14 @@ direct policy, taught half by labels and half by a tree. The report's own form o
 Measured: docs/results/main.md
 """
 
-from configs.base import base, optimizer
-from configs.written import make_tiny
+from configs.base import optimizer
+from configs.written import make_market, make_tiny
 from experiments.flags import parse_arg
 
 
 def get_config(arg=None):
   args = parse_arg(arg, tiny=False, seed=0)
-  config = base()
-  config.name = "quickstart"
-  config.seed = args.seed
-  config.data.market_seed = args.seed
-  config.data.market.update({"slate_size": 8, "train_slates": 12_000})
-  config.tokenize.update({"dim": 64, "text_pieces": 512, "num_candidates": 10})
-  config.tokenize.rqvae.update({"latent": 16, "hidden": (64,)})
-  config.tokenize.training.update({"epochs": 200, "report_every": 20})
+  config = make_market("quickstart", args.seed)
   make_scored(config)
   config.midtrain.update({"steps": 600, "max_history": 12})
   config.midtrain.packed.whole_log = True  # the market's requests come after its log

@@ -14,15 +14,7 @@ from experiments.flags import parse_arg
 
 def get_config(arg=None):
   args = parse_arg(arg, tiny=False, seed=0)
-  config = base()
-  config.name = "written"
-  config.seed = args.seed
-  config.data.market_seed = args.seed
-  # More users than the small model can read twice: on fewer, mid-training and SFT learn them by heart.
-  config.data.market.update({"slate_size": 8, "train_slates": 12_000})
-  config.tokenize.update({"dim": 64, "text_pieces": 512, "num_candidates": 10})
-  config.tokenize.rqvae.update({"latent": 16, "hidden": (64,)})
-  config.tokenize.training.update({"epochs": 200, "report_every": 20})
+  config = make_market("written", args.seed)
   config.midtrain.update({"steps": 240, "batch_size": 32, "row_length": 128, "eval_users": 500, "max_history": 12, "corpus_epochs": 8})
   config.midtrain.optimizer.update({"rule": "muon", "learning_rate": 3e-3})
   config.midtrain.mixture.update({"next_item": 0.7, "persona": 0.3, "item_to_text": 0.0, "text_to_item": 0.0})
@@ -51,6 +43,20 @@ def get_config(arg=None):
   config.evaluation.shuffles = 1
   if args.tiny:
     make_tiny(config)
+  return config
+
+
+def make_market(name, seed):
+  """The defaults, on a market of 600 items and slates of eight, with a tokenizer of its size."""
+  config = base()
+  config.name = name
+  config.seed = seed
+  config.data.market_seed = seed
+  # More users than the small model can read twice: on fewer, mid-training and SFT learn them by heart.
+  config.data.market.update({"slate_size": 8, "train_slates": 12_000})
+  config.tokenize.update({"dim": 64, "text_pieces": 512, "num_candidates": 10})
+  config.tokenize.rqvae.update({"latent": 16, "hidden": (64,)})
+  config.tokenize.training.update({"epochs": 200, "report_every": 20})
   return config
 
 
