@@ -117,7 +117,7 @@ def lines_without_time(path):
 def test_a_stopped_run_goes_on_and_ends_as_if_it_had_never_stopped(tiny_run, program_environment, tmp_path):
   flags = ["--config.sft.steps=60", "--config.sft.save_every=25", "--config.rl.steps=12", "--config.rl.save_every=5", "--stages=sft,rl"]
   config = tiny_config(sft__steps=60, sft__save_every=25, rl__steps=12, rl__save_every=5)
-  whole, parts = (continue_from(tiny_run, tmp_path / name, config, STAGES[:5]) for name in ("whole", "parts"))
+  whole, parts = (continue_from(tiny_run, tmp_path / name, config, STAGES[:6]) for name in ("whole", "parts"))
   finish(program(whole, program_environment, *flags), 0)
 
   stop_at(program(parts, program_environment, *flags), parts / "metrics" / "sft.jsonl", 3)
@@ -184,7 +184,7 @@ def test_leave_one_out_with_slates_of_the_ctr_ranker(amazon_run):
 @pytest.mark.parametrize(("answer", "reference"), [("json", "slot"), ("json", "sid"), ("compact", "slot")])
 def test_every_answer_form_is_taught(answer, reference, tiny_run, run_here, tmp_path):
   config = tiny_config(prompt__answer=answer, prompt__reference=reference, decoding__constraint="none", sft__row_length=512, sft__steps=1)
-  run = continue_from(tiny_run, tmp_path / "run", config, STAGES[:4])
+  run = continue_from(tiny_run, tmp_path / "run", config, STAGES[:5])
   assert run_here(config, run, ["traces", "sft"]) == 0
   assert read_json(run / "traces" / "acceptance.json")["accepted"] > 0
   line = lines_without_time(run / "metrics" / "sft.jsonl")[0]
@@ -193,10 +193,10 @@ def test_every_answer_form_is_taught(answer, reference, tiny_run, run_here, tmp_
 
 PATHS = {
   "beam": (3, {"slates__source": "beam", "slates__beams": 12, "sft__row_length": 352}),
-  "json": (4, {"prompt__answer": "json", "decoding__constraint": "none", "sft__row_length": 512, "decoding__max_new_tokens": 160}),
-  "free answers, v1 reward": (5, {"decoding__constraint": "none", "rl__reward__rank": "promotion", "rl__reward__condition": "v1"}),
+  "json": (5, {"prompt__answer": "json", "decoding__constraint": "none", "sft__row_length": 512, "decoding__max_new_tokens": 160}),
+  "free answers, v1 reward": (6, {"decoding__constraint": "none", "rl__reward__rank": "promotion", "rl__reward__condition": "v1"}),
   "graded labels, NDCG reward": (0, {"data__market__labels": "graded", "rl__reward__rank": "ndcg", "sft__row_length": 352}),
-  "targeted traces": (4, {"traces__sampling": "targeted", "sft__presentation": "upstream", "rl__presentation": "upstream"}),
+  "targeted traces": (5, {"traces__sampling": "targeted", "sft__presentation": "upstream", "rl__presentation": "upstream"}),
 }
 
 
