@@ -200,7 +200,7 @@ def test_the_tiny_ablation_ends_in_one_table(tiny_run, in_process, tmp_path, cap
     _, configs = plan(f"{ABLATION}:tiny", only=variants, seeds=["0"])
     # Up to SFT it is the quickstart's tiny run.
     first = continue_from(
-      tiny_run, tmp_path / "naive_upstream" / "seed_0", configs["naive_upstream"][0], [s.name for s in load_stages()[:6]]
+      tiny_run, tmp_path / "naive_upstream" / "seed_0", configs["naive_upstream"][0], [s.name for s in load_stages()[:7]]
     )
     command = ["python", "-m", "experiments.sweep"]
     assert sweep.execute(f"{ABLATION}:tiny", str(tmp_path), command, only=variants, seeds=["0"]) == 0
