@@ -116,7 +116,9 @@ def plot_rankers(results: Mapping[str, Any], metrics: Sequence[str] = ("recall@1
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlabel(f"{TABLE_METRICS[metric]} minus upstream's, 95 % interval")
     oracle = results["orders"].get("oracle", {}).get(metric)
-    told = [f"upstream {base:.3f}", *([] if oracle is None else [f"oracle {oracle:.3f}"]), f"n = {results['n']:,}"]
+    told = [f"upstream {base:.3f}", *([] if oracle is None else [f"oracle {oracle:.3f}"])]
+    if metric == metrics[0]:  # the axes of the others are narrow beside their labels
+      told.append(f"n = {results['n']:,}")
     ax.set_title(f"{TABLE_METRICS[metric]}: {', '.join(told)}", fontsize=10)
   _explain_differences(figure)
   return figure
