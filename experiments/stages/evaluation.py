@@ -16,7 +16,7 @@ from gr2_jax.evaluation import baselines
 from gr2_jax.evaluation.held_out import quality_of_order
 from gr2_jax.evaluation.importance import permutation_importance
 from gr2_jax.evaluation.per_slate import write_per_slate
-from gr2_jax.evaluation.policy_answers import ask_policy, make_rank, make_scored_rank
+from gr2_jax.evaluation.policy_answers import RankFn, ask_policy, make_rank, make_scored_rank
 from gr2_jax.evaluation.results import COMPRESSED, POLICY, RankerAnswers, build_results, measure_rankers, write_results
 from gr2_jax.evidence.facts import BASIC_FACTS, LM_SCORE
 from gr2_jax.evidence.requests import LogCounts
@@ -30,7 +30,7 @@ from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.load import load_policy, load_utilities
 from gr2_jax.runs.policies import PolicyRecord, read_policies
-from gr2_jax.runs.scored import ScoredSlates, make_answer, open_scorer
+from gr2_jax.runs.scored import Answer, ScoredSlates, make_answer, open_scorer
 from gr2_jax.runs.stages import Stage
 from gr2_jax.settings import check_settings, setting
 from gr2_jax.steps.start import load_params
@@ -71,6 +71,8 @@ def run(stage: StageContext) -> None:
   stage.stop.check()
   policies = read_policies(stage.run)
   rankers |= _policy_rankers(stage, policies, test)
+  scored = _ScoredPolicies(stage, [policy for policy in policies if policy.form == "scored"], len(test))
+  rankers |= {name: ask_policy(stage, name, scored.params(name), scored.rank(name), test) for name in scored.records}
   subsets = {"reasoning_hard": _find_hard_slates(stage, rankers["sft_direct"], labels)} if "sft_direct" in rankers else {}
   rankers |= _compressed_rankers(stage, policies, rankers[POLICY], test)
   metrics = measure_rankers(rankers, labels, options.gain)
@@ -98,7 +100,7 @@ def run(stage: StageContext) -> None:
     bootstrap_seed=stage.seed,
     resamples=options.resamples,
   )
-  results |= _judge_scored(stage, policies, test)
+  results |= _judge_scored(stage, scored, users)
   if stage.run.main:
     write_results(stage.path("results.json"), results)
     write_per_slate(stage.path("per_slate.npz"), metrics, users, weights)
@@ -151,14 +153,9 @@ def _midtrain_scores(stage: StageContext, facts: FactTables, test: Sequence[Slat
 
 
 def _policy_rankers(stage: StageContext, policies: Sequence[PolicyRecord], test: Sequence[Slate]) -> dict[str, RankerAnswers]:
-  """Every policy of the run, asked in each way that its record names; one program for all policies of a depth and mode."""
+  """Every policy that writes, asked in each way that its record names; one program for all policies of a depth and mode."""
   rank_in = functools.cache(lambda layers, mode: make_rank(stage, _decoder(stage, layers), mode, test))
-  scored = functools.cache(lambda mode: make_scored_rank(stage, mode, test))
   rankers = {}
-  for policy in (policy for policy in policies if policy.form == "scored"):
-    params = load_params(open_scorer(stage.run), stage.checkpoints(policy.stage, policy.checkpoints), stage.mesh)
-    name = policy.rankers[0].name
-    rankers[name] = ask_policy(stage, name, params, scored(policy.mode), test)
   for policy in (policy for policy in policies if policy.form == "written"):
     params = load_policy(stage.run, policy, stage.prompts, stage.mesh).params
     for ranker in policy.rankers:
@@ -166,29 +163,51 @@ def _policy_rankers(stage: StageContext, policies: Sequence[PolicyRecord], test:
   return rankers
 
 
-def _judge_scored(stage: StageContext, policies: Sequence[PolicyRecord], test: Sequence[Slate]) -> dict[str, Any]:
+class _ScoredPolicies:
+  """The scored policies of a run by name, `records`, each loaded once, and one program for all of a mode; `test` slates are read."""
+
+  def __init__(self, stage: StageContext, records: Sequence[PolicyRecord], test: int):
+    self.records = {record.rankers[0].name: record for record in records}
+    self._stage, self._test = stage, test
+    self._answer = functools.cache(lambda mode: make_answer(stage.run, reasoned=mode == "reason"))
+    self.params = functools.cache(self._load)
+
+  def answer(self, name: str) -> Answer:
+    """How a policy answers."""
+    return self._answer(self.records[name].mode)
+
+  def rank(self, name: str) -> RankFn:
+    """How a policy ranks the test slates."""
+    return make_scored_rank(self.answer(name), self.test)
+
+  @functools.cached_property
+  def test(self) -> ScoredSlates:
+    """The test slates."""
+    return ScoredSlates.load(self._stage, "test").take(np.arange(self._test))
+
+  def _load(self, name: str) -> Any:
+    record = self.records[name]
+    return load_params(open_scorer(self._stage.run), self._stage.checkpoints(record.stage, record.checkpoints), self._stage.mesh)
+
+
+def _judge_scored(stage: StageContext, scored: _ScoredPolicies, users: Sequence[str]) -> dict[str, Any]:
   """Of the scored policies: their `validation` quality, the `main_line` that it chooses, and which facts carry that one."""
-  scored = {policy.rankers[0].name: policy for policy in policies if policy.form == "scored"}
-  if not scored:
+  if not scored.records:
     return {}
-  model, codes = open_scorer(stage.run), FactTables(stage.run).codes
-  answer = functools.cache(lambda mode: make_answer(stage.run, reasoned=mode == "reason"))
-  validation = ScoredSlates.load(stage, "validation")
-  params = {name: load_params(model, stage.checkpoints(policy.stage, policy.checkpoints), stage.mesh) for name, policy in scored.items()}
+  validation, test = ScoredSlates.load(stage, "validation"), scored.test
   quality = quality_of_order(validation.labels, validation.weights)
-  found = {name: quality(answer(scored[name].mode)(of, validation).scores) for name, of in params.items()}
+  found = {name: quality(scored.answer(name)(scored.params(name), validation).scores) for name in scored.records}
   main = max((name for name in found if name in _LINES), key=found.__getitem__)
-  read = ScoredSlates.load(stage, "test").take(np.arange(len(test)))
   results: dict[str, Any] = {"validation": found, "main_line": main}
-  if len({slate.user for slate in test}) > 1:
+  if len(set(users)) > 1:
     with stage.task(f"evaluation: facts of {main}", 1, "policies") as task:
       importance = permutation_importance(
-        lambda facts: answer(scored[main].mode)(params[main], dataclasses.replace(read, facts=facts)).scores,
-        read.facts,
-        codes.names,
-        read.labels,
-        clusters=[slate.user for slate in test],
-        weights=read.weights,
+        lambda facts: scored.answer(main)(scored.params(main), dataclasses.replace(test, facts=facts)).scores,
+        test.facts,
+        FactTables(stage.run).codes.names,
+        test.labels,
+        clusters=users,
+        weights=test.weights,
         seed=stage.seed,
         resamples=min(stage.options.resamples, 2000),
       )

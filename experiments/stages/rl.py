@@ -81,7 +81,7 @@ def _train_scored(stage: StageContext) -> None:
       return make_reasoned_reward_loss(model, opening, groups.reward.builtin, rankings=options.rankings, **drawing)
     return make_reward_loss(model, groups.reward.builtin, group=groups.group, **drawing)
 
-  think = make_own_thoughts(stage, group=groups.group, temperature=1.0) if reasoned else None
+  think = make_own_thoughts(stage, group=groups.group) if reasoned else None
   learning(by_reward, learnt={"labels": slates.labels}, score=quality_of_order(*held_out), headline=_SCORED_HEADLINE, think=think)
   if options.control:
     by_labels = functools.partial(make_reasoned_target_loss, opening=opening) if reasoned else make_target_loss

@@ -154,6 +154,12 @@ def slate_labels(slates: Sequence[Slate]) -> np.ndarray:
   return pad_rows([slate.labels for slate in slates]).astype(np.int32)
 
 
+def label_shares(labels: np.ndarray) -> np.ndarray:
+  """Labels `[n, K]` (-1 at padding) as shares of their slate's sum, 0 throughout where none is positive."""
+  gains = np.maximum(labels, 0)
+  return np.asarray(gains / np.maximum(gains.sum(axis=1, keepdims=True), 1))
+
+
 def pad_rows(rows: Sequence[Sequence[float]], *, fill: float = -1, left: bool = False) -> np.ndarray:
   """Ragged lists as `[n, longest]`, filled with `fill` behind them (or before them with `left`)."""
   width = max((len(row) for row in rows), default=0)

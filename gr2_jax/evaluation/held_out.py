@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr2_jax.data.slates import label_shares
 from gr2_jax.evaluation.baselines import rank_by_scores
 from gr2_jax.evaluation.metrics import compute_metrics
 from gr2_jax.numerics import OUT_OF_REACH
@@ -20,8 +21,7 @@ _QUALITY = ("recall@1", "ndcg@3", "ndcg@10")
 
 def likelihood_of_labels(labels: np.ndarray, weights: np.ndarray) -> Score:
   """Mean log-probability (nats) of the labels under the softmax of scores, for supervised training: less noisy than metrics of orders."""
-  gains = np.maximum(labels, 0)
-  gains = gains / np.maximum(gains.sum(axis=1, keepdims=True), 1)
+  gains = label_shares(labels)
 
   def score(scores: np.ndarray) -> float:
     log_p = np.asarray(jax.nn.log_softmax(jnp.where(labels >= 0, scores, OUT_OF_REACH), axis=-1))

@@ -17,10 +17,10 @@ from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.generate import RolloutConfig, make_generate
 from gr2_jax.rollout.rerank import RankedSlates, pad_shown, rank_slates
-from gr2_jax.rollout.scoring import make_score, rank_by_scores, sort_by_scores
+from gr2_jax.rollout.scoring import make_score, rank_by_scores, read_scores
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.load import most_new_tokens, style_of_mode
-from gr2_jax.runs.scored import ScoredSlates, make_answer
+from gr2_jax.runs.scored import Answer, ScoredSlates
 
 # rank(params, slates, shown, on_progress) -> RankedSlates
 RankFn = Callable[..., RankedSlates]
@@ -51,21 +51,16 @@ def make_rank(stage: StageContext, decoder: Decoder, mode: str, slates: Sequence
   return rank
 
 
-def make_scored_rank(stage: StageContext, mode: str, slates: Sequence[Slate]) -> RankFn:
-  """The order of a scored policy's scores of the first test slates, in a mode, whatever order they are shown in."""
-  read = ScoredSlates.load(stage, "test").take(np.arange(len(slates)))
-  answer = make_answer(stage.run, reasoned=mode == "reason")
-  positions = (read.labels >= 0).sum(axis=1)
+def make_scored_rank(answer: Answer, read: ScoredSlates) -> RankFn:
+  """The order of a scored policy's scores of slates, which are read as `read`, whatever order they are shown in."""
+  real = read.labels >= 0
+  upstream = np.tile(np.arange(real.shape[1]), (len(real), 1))
 
   def rank(params: Any, slates: Sequence[Slate], shown: Sequence[np.ndarray], on_progress: Callable[[int], None]) -> RankedSlates:
     found = answer(params, read)
-    scores = np.where(read.labels >= 0, found.scores, -np.inf)
-    finite = np.asarray(np.isfinite(np.where(read.labels >= 0, scores, 0)).all(axis=1))
-    upstream = np.tile(np.arange(scores.shape[1]), (len(scores), 1))
-    lengths = np.array([len(tokens) for tokens in found.thoughts], np.int32)
     on_progress(len(slates))
-    rankings = np.where(finite[:, None], sort_by_scores(scores, upstream), -1)
-    return RankedSlates(rankings, [None if fine else NOT_FINITE for fine in finite], found.thoughts, positions, lengths, lengths)
+    lengths = np.array([len(tokens) for tokens in found.thoughts], np.int32)
+    return RankedSlates(*read_scores(found.scores, upstream, real), found.thoughts, real.sum(axis=1), lengths, lengths)
 
   return rank
 

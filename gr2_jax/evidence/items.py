@@ -32,11 +32,7 @@ class ItemArrays:
   @classmethod
   def of(cls, catalogue: Catalogue, vectors: np.ndarray) -> "ItemArrays":
     """The arrays of a catalogue and its text `vectors [N, D]`; raises DataError for a wrong number of vectors."""
-    if len(vectors) != len(catalogue):
-      raise DataError(f"vectors: {len(vectors)} rows for {len(catalogue)} items; embed the same catalogue")
-    items = catalogue.items
-    vectors = np.asarray(vectors, np.float32)
-    units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    items, units = catalogue.items, unit_vectors(catalogue, vectors)
     words = _title_words([item.title for item in items])
     titles = np.maximum(np.asarray(words.sum(axis=0)).ravel(), 1)
     return cls(
@@ -48,6 +44,14 @@ class ItemArrays:
       words=words,
       rarity=np.log(len(items) / titles),
     )
+
+
+def unit_vectors(catalogue: Catalogue, vectors: np.ndarray) -> np.ndarray:
+  """A catalogue's text `vectors [N, D]` at length 1, float32, zeros for none; raises DataError for a wrong number of them."""
+  if len(vectors) != len(catalogue):
+    raise DataError(f"vectors: {len(vectors)} rows for {len(catalogue)} items; embed the same catalogue")
+  vectors = np.asarray(vectors, np.float32)
+  return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9))
 
 
 def _codes(names: Sequence[str | None]) -> np.ndarray:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gr2_jax.models.config import ModelConfig
-from gr2_jax.models.transformer import Decoder
+from gr2_jax.models.transformer import Decoder, table_param
 
 
 class ItemTable(NamedTuple):
@@ -32,17 +32,12 @@ class PackedItems(nn.Module):
   dropout: float = 0.0
 
   def setup(self) -> None:
-    width, init = self.config.width, nn.initializers.normal
-
-    def table(name: str, scale: float, *rows: int) -> jax.Array:
-      axes = (*(None for _ in rows), "embed")
-      return self.param(name, nn.with_logical_partitioning(init(scale), axes), (*rows, width))
-
-    self.items = table("items", 0.02, self.num_items)
-    self.codes = table("codes", 0.05, self.levels, self.codebook_size)
-    self.text = table("text", 0.1 * self.text_dim**-0.5, self.text_dim)
-    kernel_axes = (None, "embed", None)
-    self.writer = self.param("writer", nn.with_logical_partitioning(init(width**-0.5), kernel_axes), (self.levels, width, width))
+    self.items = table_param(self, "items", 0.02, self.num_items)
+    self.codes = table_param(self, "codes", 0.05, self.levels, self.codebook_size)
+    self.text = table_param(self, "text", 0.1 * self.text_dim**-0.5, self.text_dim)
+    width = self.config.width
+    writer = nn.with_logical_partitioning(nn.initializers.normal(width**-0.5), (None, "embed", None))
+    self.writer = self.param("writer", writer, (self.levels, width, width))
     self.decoder = Decoder(self.config)
     self.drop = nn.Dropout(self.dropout)
 

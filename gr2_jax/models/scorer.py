@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from gr2_jax.models.cache import Prefix
 from gr2_jax.models.config import ModelConfig
-from gr2_jax.models.transformer import Decoder
+from gr2_jax.models.transformer import Decoder, table_param
 
 
 class PackedSlates(NamedTuple):
@@ -52,16 +52,11 @@ class SlateScorer(nn.Module):
 
   def setup(self) -> None:
     facts, bins = self.shape
-
-    def table(name: str, scale: float, *rows: int) -> jax.Array:
-      axes = (*(None for _ in rows), "embed")
-      return self.param(name, nn.with_logical_partitioning(nn.initializers.normal(scale), axes), (*rows, self.config.width))
-
-    self.facts = table("facts", facts**-0.5, facts, bins)
-    self.marker = table("marker", 0.02, 3)  # past items, candidates, and candidates behind a reasoning
-    self.head = table("head", 0.02)
+    self.facts = table_param(self, "facts", facts**-0.5, facts, bins)
+    self.marker = table_param(self, "marker", 0.02, 3)  # past items, candidates, and candidates behind a reasoning
+    self.head = table_param(self, "head", 0.02)
     if self.content_dim:
-      self.content = table("content", self.content_dim**-0.5, self.content_dim)
+      self.content = table_param(self, "content", self.content_dim**-0.5, self.content_dim)
     if self.prior is not None:
       self.prior_weight = self.param("prior", nn.initializers.ones, ())
     self.decoder = Decoder(self.config)

@@ -332,6 +332,12 @@ class Decoder(nn.Module):
     return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
 
 
+def table_param(module: nn.Module, name: str, scale: float, *rows: int) -> Any:
+  """A parameter `[*rows, D]` of a module that has a `config`: vectors of the model's width, normal with this standard deviation."""
+  axes, shape = (*(None for _ in rows), "embed"), (*rows, module.config.width)
+  return module.param(name, nn.with_logical_partitioning(nn.initializers.normal(scale), axes), shape)
+
+
 class Model(Protocol):
   """A Linen module that can tell what it is called with: `example()` gives the smallest arguments."""
 

@@ -59,7 +59,6 @@ def score_thoughts(
   thoughts: Thoughts,
   opening: int,
   *,
-  temperature: float = 1.0,
   deterministic: bool = True,
   key: jax.Array | None = None,
 ) -> ThoughtScores:
@@ -83,7 +82,7 @@ def score_thoughts(
   def shape(x: jax.Array) -> jax.Array:
     return x.reshape(slots, group, *x.shape[1:])
 
-  terms = token_log_probs(make_to_logits(decoder, params["decoder"], None), hidden[:, :-1], tokens[:, 1:], temperature=temperature)
+  terms = token_log_probs(make_to_logits(decoder, params["decoder"], None), hidden[:, :-1], tokens[:, 1:])
   log_probs, entropy = (shape(jnp.where(mask, x, 0.0)) for x in terms)
   shared = [jnp.repeat(x, group, axis=axis) for x, axis in ((prefix.k, 1), (prefix.v, 1), (prefix.mask, 0))]
   thought = Prefix(

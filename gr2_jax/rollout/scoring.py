@@ -91,6 +91,13 @@ def sort_by_scores(scores: np.ndarray, shown: np.ndarray) -> np.ndarray:
   return np.where(missing, -1, np.take_along_axis(shown, slots, axis=1))
 
 
+def read_scores(scores: np.ndarray, shown: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, list[str | None]]:
+  """(rankings `[P, K]` by scores of slots `[P, K]`, their errors): a slate with a score that is not finite where `real` has no answer."""
+  finite = (np.isfinite(scores) | ~real).all(axis=1)
+  rankings = np.where(finite[:, None], sort_by_scores(np.where(real, scores, -np.inf), shown), -1)
+  return rankings, [None if fine else NOT_FINITE for fine in finite]
+
+
 def rank_by_scores(
   score: Callable,
   params: Any,
@@ -117,11 +124,11 @@ def rank_by_scores(
     if on_progress is not None:
       on_progress(min(start + batch_size, len(slates)))
   scores = np.concatenate(parts)[: len(slates)]
-  finite = (np.isfinite(scores) | (references[..., 0] < 0)).all(axis=1)
+  rankings, errors = read_scores(scores, presented, references[..., 0] >= 0)
   nothing = np.zeros(len(slates), np.int32)
   return RankedSlates(
-    rankings=np.where(finite[:, None], sort_by_scores(scores, presented), -1),
-    errors=[None if fine else NOT_FINITE for fine in finite],
+    rankings=rankings,
+    errors=errors,
     completions=[[] for _ in slates],
     prompt_tokens=prompts.mask.sum(axis=1),
     completion_tokens=nothing,

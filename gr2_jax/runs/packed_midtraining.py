@@ -12,7 +12,7 @@ import numpy as np
 from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.data.schema import Catalogue, DataError, History, Slate
 from gr2_jax.data.slates import deal_folds
-from gr2_jax.evidence.items import ItemArrays
+from gr2_jax.evidence.items import unit_vectors
 from gr2_jax.models.config import preset
 from gr2_jax.models.packed_items import ItemTable, PackedItems
 from gr2_jax.rollout.catalogue_scores import make_packed_candidate_scores, make_packed_slate_scores, pad_histories
@@ -56,8 +56,7 @@ class PackedOptions:
 def open_packed_items(run: Run, catalogue: Catalogue) -> tuple[PackedItems, ItemTable]:
   """The run's model of packed items, and what it reads of the catalogue."""
   sids = SemanticIDTable.load(run.path("tokenize", "sids.npz"))
-  vectors = np.load(run.path("tokenize", "vectors.npy"))
-  units = ItemArrays.of(catalogue, vectors).units[:-1]
+  units = unit_vectors(catalogue, np.load(run.path("tokenize", "vectors.npy")))
   model = PackedItems(
     preset(run.config.model.preset, 1),
     num_items=len(catalogue),
@@ -66,7 +65,7 @@ def open_packed_items(run: Run, catalogue: Catalogue) -> tuple[PackedItems, Item
     text_dim=units.shape[1],
     dropout=run.config.midtrain.packed.dropout,
   )
-  return model, ItemTable(np.asarray(sids.codes, np.int32), np.asarray(units, np.float32))
+  return model, ItemTable(sids.codes, units)
 
 
 def train_packed_items(stage: StageContext) -> Any:
@@ -92,7 +91,7 @@ def load_packed_slate_scores(run: Run, catalogue: Catalogue, mesh: Any) -> Calla
 def out_of_fold_packed_scores(stage: StageContext, slates: Sequence[Slate]) -> np.ndarray:
   """Scores `[n, K]` of training slates that were cut from the log, each by the model that has not seen its user."""
   histories = _histories(stage)
-  folds = list(_folds(histories, stage.config.midtrain.packed.folds, stage.seed))
+  folds = _folds(histories, stage.config.midtrain.packed.folds, stage.seed)
   fold_of = {history.user: fold for fold, outside in enumerate(folds) for history, out in zip(histories, outside, strict=True) if out}
   width = max(len(slate.candidates) for slate in slates)
   scores = np.full((len(slates), width), np.nan)
@@ -126,7 +125,7 @@ def _fold_name(fold: int) -> str:
 
 def _folds(histories: Sequence[History], folds: int, seed: int) -> list[np.ndarray]:
   """Of each fold, which histories are in it, `[users]`."""
-  return [of == fold for fold in range(folds) for of in [deal_folds(len(histories), folds, seed)]]
+  return list(deal_folds(len(histories), folds, seed) == np.arange(folds)[:, None]) if folds else []
 
 
 def _load_scores(run: Run, catalogue: Catalogue, mesh: Any, name: str) -> Callable[[Sequence[Slate]], np.ndarray]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from gr2_jax.data.slates import slate_labels
+from gr2_jax.data.slates import label_shares, slate_labels
 from gr2_jax.evidence.facts import LM_SCORE
 from gr2_jax.models.config import preset
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
@@ -112,8 +112,7 @@ def mix_targets(run: Run, slates: ScoredSlates, kind: str) -> np.ndarray:
   has no label to learn.
   """
   real = slates.labels >= 0
-  gains = np.maximum(slates.labels, 0)
-  gains = gains / np.maximum(gains.sum(axis=1, keepdims=True), 1)
+  gains = label_shares(slates.labels)
   if kind == "label":
     return gains.astype(np.float32)
   soft = np.asarray(jax.nn.softmax(jnp.where(real, FactTables(run).teacher, OUT_OF_REACH), axis=-1))
@@ -172,11 +171,11 @@ def train_scored(
   train(stage, stage.name, state, step, drawn, name=name, headline=headline, best=best)
 
 
-def make_own_thoughts(stage: StageContext, *, group: int, temperature: float) -> Think:
-  """`group` reasonings of the policy about each slate of a batch: `thoughts, thought_mask [P, G, L]`."""
+def make_own_thoughts(stage: StageContext, *, group: int) -> Think:
+  """`group` reasonings of the policy, drawn at temperature 1, about each slate of a batch: `thoughts, thought_mask [P, G, L]`."""
   model, edges = open_scorer(stage.run, 0.0), jnp.asarray(FactTables(stage.run).codes.edges)
   think = jax.jit(make_think(model, stage.vocabulary, group=group, max_new_tokens=stage.config.decoding.max_new_tokens))
-  sampling, base = Sampling.create(temperature=temperature), jax.random.fold_in(stage.key, 1)
+  sampling, base = Sampling.create(temperature=1.0), jax.random.fold_in(stage.key, 1)
 
   def own_thoughts(state: TrainState, slates: PackedSlates) -> dict[str, Any]:
     found = think(state.params, slates, edges, jax.random.fold_in(base, int(state.step)), sampling)

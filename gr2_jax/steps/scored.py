@@ -11,7 +11,7 @@ from gr2_jax.objectives.advantages import group_advantages
 from gr2_jax.objectives.listwise import listwise_cross_entropy
 from gr2_jax.objectives.plackett_luce import draw_rankings, first_place_entropy, ranking_log_probs
 from gr2_jax.rewards.monitors import monitor_answers
-from gr2_jax.rewards.verifiable import RewardConfig, compute_rewards
+from gr2_jax.rewards.verifiable import RewardConfig, RewardTerms, compute_rewards
 from gr2_jax.rollout.reasoned import Thoughts, ThoughtScores, score_thoughts
 from gr2_jax.training.metric import Metric
 
@@ -34,10 +34,7 @@ def make_imitation_loss(model: SlateScorer) -> ScoredLoss:
   """Negative log-probability of a teacher's `rankings [P, K]` (candidate indices, best first), per candidate (ListMLE, Xia et al. 2008)."""
 
   def loss_fn(params: Any, batch: Mapping[str, Any], edges: jax.Array, *, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
-    real = batch["slates"].real
-    scores = _score(model, params, batch["slates"], edges, key)
-    log_probs = ranking_log_probs(scores, batch["rankings"][:, None], real)[:, 0]
-    return _conclude(-log_probs / jnp.maximum(real.sum(axis=-1), 1), batch["weights"], scores, batch["slates"])
+    return _imitate(_score(model, params, batch["slates"], edges, key), batch)
 
   return loss_fn
 
@@ -54,13 +51,9 @@ def make_reward_loss(model: SlateScorer, reward: RewardConfig, *, group: int, te
     slates, labels = batch["slates"], batch["labels"]
     drawing, dropping = jax.random.split(key)
     scores = _score(model, params, slates, edges, dropping) / temperature
-    rankings = jax.lax.stop_gradient(draw_rankings(drawing, scores, slates.real, group))
-    shown = jnp.broadcast_to(jnp.arange(labels.shape[1]), labels.shape)
-    named = jnp.where(jnp.arange(labels.shape[1]) < slates.real.sum(axis=-1)[:, None, None], rankings, -1)
-    rewards = compute_rewards(reward, named, labels, shown, mask=slates.real, divide_by=divide_by)
-    gains = rewards.advantages * ranking_log_probs(scores, rankings, slates.real)
+    rewards, gains, judged = _judge_draws(drawing, scores[:, None], slates, labels, reward, rankings=group, divide_by=divide_by)
     loss, metrics = _conclude(-gains.mean(axis=-1), batch["weights"] * rewards.keep, scores, slates)
-    monitors = monitor_answers(rewards, named, shown, jnp.zeros(rewards.total.shape))
+    monitors = monitor_answers(rewards, *judged, jnp.zeros(rewards.total.shape))
     return loss, monitors | metrics | {"kept_fraction": Metric.of(rewards.keep)}
 
   return loss_fn
@@ -73,11 +66,8 @@ def make_reasoned_imitation_loss(model: SlateScorer, opening: int, *, reasoning_
   """
 
   def loss_fn(params: Any, batch: Mapping[str, Any], edges: jax.Array, *, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
-    slates = batch["slates"]
     found = _think_again(model, params, batch, edges, opening, key)
-    scores = found.scores[:, 0]
-    log_probs = ranking_log_probs(scores, batch["rankings"][:, None], slates.real)[:, 0]
-    loss, metrics = _conclude(-log_probs / jnp.maximum(slates.real.sum(axis=-1), 1), batch["weights"], scores, slates)
+    loss, metrics = _imitate(found.scores[:, 0], batch)
     counted = batch["thought_mask"] * batch["weights"][:, None, None]
     nll = Metric(-jnp.sum(found.log_probs * counted), jnp.sum(counted))
     return loss + reasoning_weight * nll.sum / jnp.maximum(nll.count, 1e-9), metrics | {"nll_reasoning": nll}
@@ -112,26 +102,42 @@ def make_reasoned_reward_loss(
     drawing, dropping = jax.random.split(key)
     found = _think_again(model, params, batch, edges, opening, dropping)
     scores = found.scores / temperature
-    slots, group, size = scores.shape
-    real = slates.real
-    drawn = jax.lax.stop_gradient(draw_rankings(drawing, scores, real[:, None], rankings))
-    named = jnp.where(jnp.arange(size) < real.sum(axis=-1)[:, None, None, None], drawn, -1).reshape(slots, group * rankings, size)
-    shown = jnp.broadcast_to(jnp.arange(size), labels.shape)
-    rewards = compute_rewards(reward, named, labels, shown, mask=real, divide_by=divide_by)
-    log_probs = ranking_log_probs(scores, drawn, real[:, None]).reshape(slots, group * rankings)
-    of_thought = rewards.total.reshape(slots, group, rankings).mean(axis=-1)
+    rewards, gains, judged = _judge_draws(drawing, scores, slates, labels, reward, rankings=rankings, divide_by=divide_by)
+    of_thought = rewards.total.reshape(*scores.shape[:2], rankings).mean(axis=-1)
     advantages, kept = group_advantages(of_thought, of_thought, divide_by=divide_by)
     mask = batch["thought_mask"] * (batch["weights"] * kept)[:, None, None]
     thinking = jnp.sum(advantages[..., None] * found.log_probs * mask) / jnp.maximum(jnp.sum(mask), 1e-9)
-    ranking, metrics = _conclude(
-      -(rewards.advantages * log_probs).mean(axis=-1), batch["weights"] * rewards.keep, scores.mean(axis=1), slates
-    )
+    ranking, metrics = _conclude(-gains.mean(axis=-1), batch["weights"] * rewards.keep, scores.mean(axis=1), slates)
     lengths = jnp.repeat(batch["thought_mask"].sum(axis=-1), rankings, axis=1)
     written = jnp.sum(batch["thought_mask"])
-    monitors = monitor_answers(rewards, named, shown, lengths) | {"entropy_reasoning": Metric(jnp.sum(found.entropy), written)}
+    monitors = monitor_answers(rewards, *judged, lengths) | {"entropy_reasoning": Metric(jnp.sum(found.entropy), written)}
     return ranking - thinking, monitors | metrics | {"kept_fraction": Metric.of(rewards.keep)}
 
   return loss_fn
+
+
+def _imitate(scores: jax.Array, batch: Mapping[str, Any]) -> tuple[jax.Array, dict[str, Metric]]:
+  """The loss of a teacher's rankings under scores `[P, K]`, and its metrics."""
+  slates = batch["slates"]
+  log_probs = ranking_log_probs(scores, batch["rankings"][:, None], slates.real)[:, 0]
+  return _conclude(-log_probs / jnp.maximum(slates.real.sum(axis=-1), 1), batch["weights"], scores, slates)
+
+
+def _judge_draws(
+  key: jax.Array, scores: jax.Array, slates: PackedSlates, labels: jax.Array, reward: RewardConfig, *, rankings: int, divide_by: str
+) -> tuple[RewardTerms, jax.Array, tuple[jax.Array, jax.Array]]:
+  """`rankings` drawn of each row of `scores [P, G, K]`, judged as one group of their slate.
+
+  Returns the rewards, what is climbed (advantage x log-probability, `[P, G * M]`), and what was judged: rankings `[P, G * M, K]` with -1
+  behind a shorter slate's, and the order shown, which is the upstream one.
+  """
+  real, (slots, group, size) = slates.real, scores.shape
+  drawn = jax.lax.stop_gradient(draw_rankings(key, scores, real[:, None], rankings))
+  named = jnp.where(jnp.arange(size) < real.sum(axis=-1)[:, None, None, None], drawn, -1).reshape(slots, group * rankings, size)
+  shown = jnp.broadcast_to(jnp.arange(size), labels.shape)
+  rewards = compute_rewards(reward, named, labels, shown, mask=real, divide_by=divide_by)
+  log_probs = ranking_log_probs(scores, drawn, real[:, None]).reshape(slots, group * rankings)
+  return rewards, rewards.advantages * log_probs, (named, shown)
 
 
 def _think_again(

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 
 from gr2_jax.kernels.rank_reward.conditions import EQUAL, Earned, find_condition
 
-# Defaults of the group advantages: deviations are divided by no less than the floor, and groups of less raw spread are dropped.
 DIVISORS = ("std", "mean", "none")  # of advantages
+# Defaults of the group advantages: deviations are divided by no less than the floor, and groups of less raw spread are dropped.
 STD_FLOOR = 1e-4
 MIN_RAW_STD = 1e-6
 # Up to here the ideal order is cheaper found by counting pairs than by XLA's sort, on a CPU.
