@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import peers, rl_step, rollout
+from experiments.benchmarks import peers, rl_step, rollout, scored
 from experiments.benchmarks.timing import Timing, compare_lines
 from gr2_jax.models.transformer import init_params
 
@@ -57,3 +57,17 @@ def test_both_suites_agree_with_their_peers():
   pytest.importorskip("trl")
   for suite in (rollout, rl_step):
     assert {line["peer"] for line in suite.compare("small", SMALL, rounds=1)} > {"gr2_jax"}
+
+
+def test_forms_of_answer_are_compared_by_the_ranking(monkeypatch):
+  monkeypatch.setattr(scored, "make_step", lambda contract: lambda: None)
+  machine, written, ours = scored.run(SMALL, slates=2, group=4, rounds=1)
+  assert set(machine) == {"machine"} and (written["rankings"], ours["rankings"]) == (8, 8)
+  assert ours["times_scored"] == 1 and written["times_scored"] < 1  # a step that does nothing
+
+
+def test_a_scored_step_trains_on():
+  step = scored.make_scored_step(slates=2, group=4)
+  first = np.array(step().params["head"])
+  second = step()
+  assert second.step == 2 and not np.array_equal(first, second.params["head"])
