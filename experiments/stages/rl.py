@@ -16,7 +16,7 @@ from gr2_jax.rl.options import GroupOptions
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.policy_training import train_by_reward
-from gr2_jax.runs.scored import ScoredSlates, is_reasoned, make_own_thoughts, mix_targets, train_scored
+from gr2_jax.runs.scored import ScoredSlates, is_reasoned, make_own_thoughts, mix_targets, open_scorer, train_scored
 from gr2_jax.runs.stages import Init, Stage
 from gr2_jax.runs.training import TrainingOptions
 from gr2_jax.settings import check_settings, read_record, setting, spread
@@ -27,6 +27,7 @@ from gr2_jax.steps.scored import (
   make_reward_loss,
   make_target_loss,
 )
+from gr2_jax.steps.start import load_params
 from gr2_jax.teachers.sampling import Trace
 from gr2_jax.training.state import OptimizerConfig
 
@@ -43,6 +44,9 @@ class RlStageOptions:
     False, "of scored answers: beside RL, from the same start, on the same slates and steps, cross-entropy on their labels"
   )
   rankings: int = setting(8, "drawn after each reasoning where answers are scored, whose mean reward is the reasoning's", low=2)
+  anchor: float = setting(
+    0.1, "of scored answers: weight of the divergence of the reasoning's tokens from those of the start, which keeps them legible", low=0
+  )
   groups: GroupOptions = spread(GroupOptions())
   training: TrainingOptions = spread(TrainingOptions(100, OptimizerConfig(1e-4, warmup_steps=5), save_every=25, log_every=1))
 
@@ -78,14 +82,16 @@ def _train_scored(stage: StageContext) -> None:
 
   def by_reward(model: SlateScorer) -> ScoredLoss:
     if reasoned:
-      return make_reasoned_reward_loss(model, opening, groups.reward.builtin, rankings=options.rankings, **drawing)
+      return make_reasoned_reward_loss(model, opening, groups.reward.builtin, rankings=options.rankings, anchor=options.anchor, **drawing)
     return make_reward_loss(model, groups.reward.builtin, group=groups.group, **drawing)
 
-  think = make_own_thoughts(stage, group=groups.group) if reasoned else None
+  start = load_params(open_scorer(stage.run), stage.checkpoints(options.init), stage.mesh) if reasoned else None
+  think = make_own_thoughts(stage, group=groups.group, start=start) if reasoned else None
   learning(by_reward, learnt={"labels": slates.labels}, score=quality_of_order(*held_out), headline=_SCORED_HEADLINE, think=think)
   if options.control:
     by_labels = functools.partial(make_reasoned_target_loss, opening=opening) if reasoned else make_target_loss
     targets = mix_targets(stage.run, slates, "label")
+    think = make_own_thoughts(stage, group=groups.group) if reasoned else None
     learning(by_labels, learnt={"targets": targets}, score=likelihood_of_labels(*held_out), name="control", think=think)
 
 

@@ -171,15 +171,27 @@ def train_scored(
   train(stage, stage.name, state, step, drawn, name=name, headline=headline, best=best)
 
 
-def make_own_thoughts(stage: StageContext, *, group: int) -> Think:
-  """`group` reasonings of the policy, drawn at temperature 1, about each slate of a batch: `thoughts, thought_mask [P, G, L]`."""
+def make_own_thoughts(stage: StageContext, *, group: int, start: Any = None) -> Think:
+  """`group` reasonings of the policy, drawn at temperature 1, about each slate of a batch: `thoughts, thought_mask [P, G, L]`.
+
+  With `start`, the parameters where training begins, also the log-probabilities that their tokens have there: `start_log_probs [P, G, L]`.
+  """
   model, edges = open_scorer(stage.run, 0.0), jnp.asarray(FactTables(stage.run).codes.edges)
-  think = jax.jit(make_think(model, stage.vocabulary, group=group, max_new_tokens=stage.config.decoding.max_new_tokens))
+  opening = stage.vocabulary.special("think")
+  generate = make_think(model, stage.vocabulary, group=group, max_new_tokens=stage.config.decoding.max_new_tokens)
   sampling, base = Sampling.create(temperature=1.0), jax.random.fold_in(stage.key, 1)
 
+  @jax.jit
+  def think(params: Any, start: Any, slates: PackedSlates, key: jax.Array) -> dict[str, jax.Array]:
+    found = generate(params, slates, edges, key, sampling)
+    thoughts = Thoughts(found.completions, found.completion_mask)
+    drawn = {"thoughts": thoughts.tokens, "thought_mask": thoughts.mask}
+    if start is None:
+      return drawn
+    return drawn | {"start_log_probs": score_thoughts(model, start, slates, edges, thoughts, opening).log_probs}
+
   def own_thoughts(state: TrainState, slates: PackedSlates) -> dict[str, Any]:
-    found = think(state.params, slates, edges, jax.random.fold_in(base, int(state.step)), sampling)
-    return {"thoughts": found.completions, "thought_mask": found.completion_mask}
+    return think(state.params, start, slates, jax.random.fold_in(base, int(state.step)))
 
   return own_thoughts
 

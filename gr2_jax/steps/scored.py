@@ -18,6 +18,8 @@ from gr2_jax.training.metric import Metric
 # loss(params, batch, edges, *, key) -> (loss, metrics). A batch holds `slates` (PackedSlates of P), `weights [P]`, and what a loss names.
 ScoredLoss = Callable[..., tuple[jax.Array, dict[str, Metric]]]
 
+_MOST_STRAYED = 10.0  # nats of one token up to which its divergence counts in a gradient, as in on-policy distillation
+
 
 def make_target_loss(model: SlateScorer) -> ScoredLoss:
   """Listwise cross-entropy against `targets [P, K]`, which need not be normalised: labels, a teacher's probabilities, or both."""
@@ -88,13 +90,15 @@ def make_reasoned_target_loss(model: SlateScorer, opening: int) -> ScoredLoss:
 
 
 def make_reasoned_reward_loss(
-  model: SlateScorer, opening: int, reward: RewardConfig, *, rankings: int, temperature: float, divide_by: str
+  model: SlateScorer, opening: int, reward: RewardConfig, *, rankings: int, temperature: float, divide_by: str, anchor: float
 ) -> ScoredLoss:
   """Policy gradient on reasonings and on the `rankings` drawn after each of them, all judged by one call of the kernel.
 
-  batch: besides `labels [P, K]`, `thoughts, thought_mask [P, G, L]`, the policy's own reasonings of this step. The advantage of a
-  reasoning is that of the mean reward of its rankings, so that the draw's noise is averaged out; a ranking's is its own among all of its
-  slate. Groups whose raw rewards do not vary count neither in the loss nor in its denominator.
+  batch: besides `labels [P, K]`, `thoughts, thought_mask [P, G, L]`, the policy's own reasonings of this step, and `start_log_probs
+  [P, G, L]` of their tokens where training began. The advantage of a reasoning is that of the mean reward of its rankings, so that the
+  draw's noise is averaged out; a ranking's is its own among all of its slate. Groups whose raw rewards do not vary count neither in the
+  loss nor in its denominator. `anchor` times the tokens' divergence from the start, KL(policy || start), keeps reasonings legible.
+  Metrics: besides, `entropy_reasoning` and `kl_start`, nats a token.
   """
 
   def loss_fn(params: Any, batch: Mapping[str, Any], edges: jax.Array, *, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
@@ -105,13 +109,21 @@ def make_reasoned_reward_loss(
     rewards, gains, judged = _judge_draws(drawing, scores, slates, labels, reward, rankings=rankings, divide_by=divide_by)
     of_thought = rewards.total.reshape(*scores.shape[:2], rankings).mean(axis=-1)
     advantages, kept = group_advantages(of_thought, of_thought, divide_by=divide_by)
-    mask = batch["thought_mask"] * (batch["weights"] * kept)[:, None, None]
+    counted = batch["thought_mask"] * batch["weights"][:, None, None]
+    mask = counted * kept[:, None, None]
     thinking = jnp.sum(advantages[..., None] * found.log_probs * mask) / jnp.maximum(jnp.sum(mask), 1e-9)
+    # Held fixed, the log-ratio of drawn tokens times their log-probability has in expectation the gradient of the divergence.
+    log_ratio = jax.lax.stop_gradient(found.log_probs) - batch["start_log_probs"]
+    clipped, tokens = jnp.clip(log_ratio, -_MOST_STRAYED, _MOST_STRAYED), jnp.sum(counted)
+    straying = jnp.sum(clipped * found.log_probs * counted) / jnp.maximum(tokens, 1e-9)
     ranking, metrics = _conclude(-gains.mean(axis=-1), batch["weights"] * rewards.keep, scores.mean(axis=1), slates)
     lengths = jnp.repeat(batch["thought_mask"].sum(axis=-1), rankings, axis=1)
     written = jnp.sum(batch["thought_mask"])
-    monitors = monitor_answers(rewards, *judged, lengths) | {"entropy_reasoning": Metric(jnp.sum(found.entropy), written)}
-    return ranking - thinking, monitors | metrics | {"kept_fraction": Metric.of(rewards.keep)}
+    monitors = monitor_answers(rewards, *judged, lengths) | {
+      "entropy_reasoning": Metric(jnp.sum(found.entropy), written),
+      "kl_start": Metric(jnp.sum(log_ratio * counted), tokens),
+    }
+    return ranking - thinking + anchor * straying, monitors | metrics | {"kept_fraction": Metric.of(rewards.keep)}
 
   return loss_fn
 

@@ -170,6 +170,7 @@ THOUGHTS = {
   "thoughts": RANDOM.integers(16, size=(P, G, L)).astype(np.int32),
   "thought_mask": np.arange(L) < RANDOM.integers(1, L + 1, size=(P, G, 1)),
 }
+DRAWING = {"rankings": 64, "temperature": 1.0, "divide_by": "std"}
 
 
 @pytest.fixture(scope="module")
@@ -208,11 +209,27 @@ def test_scores_behind_own_reasonings_learn_targets_and_the_reasonings_nothing(s
 def test_reward_moves_reasonings_and_scores_alike(speaking):
   facts = np.zeros((P, K, F), np.float32)
   slates, labels = pack(facts, np.ones((P, K), bool)), np.eye(K, dtype=np.int32)[np.arange(P) % K]
-  batch = {"slates": slates, "weights": np.ones(P, np.float32), "labels": labels} | THOUGHTS
-  drawing = {"rankings": 64, "temperature": 1.0, "divide_by": "std"}
-  loss_fn = make_reasoned_reward_loss(SPEAKING, OPENING, RewardConfig(rank="ndcg", condition="naive"), **drawing)
+  own = {"start_log_probs": np.zeros((P, G, L), np.float32)}
+  batch = {"slates": slates, "weights": np.ones(P, np.float32), "labels": labels} | THOUGHTS | own
+  loss_fn = make_reasoned_reward_loss(SPEAKING, OPENING, RewardConfig(rank="ndcg", condition="naive"), anchor=0.0, **DRAWING)
   gradient = jax.jit(lambda batch: jax.value_and_grad(loss_fn, has_aux=True)(speaking, batch, EDGES, key=KEY))
   (loss, metrics), grads = gradient(batch)
   assert np.isfinite(float(loss)) and metrics["valid_rate"].mean() == 1 and metrics["kept_fraction"].mean() == 1
   assert float(jnp.abs(grads["decoder"]["embedding"]).max()) > 0
   assert metrics["completion_length"].mean() == pytest.approx(THOUGHTS["thought_mask"].sum(axis=-1).mean(), rel=1e-6)
+
+
+def test_without_a_signal_the_anchor_draws_reasonings_back_to_the_start(speaking):
+  loss_fn = make_reasoned_reward_loss(SPEAKING, OPENING, RewardConfig(rank="ndcg", condition="naive"), anchor=0.5, **DRAWING)
+  start = RANDOM.normal(-2, 1, size=(P, G, L)).astype(np.float32)
+  batch = BATCH | THOUGHTS | {"labels": np.where(REAL, 0, -1).astype(np.int32), "start_log_probs": start}
+  gradient = jax.jit(lambda batch: jax.value_and_grad(loss_fn, has_aux=True)(speaking, batch, EDGES, key=KEY))
+  (loss, metrics), grads = gradient(batch)
+  found = jax.jit(lambda slates: score_thoughts(SPEAKING, speaking, slates, EDGES, Thoughts(*THOUGHTS.values()), OPENING))(BATCH["slates"])
+  log_probs, counted = np.asarray(found.log_probs), THOUGHTS["thought_mask"] * BATCH["weights"][:, None, None]
+  ratio = log_probs - start
+  assert metrics["kl_start"].mean() == pytest.approx((ratio * counted).sum() / counted.sum(), rel=1e-4)
+  assert loss == pytest.approx(0.5 * (np.clip(ratio, -10, 10) * log_probs * counted).sum() / counted.sum(), rel=1e-4)
+  assert float(jnp.abs(grads["decoder"]["embedding"]).max()) > 0
+  at_start = gradient(batch | {"start_log_probs": log_probs})[1]
+  assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(at_start)) < 1e-6
