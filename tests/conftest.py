@@ -85,11 +85,11 @@ def tiny_run(shared_folder):
 @pytest.fixture(scope="session")
 def scored_run(shared_folder):
   """The directory of a finished run of `configs/quickstart.py:tiny`, whose RL policy reasons before it scores and whose direct one does
-  not; read it, never write into it.
+  not; all read texts as well as facts. Read it, never write into it.
   """
 
   def run(folder):
-    _run_config("configs/quickstart.py:tiny", folder / "run", "--config.prompt.direct=False")
+    _run_config("configs/quickstart.py:tiny", folder / "run", "--config.prompt.direct=False", "--config.answer.texts=True")
 
   return shared_folder("scored", run) / "run"
 

@@ -14,10 +14,9 @@ import numpy as np
 from experiments.benchmarks.rl_step import LEARNING_RATE, make_step
 from experiments.benchmarks.rollout import DECODER, Contract
 from experiments.benchmarks.timing import time_call, time_interleaved
-from gr2_jax.models.scorer import SlateScorer
+from gr2_jax.models.scorer import PackedSlates, SlateScorer
 from gr2_jax.models.transformer import init_params
 from gr2_jax.rewards.verifiable import RewardConfig
-from gr2_jax.runs.scored import pack_facts
 from gr2_jax.runs.versions import describe_machine
 from gr2_jax.steps.scored import make_reward_loss
 from gr2_jax.steps.update import make_update
@@ -63,7 +62,9 @@ def make_scored_step(slates: int, group: int) -> Callable[[], TrainState]:
   random = np.random.default_rng(0)
   facts = random.normal(size=(slates, SIZE, FACTS)).astype(np.float32)
   labels = np.eye(SIZE, dtype=np.float32)[random.integers(SIZE, size=slates)]
-  batch = {"slates": pack_facts(facts, labels >= 0), "labels": labels, "weights": np.ones(slates, np.float32)}
+  nothing, no_texts = np.zeros((slates, 0), bool), np.zeros((slates, SIZE, 0), np.float32)
+  packed = PackedSlates(facts, labels >= 0, nothing, no_texts, no_texts[:, :0])
+  batch = {"slates": packed, "labels": labels, "weights": np.ones(slates, np.float32)}
 
   def step() -> TrainState:
     nonlocal state

@@ -75,7 +75,7 @@ def _train_scored(stage: StageContext) -> None:
     validation=validation,
     reasoned=reasoned,
     init=stage.checkpoints(options.init),
-    dropout=0.0,  # the answers that are judged are the policy's own
+    drop_out=False,  # the answers that are judged are the policy's own
   )
   held_out, opening = (validation.labels, validation.weights), stage.vocabulary.special("think")
   drawing = {"temperature": groups.temperature, "divide_by": groups.loss.divide_by}

@@ -15,7 +15,7 @@ class PackedSlates(NamedTuple):
   """P slates of at most K candidates after at most H past items.
 
   `facts [P, K, F]` of the candidates; `real [P, K]` true at candidates; `past [P, H]` true at past items, the latest last; `content
-  [P, K, C]` and `past_content [P, H, C]`: the items' text vectors, both zero wide (C = 0) where the policy reads none.
+  [P, K, C]` and `past_content [P, H, C]`: the items' text vectors of length 1, both zero wide (C = 0) where the policy reads none.
   """
 
   facts: Any
@@ -41,7 +41,8 @@ class SlateScorer(nn.Module):
   `prior`, which is a score itself.
   Between slate and answer there may be a reasoning, tokens of the decoder's vocabulary (`rollout.reasoned`): `read` gives what it follows,
   and in `answer` the candidates come once more, behind it.
-  `dropout` leaves out that share of the packed values in training. `edges [F, B + 1]` are those of `FactCodes`, for the `shape` (F, B).
+  `dropout` leaves out that share of the packed values in training, and `content_dropout` the text vectors of all candidates of that share
+  of the slates. `edges [F, B + 1]` are those of `FactCodes`, for the `shape` (F, B).
   """
 
   config: ModelConfig
@@ -49,6 +50,7 @@ class SlateScorer(nn.Module):
   prior: int | None = None
   content_dim: int = 0
   dropout: float = 0.0
+  content_dropout: float = 0.0
 
   def setup(self) -> None:
     facts, bins = self.shape
@@ -56,7 +58,8 @@ class SlateScorer(nn.Module):
     self.marker = table_param(self, "marker", 0.02, 3)  # past items, candidates, and candidates behind a reasoning
     self.head = table_param(self, "head", 0.02)
     if self.content_dim:
-      self.content = table_param(self, "content", self.content_dim**-0.5, self.content_dim)
+      self.content = table_param(self, "content", 1.0, self.content_dim)
+      self.drop_content = nn.Dropout(self.content_dropout, broadcast_dims=(1, 2))
     if self.prior is not None:
       self.prior_weight = self.param("prior", nn.initializers.ones, ())
     self.decoder = Decoder(self.config)
@@ -88,7 +91,7 @@ class SlateScorer(nn.Module):
   def _pack(self, slates: PackedSlates, edges: jax.Array, deterministic: bool, marker: int = 1) -> jax.Array:
     packed = jnp.einsum("pkfb,fbd->pkd", piecewise_linear(slates.facts, edges), self.facts) + self.marker[marker]
     if self.content_dim:
-      packed += slates.content @ self.content
+      packed += self.drop_content(slates.content, deterministic=deterministic) @ self.content
     return self.drop(packed, deterministic=deterministic)
 
   def _behind_history(self, slates: PackedSlates, packed: jax.Array, deterministic: bool) -> jax.Array:

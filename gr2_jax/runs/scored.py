@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from gr2_jax.data.slates import label_shares, slate_labels
+from gr2_jax.data.schema import Catalogue, Slate
+from gr2_jax.data.slates import label_shares, pad_rows, slate_labels
 from gr2_jax.evidence.facts import LM_SCORE
+from gr2_jax.evidence.items import unit_vectors
 from gr2_jax.models.config import preset
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
 from gr2_jax.numerics import OUT_OF_REACH
@@ -44,32 +46,79 @@ class AnswerOptions:
     choices=("written", "scored"),
   )
   dropout: float = setting(0.1, "share of a scored slate's packed values that is left out in supervised training", low=0, below=1)
+  texts: bool = setting(False, "a scored policy reads past items and candidates by their text vectors as well, not by facts alone")
+  past: int = setting(10, "latest of a history that are read where texts are", unit="items", low=1)
+  text_dropout: float = setting(
+    0.2, "share of slates in supervised training whose candidates come without their text vectors", low=0, below=1
+  )
   evaluate_every: int = setting(50, "between validations of a scored policy, of which the best step is kept", unit="steps", low=1)
 
   def __post_init__(self) -> None:
     check_settings(self)
+    if self.texts and self.form != "scored":
+      raise ValueError("texts: written answers read the items' words in the prompt; set it to False, or form to scored")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ItemTexts:
+  """What scored policies read of items besides facts: text `vectors [N + 1, C]` of length 1, zeros for none at the end.
+
+  `history`: the latest items of a history that are read. Both are 0 wide where policies read no texts.
+  """
+
+  catalogue: Catalogue
+  vectors: np.ndarray
+  history: int
+
+  @classmethod
+  def load(cls, run: Run, catalogue: Catalogue) -> "ItemTexts":
+    """Those that the run's policies read."""
+    if not run.config.answer.texts:
+      return cls(catalogue, np.zeros((len(catalogue) + 1, 0), np.float32), 0)
+    units = unit_vectors(catalogue, np.load(run.path("tokenize", "vectors.npy")))
+    return cls(catalogue, np.pad(units, ((0, 1), (0, 0))), run.config.answer.past)
+
+  def rows(self, slates: Sequence[Slate]) -> tuple[np.ndarray, np.ndarray]:
+    """Catalogue rows of the candidates `[n, K]`, and of the past items `[n, history]`, the latest last; -1 where there is none."""
+    past = np.full((len(slates), self.history), -1, np.int32)
+    for row, slate in zip(past, slates, strict=True):
+      known = min(len(slate.history), self.history)
+      row[self.history - known :] = self.catalogue.to_rows(slate.history[len(slate.history) - known :])
+    return pad_rows([self.catalogue.to_rows(slate.candidates) for slate in slates]), past
+
+  def pack(self, facts: np.ndarray, candidates: np.ndarray, past: np.ndarray) -> PackedSlates:
+    """Slates as the model reads them, of facts `[P, K, F]` and the rows of their items."""
+    return PackedSlates(facts, candidates >= 0, past >= 0, self.vectors[candidates], self.vectors[past])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScoredSlates:
-  """n slates as arrays: `facts [n, K, F]` as policies read them, `labels [n, K]` (-1 at padding), `weights [n]`."""
+  """n slates as arrays: `facts [n, K, F]` as policies read them, `labels [n, K]` (-1 at padding), `weights [n]`.
+
+  `items`: what they read of items, where `candidates [n, K]` and `past [n, H]` are, see `ItemTexts`.
+  """
 
   facts: np.ndarray
   labels: np.ndarray
   weights: np.ndarray
+  candidates: np.ndarray
+  past: np.ndarray
+  items: ItemTexts
 
   @classmethod
   def load(cls, stage: StageContext, split: str) -> "ScoredSlates":
     """The run's slates of a split."""
-    slates = stage.slates(split)
-    return cls(FactTables(stage.run).read(split), slate_labels(slates), np.array([slate.weight for slate in slates], np.float32))
+    slates, items = stage.slates(split), ItemTexts.load(stage.run, stage.catalogue)
+    weights = np.array([slate.weight for slate in slates], np.float32)
+    return cls(FactTables(stage.run).read(split), slate_labels(slates), weights, *items.rows(slates), items)
 
   def __len__(self) -> int:
     return len(self.facts)
 
   def take(self, indices: np.ndarray) -> "ScoredSlates":
     """Some of them."""
-    return ScoredSlates(self.facts[indices], self.labels[indices], self.weights[indices])
+    facts, labels, weights = self.facts[indices], self.labels[indices], self.weights[indices]
+    return ScoredSlates(facts, labels, weights, self.candidates[indices], self.past[indices], self.items)
 
   def parts(self) -> Iterator[PackedSlates]:
     """All of them, some at a time and always as many: behind the last come the first again."""
@@ -79,14 +128,7 @@ class ScoredSlates:
 
   def pack(self, indices: np.ndarray) -> PackedSlates:
     """Some of them, as the model reads them."""
-    return pack_facts(self.facts[indices], self.labels[indices] >= 0)
-
-
-def pack_facts(facts: np.ndarray, real: np.ndarray) -> PackedSlates:
-  """Slates as the model reads them, by facts `[P, K, F]` alone; `real [P, K]` true at candidates."""
-  nothing = np.zeros((len(real), 0), bool)
-  no_content = np.zeros((*real.shape, 0), np.float32)
-  return PackedSlates(facts, real, nothing, no_content, no_content[:, :0])
+    return self.items.pack(self.facts[indices], self.candidates[indices], self.past[indices])
 
 
 def is_reasoned(config: ConfigDict) -> bool:
@@ -94,14 +136,16 @@ def is_reasoned(config: ConfigDict) -> bool:
   return config.answer.form == "scored" and not config.prompt.direct
 
 
-def open_scorer(run: Run, dropout: float | None = None) -> SlateScorer:
-  """The run's scorer; `dropout` instead of that of the config."""
-  codes = FactTables(run).codes
+def open_scorer(run: Run, *, learns: bool = False) -> SlateScorer:
+  """The run's scorer; where it `learns` by supervision, with the config's dropout."""
+  codes, options = FactTables(run).codes, run.config.answer
   return SlateScorer(
     preset(run.config.model.preset, load_vocabulary(run).size),
     shape=(len(codes.names), codes.edges.shape[1] - 1),
     prior=codes.names.index(LM_SCORE) if LM_SCORE in codes.names else None,
-    dropout=run.config.answer.dropout if dropout is None else dropout,
+    content_dim=np.load(run.path("tokenize", "vectors.npy"), mmap_mode="r").shape[1] if options.texts else 0,
+    dropout=options.dropout if learns else 0.0,
+    content_dropout=options.text_dropout if learns else 0.0,
   )
 
 
@@ -143,7 +187,7 @@ def train_scored(
   validation: ScoredSlates,
   reasoned: bool,
   init: Checkpointer | None = None,
-  dropout: float | None = None,
+  drop_out: bool = True,
   name: str = "checkpoints",
   headline: Sequence[str] = ("loss", "entropy"),
   think: Think | None = None,
@@ -151,9 +195,10 @@ def train_scored(
   """Trains the run's scorer, from `init` or random parameters, on slates and what is `learnt` of each (arrays `[n, ...]` by name).
 
   The training's settings are those of the stage's section. `score(scores of the validation slates [n, K])`, after a reasoning where
-  answers are `reasoned`, chooses the step that is kept. `think`: what the policy itself adds to a batch.
+  answers are `reasoned`, chooses the step that is kept. `drop_out`: with the config's dropout. `think`: what the policy itself adds to a
+  batch.
   """
-  model, edges = open_scorer(stage.run, dropout), put_replicated(FactTables(stage.run).codes.edges, stage.mesh)
+  model, edges = open_scorer(stage.run, learns=drop_out), put_replicated(FactTables(stage.run).codes.edges, stage.mesh)
   optimizer, state, shardings = begin(stage, model, stage.name, init)
   base = stage.key
   update = make_update(optimizer, make_loss(model), whole_batch=lambda step, batch: {"key": jax.random.fold_in(base, step)})
@@ -176,7 +221,7 @@ def make_own_thoughts(stage: StageContext, *, group: int, start: Any = None) -> 
 
   With `start`, the parameters where training begins, also the log-probabilities that their tokens have there: `start_log_probs [P, G, L]`.
   """
-  model, edges = open_scorer(stage.run, 0.0), jnp.asarray(FactTables(stage.run).codes.edges)
+  model, edges = open_scorer(stage.run), jnp.asarray(FactTables(stage.run).codes.edges)
   opening = stage.vocabulary.special("think")
   generate = make_think(model, stage.vocabulary, group=group, max_new_tokens=stage.config.decoding.max_new_tokens)
   sampling, base = Sampling.create(temperature=1.0), jax.random.fold_in(stage.key, 1)

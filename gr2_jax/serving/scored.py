@@ -11,7 +11,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gr2_jax.data.schema import DataError, Slate
-from gr2_jax.data.slates import pad_rows
 from gr2_jax.evidence.facts import LM_SCORE
 from gr2_jax.evidence.items import ItemArrays
 from gr2_jax.evidence.requests import LogCounts
@@ -23,7 +22,7 @@ from gr2_jax.runs.load import load_catalogue, load_log, load_vocabulary
 from gr2_jax.runs.packed_midtraining import load_packed_slate_scores
 from gr2_jax.runs.policies import PolicyRecord
 from gr2_jax.runs.run import Run
-from gr2_jax.runs.scored import make_answer_batch, open_scorer, pack_facts, read_thoughts
+from gr2_jax.runs.scored import ItemTexts, make_answer_batch, open_scorer, read_thoughts
 from gr2_jax.serving.engine import RowAnswer, default_batch_sizes, sort_scores
 from gr2_jax.serving.options import Options
 from gr2_jax.serving.request import Request, RequestError, item_id
@@ -41,19 +40,20 @@ class SlateFacts:
     self.codes, self.longest = tables.codes, tables.longest
     self._counts = LogCounts.fit(load_log(run, self.catalogue), self.catalogue)
     self._items = ItemArrays.of(self.catalogue, np.load(run.path("tokenize", "vectors.npy")))
+    self._texts = ItemTexts.load(run, self.catalogue)
     self._max_history, self._lm_history = run.config.evidence.max_history, run.config.midtrain.max_history
     self._lm_scores = load_packed_slate_scores(run, self.catalogue, mesh) if LM_SCORE in self.codes.names else None
 
   @property
   def history(self) -> int:
     """The latest items of a history that any fact reads."""
-    return self._max_history if self._lm_scores is None else max(self._max_history, self._lm_history)
+    return max(self._max_history, self._texts.history, 0 if self._lm_scores is None else self._lm_history)
 
   def pack(self, slates: Sequence[Slate], size: int, width: int) -> PackedSlates:
     """`size` slates of `width` candidates as the scorer reads them: those given, and as many of them again as there is room for."""
     rows = np.arange(size) % len(slates)
     candidates = np.full((size, width), -1, np.int32)
-    own = pad_rows([self.catalogue.to_rows(slate.candidates) for slate in slates])
+    own, latest = self._texts.rows(slates)
     candidates[:, : own.shape[1]] = own[rows]
     lm_scores = None
     if self._lm_scores is not None:
@@ -69,7 +69,7 @@ class SlateFacts:
       max_history=self._max_history,
       lm_scores=lm_scores,
     )[rows]
-    return pack_facts(facts, candidates >= 0)
+    return self._texts.pack(facts, candidates, latest[rows])
 
 
 @dataclasses.dataclass(frozen=True)

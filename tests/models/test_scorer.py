@@ -80,3 +80,19 @@ def test_dropout_is_for_training_alone(slates, params, score):
   drop = lambda seed: MODEL.apply({"params": params}, slates, CODES.edges, deterministic=False, rngs={"dropout": jax.random.key(seed)})
   assert np.abs(drop(0) - drop(1)).max() > 0
   np.testing.assert_array_equal(score(slates), score(slates))
+
+
+def test_texts_of_all_candidates_of_a_slate_are_left_out_together(slates, params):
+  wide = jax.tree.map(lambda x: 5 * x, nn.unbox(params))
+  model = MODEL.clone(dropout=0.0, content_dropout=0.5)
+  learn = jax.jit(lambda key: model.apply({"params": wide}, slates, CODES.edges, deterministic=False, rngs={"dropout": key}))
+  plain = jax.jit(lambda content: model.apply({"params": wide}, slates._replace(content=content), CODES.edges))
+  without, doubled = plain(np.zeros_like(slates.content)), plain(2 * slates.content)
+  assert np.abs(without - doubled)[slates.real].min() > 1e-4
+  left_out = set()
+  for seed in range(4):
+    for row, scores in enumerate(learn(jax.random.key(seed))):
+      found = [np.allclose(scores[slates.real[row]], other[row][slates.real[row]], atol=1e-4) for other in (without, doubled)]
+      assert found.count(True) == 1
+      left_out.add(found[0])
+  assert left_out == {True, False}
