@@ -4,8 +4,9 @@
     python -m experiments.run --config=configs/quickstart.py:tiny --workdir=runs/tiny      # seconds, learns next to nothing: for tests
 
 Two lines: SFT on a teacher that saw no label, then RL on the verified reward, beside its control by supervision (`rl.control`); and the
-direct policy, taught half by labels and half by a tree. The report's own form of answer, written token by token after a reasoning, is in
-`written.py` and `small_market.py`. Hardware: 2 CPU cores. `seed=N` repeats it on another market with other draws.
+direct policy, taught half by labels and half by a tree. `reasoned`: SFT and RL write a reasoning and are scored behind it, which takes
+some minutes more. The report's own form of answer, written token by token after a reasoning, is in `written.py` and `small_market.py`.
+Hardware: 2 CPU cores. `seed=N` repeats it on another market with other draws.
 Measured: docs/results/main.md
 """
 
@@ -15,12 +16,16 @@ from experiments.flags import parse_arg
 
 
 def get_config(arg=None):
-  args = parse_arg(arg, tiny=False, seed=0)
+  args = parse_arg(arg, reasoned=False, tiny=False, seed=0)
   config = make_market("quickstart", args.seed)
   make_scored(config)
   config.midtrain.update({"steps": 600, "max_history": 12})
   config.midtrain.packed.whole_log = True  # the market's requests come after its log
   config.evaluation.shuffles = 1
+  if args.reasoned:
+    config.prompt.direct = False
+    # Four reasonings a slate, drawn token by token, make a step some thirty times as long.
+    config.rl.update({"group": 4, "steps": 100})
   if args.tiny:
     make_tiny(config)
     make_tiny_scored(config)
@@ -32,8 +37,7 @@ def make_scored(config):
   config.model.preset = "micro"  # at half the width mid-training does not find what follows what
   config.answer.form = "scored"
   config.prompt.hints = ("upstream_rank", "bought_after")  # what the scripted teacher may speak of
-  # Reasoning first, `--config.prompt.direct=False`, costs a small model some quality and RL much time: see docs/results/main.md.
-  config.prompt.direct = True
+  config.prompt.direct = True  # a reasoning costs a small model some quality and RL much time: see docs/results/main.md
   config.decoding.max_new_tokens = 40  # of a reasoning; the teacher's have some 19, at most 36
   config.traces.update({"attempts": 1, "temperature": 0.3})
   config.midtrain.update({"form": "packed", "batch_size": 128, "save_every": 200})

@@ -23,13 +23,14 @@ from gr2_jax.runs.fingerprints import value_at
 
 # The arguments by which each file is checked; the last one is its tiny variant.
 CONFIGS = {
-  "quickstart.py": ("", "seed=3", "tiny"),
+  "quickstart.py": ("", "seed=3", "reasoned", "reasoned,tiny", "tiny"),
   "written.py": ("", "seed=3", "tiny"),
   "small_market.py": ("", "seed=1", "tiny"),
   "own_data.py": ("seed=1,tiny", "tiny"),  # test_own_data.py has those of a folder
   "amazon.py": ("beauty", "sports", "toys,small", "beauty,small,written", "beauty,tiny"),
   "rl_losses.py": ("dapo", "grpo,seed=1", "dr_grpo", "gspo", "tis", "gspo,tiny"),
   "verbose_prompts.py": ("", "seed=1", "tiny"),
+  "ablations/evidence.py": ("", "seed=1", "tiny"),
   "ablations/internalise.py": ("", "seed=1", "tiny"),
   "ablations/prior.py": ("", "beauty", "beauty,tiny", "tiny"),
   "ablations/pruning.py": ("", "seed=1", "tiny"),

@@ -1,0 +1,46 @@
+"""What carries a scored policy: its facts, their codes, the mid-trained model's score, whom it learns from, and a reasoning before it.
+
+    python -m experiments.sweep --config=configs/ablations/evidence.py --workdir=runs/evidence
+
+One part changed at a time, three seeds, which share their stages up to the change. Hardware: 2 CPU cores, about an hour. `seed=N` is
+another market with other draws; `tiny` is for tests.
+Measured: docs/results/evidence.md
+"""
+
+from configs import quickstart
+from experiments.flags import parse_arg
+from gr2_jax.evidence.facts import BASIC_FACTS, FACTS, LM_SCORE
+
+CHANGES = {
+  "nineteen_facts": {"evidence.facts": BASIC_FACTS},
+  "without_lm_score": {"evidence.facts": tuple(name for name in FACTS if name != LM_SCORE)},
+  "one_bin": {"evidence.bins": 1},
+  "labels_alone": {"direct.targets": "label"},
+  "tree_alone": {"direct.targets": "tree"},
+}
+REASONING = {"prompt.direct": False, "rl.group": 4, "direct.enabled": False}
+VARIANTS = {"whole": {}} | CHANGES | {"reasoned": REASONING}
+SEEDS = (0, 1, 2)
+COMPARISONS = {
+  "The direct policy with one part changed": [(f"{variant}/direct", "whole/direct") for variant in CHANGES],
+  "Against the tree on the very same facts": [(f"{variant}/direct", f"{variant}/lambdamart_all") for variant in ("whole", *CHANGES)],
+  "After a reasoning against at once": [("reasoned/sft", "whole/sft"), ("reasoned/policy", "whole/policy")],
+  "RL against the SFT policy that it starts from": [(f"{variant}/policy", f"{variant}/sft") for variant in ("whole", "reasoned")],
+}
+
+
+def get_variants(arg=None):
+  """VARIANTS, with fewer steps of RL where each draws reasonings, which takes some thirty times as long."""
+  return VARIANTS | ({} if _read(arg).tiny else {"reasoned": REASONING | {"rl.steps": 100}})
+
+
+def _read(arg):
+  return parse_arg(arg, tiny=False, seed=0)
+
+
+def get_config(arg=None):
+  args = _read(arg)
+  config = quickstart.get_config(f"seed={args.seed},tiny={args.tiny}")
+  config.name = "evidence"
+  config.rl.control = False
+  return config
