@@ -14,6 +14,9 @@ from configs.base import optimizer
 from configs.written import make_market, make_tiny
 from experiments.flags import parse_arg
 
+# A few reasonings a slate, drawn token by token, make a step of RL many times as long; hence fewer steps.
+REASONED = {"prompt.direct": False, "rl.group": 4, "rl.steps": 100}
+
 
 def get_config(arg=None):
   args = parse_arg(arg, reasoned=False, tiny=False, seed=0)
@@ -23,9 +26,7 @@ def get_config(arg=None):
   config.midtrain.packed.whole_log = True  # the market's requests come after its log
   config.evaluation.shuffles = 1
   if args.reasoned:
-    config.prompt.direct = False
-    # Four reasonings a slate, drawn token by token, make a step some thirty times as long.
-    config.rl.update({"group": 4, "steps": 100})
+    config.update_from_flattened_dict(REASONED)
   if args.tiny:
     make_tiny(config)
     make_tiny_scored(config)

@@ -18,8 +18,7 @@ CHANGES = {
   "labels_alone": {"direct.targets": "label"},
   "tree_alone": {"direct.targets": "tree"},
 }
-REASONING = {"prompt.direct": False, "rl.group": 4, "direct.enabled": False}
-VARIANTS = {"whole": {}} | CHANGES | {"reasoned": REASONING}
+VARIANTS = {"whole": {}} | CHANGES | {"reasoned": quickstart.REASONED | {"direct.enabled": False}}
 SEEDS = (0, 1, 2)
 COMPARISONS = {
   "The direct policy with one part changed": [(f"{variant}/direct", "whole/direct") for variant in CHANGES],
@@ -30,8 +29,8 @@ COMPARISONS = {
 
 
 def get_variants(arg=None):
-  """VARIANTS, with fewer steps of RL where each draws reasonings, which takes some thirty times as long."""
-  return VARIANTS | ({} if _read(arg).tiny else {"reasoned": REASONING | {"rl.steps": 100}})
+  """VARIANTS, in `tiny` with its own few steps of RL after reasonings as well."""
+  return VARIANTS | ({"reasoned": {"prompt.direct": False, "direct.enabled": False}} if _read(arg).tiny else {})
 
 
 def _read(arg):

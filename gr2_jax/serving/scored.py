@@ -46,7 +46,7 @@ class SlateFacts:
 
   @property
   def history(self) -> int:
-    """The latest items of a history that any fact reads."""
+    """The latest items of a history that anything reads."""
     return max(self._max_history, self._texts.history, 0 if self._lm_scores is None else self._lm_history)
 
   def pack(self, slates: Sequence[Slate], size: int, width: int) -> PackedSlates:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
 from gr2_jax.objectives.advantages import group_advantages
+from gr2_jax.objectives.distillation import distilled_advantages
 from gr2_jax.objectives.listwise import listwise_cross_entropy
 from gr2_jax.objectives.plackett_luce import draw_rankings, first_place_entropy, ranking_log_probs
 from gr2_jax.rewards.monitors import monitor_answers
@@ -112,10 +113,10 @@ def make_reasoned_reward_loss(
     counted = batch["thought_mask"] * batch["weights"][:, None, None]
     mask = counted * kept[:, None, None]
     thinking = jnp.sum(advantages[..., None] * found.log_probs * mask) / jnp.maximum(jnp.sum(mask), 1e-9)
-    # Held fixed, the log-ratio of drawn tokens times their log-probability has in expectation the gradient of the divergence.
-    log_ratio = jax.lax.stop_gradient(found.log_probs) - batch["start_log_probs"]
-    clipped, tokens = jnp.clip(log_ratio, -_MOST_STRAYED, _MOST_STRAYED), jnp.sum(counted)
-    straying = jnp.sum(clipped * found.log_probs * counted) / jnp.maximum(tokens, 1e-9)
+    log_ratio, tokens = found.log_probs - batch["start_log_probs"], jnp.sum(counted)
+    # Apart from the reward's, since it holds also where a group has no signal.
+    returning = distilled_advantages(jnp.zeros_like(of_thought), log_ratio, anchor, _MOST_STRAYED)
+    thinking += jnp.sum(returning * found.log_probs * counted) / jnp.maximum(tokens, 1e-9)
     ranking, metrics = _conclude(-gains.mean(axis=-1), batch["weights"] * rewards.keep, scores.mean(axis=1), slates)
     lengths = jnp.repeat(batch["thought_mask"].sum(axis=-1), rankings, axis=1)
     written = jnp.sum(batch["thought_mask"])
@@ -123,7 +124,7 @@ def make_reasoned_reward_loss(
       "entropy_reasoning": Metric(jnp.sum(found.entropy), written),
       "kl_start": Metric(jnp.sum(log_ratio * counted), tokens),
     }
-    return ranking - thinking + anchor * straying, monitors | metrics | {"kept_fraction": Metric.of(rewards.keep)}
+    return ranking - thinking, monitors | metrics | {"kept_fraction": Metric.of(rewards.keep)}
 
   return loss_fn
 
