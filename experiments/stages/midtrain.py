@@ -50,7 +50,7 @@ class MidtrainOptions:
   corpus_epochs: int = setting(64, "after which the corpus repeats its draws", unit="epochs", low=1)
   max_history: int = setting(20, "the latest of a history", unit="items", low=1)
   batch_size: int = setting(32, "of an update", unit="rows", low=1)
-  row_length: int = setting(256, "into which examples are packed", unit="tokens", low=2)
+  row_length: int = setting(256, "into which examples are packed", unit="tokens, or items where they are packed", low=2)
   training: TrainingOptions = spread(
     TrainingOptions(1000, OptimizerConfig(1e-3, schedule="cosine", warmup_steps=50, weight_decay=0.01), save_every=500, log_every=20)
   )
@@ -132,6 +132,11 @@ def _evaluate(stage: StageContext, scores: Callable[[np.ndarray], np.ndarray], f
 def check(config: ConfigDict) -> None:
   """The optimizers, and what needs a language model."""
   check_training(config, "midtrain")
+  if config.midtrain.form == "packed" and config.midtrain.row_length <= config.midtrain.max_history:
+    raise ConfigError(
+      f"--config.midtrain.row_length: rows of {config.midtrain.row_length} items hold no history of {config.midtrain.max_history} and "
+      "what follows it; raise it, or lower midtrain.max_history"
+    )
   if config.midtrain.form == "packed" and config.answer.form == "written":
     raise ConfigError(
       "--config.midtrain.form: 'packed' leaves no language model that written answers could start from; set it to tokens, or "
@@ -152,7 +157,7 @@ def unused(config: ConfigDict) -> tuple[str, ...]:
   """What is said of the other form, and of the warm-up of new rows where there is none."""
   midtrain = config.midtrain
   if midtrain.form == "packed":
-    return tuple(f"midtrain.{key}" for key in ("mixture", "corpus_epochs", "row_length", "warmup_rows", "beams"))
+    return tuple(f"midtrain.{key}" for key in ("mixture", "corpus_epochs", "warmup_rows", "beams"))
   others = () if midtrain.warmup_rows.enabled else tuple(f"midtrain.warmup_rows.{key}" for key in midtrain.warmup_rows if key != "enabled")
   return ("midtrain.packed", *others)
 

@@ -17,6 +17,23 @@ class ItemTable(NamedTuple):
   text: Any
 
 
+class ItemRows(NamedTuple):
+  """Histories behind each other in rows `[B, T]`: catalogue rows `items`, `positions` in a history, and `segment_ids`.
+
+  Histories of a row are numbered 1, 2.. by `segment_ids`; 0 is padding, whose item means nothing.
+  """
+
+  items: Any
+  positions: Any
+  segment_ids: Any
+
+
+def one_a_row(histories: Any) -> ItemRows:
+  """Rows of one history each, of `histories [B, H]` with -1 behind them."""
+  positions = jnp.broadcast_to(jnp.arange(histories.shape[1]), histories.shape)
+  return ItemRows(jnp.maximum(histories, 0), positions, (histories >= 0).astype(jnp.int32))
+
+
 class PackedItems(nn.Module):
   """A causal decoder over items, each the sum of its semantic ID's codes, its projected text vector and an embedding of its own.
 
@@ -41,10 +58,10 @@ class PackedItems(nn.Module):
     self.decoder = Decoder(self.config)
     self.drop = nn.Dropout(self.dropout)
 
-  def __call__(self, history: jax.Array, table: ItemTable, *, deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
-    """(states `[B, H, D]` after each item of `history [B, H]`, catalogue rows with -1 for padding; item vectors `[N, D]`)."""
+  def __call__(self, histories: jax.Array, table: ItemTable) -> tuple[jax.Array, jax.Array]:
+    """(states `[B, H, D]` after each item of `histories [B, H]`, catalogue rows with -1 behind them; item vectors `[N, D]`)."""
     vectors = self.item_vectors(table)
-    return self.states(history, vectors, deterministic=deterministic), vectors
+    return self.states(one_a_row(histories), vectors), vectors
 
   def item_vectors(self, table: ItemTable) -> jax.Array:
     """Of all items, `[N, D]`."""
@@ -53,12 +70,11 @@ class PackedItems(nn.Module):
       vectors += self.codes[level][table.codes[:, level]]
     return vectors
 
-  def states(self, history: jax.Array, vectors: jax.Array, *, deterministic: bool = True) -> jax.Array:
-    """After each item of `history [B, H]`, `[B, H, D]`; `vectors [N, D]` of the items."""
-    rows, length = history.shape
-    read = self.drop(vectors[jnp.maximum(history, 0)], deterministic=deterministic)
-    places = jnp.broadcast_to(jnp.arange(length), (rows, length))
-    states, _ = self.decoder(-1 - places, places, (history >= 0).astype(jnp.int32), memory=read)
+  def states(self, rows: ItemRows, vectors: jax.Array, *, deterministic: bool = True) -> jax.Array:
+    """After each item of rows, `[B, T, D]`; `vectors [N, D]` of the items."""
+    read = self.drop(vectors[rows.items], deterministic=deterministic)
+    memory = jnp.broadcast_to(-1 - jnp.arange(rows.items.shape[1]), rows.items.shape)
+    states, _ = self.decoder(memory, rows.positions, rows.segment_ids, memory=read)
     return self.drop(states, deterministic=deterministic)
 
   def code_log_probs(self, states: jax.Array, codes: jax.Array) -> jax.Array:
@@ -72,15 +88,16 @@ class PackedItems(nn.Module):
     return jnp.stack(found, axis=-1)
 
   def losses(
-    self, sequences: jax.Array, table: ItemTable, negatives: jax.Array, *, deterministic: bool = True
+    self, rows: ItemRows, table: ItemTable, negatives: jax.Array, *, deterministic: bool = True
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Nats `[B, H]` of the next item by the dense head and by its codes, and where there is one; `sequences [B, H + 1]`.
+    """Nats `[B, T - 1]` of the next item of rows `[B, T]` by the dense head and by its codes, and where the same history has one.
 
     The dense head tells the next item from `negatives [M]`, catalogue rows drawn alike for all; where one is the next item it counts once.
     """
-    states, vectors = self(sequences[:, :-1], table, deterministic=deterministic)
-    following = sequences[:, 1:]
-    real, following = following >= 0, jnp.maximum(following, 0)
+    vectors = self.item_vectors(table)
+    read, following = ItemRows(*(of[:, :-1] for of in rows)), rows.items[:, 1:]
+    states = self.states(read, vectors, deterministic=deterministic)
+    real = (rows.segment_ids[:, 1:] == read.segment_ids) & (read.segment_ids > 0)
     target = jnp.sum(states * vectors[following], axis=-1).astype(jnp.float32)
     others = (states @ vectors[negatives].T).astype(jnp.float32)
     others = jnp.where(following[..., None] == negatives, -jnp.inf, others)

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr2_jax.data.schema import Catalogue, Slate
+from gr2_jax.data.schema import Slate
 from gr2_jax.data.slates import pad_rows
 from gr2_jax.language.midtrain_tasks import next_item_prompt
 from gr2_jax.language.prompts import PromptContext
-from gr2_jax.models.packed_items import ItemTable, PackedItems
+from gr2_jax.models.packed_items import ItemTable, PackedItems, one_a_row
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.beam import legal_log_probs, make_beam_search
 from gr2_jax.rollout.completions import completion_hidden
@@ -92,40 +92,18 @@ def make_dense_scores(model: PackedItems, params: Any, table: ItemTable, *, max_
 
 
 def make_packed_candidate_scores(
-  model: PackedItems, params: Any, table: ItemTable, catalogue: Catalogue, *, max_history: int, batch_size: int
-) -> Callable[[Sequence[Slate]], np.ndarray]:
-  """Builds `scores(slates) -> [n, K]`: log-probability (nats) of each candidate among those of its slate, NaN where it has fewer than K.
-
-  What `make_dense_scores` gives, normalised over the slate.
-  """
-  all_scores = make_dense_scores(model, params, table, max_history=max_history)
-
-  def scores(slates: Sequence[Slate]) -> np.ndarray:
-    rows = pad_rows([catalogue.to_rows(slate.candidates) for slate in slates]).astype(np.int64)
-    past = pad_histories([catalogue.to_rows(slate.history) for slate in slates], max_history)
-    found = np.zeros(rows.shape, np.float32)
-    for start in range(0, len(slates), batch_size):
-      batch = np.arange(start, start + batch_size) % len(slates)  # the last one is filled up, so that all have one shape
-      found[batch] = np.take_along_axis(all_scores(past[batch]), np.maximum(rows[batch], 0), axis=1)
-    found = np.where(rows >= 0, found, -np.inf)
-    return np.where(rows >= 0, found - np.logaddexp.reduce(found, axis=1, keepdims=True), np.nan)
-
-  return scores
-
-
-def make_packed_slate_scores(
   model: PackedItems, params: Any, table: ItemTable
 ) -> Callable[[np.ndarray | jax.Array, np.ndarray | jax.Array], jax.Array]:
-  """Builds `scores(histories [B, H], candidates [B, K]) -> [B, K]`: what `make_packed_candidate_scores` gives, for serving.
+  """Builds `scores(histories [B, H], candidates [B, K]) -> [B, K]`: log-probability (nats) of each candidate among those of its slate.
 
-  Catalogue rows, -1 behind them. The items' vectors are computed once, and a batch computes no more than its own candidates. All
-  candidates of a user without a past item are as likely; 0 behind a shorter slate.
+  Catalogue rows, -1 behind them. What `make_dense_scores` gives, normalised over the slate, 0 behind a shorter one; but the items' vectors
+  are computed once, and a batch computes no more than its own candidates. All candidates of a user without a past item are as likely.
   """
   vectors = jax.jit(lambda params, table: model.apply({"params": params}, table, method="item_vectors"))(params, table)
 
   @jax.jit
   def score(params: Any, vectors: jax.Array, histories: jax.Array, candidates: jax.Array) -> jax.Array:
-    states = model.apply({"params": params}, histories, vectors, method="states")
+    states = model.apply({"params": params}, one_a_row(histories), vectors, method="states")
     logits = jnp.einsum("bd,bkd->bk", _last_states(states, histories), vectors[jnp.maximum(candidates, 0)]).astype(jnp.float32)
     real = candidates >= 0
     log_probs = jax.nn.log_softmax(jnp.where(real, jnp.where(_is_known(histories), logits, 0.0), -jnp.inf), axis=-1)

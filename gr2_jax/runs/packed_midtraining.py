@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -11,11 +11,11 @@ import numpy as np
 
 from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.data.schema import Catalogue, DataError, History, Slate
-from gr2_jax.data.slates import deal_folds
+from gr2_jax.data.slates import deal_folds, pad_rows
 from gr2_jax.evidence.items import unit_vectors
 from gr2_jax.models.config import preset
-from gr2_jax.models.packed_items import ItemTable, PackedItems
-from gr2_jax.rollout.catalogue_scores import make_packed_candidate_scores, make_packed_slate_scores, pad_histories
+from gr2_jax.models.packed_items import ItemRows, ItemTable, PackedItems, one_a_row
+from gr2_jax.rollout.catalogue_scores import make_packed_candidate_scores, pad_histories
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.run import Run
 from gr2_jax.runs.training import begin, train
@@ -77,15 +77,30 @@ def train_packed_items(stage: StageContext) -> Any:
   return _train(stage, histories, "checkpoints")
 
 
-def load_packed_scores(run: Run, catalogue: Catalogue, mesh: Any) -> Callable[[Sequence[Slate]], np.ndarray]:
-  """`scores(slates) -> [n, K]` of the model of all users, see `make_packed_candidate_scores`."""
-  return _load_scores(run, catalogue, mesh, "checkpoints")
-
-
-def load_packed_slate_scores(run: Run, catalogue: Catalogue, mesh: Any) -> Callable[[np.ndarray, np.ndarray], jax.Array]:
-  """`scores(histories, candidates) -> [B, K]` of the model of all users, see `make_packed_slate_scores`."""
+def load_packed_candidate_scores(
+  run: Run, catalogue: Catalogue, mesh: Any, name: str = "checkpoints"
+) -> Callable[[np.ndarray, np.ndarray], jax.Array]:
+  """`scores(histories, candidates) -> [B, K]` by what lies in `RUN/midtrain/NAME`: the model of all users; see
+  `make_packed_candidate_scores`.
+  """
   model, table = open_packed_items(run, catalogue)
-  return make_packed_slate_scores(model, load_params(model, Checkpointer(run.path("midtrain", "checkpoints")), mesh), table)
+  return make_packed_candidate_scores(model, load_params(model, Checkpointer(run.path("midtrain", name)), mesh), table)
+
+
+def load_packed_scores(run: Run, catalogue: Catalogue, mesh: Any, name: str = "checkpoints") -> Callable[[Sequence[Slate]], np.ndarray]:
+  """`scores(slates) -> [n, K]` by the same, NaN where a slate has fewer than K candidates."""
+  score, max_history = load_packed_candidate_scores(run, catalogue, mesh, name), run.config.midtrain.max_history
+
+  def scores(slates: Sequence[Slate]) -> np.ndarray:
+    rows = pad_rows([catalogue.to_rows(slate.candidates) for slate in slates])
+    past = pad_histories([catalogue.to_rows(slate.history) for slate in slates], max_history)
+    found = np.zeros(rows.shape, np.float32)
+    for start in range(0, len(slates), _SCORED):
+      batch = np.arange(start, start + _SCORED) % len(slates)  # the last one is filled up, so that all have one shape
+      found[batch] = score(past[batch], rows[batch])
+    return np.where(rows >= 0, found, np.nan)
+
+  return scores
 
 
 def out_of_fold_packed_scores(stage: StageContext, slates: Sequence[Slate]) -> np.ndarray:
@@ -98,7 +113,7 @@ def out_of_fold_packed_scores(stage: StageContext, slates: Sequence[Slate]) -> n
   for fold in range(len(folds)):
     inside = [place for place, slate in enumerate(slates) if fold_of[slate.user] == fold]
     if inside:
-      found = _load_scores(stage.run, stage.catalogue, stage.mesh, _fold_name(fold))([slates[place] for place in inside])
+      found = load_packed_scores(stage.run, stage.catalogue, stage.mesh, _fold_name(fold))([slates[place] for place in inside])
       scores[inside, : found.shape[1]] = found
   return scores
 
@@ -128,13 +143,6 @@ def _folds(histories: Sequence[History], folds: int, seed: int) -> list[np.ndarr
   return list(deal_folds(len(histories), folds, seed) == np.arange(folds)[:, None]) if folds else []
 
 
-def _load_scores(run: Run, catalogue: Catalogue, mesh: Any, name: str) -> Callable[[Sequence[Slate]], np.ndarray]:
-  model, table = open_packed_items(run, catalogue)
-  params = load_params(model, Checkpointer(run.path("midtrain", name)), mesh)
-  max_history = run.config.midtrain.max_history
-  return make_packed_candidate_scores(model, params, table, catalogue, max_history=max_history, batch_size=_SCORED)
-
-
 def _train(stage: StageContext, histories: Sequence[History], name: str) -> Any:
   """The parameters at the step with the lowest loss of held-out users, kept in `RUN/midtrain/NAME`."""
   options, section = stage.options, stage.options.packed
@@ -151,34 +159,39 @@ def _train(stage: StageContext, histories: Sequence[History], name: str) -> Any:
   loss = make_next_item_loss(model, negatives=section.negatives, code_weight=section.code_weight)
   on_devices = put_replicated(table, stage.mesh)
   key = stage.key
+
+  def to_rows(batch: Mapping[str, np.ndarray]) -> ItemRows:
+    return ItemRows(batch["tokens"], batch["positions"], batch["segment_ids"])
+
   update = make_update(optimizer, loss, whole_batch=lambda step, batch: {"key": jax.random.fold_in(key, step)})
-  step = batch_step(jit_update(update, stage.mesh, shardings, frozen=(on_devices,)), lambda _: next(batches))
+  step = batch_step(jit_update(update, stage.mesh, shardings, frozen=(on_devices,)), lambda _: to_rows(next(batches)))
   held_out_loss = jax.jit(functools.partial(loss, key=key, deterministic=True))
 
   def score(params: Any) -> float:
     total = count = 0.0
     for start in range(0, len(held_out), _SCORED):
       part = held_out[start : start + _SCORED]
-      metrics = held_out_loss(params, {"items": part}, on_devices)[1]["nll_dense"]
+      metrics = held_out_loss(params, one_a_row(part), on_devices)[1]["nll_dense"]
       total, count = total + float(metrics.sum), count + float(metrics.count)
     return -total / count
 
   return train(stage, stage.name, state, step, batches, name=name, best=(score, section.evaluate_every)).params
 
 
-def _make_batches(stage: StageContext, rows: Sequence[np.ndarray], seed: int) -> grain.DatasetIterator:
-  """Windows of histories `items [B, H + 1]`, at a place drawn anew where a history is longer."""
+def _make_batches(stage: StageContext, histories: Sequence[np.ndarray], seed: int) -> grain.DatasetIterator:
+  """Rows of windows of histories, at a place drawn anew where a history is longer than `max_history` and what follows."""
   length = stage.options.max_history + 1
 
   def to_window(history: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
     start = int(rng.integers(max(len(history) - length, 0) + 1))
-    return {"items": pad_histories([history[start : start + length]], length)[0]}
+    return {"tokens": history[start : start + length]}
 
   return make_pipeline(
-    rows,
+    histories,
     seed=seed,
     batch_size=stage.options.batch_size,
     map_fn=to_window,
+    pack_length=stage.options.row_length,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )

@@ -19,7 +19,7 @@ from gr2_jax.models.scorer import PackedSlates, SlateScorer
 from gr2_jax.rollout.catalogue_scores import pad_histories
 from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.load import load_catalogue, load_log, load_vocabulary
-from gr2_jax.runs.packed_midtraining import load_packed_slate_scores
+from gr2_jax.runs.packed_midtraining import load_packed_candidate_scores
 from gr2_jax.runs.policies import PolicyRecord
 from gr2_jax.runs.run import Run
 from gr2_jax.runs.scored import ItemTexts, make_answer_batch, open_scorer, read_thoughts
@@ -42,7 +42,7 @@ class SlateFacts:
     self._items = ItemArrays.of(self.catalogue, np.load(run.path("tokenize", "vectors.npy")))
     self._texts = ItemTexts.load(run, self.catalogue)
     self._max_history, self._lm_history = run.config.evidence.max_history, run.config.midtrain.max_history
-    self._lm_scores = load_packed_slate_scores(run, self.catalogue, mesh) if LM_SCORE in self.codes.names else None
+    self._lm_scores = load_packed_candidate_scores(run, self.catalogue, mesh) if LM_SCORE in self.codes.names else None
 
   @property
   def history(self) -> int:

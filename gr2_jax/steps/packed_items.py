@@ -1,30 +1,30 @@
 """The loss of mid-training on packed items."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from gr2_jax.models.packed_items import ItemTable, PackedItems
+from gr2_jax.models.packed_items import ItemRows, ItemTable, PackedItems
 from gr2_jax.training.metric import Metric
 
 
 def make_next_item_loss(model: PackedItems, *, negatives: int, code_weight: float) -> Callable[..., tuple[jax.Array, dict[str, Metric]]]:
   """Builds `loss(params, batch, table, *, key, deterministic=False)`: the dense head's nll + `code_weight` x the nll of the semantic ID.
 
-  batch: `items [B, H + 1]`, catalogue rows of histories, -1 behind them. `negatives`: items drawn alike from the catalogue, with repeats,
+  batch: `ItemRows` of histories. `negatives`: items drawn alike from the catalogue, with repeats,
   against which a next item is told (eSASRec, arXiv 2508.06450). `key` draws them and what is left out.
   Metrics: `loss`, `nll_dense`, `nll_codes`.
   """
 
   def loss_fn(
-    params: Any, batch: Mapping[str, jax.Array], table: ItemTable, *, key: jax.Array, deterministic: bool = False
+    params: Any, batch: ItemRows, table: ItemTable, *, key: jax.Array, deterministic: bool = False
   ) -> tuple[jax.Array, dict[str, Metric]]:
     drawing, dropping = jax.random.split(key)
     rows = jax.random.randint(drawing, (negatives,), 0, model.num_items)
     dense, codes, real = model.apply(
-      {"params": params}, batch["items"], table, rows, deterministic=deterministic, rngs={"dropout": dropping}, method="losses"
+      {"params": params}, batch, table, rows, deterministic=deterministic, rngs={"dropout": dropping}, method="losses"
     )
     count = jnp.sum(real)
     terms = {name: Metric(jnp.sum(jnp.where(real, nll, 0.0)), count) for name, nll in (("nll_dense", dense), ("nll_codes", codes))}

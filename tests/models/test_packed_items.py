@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from gr2_jax.models.config import preset
-from gr2_jax.models.packed_items import ItemTable, PackedItems
+from gr2_jax.models.packed_items import ItemTable, PackedItems, one_a_row
 
 N, L, C, T, H = 9, 2, 3, 5, 4
 RANDOM = np.random.default_rng(0)
@@ -35,7 +35,9 @@ def drop(params):
   """`drop(key) -> states` as in training."""
 
   def states(key):
-    return MODEL.apply({"params": params}, HISTORIES, TABLE, deterministic=False, rngs={"dropout": key})[0]
+    vectors = MODEL.apply({"params": params}, TABLE, method="item_vectors")
+    rows, rngs = one_a_row(HISTORIES), {"dropout": key}
+    return MODEL.apply({"params": params}, rows, vectors, deterministic=False, rngs=rngs, method="states")
 
   return jax.jit(states)
 
@@ -48,7 +50,7 @@ def code_log_probs(params):
 @pytest.fixture(scope="module")
 def losses(params):
   """`losses(sequences, negatives) -> (dense, codes, real)`."""
-  return jax.jit(lambda *batch: MODEL.apply({"params": params}, batch[0], TABLE, batch[1], method="losses"))
+  return jax.jit(lambda *batch: MODEL.apply({"params": params}, one_a_row(batch[0]), TABLE, batch[1], method="losses"))
 
 
 def test_an_item_s_vector_is_the_sum_of_its_parts(params, read):

@@ -17,7 +17,6 @@ from gr2_jax.rollout.catalogue_scores import (
   make_candidate_scores,
   make_dense_scores,
   make_packed_candidate_scores,
-  make_packed_slate_scores,
   pad_histories,
 )
 
@@ -98,27 +97,14 @@ def test_the_dense_head_reads_the_last_of_a_history_alone(packed):
 
 def test_candidates_are_scored_as_the_dense_head_does_within_their_slate(packed):
   catalogue = Catalogue(ITEMS)
-  scores = make_packed_candidate_scores(*packed, catalogue, max_history=3, batch_size=2)(SLATES)
-  assert scores.shape == (3, 4) and np.isnan(scores[1, 2:]).all() and np.isnan(scores[2, 3])
-  of_all = make_dense_scores(*packed, max_history=3)(HISTORIES)
-  for row, slate in enumerate(SLATES):
-    inside = of_all[row, catalogue.to_rows(slate.candidates)]
-    np.testing.assert_allclose(scores[row, : len(inside)], inside - np.log(np.exp(inside).sum()), atol=1e-4)
-  for size in (1, 5):
-    one = make_packed_candidate_scores(*packed, catalogue, max_history=3, batch_size=size)(SLATES)
-    np.testing.assert_allclose(one, scores, atol=1e-5)
-
-
-def test_served_slates_are_scored_as_those_of_tables():
-  random, catalogue = np.random.default_rng(0), Catalogue(ITEMS)
-  model = PackedItems(preset("test", 1), num_items=20, levels=2, codebook_size=8, text_dim=5)
-  table = ItemTable(random.integers(8, size=(20, 2)).astype(np.int32), random.normal(size=(20, 5)).astype(np.float32))
-  params = jax.tree.map(lambda x: 3 * x, init_params(model, jax.random.key(0)))
-  expected = make_packed_candidate_scores(model, params, table, catalogue, max_history=3, batch_size=2)(SLATES)
   past = pad_histories([*(catalogue.to_rows(slate.history) for slate in SLATES), []], 3)
   candidates = np.full((4, 6), -1, np.int32)
   candidates[:3, :4] = pad_rows([catalogue.to_rows(slate.candidates) for slate in SLATES])
   candidates[3, :2] = 1, 2
-  scores = np.asarray(make_packed_slate_scores(model, params, table)(past, candidates))
-  np.testing.assert_allclose(scores[:3, :4], np.nan_to_num(expected), atol=1e-5)
+  scores = np.asarray(make_packed_candidate_scores(*packed)(past, candidates))
+  of_all = make_dense_scores(*packed, max_history=3)(HISTORIES)
+  for row, slate in enumerate(SLATES):
+    inside = of_all[row, catalogue.to_rows(slate.candidates)]
+    np.testing.assert_allclose(scores[row, : len(inside)], inside - np.log(np.exp(inside).sum()), atol=1e-4)
+    assert (scores[row, len(inside) :] == 0).all()
   np.testing.assert_allclose(scores[3], np.log([0.5, 0.5, 1, 1, 1, 1]), atol=1e-6)  # nothing is known of who has no history

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from gr2_jax.models.config import preset
-from gr2_jax.models.packed_items import ItemTable, PackedItems
+from gr2_jax.models.packed_items import ItemRows, ItemTable, PackedItems, one_a_row
 from gr2_jax.models.transformer import init_params
 from gr2_jax.rollout.catalogue_scores import make_dense_scores
 from gr2_jax.steps.packed_items import make_next_item_loss
@@ -19,7 +19,7 @@ RANDOM = np.random.default_rng(0)
 MODEL = PackedItems(preset("test", 1), num_items=N, levels=L, codebook_size=C, text_dim=T, dropout=0.1)
 CODES = np.stack([np.arange(N) // C, np.arange(N) % C], axis=1).astype(np.int32)
 TABLE = ItemTable(jnp.asarray(CODES), RANDOM.normal(size=(N, T)).astype(np.float32))
-BATCH = {"items": np.array([[3, 1, 4, 1, 5], [9, 2, -1, -1, -1], [6, -1, -1, -1, -1]], np.int32)}
+SEQUENCES = np.array([[3, 1, 4, 1, 5], [9, 2, -1, -1, -1], [6, -1, -1, -1, -1]], np.int32)
 LOSS = make_next_item_loss(MODEL, negatives=6, code_weight=0.25)
 
 
@@ -30,18 +30,18 @@ def params():
 
 @pytest.fixture(scope="module")
 def loss(params):
-  """`loss(items, key) -> (loss, metrics)` without dropout."""
-  return jax.jit(lambda items, key: LOSS(params, {"items": items}, TABLE, key=key, deterministic=True))
+  """`loss(sequences, key) -> (loss, metrics)` without dropout."""
+  return jax.jit(lambda sequences, key: LOSS(params, one_a_row(sequences), TABLE, key=key, deterministic=True))
 
 
 def test_the_loss_is_the_dense_one_and_so_much_of_that_of_codes(params, loss):
   key = jax.random.key(1)
-  found, metrics = loss(BATCH["items"], key)
+  found, metrics = loss(SEQUENCES, key)
   assert set(metrics) == {"loss", "nll_dense", "nll_codes"}
   assert metrics["nll_dense"].count == metrics["nll_codes"].count == 5 and metrics["loss"].count == 1
   assert found == pytest.approx(float(metrics["nll_dense"].mean() + 0.25 * metrics["nll_codes"].mean())) == metrics["loss"].sum
   rows = jax.random.randint(jax.random.split(key)[0], (6,), 0, N)
-  dense, codes, real = jax.jit(lambda: MODEL.apply({"params": params}, BATCH["items"], TABLE, rows, method="losses"))()
+  dense, codes, real = jax.jit(lambda: MODEL.apply({"params": params}, one_a_row(SEQUENCES), TABLE, rows, method="losses"))()
   for name, nll in (("nll_dense", dense), ("nll_codes", codes)):
     assert metrics[name].sum == pytest.approx(float(nll[real].sum()), rel=1e-5)
 
@@ -49,22 +49,35 @@ def test_the_loss_is_the_dense_one_and_so_much_of_that_of_codes(params, loss):
 def test_padding_counts_nowhere(loss):
   """Nor does a user with one item, of whom nothing follows."""
   key = jax.random.key(1)
-  found, metrics = loss(BATCH["items"], key)
-  alone, of_alone = loss(np.concatenate([BATCH["items"][:2], np.full((1, 5), -1, np.int32)]), key)
+  found, metrics = loss(SEQUENCES, key)
+  alone, of_alone = loss(np.concatenate([SEQUENCES[:2], np.full((1, 5), -1, np.int32)]), key)
   assert found == pytest.approx(float(alone), rel=1e-6) and metrics["nll_dense"].count == of_alone["nll_dense"].count
   nothing, metrics = loss(np.full((3, 5), -1, np.int32), key)
   assert nothing == 0 and metrics["nll_dense"].count == 0
 
 
+def test_histories_behind_each_other_in_one_row_cost_what_they_cost_in_rows_of_their_own(loss, params):
+  """The same next items, in one program of another shape; no item follows one of another history."""
+  key = jax.random.key(1)
+  items = np.array([[3, 1, 4, 1, 5, 9, 2, 6, 0]], np.int32)
+  packed = ItemRows(items, np.array([[0, 1, 2, 3, 4, 0, 1, 0, 0]]), np.array([[1, 1, 1, 1, 1, 2, 2, 3, 0]]))
+  found, metrics = jax.jit(lambda: LOSS(params, packed, TABLE, key=key, deterministic=True))()
+  apart, of_apart = loss(SEQUENCES, key)
+  assert found == pytest.approx(float(apart), rel=1e-5)
+  for name in ("nll_dense", "nll_codes"):
+    assert metrics[name].count == of_apart[name].count == 5
+    assert metrics[name].sum == pytest.approx(float(of_apart[name].sum), rel=1e-5)
+
+
 def test_the_key_decides_the_negatives(loss):
-  metrics = [loss(BATCH["items"], jax.random.key(seed))[1] for seed in (1, 1, 2)]
+  metrics = [loss(SEQUENCES, jax.random.key(seed))[1] for seed in (1, 1, 2)]
   dense, codes = ([float(of[name].sum) for of in metrics] for name in ("nll_dense", "nll_codes"))
   assert dense[0] == dense[1] != dense[2]
   assert codes[0] == codes[1] == codes[2], "which are told without negatives"
 
 
 def test_the_key_decides_what_is_left_out(params):
-  codes = jax.jit(lambda key: LOSS(params, BATCH, TABLE, key=key)[1]["nll_codes"].sum)
+  codes = jax.jit(lambda key: LOSS(params, one_a_row(SEQUENCES), TABLE, key=key)[1]["nll_codes"].sum)
   assert codes(jax.random.key(1)) == codes(jax.random.key(1)) != codes(jax.random.key(2))
 
 
@@ -78,7 +91,7 @@ def test_what_follows_what_is_learnt():
   state = init_state(init_params(MODEL, jax.random.key(0)), optimizer)
   losses = []
   for _ in range(60):
-    state, metrics = update(state, {"items": items}, TABLE)
+    state, metrics = update(state, one_a_row(items), TABLE)
     losses.append({name: float(metrics[name].mean()) for name in ("loss", "nll_dense", "nll_codes")})
   assert all(losses[-1][name] < 0.5 * losses[0][name] for name in losses[0])
   histories = np.array([[4, 5, 6, -1], [11, -1, -1, -1], [9, 10, 11, 0]], np.int32)
