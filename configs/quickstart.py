@@ -39,7 +39,7 @@ def make_scored(config):
   config.answer.form = "scored"
   config.prompt.hints = ("upstream_rank", "bought_after")  # what the scripted teacher may speak of
   config.prompt.direct = True  # a reasoning costs a small model some quality and RL much time: see docs/results/main.md
-  config.decoding.max_new_tokens = 40  # of a reasoning; the teacher's have some 19, at most 36
+  config.decoding.max_new_tokens = 16  # of a reasoning; the teacher's have 9 to 12
   config.traces.update({"attempts": 1, "temperature": 0.3})
   config.midtrain.update({"form": "packed", "batch_size": 26, "row_length": 42, "save_every": 200})
   config.midtrain.optimizer = optimizer(1e-2, rule="muon", schedule="cosine", warmup_steps=20, weight_decay=0.05)
