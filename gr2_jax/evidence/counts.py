@@ -16,54 +16,85 @@ NEVER = np.iinfo(np.int64).max  # the time of an event that has not happened
 class _Events:
   """Timed events of integer kinds, sorted so that "how many of this kind before t" is two binary searches.
 
-  `kinds [M]`: the distinct kinds, ascending. `times [S]`: the distinct times, ascending.
+  `kinds [M + 1]`, `times [S + 1]`: the distinct kinds and times, ascending, and `NEVER` behind them, so that every search ends at one.
   `codes [E]`: kind index · (S + 1) + time index of each event, ascending; ranks, not raw values, so that the product fits 64 bits.
+  `starts [M + 1]`: the place in `codes` where each kind begins.
   """
 
   kinds: np.ndarray
   times: np.ndarray
   codes: np.ndarray
+  starts: np.ndarray
 
   @classmethod
-  def sort(cls, kinds: np.ndarray, times: np.ndarray) -> "_Events":
-    kinds, kind_index = np.unique(kinds, return_inverse=True)
-    times, time_index = np.unique(times, return_inverse=True)
-    return cls(kinds, times, np.sort(kind_index * (len(times) + 1) + time_index))
+  def none(cls) -> "_Events":
+    return cls(np.asarray([NEVER]), np.asarray([NEVER]), np.zeros(0, np.int64), np.zeros(1, np.int64))
+
+  def add(self, kinds: np.ndarray, times: np.ndarray) -> "_Events":
+    """With further events, as if all had been added at once. What is there is copied, not sorted again."""
+    all_kinds, new_kinds = _unite(self.kinds, kinds)
+    all_times, new_times = _unite(self.times, times)
+    size = len(all_times)
+    of_kind = np.repeat(np.arange(len(self.kinds)), np.diff(self.starts, append=len(self.codes)))
+    of_time = self.codes - of_kind * len(self.times)
+    there = all_kinds.searchsorted(self.kinds)[of_kind] * size + all_times.searchsorted(self.times)[of_time]
+    new = np.sort(new_kinds * size + new_times)
+    codes = np.insert(there, there.searchsorted(new), new)
+    return _Events(all_kinds, all_times, codes, codes.searchsorted(np.arange(len(all_kinds)) * size))
 
   def count(self, kinds: np.ndarray, before: ArrayLike | None) -> np.ndarray:
     """Events of `kinds [..]` strictly before `before [..]` (all when None); int64 of the broadcast shape."""
-    if before is None:
-      past = np.asarray(len(self.times), np.int64)
-    else:
-      before = np.asarray(before)
-      if before.size and before.dtype.kind not in "iu":  # a NaN would sort last and let the future in
-        raise TypeError("before: give whole Unix seconds for every row, or None to count all events")
-      past = np.searchsorted(self.times, before, side="left")
-    kinds, past = np.broadcast_arrays(kinds, past)
-    if not len(self.kinds):
-      return np.zeros(kinds.shape, np.int64)
-    index = np.minimum(np.searchsorted(self.kinds, kinds), len(self.kinds) - 1)
-    first = index * (len(self.times) + 1)
-    counts = np.searchsorted(self.codes, first + past) - np.searchsorted(self.codes, first)
-    return np.where(self.kinds[index] == kinds, counts, 0)
+    before = np.asarray(NEVER if before is None else before)
+    if before.size and before.dtype.kind not in "iu":  # a NaN would sort last and let the future in
+      raise TypeError("before: give whole Unix seconds for every row, or None to count all events")
+    index = self.kinds.searchsorted(kinds)
+    ends = self.codes.searchsorted(index * len(self.times) + self.times.searchsorted(before))
+    return np.where(self.kinds[index] == kinds, ends - self.starts[index], 0)
 
-  def first(self, kinds: np.ndarray) -> np.ndarray:
-    """Time of the first event of each kind `[..]`, `NEVER` for a kind without any."""
-    return self._time_of(kinds, 0)
+  def time_of(self, kinds: np.ndarray, number: ArrayLike) -> np.ndarray:
+    """Time of event `number [..]` (from 0, below their count) of each kind `[..]`; `NEVER` for a number below 0 and a kind without any."""
+    index = self.kinds.searchsorted(kinds)
+    there = (self.kinds[index] == kinds) & (np.asarray(number) >= 0)
+    events = np.where(there, self.starts[index] + number, 0)
+    return np.where(there, self.times[self.codes[events] % len(self.times)], NEVER) if len(self.codes) else np.full(events.shape, NEVER)
 
-  def last(self, kinds: np.ndarray, before: ArrayLike | None) -> np.ndarray:
-    """Time of the last event of `kinds [..]` strictly before `before [..]`, `NEVER` where there is none; of the broadcast shape."""
-    count = self.count(kinds, before)
-    return np.where(count > 0, self._time_of(np.broadcast_to(kinds, count.shape), count - 1), NEVER)
 
-  def _time_of(self, kinds: np.ndarray, number: np.ndarray | int) -> np.ndarray:
-    """Time of event `number` (from 0) of each kind; `NEVER` for a kind without events."""
-    if not len(self.kinds):
-      return np.full(np.shape(kinds), NEVER)
-    index = np.minimum(np.searchsorted(self.kinds, kinds), len(self.kinds) - 1)
-    start = np.searchsorted(self.codes, index * (len(self.times) + 1))
-    event = np.clip(start + number, 0, len(self.codes) - 1)
-    return np.where(self.kinds[index] == kinds, self.times[self.codes[event] % (len(self.times) + 1)], NEVER)
+def _unite(there: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """(distinct values of both, ascending; where each of `new` stands in them); `there` is so already, and ends with the largest."""
+  distinct, index = np.unique(new, return_inverse=True)
+  places = there.searchsorted(distinct)
+  missing = there[places] != distinct
+  together = np.insert(there, places[missing], distinct[missing])
+  return together, together.searchsorted(distinct)[index]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Interactions:
+  """Histories in one line each, one behind the other: catalogue rows, times (`ALWAYS` where unknown), number of the user and whether the
+  interaction is to be counted, all `[E]`; the others are counted already, and here so that later ones can follow them.
+  """
+
+  rows: np.ndarray
+  times: np.ndarray
+  users: np.ndarray
+  new: np.ndarray
+
+  @classmethod
+  def of(cls, histories: Sequence[History], catalogue: Catalogue, counted: Sequence[int] = ()) -> "Interactions":
+    """Of each history the first `counted` (none given: 0) are counted already. Raises DataError for an item that the catalogue lacks."""
+    rows: list[int] = []
+    times: list[int] = []
+    for history in histories:
+      try:
+        rows.extend(catalogue.to_rows(history.items))
+      except DataError as error:
+        raise DataError(f"items: user {history.user!r}: {error}") from None
+      times.extend(history.timestamps or (ALWAYS,) * len(history.items))
+    lengths = np.asarray([len(history.items) for history in histories], np.int64)
+    new = np.ones(len(rows), bool)
+    for start, number in zip(np.cumsum(lengths) - lengths, counted, strict=False):
+      new[start : start + number] = False
+    return cls(np.asarray(rows, np.int64), np.asarray(times, np.int64), np.repeat(np.arange(len(histories)), lengths), new)
 
 
 def index_names(names: Sequence[str | None]) -> tuple[tuple[str, ...], np.ndarray]:
@@ -73,23 +104,9 @@ def index_names(names: Sequence[str | None]) -> tuple[tuple[str, ...], np.ndarra
   return distinct, np.asarray([-1 if name is None else index_of[name] for name in names], np.int64)
 
 
-def _flatten(histories: Sequence[History], catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(rows, times, user index) of all interactions in one line each, `[E]`."""
-  rows: list[int] = []
-  times: list[int] = []
-  for history in histories:
-    try:
-      rows.extend(catalogue.to_rows(history.items))
-    except DataError as error:
-      raise DataError(f"items: user {history.user!r}: {error}") from None
-    times.extend(history.timestamps or (ALWAYS,) * len(history.items))
-  users = np.repeat(np.arange(len(histories)), [len(history.items) for history in histories])
-  return np.asarray(rows, np.int64), np.asarray(times, np.int64), users
-
-
 def _check_rows(rows: ArrayLike, num_items: int) -> np.ndarray:
   rows = np.asarray(rows, np.int64)
-  if rows.size and (rows.min() < -1 or rows.max() >= num_items):
+  if rows.size and (rows + 1).view(np.uint64).max() > num_items:  # one pass: below -1 is very large
     raise IndexError(f"rows must lie in -1..{num_items - 1}; they span {rows.min()}..{rows.max()}")
   return rows
 
@@ -104,10 +121,14 @@ def _largest(rows: np.ndarray, counts: np.ndarray, top: int) -> list[tuple[int, 
 class TransitionCounts:
   """How often one item followed another in the fitted histories; every query can be limited to the past.
 
-  `num_items`: how many items there are, or groups of items where the counts were fitted on groups; queries name rows below it.
+  `num_items`: how many items there are, or groups of items where the counts were fitted on groups; queries name rows below it. `window`,
+  `directed`, `groups`: see `fit`.
   """
 
   num_items: int
+  window: int
+  directed: bool
+  groups: np.ndarray | None
   events: _Events
 
   @classmethod
@@ -126,26 +147,34 @@ class TransitionCounts:
     Events of histories without timestamps count as past for every request. With `groups [N]` (such as the index of each item's leaf
     category) an item counts as its group, and pairs with an item of group -1 are left out. Raises DataError for an unknown item.
     """
+    return cls.none(len(catalogue), window=window, directed=directed, groups=groups).add(Interactions.of(histories, catalogue))
+
+  @classmethod
+  def none(cls, num_items: int, *, window: int = 1, directed: bool = True, groups: np.ndarray | None = None) -> "TransitionCounts":
+    """What `fit` makes of no histories."""
     if window < 1:
       raise ValueError(f"window: {window}; an item follows at least one step later")
-    rows, times, users = _flatten(histories, catalogue)
-    num_items = len(catalogue)
-    if groups is not None:
-      rows, num_items = groups[rows], int(groups.max(initial=0)) + 1
+    return cls(num_items if groups is None else int(groups.max(initial=0)) + 1, window, directed, groups, _Events.none())
+
+  def add(self, interactions: Interactions) -> "TransitionCounts":
+    """The counts with further interactions, as if they had been fitted with the others. What is there is copied."""
+    rows, times, users, new = interactions.rows, interactions.times, interactions.users, interactions.new
+    if self.groups is not None:
+      rows = self.groups[rows]
     kinds, whens = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for step in range(1, window + 1):
+    for step in range(1, self.window + 1):
       same_user = users[:-step] == users[step:]
       if not same_user.any():
         break
-      paired = same_user & (rows[:-step] >= 0) & (rows[step:] >= 0)
+      paired = same_user & new[step:] & (rows[:-step] >= 0) & (rows[step:] >= 0)
       source, target, when = rows[:-step][paired], rows[step:][paired], times[step:][paired]
-      kinds.append(source * num_items + target)
+      kinds.append(source * self.num_items + target)
       whens.append(when)
-      if not directed:
+      if not self.directed:
         differ = source != target
-        kinds.append((target * num_items + source)[differ])
+        kinds.append((target * self.num_items + source)[differ])
         whens.append(when[differ])
-    return cls(num_items, _Events.sort(np.concatenate(kinds), np.concatenate(whens)))
+    return dataclasses.replace(self, events=self.events.add(np.concatenate(kinds), np.concatenate(whens)))
 
   def count(self, sources: ArrayLike, targets: ArrayLike, before: ArrayLike | None = None) -> np.ndarray:
     """Transitions from `sources [..]` to `targets [..]` (catalogue rows) strictly before `before [..]` (Unix seconds).
@@ -153,8 +182,8 @@ class TransitionCounts:
     The three broadcast; returns int64 of the broadcast shape. Row -1 (padding) counts 0. Without `before` all events count.
     """
     sources, targets = _check_rows(sources, self.num_items), _check_rows(targets, self.num_items)
-    kinds = np.where((sources < 0) | (targets < 0), -1, sources * self.num_items + targets)
-    return self.events.count(kinds, before)
+    beside = np.where(targets < 0, -self.num_items * self.num_items, targets)  # so that whatever the source the kind is below 0
+    return self.events.count(sources * self.num_items + beside, before)
 
   def neighbours(self, row: int, before: int | None = None, top: int = 5) -> list[tuple[int, int]]:
     """The `top` items that most often followed `row`, as (row, count) with the most frequent first, ties by row."""
@@ -176,8 +205,18 @@ class ItemCounts:
   @classmethod
   def fit(cls, histories: Sequence[History], catalogue: Catalogue) -> "ItemCounts":
     """Counts every interaction; those without a timestamp count as past for every request."""
-    rows, times, _ = _flatten(histories, catalogue)
-    return cls(len(catalogue), _Events.sort(rows, times), np.sort(times))
+    return cls.none(len(catalogue)).add(Interactions.of(histories, catalogue))
+
+  @classmethod
+  def none(cls, num_items: int) -> "ItemCounts":
+    """What `fit` makes of no histories."""
+    return cls(num_items, _Events.none(), np.zeros(0, np.int64))
+
+  def add(self, interactions: Interactions) -> "ItemCounts":
+    """The counts with further interactions, as if they had been fitted with the others. What is there is copied."""
+    rows, times = interactions.rows[interactions.new], np.sort(interactions.times[interactions.new])
+    whens = np.insert(self.whens, self.whens.searchsorted(times), times)
+    return ItemCounts(self.num_items, self.events.add(rows, interactions.times[interactions.new]), whens)
 
   def count(self, rows: ArrayLike, before: ArrayLike | None = None) -> np.ndarray:
     """Interactions with `rows [..]` strictly before `before [..]` (Unix seconds, or None for all); row -1 counts 0."""
@@ -187,13 +226,12 @@ class ItemCounts:
     """Interactions with any item strictly before `before [..]` (all when None)."""
     return np.searchsorted(self.whens, np.asarray(NEVER if before is None else before), side="left")
 
-  def first(self, rows: ArrayLike) -> np.ndarray:
-    """Time of the first interaction with `rows [..]`; `NEVER` without any, `ALWAYS` where its time is unknown."""
-    return self.events.first(_check_rows(rows, self.num_items))
+  def time_of(self, rows: ArrayLike, number: ArrayLike) -> np.ndarray:
+    """Time of interaction `number [..]` (from 0, below their count) with `rows [..]`, oldest first; `ALWAYS` where it is unknown.
 
-  def last(self, rows: ArrayLike, before: ArrayLike | None = None) -> np.ndarray:
-    """Time of the last interaction with `rows [..]` strictly before `before [..]`; `NEVER` without any, `ALWAYS` where unknown."""
-    return self.events.last(_check_rows(rows, self.num_items), before)
+    `NEVER` for a number below 0 and a row without any.
+    """
+    return self.events.time_of(_check_rows(rows, self.num_items), number)
 
   def most_popular(self, top: int, before: int | None = None) -> list[tuple[int, int]]:
     """The `top` items as (row, count), the most frequent first, ties by row; items never taken are left out."""

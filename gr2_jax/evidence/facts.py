@@ -10,8 +10,6 @@ import numpy as np
 
 from gr2_jax.evidence.requests import Requests
 
-_DECAY = 0.8  # weight of each step further back in a history
-
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
@@ -23,15 +21,18 @@ class Fact:
 
 
 def _far_cosine(r: Requests) -> np.ndarray:
-  taken = r.counts.popularity.count(r.history, r.before)[:, :, None] * r.popularity[:, None, :]
+  taken = r.past_popularity[:, :, None] * r.popularity[:, None, :]
   return np.asarray((r.far_pairs / np.sqrt(np.maximum(taken, 1))).sum(axis=1))
 
 
 def _lift_last(r: Requests) -> np.ndarray:
   """Transitions over what chance would give: those from the last item, times the candidate's share of all interactions."""
-  after_last = r.counts.popularity.count(r.last, r.before)
-  total = r.counts.popularity.total(r.before)
-  return np.log1p(r.next_last * total / np.maximum(after_last * r.popularity, 1))
+  chance = np.maximum(r.past_popularity[:, -1:] * r.popularity, 1)
+  return np.log1p(r.next_counts[:, -1] * r.counts.popularity.total(r.before) / chance)
+
+
+def _share_of_slate(counts: np.ndarray) -> np.ndarray:
+  return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
 
 
 def _share(matches: np.ndarray, r: Requests) -> np.ndarray:
@@ -44,21 +45,15 @@ def _is_last(matches: np.ndarray) -> np.ndarray:
 
 # log(1 + x) of a count: what separates 1 from 2 matters more than what separates 101 from 102.
 FACTS: Mapping[str, Fact] = {
-  "next_count_last": Fact(lambda r: np.log1p(r.next_last), "log(1 + times)", "taken right after the last item"),
-  "next_share_last": Fact(
-    lambda r: r.next_last / np.maximum(r.next_last.sum(axis=1, keepdims=True), 1), "share", "the same, of all candidates of the slate"
-  ),
-  "next_count_second": Fact(
-    lambda r: np.log1p(r.counts.transitions.count(r.second, r.candidates, r.before)),
-    "log(1 + times)",
-    "taken right after the second-last item",
-  ),
+  "next_count_last": Fact(lambda r: np.log1p(r.next_counts[:, -1]), "log(1 + times)", "taken right after the last item"),
+  "next_share_last": Fact(lambda r: _share_of_slate(r.next_counts[:, -1]), "share", "the same, of all candidates of the slate"),
+  "next_count_second": Fact(lambda r: np.log1p(r.next_counts[:, -2]), "log(1 + times)", "taken right after the second-last item"),
   "cooccurrence_sum": Fact(
     lambda r: np.log1p(r.near_pairs.sum(axis=1)), "log(1 + times)", "within three steps of a past item, summed over the history"
   ),
   "cooccurrence_max": Fact(lambda r: np.log1p(r.near_pairs.max(axis=1)), "log(1 + times)", "the same with the past item that has most"),
   "leaf_next_count": Fact(
-    lambda r: np.log1p(r.leaf_counts(r.last)), "log(1 + times)", "its leaf category taken right after that of the last item"
+    lambda r: np.log1p(r.leaf_next_counts[:, -1]), "log(1 + times)", "its leaf category taken right after that of the last item"
   ),
   "popularity": Fact(lambda r: np.log1p(r.popularity), "log(1 + times)", "taken by anyone"),
   "leaf_share": Fact(lambda r: _share(r.same_leaf, r), "share", "past items of its leaf category"),
@@ -73,10 +68,8 @@ FACTS: Mapping[str, Fact] = {
   "price_distance": Fact(lambda r: np.abs(r.price_difference), "log ratio", "the same without its sign"),
   "upstream_rank": Fact(lambda r: np.arange(r.candidates.shape[1])[None], "places", "candidates before it in the upstream order"),
   "upstream_score": Fact(lambda r: r.upstream_scores, "as given", "what the upstream ranker gave it, 0 without one"),
-  "age": Fact(lambda r: r.days_since(r.counts.popularity.first(r.candidates)), "log(1 + days)", "since it was first taken, -1 if never"),
-  "since_last_taken": Fact(
-    lambda r: r.days_since(r.counts.popularity.last(r.candidates, r.before)), "log(1 + days)", "since it was last taken, -1 if never"
-  ),
+  "age": Fact(lambda r: r.ages[:, 0], "log(1 + days)", "since it was first taken, -1 if never"),
+  "since_last_taken": Fact(lambda r: r.ages[:, 1], "log(1 + days)", "since it was last taken, -1 if never"),
   "popularity_30": Fact(lambda r: np.log1p(r.recent(30)), "log(1 + times)", "taken within the last 30 days"),
   "popularity_90": Fact(lambda r: np.log1p(r.recent(90)), "log(1 + times)", "taken within the last 90 days"),
   "popularity_365": Fact(lambda r: np.log1p(r.recent(365)), "log(1 + times)", "taken within the last 365 days"),
@@ -87,25 +80,25 @@ FACTS: Mapping[str, Fact] = {
   ),
   "far_cosine": Fact(_far_cosine, "cosine", "the same, each count over the root of both items' popularity"),
   "far_decayed": Fact(
-    lambda r: np.log1p((r.far_pairs * r.decay(_DECAY)).sum(axis=1)),
+    lambda r: np.log1p((r.far_pairs * r.decay).sum(axis=1)),
     "log(1 + times)",
     "far_count, each step back in the history weighing .8",
   ),
   "followers_decayed": Fact(
-    lambda r: np.log1p((r.pairs(r.counts.followers) * r.decay(_DECAY)).sum(axis=1)),
+    lambda r: np.log1p((r.pairs(r.counts.followers) * r.decay).sum(axis=1)),
     "log(1 + times)",
     "taken within five steps after a past item, each step back in the history weighing .8",
   ),
   "lift_last": Fact(_lift_last, "log(1 + ratio)", "next_count_last's count to what the popularity of both would give"),
   "leaf_next_count_second": Fact(
-    lambda r: np.log1p(r.leaf_counts(r.second)), "log(1 + times)", "its leaf category taken right after that of the second-last item"
+    lambda r: np.log1p(r.leaf_next_counts[:, -2]), "log(1 + times)", "its leaf category taken right after that of the second-last item"
   ),
   "brand_count": Fact(lambda r: r.same_brand.sum(axis=1), "items", "past items of its brand"),
   "words_shared": Fact(lambda r: r.shared_words(np.ones_like(r.items.rarity)), "words", "of its title that stand in a past title"),
   "rare_words_shared": Fact(lambda r: r.shared_words(r.items.rarity), "log(items / titles)", "the same, each by how few titles hold it"),
   "text_max": Fact(lambda r: np.where(r.past, r.similarities, -1).max(axis=1), "cosine", "its text vector to the nearest past one"),
   "text_decayed": Fact(
-    lambda r: (r.similarities * r.decay(_DECAY)).sum(axis=1) / np.maximum((r.past * r.decay(_DECAY)).sum(axis=1), 1e-9),
+    lambda r: (r.similarities * r.decay).sum(axis=1) / np.maximum((r.past * r.decay).sum(axis=1), 1e-9),
     "cosine",
     "its text vector to the past ones, on average, each step back weighing .8",
   ),

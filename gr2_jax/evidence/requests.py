@@ -2,21 +2,22 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy import sparse
 
 from gr2_jax.data.schema import Catalogue, History, Slate
 from gr2_jax.data.slates import pad_rows
 from gr2_jax.data.splits import SECONDS_PER_DAY
-from gr2_jax.evidence.counts import ALWAYS, NEVER, ItemCounts, TransitionCounts, index_names
+from gr2_jax.evidence.counts import ALWAYS, NEVER, Interactions, ItemCounts, TransitionCounts, index_names
 from gr2_jax.evidence.items import ItemArrays
 
 WINDOW = 3  # steps within which two items of one history count as co-occurring
 STEPS = 5  # within which an item counts as following another, farther ones weighing less
 FAR = 50  # steps within which two items of one history count as co-occurring at any distance: a robot's history has thousands
-_ROWS = 256  # slates whose words are compared at once: the past words again for each candidate would not fit for large logs
+RECENT = (30, 90, 365)  # days before a request
+DECAY = 0.8  # weight of each step further back in a history
+_AT_ONCE = 2**18  # numbers: what holds a vector for each past item and candidate, or a flag for each word, would not fit for large logs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,15 +36,23 @@ class LogCounts:
   @classmethod
   def fit(cls, histories: Sequence[History], catalogue: Catalogue) -> "LogCounts":
     """Counts `histories`; raises DataError for an item that the catalogue lacks."""
-    leaves = index_names([item.leaf or None for item in catalogue.items])[1]
-    return cls(
-      popularity=ItemCounts.fit(histories, catalogue),
-      transitions=TransitionCounts.fit(histories, catalogue),
-      followers=TransitionCounts.fit(histories, catalogue, window=STEPS),
-      cooccurrence=TransitionCounts.fit(histories, catalogue, window=WINDOW, directed=False),
-      far_cooccurrence=TransitionCounts.fit(histories, catalogue, window=FAR, directed=False),
-      leaf_transitions=TransitionCounts.fit(histories, catalogue, groups=leaves),
+    size, leaves = len(catalogue), index_names([item.leaf or None for item in catalogue.items])[1]
+    nothing = cls(
+      popularity=ItemCounts.none(size),
+      transitions=TransitionCounts.none(size),
+      followers=TransitionCounts.none(size, window=STEPS),
+      cooccurrence=TransitionCounts.none(size, window=WINDOW, directed=False),
+      far_cooccurrence=TransitionCounts.none(size, window=FAR, directed=False),
+      leaf_transitions=TransitionCounts.none(size, groups=leaves),
     )
+    return nothing.add(Interactions.of(histories, catalogue))
+
+  def add(self, interactions: Interactions) -> "LogCounts":
+    """The counts with further interactions, as if they had been fitted with the others; up to `FAR` of a user's before stand there too.
+
+    What is there is copied, however little is added, which takes about a tenth of a fit: add many at once.
+    """
+    return LogCounts(**{field.name: getattr(self, field.name).add(interactions) for field in dataclasses.fields(self)})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,11 +86,10 @@ class Requests:
     lm_scores: np.ndarray | None = None,
   ) -> "Requests":
     """The arrays of slates; raises DataError for an unknown item."""
-    history = pad_rows([catalogue.to_rows(s.history[-max_history:]) for s in slates], left=True).astype(np.int64)
-    if not history.shape[1]:  # in serving alone: facts read a last item, be it none
-      history = np.full((len(slates), 1), -1)
+    past = [catalogue.to_rows(s.history[-max_history:]) for s in slates]
+    past = [[-1] * (2 - len(rows)) + rows for rows in past]  # facts read the last two, be they none
     return cls(
-      history=history,
+      history=pad_rows(past, left=True).astype(np.int64),
       candidates=pad_rows([catalogue.to_rows(s.candidates) for s in slates]).astype(np.int64),
       before=times_before(slates),
       gap=np.asarray([_gap(s) for s in slates])[:, None],
@@ -91,39 +99,40 @@ class Requests:
       lm_scores=lm_scores,
     )
 
-  @property
-  def lengths(self) -> np.ndarray:
-    """Items of the history that are read, `[n, 1]`."""
-    return (self.history >= 0).sum(axis=1)[:, None]
-
-  @property
+  @functools.cached_property
   def past(self) -> np.ndarray:
     """Where there is a past item, `[n, H, 1]`."""
     return (self.history >= 0)[:, :, None]
 
-  @property
-  def last(self) -> np.ndarray:
-    """The last past item, `[n, 1]`."""
-    return self.history[:, -1:]
+  @functools.cached_property
+  def lengths(self) -> np.ndarray:
+    """Items of the history that are read, `[n, 1]`."""
+    return self.past.sum(axis=1)
 
-  @property
-  def second(self) -> np.ndarray:
-    """The one before it, `[n, 1]`; -1 where there is none."""
-    return self.history[:, -2:-1] if self.history.shape[1] > 1 else np.full_like(self.last, -1)
+  @functools.cached_property
+  def decay(self) -> np.ndarray:
+    """`DECAY` to the power of the steps from the last item, `[1, H, 1]`."""
+    return (DECAY ** np.arange(self.history.shape[1])[::-1])[None, :, None]
 
   @property
   def deep_before(self) -> np.ndarray | None:
-    """`before` for arrays `[n, H, K]`."""
+    """`before` for arrays `[n, ?, K]`."""
     return None if self.before is None else self.before[:, :, None]
 
-  def decay(self, rate: float) -> np.ndarray:
-    """`rate` to the power of the steps from the last item, `[1, H, 1]`."""
-    return (rate ** np.arange(self.history.shape[1])[::-1])[None, :, None]
-
   @functools.cached_property
+  def taken(self) -> np.ndarray:
+    """Interactions with each past item and then with each candidate, `[n, H + K]`."""
+    return self.counts.popularity.count(np.concatenate([self.history, self.candidates], axis=1), self.before)
+
+  @property
+  def past_popularity(self) -> np.ndarray:
+    """Interactions with each past item, `[n, H]`."""
+    return self.taken[:, : self.history.shape[1]]
+
+  @property
   def popularity(self) -> np.ndarray:
     """Interactions with each candidate, `[n, K]`."""
-    return self.counts.popularity.count(self.candidates, self.before)
+    return self.taken[:, self.history.shape[1] :]
 
   @property
   def relative_lm_scores(self) -> np.ndarray:
@@ -135,9 +144,15 @@ class Requests:
     return np.where(real, self.lm_scores - mean, 0)
 
   @functools.cached_property
-  def next_last(self) -> np.ndarray:
-    """Transitions from the last item to each candidate, `[n, K]`."""
-    return self.counts.transitions.count(self.last, self.candidates, self.before)
+  def next_counts(self) -> np.ndarray:
+    """Transitions from each of the last two items to each candidate, `[n, 2, K]`."""
+    return self.counts.transitions.count(self.history[:, -2:, None], self.candidates[:, None, :], self.deep_before)
+
+  @functools.cached_property
+  def leaf_next_counts(self) -> np.ndarray:
+    """Transitions from the leaf category of each of the last two items to that of each candidate, `[n, 2, K]`."""
+    last, own = self.items.leaf[self.history[:, -2:]], self.items.leaf[self.candidates]
+    return self.counts.leaf_transitions.count(last[:, :, None], own[:, None, :], self.deep_before)
 
   def pairs(self, counts: TransitionCounts) -> np.ndarray:
     """Counts between each past item and each candidate, `[n, H, K]`."""
@@ -173,77 +188,89 @@ class Requests:
     mine = codes[self.candidates]
     return (codes[self.history][:, :, None] == mine[:, None, :]) & (mine >= 0)[:, None, :]
 
-  def leaf_counts(self, sources: np.ndarray) -> np.ndarray:
-    """Transitions from the leaf category of `sources [n, 1]` to that of each candidate, `[n, K]`."""
-    leaf = self.items.leaf
-    return self.counts.leaf_transitions.count(leaf[sources], leaf[self.candidates], self.before)
-
-  @functools.cached_property
+  @property
   def similarities(self) -> np.ndarray:
     """Cosine of the text vectors of each past item and each candidate, `[n, H, K]`."""
-    units = self.items.units
-    out = np.zeros((*self.history.shape, self.candidates.shape[1]), np.float32)
-    for k, column in enumerate(self.candidates.T):
-      mine = units[column]
-      for h, past in enumerate(self.history.T):  # a pair of columns at a time: [n, H, D] would not fit for large logs
-        out[:, h, k] = np.sum(units[past] * mine, axis=1)
-    return out
+    return self._cosines[:, :-1]
 
-  @functools.cached_property
+  @property
   def similarity_to_mean(self) -> np.ndarray:
     """Cosine of the mean past text vector and each candidate's, `[n, K]`."""
-    units = self.items.units
-    mean = np.zeros((len(self.history), units.shape[1]), np.float32)
-    for column in self.history.T:
-      mean += units[column]
-    mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-9)
-    return np.stack([np.sum(units[column] * mean, axis=1) for column in self.candidates.T], axis=1)
+    return self._cosines[:, -1]
 
   @functools.cached_property
-  def past_words(self) -> sparse.csr_matrix:
-    """1 for each word of any past title, sparse `[n, W]`."""
-    words = self.items.words
-    known = sparse.csr_matrix(
-      (np.ones(self.history.size), (np.repeat(np.arange(len(self.history)), self.history.shape[1]), self.history.ravel() % words.shape[0])),
-      shape=(len(self.history), words.shape[0]),
-    )
-    return (known @ words).sign()
+  def _cosines(self) -> np.ndarray:
+    """Of each candidate's text vector to each past one and then to their mean, `[n, H + 1, K]`."""
+    (n, width), units = self.candidates.shape, self.items.units
+    found = np.empty((n, self.history.shape[1] + 1, width), np.float32)
+    for part in _parts(n, found[0].size * units.shape[1] if n else 1):
+      past, own = units[self.history[part]], units[self.candidates[part]]
+      mean = past.sum(axis=1)
+      mean /= np.maximum(np.sqrt((mean * mean).sum(axis=1, keepdims=True)), 1e-9)
+      # The sum of products over the last axis, in the order that numpy has for one row, whatever the number of rows.
+      np.sum(past[:, :, None] * own[:, None], axis=-1, out=found[part, :-1])
+      np.sum(mean[:, None] * own, axis=-1, out=found[part, -1])
+    return found
 
   @functools.cached_property
-  def shared(self) -> sparse.csr_matrix:
-    """1 for each title word that a candidate shares with any past item, sparse `[n * K, W]`."""
-    found, width = [], self.candidates.shape[1]
-    for start in range(0, len(self.candidates), _ROWS):
-      part, past = self.candidates[start : start + _ROWS], self.past_words[start : start + _ROWS]
-      found.append(self.items.words[part.ravel()].multiply(past[np.repeat(np.arange(len(part)), width)]))
-    return sparse.vstack(found, format="csr")
+  def _shared(self) -> tuple[np.ndarray, np.ndarray]:
+    """(candidate, counted through all slates, padding too; word) for each title word that a candidate shares with any past item."""
+    items, size = self.items, len(self.items.rarity)
+    owners, shared = [], []
+    for part in _parts(len(self.candidates), size):
+      past, own = self.history[part], self.candidates[part]
+      place, word = items.words_of(past.ravel())
+      is_past = np.zeros((len(past), size), bool)
+      is_past[place // past.shape[1], word] = True
+      place, word = items.words_of(own.ravel())
+      hit = is_past[place // own.shape[1], word]
+      owners.append(place[hit] + part.start * own.shape[1])
+      shared.append(word[hit])
+    return np.concatenate(owners), np.concatenate(shared)
 
   def shared_words(self, weights: np.ndarray) -> np.ndarray:
     """Summed `weights [W]` of the title words that a candidate shares with any past item, `[n, K]`."""
-    return np.asarray(self.shared @ weights).reshape(self.candidates.shape)
+    owners, words = self._shared
+    return np.bincount(owners, weights[words], self.candidates.size).reshape(self.candidates.shape)
 
   @functools.cached_property
   def price_difference(self) -> np.ndarray:
     """Log price minus the history's mean log price, `[n, K]`; 0 when either is unknown."""
     past = self.items.log_price[self.history]
     known = ~np.isnan(past)
-    usual = np.where(known, past, 0).sum(axis=1) / np.where(known.any(axis=1), known.sum(axis=1), np.nan)
-    return np.nan_to_num(self.items.log_price[self.candidates] - usual[:, None])
+    number = known.sum(axis=1)
+    usual = np.where(known, past, 0).sum(axis=1) / np.where(number, number, np.nan)
+    difference = self.items.log_price[self.candidates] - usual[:, None]
+    return np.where(np.isnan(difference), 0, difference)
 
-  def days_since(self, times: np.ndarray) -> np.ndarray:
-    """log(1 + days) from `times [n, K]` to the request; -1 where either is unknown or the time is not before the request."""
-    if self.before is None:
-      return np.full(times.shape, -1.0)
-    known = (times > ALWAYS) & (times < self.before) & (self.before < NEVER)
-    return np.where(known, np.log1p((np.where(known, self.before, 0) - np.where(known, times, 0)) / SECONDS_PER_DAY), -1.0)
+  @functools.cached_property
+  def ages(self) -> np.ndarray:
+    """log(1 + days) since each candidate was first and last taken before the request, `[n, 2, K]`; -1 if never, or unknown."""
+    (n, width), before = self.candidates.shape, self.deep_before
+    if before is None:
+      return np.full((n, 2, width), -1.0)
+    first_and_last = np.zeros((n, 2, width), np.int64)
+    first_and_last[:, 1] = self.popularity - 1
+    times = self.counts.popularity.time_of(self.candidates[:, None], first_and_last)
+    known = (times > ALWAYS) & (times < before) & (before < NEVER)
+    return np.where(known, np.log1p((np.where(known, before, 0) - np.where(known, times, 0)) / SECONDS_PER_DAY), -1.0)
 
   def recent(self, days: int) -> np.ndarray:
-    """Interactions with each candidate within the `days` before the request, `[n, K]`; all that are past for a request without a time."""
-    if self.before is None:
-      return self.popularity
-    timed = self.before < NEVER
-    since = np.where(timed, self.before - days * SECONDS_PER_DAY, ALWAYS)
-    return self.popularity - self.counts.popularity.count(self.candidates, since)
+    """Interactions with each candidate within the `days` before the request (some of `RECENT`), `[n, K]`; all where it has no time."""
+    return self._recent[:, RECENT.index(days)]
+
+  @functools.cached_property
+  def _recent(self) -> np.ndarray:
+    """Those within each of `RECENT`, `[n, 3, K]`."""
+    before = np.full((1, 1), NEVER) if self.before is None else self.before
+    since = np.where(before < NEVER, before - np.asarray(RECENT) * SECONDS_PER_DAY, ALWAYS)
+    return self.popularity[:, None] - self.counts.popularity.count(self.candidates[:, None], since[:, :, None])
+
+
+def _parts(rows: int, numbers: int) -> Iterator[slice]:
+  """Slates that are worked on at once, each with so many numbers; one part at least."""
+  size = max(_AT_ONCE // max(numbers, 1), 1)
+  return (slice(start, start + size) for start in range(0, max(rows, 1), size))
 
 
 def _gap(slate: Slate) -> float:

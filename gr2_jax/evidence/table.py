@@ -34,9 +34,11 @@ def slate_features(
   DataError for an unknown item, KeyError for an unknown fact, ValueError for `lm_score` without its scores.
   """
   requests = Requests.of(slates, catalogue, counts, items, max_history=max_history, lm_scores=lm_scores)
-  shape = requests.candidates.shape
-  table = np.stack([np.broadcast_to(FACTS[name].of(requests), shape) for name in facts], axis=-1).astype(np.float32)
-  return np.where((requests.candidates >= 0)[:, :, None], table, 0)
+  table = np.empty((*requests.candidates.shape, len(facts)), np.float32)
+  for i, name in enumerate(facts):
+    table[..., i] = FACTS[name].of(requests)
+  table[requests.candidates < 0] = 0
+  return table
 
 
 def last_item_rows(slates: Sequence[Slate], catalogue: Catalogue) -> np.ndarray:
