@@ -50,7 +50,7 @@ class LogCounts:
   def add(self, interactions: Interactions) -> "LogCounts":
     """The counts with further interactions, as if they had been fitted with the others; up to `FAR` of a user's before stand there too.
 
-    What is there is copied, however little is added, which takes about a tenth of a fit: add many at once.
+    What is there is copied, however little is added, which takes about a sixth of a fit: add many at once.
     """
     return LogCounts(**{field.name: getattr(self, field.name).add(interactions) for field in dataclasses.fields(self)})
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr2_jax.data.schema import Catalogue, DataError, History, Item, Slate
-from gr2_jax.evidence.counts import ItemCounts, TransitionCounts, index_names, next_counts
+from gr2_jax.evidence.counts import ALWAYS, NEVER, Interactions, ItemCounts, TransitionCounts, index_names, next_counts
 
 CATALOGUE = Catalogue(tuple(Item(name, name) for name in "abcd"))
 A, B, C, D = range(4)
@@ -165,3 +165,25 @@ def test_large_catalogues_do_not_overflow_and_long_histories_are_fast():
   assert time.perf_counter() - start < 5  # generous: it takes some hundredths of a second
   assert (found >= 1).all()
   assert counts.count(last, last, [2_000_000_000, 2_000_000_001]).tolist() == [0, 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(random_histories(), st.data())
+def test_counts_that_are_added_are_those_of_one_fit(histories, data):
+  cuts = [data.draw(st.integers(0, len(history.items))) for history in histories]
+  parts = [History(h.user, h.items[:cut], h.timestamps[:cut]) for h, cut in zip(histories, cuts, strict=True)]
+  rest = Interactions.of(histories, CATALOGUE, cuts)
+  options = {"window": data.draw(st.integers(1, 4)), "directed": data.draw(st.booleans())}
+  options["groups"] = data.draw(st.sampled_from([None, np.array([0, 1, 0, -1])]))
+  for kind, fitted in ((TransitionCounts, options), (ItemCounts, {})):
+    whole, added = kind.fit(histories, CATALOGUE, **fitted), kind.fit(parts, CATALOGUE, **fitted).add(rest)
+    for name in ("kinds", "times", "codes", "starts"):
+      np.testing.assert_array_equal(getattr(whole.events, name), getattr(added.events, name))
+  np.testing.assert_array_equal(whole.whens, added.whens)
+
+
+def test_the_time_of_each_interaction():
+  counts = ItemCounts.fit(HISTORIES, CATALOGUE)
+  assert counts.time_of([[A], [B]], [0, 1, 2]).tolist() == [[5, 10, 30], [20, 20, 40]]
+  assert counts.time_of([A, -1, D], [-1, 0, 0]).tolist() == [NEVER, NEVER, ALWAYS]
+  assert ItemCounts.fit((), CATALOGUE).time_of([A], 0).tolist() == [NEVER]
