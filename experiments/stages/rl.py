@@ -161,6 +161,11 @@ def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
   )
 
 
+def unused(config: ConfigDict) -> tuple[str, ...]:
+  """What only scored policies read that reason first."""
+  return () if is_reasoned(config) else ("rl.anchor",)
+
+
 STAGE = Stage(
   "rl",
   run,
@@ -168,6 +173,7 @@ STAGE = Stage(
   options=RlStageOptions,
   inputs=("data", "tokenize", "slates", "evidence"),
   init=INIT,
+  unused=unused,
   check=check,
   batches=batches,
   policies=policies,

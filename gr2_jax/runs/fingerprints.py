@@ -9,6 +9,24 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+ADDED: Mapping[str, Any] = {
+  "answer.texts": False,
+  "answer.past": 10,
+  "answer.text_dropout": 0.2,
+  "rl.anchor": 0.0,
+}
+"""Settings that came after others of their section, and the value by which a run that is older did what it did."""
+
+
+def fill_added(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config, or the sections of one, with the settings that it is older than; sections that it lacks stay away."""
+  filled = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+  for key, value in ADDED.items():
+    section, name = key.split(".")
+    if isinstance(filled.get(section), dict):
+      filled[section].setdefault(name, value)
+  return filled
+
 
 def config_to_json(config: ConfigDict) -> dict[str, Any]:
   """As it stands in config.json: tuples are lists."""

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from gr2_jax.runs.fingerprints import config_to_json, hash_path, list_differences, value_at
+from gr2_jax.runs.fingerprints import config_to_json, fill_added, hash_path, list_differences, value_at
 from gr2_jax.runs.run import Run, RunError
 from gr2_jax.runs.stages import NeededStage, Stage
 
@@ -40,9 +40,10 @@ def config_of(run: Run, stage: Stage) -> dict[str, Any]:
 
 
 def list_changes(run: Run, stage: Stage, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-  """`key: old -> new` of what decides the stage's artifacts now, against what did when it was begun."""
-  used = {**before, "config": _without(before["config"], _unused_keys(stage, run))}
-  return list_differences(used, now)
+  """`key: old -> new` of what decides the stage's artifacts now, against what did when it was begun; see `fill_added` for older runs."""
+  unused = _unused_keys(stage, run)
+  then, today = ({**reads, "config": _without(fill_added(reads["config"]), unused)} for reads in (before, now))
+  return list_differences(then, today)
 
 
 def done_elsewhere(run: Run, directory_key: str, stage_key: str) -> dict[str, Any]:

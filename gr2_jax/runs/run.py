@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from gr2_jax.errors import UserError
 from gr2_jax.files import is_partial, remove_partials, write_json
-from gr2_jax.runs.fingerprints import config_to_json, list_differences
+from gr2_jax.runs.fingerprints import config_to_json, fill_added, list_differences
 from gr2_jax.runs.versions import compute_versions
 
 LOCK = "lock"  # see runs/lock.py
@@ -33,11 +33,14 @@ class Run:
 
   @classmethod
   def open(cls, directory: str | os.PathLike[str]) -> "Run":
-    """The run at `directory` with its resolved config, to be read; raises RunError where there is none."""
+    """The run at `directory` with its resolved config, to be read; raises RunError where there is none.
+
+    A run that is older than a setting has the value by which it did what it did, see `fingerprints.ADDED`.
+    """
     path = pathlib.Path(directory) / "config.json"
     if not path.exists():
       raise RunError(f"{directory} is no run (it has no config.json); give the --workdir of a run")
-    return cls(path.parent, ConfigDict(_read_config(path)).lock(), main=False)
+    return cls(path.parent, ConfigDict(fill_added(_read_config(path))).lock(), main=False)
 
   def path(self, stage: str, *names: str) -> pathlib.Path:
     """Where an artifact of a stage lies."""

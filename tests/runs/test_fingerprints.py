@@ -3,7 +3,9 @@
 import pytest
 from toy_runs import CONFIG, make_config
 
-from gr2_jax.runs.fingerprints import config_to_json, fingerprint_of, flat_keys, hash_path, list_differences, value_at
+from configs.base import base
+from experiments.check import check_values
+from gr2_jax.runs.fingerprints import ADDED, config_to_json, fill_added, fingerprint_of, flat_keys, hash_path, list_differences, value_at
 
 
 def test_list_differences():
@@ -42,3 +44,17 @@ def test_a_file_is_its_content_and_a_folder_its_names_and_contents(tmp_path):
 
 def test_fingerprints_do_not_depend_on_the_order_of_keys():
   assert fingerprint_of({"a": 1, "b": [1, 2]}) == fingerprint_of({"b": [1, 2], "a": 1}) != fingerprint_of({"a": 1, "b": [2, 1]})
+
+
+def test_an_older_config_has_what_its_run_did_and_no_section_that_it_lacked():
+  old = {"seed": 3, "answer": {"form": "scored", "past": 4}}
+  assert fill_added(old) == {"seed": 3, "answer": {"form": "scored", "past": 4, "texts": False, "text_dropout": 0.2}}
+  assert old["answer"] == {"form": "scored", "past": 4} and fill_added(CONFIG)["data"] == CONFIG["data"]
+
+
+def test_what_older_runs_are_given_are_settings_of_today_and_values_that_they_hold():
+  config = base().lock()
+  for key, value in ADDED.items():
+    assert type(value_at(config, key)) is type(value)
+    config.update_from_flattened_dict({key: value})
+  check_values(config)

@@ -7,7 +7,8 @@ import pathlib
 import shutil
 
 import pytest
-from toy_runs import COMMAND, DATA, POLICY, RL, finish, finished_run, leave_policy, make_config, need, unchanged
+from ml_collections import ConfigDict
+from toy_runs import COMMAND, CONFIG, DATA, POLICY, RL, finish, finished_run, leave_policy, make_config, need, unchanged
 
 from gr2_jax.data.schema import DataError
 from gr2_jax.runs.life import check_stages, is_finished, open_stage
@@ -115,6 +116,19 @@ def test_keys_that_decide_nothing_may_change(tmp_path):
   assert is_finished(other, need(known[0]))
   with pytest.raises(RunError, match=r"data\.source"):
     check(dataclasses.replace(run, config=make_config(data__source="")), known=known)
+
+
+def test_a_stage_that_is_older_than_a_setting_was_made_with_what_it_did(tmp_path):
+  older = finished_run(tmp_path)
+  assert Run.open(tmp_path).config.rl.anchor == 0.0  # see `fingerprints.ADDED`
+
+  def with_anchor(value):
+    return dataclasses.replace(older, config=ConfigDict({**CONFIG, "rl": {**CONFIG["rl"], "anchor": value}}))
+
+  check(with_anchor(0.0))
+  assert is_finished(with_anchor(0.0), need(RL, 1))
+  with pytest.raises(RunError, match=r"rl, finished: config.rl.anchor: 0.0 -> 0.5"):
+    check(with_anchor(0.5))
 
 
 # A stage's life.
