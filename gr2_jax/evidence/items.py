@@ -2,14 +2,18 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from gr2_jax.data.schema import Catalogue, DataError
-from gr2_jax.evidence.counts import index_names
+from gr2_jax.data.schema import Catalogue, DataError, Item
 
 _WORD = re.compile(r"\w+")
+_NAMES: Mapping[str, Callable[[Item], str | None]] = {
+  "leaf": lambda item: item.leaf or None,
+  "broad": lambda item: item.categories[0] if item.categories else None,
+  "brand": lambda item: item.brand,
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,7 +22,8 @@ class ItemArrays:
 
   `log_price [N + 1]`: NaN where unknown. `units [N + 1, D]`: text vectors of length 1, zeros for none. `words`: the words of each title in
   turn, as numbers below W, ascending and each once; where those of an item begin, `word_starts [N + 1]`, and how many they are,
-  `word_counts [N + 1]`. `rarity [W]`: log(N / titles that hold the word).
+  `word_counts [N + 1]`. `rarity [W]`: log(N / titles that hold the word). `numbers`: of each leaf, broad,
+  brand and word.
   """
 
   leaf: np.ndarray
@@ -30,25 +35,23 @@ class ItemArrays:
   word_starts: np.ndarray
   word_counts: np.ndarray
   rarity: np.ndarray
+  numbers: Mapping[str, Mapping[str | None, int]]
 
   @classmethod
   def of(cls, catalogue: Catalogue, vectors: np.ndarray) -> "ItemArrays":
     """The arrays of a catalogue and its text `vectors [N, D]`; raises DataError for a wrong number of vectors."""
     items, units = catalogue.items, unit_vectors(catalogue, vectors)
-    titles = [*_number_words([item.title for item in items]), []]
-    word_counts = np.asarray([len(title) for title in titles])
-    words = np.asarray([word for title in titles for word in title], np.int64)
-    return cls(
-      leaf=_codes([item.leaf or None for item in items]),
-      broad=_codes([item.categories[0] if item.categories else None for item in items]),
-      brand=_codes([item.brand for item in items]),
-      log_price=np.asarray([np.nan if item.price is None else np.log(max(item.price, 0.01)) for item in items] + [np.nan]),
-      units=np.concatenate([units, np.zeros_like(units[:1])]),
-      words=words,
-      word_starts=np.cumsum(word_counts) - word_counts,
-      word_counts=word_counts,
-      rarity=np.log(len(items) / np.bincount(words)),
-    )
+    names = {kind: sorted({name for item in items if (name := read(item)) is not None}) for kind, read in _NAMES.items()}
+    names["word"] = list(dict.fromkeys(word for item in items for word in _words(item)))
+    numbers: dict[str, dict[str | None, int]] = {
+      kind: {name: number for number, name in enumerate(of_kind)} for kind, of_kind in names.items()
+    }
+    found = _describe(items, units, numbers, rarity=np.zeros(0))
+    return dataclasses.replace(found, rarity=np.log(len(items) / np.bincount(found.words)))
+
+  def of_others(self, items: Sequence[Item], units: np.ndarray) -> "ItemArrays":
+    """The arrays of other items and their text vectors `units [m, D]`; names and words that no item here has match nothing."""
+    return _describe(items, units, self.numbers, self.rarity)
 
   def words_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(place in `rows [m]`, word) of each word of the titles of items, in turn."""
@@ -65,11 +68,22 @@ def unit_vectors(catalogue: Catalogue, vectors: np.ndarray) -> np.ndarray:
   return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9))
 
 
-def _codes(names: Sequence[str | None]) -> np.ndarray:
-  return np.append(index_names(names)[1], -1)
+def _words(item: Item) -> list[str]:
+  return _WORD.findall(item.title.lower())
 
 
-def _number_words(titles: Sequence[str]) -> list[list[int]]:
-  """The words of each title as numbers in the order of their first use, ascending and each once."""
-  numbers: dict[str, int] = {}
-  return [sorted({numbers.setdefault(word, len(numbers)) for word in _WORD.findall(title.lower())}) for title in titles]
+def _describe(items: Sequence[Item], units: np.ndarray, numbers: Mapping[str, Mapping[str | None, int]], rarity: np.ndarray) -> ItemArrays:
+  codes = {kind: np.asarray([*(numbers[kind].get(read(item), -1) for item in items), -1]) for kind, read in _NAMES.items()}
+  number_of = numbers["word"]
+  titles = [sorted({number_of[word] for word in _words(item) if word in number_of}) for item in items]
+  word_counts = np.asarray([*map(len, titles), 0])
+  return ItemArrays(
+    **codes,
+    log_price=np.asarray([np.nan if item.price is None else np.log(max(item.price, 0.01)) for item in items] + [np.nan]),
+    units=np.concatenate([units, np.zeros_like(units[:1])]),
+    words=np.asarray([word for title in titles for word in title], np.int64),
+    word_starts=np.cumsum(word_counts) - word_counts,
+    word_counts=word_counts,
+    rarity=rarity,
+    numbers=numbers,
+  )

@@ -61,8 +61,9 @@ class Requests:
 
   `history [n, H]`, `candidates [n, K]`: catalogue rows; padding is -1, before the history and behind the candidates. `before [n, 1]`: Unix
   seconds of the request, None where no slate has a time. `gap [n, 1]`: log(1 + days) since the user's last item, -1 where unknown.
-  `upstream_scores [n, K]`: 0 where there are none. `lm_scores [n, K]`: the mid-trained model's log-probabilities, where it was asked. What
-  several facts read is computed once.
+  `upstream_scores [n, K]`: 0 where there are none. `lm_scores [n, K]`: the mid-trained model's log-probabilities, where it was asked.
+  `log_rows [N + 1]`: the row in the counts of each item, -1 for one that the log lacks and for none; None: its own. What several facts
+  read is computed once.
   """
 
   history: np.ndarray
@@ -73,6 +74,7 @@ class Requests:
   counts: LogCounts
   items: ItemArrays
   lm_scores: np.ndarray | None = None
+  log_rows: np.ndarray | None = None
 
   @classmethod
   def of(
@@ -84,6 +86,7 @@ class Requests:
     *,
     max_history: int,
     lm_scores: np.ndarray | None = None,
+    log_rows: np.ndarray | None = None,
   ) -> "Requests":
     """The arrays of slates; raises DataError for an unknown item."""
     past = [catalogue.to_rows(s.history[-max_history:]) for s in slates]
@@ -97,6 +100,7 @@ class Requests:
       counts=counts,
       items=items,
       lm_scores=lm_scores,
+      log_rows=log_rows,
     )
 
   @functools.cached_property
@@ -120,9 +124,19 @@ class Requests:
     return None if self.before is None else self.before[:, :, None]
 
   @functools.cached_property
+  def past_in_log(self) -> np.ndarray:
+    """`history`, as rows in the counts."""
+    return self.history if self.log_rows is None else self.log_rows[self.history]
+
+  @functools.cached_property
+  def own_in_log(self) -> np.ndarray:
+    """`candidates`, as rows in the counts."""
+    return self.candidates if self.log_rows is None else self.log_rows[self.candidates]
+
+  @functools.cached_property
   def taken(self) -> np.ndarray:
     """Interactions with each past item and then with each candidate, `[n, H + K]`."""
-    return self.counts.popularity.count(np.concatenate([self.history, self.candidates], axis=1), self.before)
+    return self.counts.popularity.count(np.concatenate([self.past_in_log, self.own_in_log], axis=1), self.before)
 
   @property
   def past_popularity(self) -> np.ndarray:
@@ -146,17 +160,17 @@ class Requests:
   @functools.cached_property
   def next_counts(self) -> np.ndarray:
     """Transitions from each of the last two items to each candidate, `[n, 2, K]`."""
-    return self.counts.transitions.count(self.history[:, -2:, None], self.candidates[:, None, :], self.deep_before)
+    return self.counts.transitions.count(self.past_in_log[:, -2:, None], self.own_in_log[:, None], self.deep_before)
 
   @functools.cached_property
   def leaf_next_counts(self) -> np.ndarray:
     """Transitions from the leaf category of each of the last two items to that of each candidate, `[n, 2, K]`."""
     last, own = self.items.leaf[self.history[:, -2:]], self.items.leaf[self.candidates]
-    return self.counts.leaf_transitions.count(last[:, :, None], own[:, None, :], self.deep_before)
+    return self.counts.leaf_transitions.count(last[:, :, None], own[:, None], self.deep_before)
 
   def pairs(self, counts: TransitionCounts) -> np.ndarray:
     """Counts between each past item and each candidate, `[n, H, K]`."""
-    return counts.count(self.history[:, :, None], self.candidates[:, None, :], self.deep_before)
+    return counts.count(self.past_in_log[:, :, None], self.own_in_log[:, None], self.deep_before)
 
   @functools.cached_property
   def near_pairs(self) -> np.ndarray:
@@ -251,7 +265,7 @@ class Requests:
       return np.full((n, 2, width), -1.0)
     first_and_last = np.zeros((n, 2, width), np.int64)
     first_and_last[:, 1] = self.popularity - 1
-    times = self.counts.popularity.time_of(self.candidates[:, None], first_and_last)
+    times = self.counts.popularity.time_of(self.own_in_log[:, None], first_and_last)
     known = (times > ALWAYS) & (times < before) & (before < NEVER)
     return np.where(known, np.log1p((np.where(known, before, 0) - np.where(known, times, 0)) / SECONDS_PER_DAY), -1.0)
 
@@ -264,7 +278,7 @@ class Requests:
     """Those within each of `RECENT`, `[n, 3, K]`."""
     before = np.full((1, 1), NEVER) if self.before is None else self.before
     since = np.where(before < NEVER, before - np.asarray(RECENT) * SECONDS_PER_DAY, ALWAYS)
-    return self.popularity[:, None] - self.counts.popularity.count(self.candidates[:, None], since[:, :, None])
+    return self.popularity[:, None] - self.counts.popularity.count(self.own_in_log[:, None], since[:, :, None])
 
 
 def _parts(rows: int, numbers: int) -> Iterator[slice]:

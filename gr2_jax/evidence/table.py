@@ -27,13 +27,15 @@ def slate_features(
   facts: Sequence[str] = BASIC_FACTS,
   max_history: int = 20,
   lm_scores: np.ndarray | None = None,
+  log_rows: np.ndarray | None = None,
 ) -> np.ndarray:
   """Facts of every candidate, float32 `[n, K, F]` in the order of `facts`; K is the longest slate, padding is 0.
 
-  `items`: of the same catalogue. The last `max_history` items of a history are read. `lm_scores [n, K]`: for the fact `lm_score`. Raises
-  DataError for an unknown item, KeyError for an unknown fact, ValueError for `lm_score` without its scores.
+  `items`: of the same catalogue. The last `max_history` items of a history are read. `lm_scores [n, K]`: for the fact `lm_score`.
+  `log_rows [N + 1]`: which row of the counts each item has, -1 for one that their log lacks and for none (None: its own). Raises DataError
+  for an unknown item, KeyError for an unknown fact, ValueError for `lm_score` without its scores.
   """
-  requests = Requests.of(slates, catalogue, counts, items, max_history=max_history, lm_scores=lm_scores)
+  requests = Requests.of(slates, catalogue, counts, items, max_history=max_history, lm_scores=lm_scores, log_rows=log_rows)
   table = np.empty((*requests.candidates.shape, len(facts)), np.float32)
   for i, name in enumerate(facts):
     table[..., i] = FACTS[name].of(requests)

@@ -3,8 +3,8 @@
 import contextlib
 import functools
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,28 +14,71 @@ from gr2_jax.runs.run import Run
 from gr2_jax.semantic_ids.embed import TextEncoder, fit_text_encoder
 from gr2_jax.semantic_ids.export import assign_codes
 from gr2_jax.semantic_ids.rqvae import RqVae, RqVaeConfig, load_rqvae, read_rqvae_config
+from gr2_jax.serving.request import Request, RequestError, item_id
 
 GUESSES = ("category", "brand", "centre")
 """By what an item is placed whose text says nothing, the first that applies."""
 
+Items = TypeVar("Items")
 _ROWS = 32  # items that are encoded at once
 _SAME_SPACE = 0.99  # cosine of an item's vector, encoded again, with the one that the tokenizer was trained on
 
 
-class _Tokenizer(NamedTuple):
-  """The run's tokenizer; `encoder` None: its vectors `[N, D]` came from a file, so it reads no text."""
+class ItemPlaces:
+  """Where items outside a run's catalogue stand among its own. The text encoder is fitted again when the first such item comes."""
 
-  encoder: TextEncoder | None
-  rqvae: RqVae
-  config: RqVaeConfig
-  vectors: np.ndarray
+  def __init__(self, run: Run, catalogue: Catalogue):
+    self._run, self._catalogue = run, catalogue
+
+  def place(self, items: Sequence[Item]) -> tuple[np.ndarray, dict[int, tuple[str, int]]]:
+    """(text vectors `[n, D]`, zeros for a text without a known word; for these, by place in `items`, (one of GUESSES, a row)).
+
+    The row is that of the item in the middle of the item's category, of its brand, or of the whole catalogue. Raises DataError where the
+    run's tokenizer reads text otherwise than it did.
+    """
+    encoder, trained = self._encoder
+    vectors = np.zeros((len(items), trained.shape[1]), np.float32) if encoder is None else encoder.encode(items)
+    return vectors, {place: self._guess(items[place]) for place in np.flatnonzero(~vectors.any(axis=1)).tolist()}
+
+  def _guess(self, item: Item) -> tuple[str, int]:
+    """Of categories, the longest common start of the path."""
+    known = [item.categories[:depth] for depth in range(len(item.categories), 0, -1)]
+    keys = [*(("category", path) for path in known), ("brand", (item.brand or "",)), ("centre", ())]
+    kind, rows = next((key[0], rows) for key in keys if (rows := self._alike.get(key)))
+    vectors = self._encoder[1][rows]
+    return kind, rows[int((vectors @ vectors.mean(axis=0)).argmax())]
+
+  @functools.cached_property
+  def _alike(self) -> dict[tuple[str, tuple[str, ...]], list[int]]:
+    """Rows of the catalogue by each start of their category path, by brand, and all."""
+    alike: dict[tuple[str, tuple[str, ...]], list[int]] = {("centre", ()): list(range(len(self._catalogue)))}
+    for row, item in enumerate(self._catalogue.items):
+      keys = [("category", item.categories[: depth + 1]) for depth in range(len(item.categories))]
+      for key in [*keys, ("brand", (item.brand,))] if item.brand else keys:
+        alike.setdefault(key, []).append(row)
+    return alike
+
+  @functools.cached_property
+  def _encoder(self) -> tuple[TextEncoder | None, np.ndarray]:
+    """(what reads text, None where the vectors came from a file; the catalogue's vectors `[N, D]`)."""
+    run, catalogue, options = self._run, self._catalogue, self._run.config.tokenize
+    vectors = np.load(run.path("tokenize", "vectors.npy"), mmap_mode="r")
+    if options.vectors:
+      return None, vectors
+    encoder, _ = fit_text_encoder(catalogue, options.dim, run.config.seed)
+    probes = slice(None, None, max(len(catalogue) // 64, 1))
+    again, trained = encoder.encode(catalogue.items[probes]), vectors[probes]
+    known = trained.any(axis=1)
+    if again.shape != trained.shape or ((again * trained).sum(axis=1)[known] < _SAME_SPACE).any():
+      raise DataError("the text encoder, fitted again, gives other vectors than the run has; serve with the versions of versions.json")
+    return encoder, vectors
 
 
 class ColdStart:
-  """Assigns codes to items outside the catalogue. The text encoder is fitted again when the first such item comes."""
+  """Assigns codes to items outside the catalogue."""
 
   def __init__(self, run: Run, context: PromptContext):
-    self._run, self._context = run, context
+    self._run, self._context, self._places = run, context, ItemPlaces(run, context.catalogue)
 
   def warm_up(self) -> None:
     """Fits and compiles what the first new item would wait for; where nothing can be given codes, requests will be told."""
@@ -59,18 +102,16 @@ class ColdStart:
 
   def _prefixes(self, items: Sequence[Item]) -> tuple[np.ndarray, dict[str, str]]:
     """The learned codes `[n, P]` of items, and the guesses of `extend`."""
-    encoder, rqvae, config, trained = self._tokenizer
+    rqvae, config = self._tokenizer
+    vectors, guesses = self._places.place(items)
     # Of the learned levels export gives away the last one, and where that was not enough it has added others.
     kept = config.levels - (self._run.config.tokenize.last_level != "nearest")
-    vectors = np.zeros((len(items), trained.shape[1]), np.float32) if encoder is None else encoder.encode(items)
     padded = np.zeros((-(-len(items) // _ROWS) * _ROWS, vectors.shape[1]), np.float32)  # one shape, compiled once
     padded[: len(items)] = vectors
     prefixes = assign_codes(rqvae, padded, config, _ROWS)[0][: len(items), :kept]
-    guessed = {}
-    for place in np.flatnonzero(~vectors.any(axis=1)).tolist():
-      guessed[items[place].id], row = self._guess(items[place])
+    for place, (_, row) in guesses.items():
       prefixes[place] = self._context.codes[row, :kept]
-    return prefixes, guessed
+    return prefixes, {items[place].id: kind for place, (kind, _) in guesses.items()}
 
   def _draw_the_rest(self, items: Sequence[Item], prefixes: np.ndarray) -> np.ndarray:
     """Codes `[n, L]` that begin as `prefixes [n, P]`: the other levels, read as digits, are a number that is free behind its prefix."""
@@ -91,38 +132,36 @@ class ColdStart:
     rest = np.array(numbers)[:, None] // digits % size
     return np.concatenate([prefixes, rest], axis=1).astype(np.int32)
 
-  def _guess(self, item: Item) -> tuple[str, int]:
-    """(one of GUESSES, row of the item in the middle of those that share it): of categories, the longest common start of the path."""
-    known = [item.categories[:depth] for depth in range(len(item.categories), 0, -1)]
-    keys = [*(("category", path) for path in known), ("brand", (item.brand or "",)), ("centre", ())]
-    kind, rows = next((key[0], rows) for key in keys if (rows := self._alike.get(key)))
-    vectors = self._tokenizer.vectors[rows]
-    return kind, rows[int((vectors @ vectors.mean(axis=0)).argmax())]
-
   @functools.cached_property
-  def _alike(self) -> dict[tuple[str, tuple[str, ...]], list[int]]:
-    """Rows of the catalogue by each start of their category path, by brand, and all."""
-    alike: dict[tuple[str, tuple[str, ...]], list[int]] = {("centre", ()): list(range(len(self._context.catalogue)))}
-    for row, item in enumerate(self._context.catalogue.items):
-      keys = [("category", item.categories[: depth + 1]) for depth in range(len(item.categories))]
-      for key in [*keys, ("brand", (item.brand,))] if item.brand else keys:
-        alike.setdefault(key, []).append(row)
-    return alike
-
-  @functools.cached_property
-  def _tokenizer(self) -> _Tokenizer:
-    run, catalogue = self._run, self._context.catalogue
-    options, path = run.config.tokenize, run.path("tokenize", "rqvae.msgpack")
+  def _tokenizer(self) -> tuple[RqVae, RqVaeConfig]:
+    path = self._run.path("tokenize", "rqvae.msgpack")
     if not path.exists():
       raise DataError(f"{path}: not there; a run of this version keeps its tokenizer, which gives new items their semantic IDs")
-    rqvae, vectors = load_rqvae(path), np.load(run.path("tokenize", "vectors.npy"), mmap_mode="r")
-    config = read_rqvae_config(options.rqvae, *rqvae.codebooks.counts.shape)
-    if options.vectors:
-      return _Tokenizer(None, rqvae, config, vectors)
-    encoder, _ = fit_text_encoder(catalogue, options.dim, run.config.seed)
-    probes = slice(None, None, max(len(catalogue) // 64, 1))
-    again, trained = encoder.encode(catalogue.items[probes]), vectors[probes]
-    known = trained.any(axis=1)
-    if again.shape != trained.shape or ((again * trained).sum(axis=1)[known] < _SAME_SPACE).any():
-      raise DataError("the text encoder, fitted again, gives other vectors than the run has; serve with the versions of versions.json")
-    return _Tokenizer(encoder, rqvae, config, vectors)
+    rqvae = load_rqvae(path)
+    return rqvae, read_rqvae_config(self._run.config.tokenize.rqvae, *rqvae.codebooks.counts.shape)
+
+
+def read_items(
+  request: Request, known: Container[str], own: Items, extend: Callable[[list[Item]], tuple[Items, Mapping[str, str]]]
+) -> tuple[Items, tuple[str, ...], dict[str, Any]]:
+  """What is known of a request's items, its history without the others, and the ranking's fields that tell of both.
+
+  `own` where all are `known`, else what `extend(new items) -> (of it, their guesses)` gives. Known items keep their own text. Raises
+  RequestError for a candidate of which nothing is known, since none may be left out.
+  """
+  given = reversed((*request.history, *request.candidates))
+  new = {item.id: item for item in given if isinstance(item, Item) and item.id not in known}
+  asked = list(map(item_id, request.candidates))
+  lost = next((item for item in asked if item not in known and item not in new), None)
+  if lost is not None:
+    raise RequestError("unknown_item", f"unknown item {lost!r}; give its title, brand or categories beside its id, or leave it out")
+  guessed: Mapping[str, str] = {}
+  try:
+    if new:
+      own, guessed = extend(list(new.values()))
+  except DataError as error:
+    if not new.keys().isdisjoint(asked):
+      raise RequestError("unknown_item", str(error)) from None
+    new = {}  # past items alone
+  past = tuple(item for item in map(item_id, request.history) if item in known or item in new)
+  return own, past, {"unknown_history": len(request.history) - len(past), "assigned": tuple(new), "guessed": guessed}

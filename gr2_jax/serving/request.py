@@ -19,6 +19,7 @@ KINDS = (
   "unknown_item",
   "too_long",  # the candidates do not fit the prompt
   "unknown_mode",  # none that is served
+  "no_counts",  # events for a policy that counts none
 )
 # What a line of a slates file holds besides, so that it is a request; none of it decides the answer.
 SLATE_FIELDS = ("user", "labels", "propensities", "weight", "segment")

@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from gr2_jax.compression.cache import load_memory
 from gr2_jax.compression.compressor import HistoryCompressor, check_compressor
 from gr2_jax.evidence.facts import LM_SCORE
+from gr2_jax.evidence.growing import Event
 from gr2_jax.runs.artifacts import check_intact
 from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.load import Policy, load_policy, open_context, prompt_style
@@ -22,6 +23,7 @@ from gr2_jax.runs.policies import PolicyRecord, find_policy
 from gr2_jax.runs.run import Run, RunError
 from gr2_jax.serving.cold_start import ColdStart
 from gr2_jax.serving.engine import RowAnswer
+from gr2_jax.serving.events import parse_event
 from gr2_jax.serving.options import Options
 from gr2_jax.serving.request import Ranking, Request, RequestError, borda_scores, item_id, parse_request, upstream_ranking
 from gr2_jax.serving.scored import ScoredPolicy, Scorer, SlateFacts, load_scorer
@@ -74,6 +76,9 @@ class ServedPolicy(Protocol):
 
   def reasoning(self, completion: list[int]) -> str | None:
     """The text of the reasoning that a completion begins with, None where it has none."""
+
+  def add_events(self, events: Sequence[Event]) -> None:
+    """Counts events, all or none; raises RequestError."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +169,16 @@ class Reranker:
   def rank_batch(self, requests: Sequence[Request]) -> list[Ranking]:
     """A ranking for each request. Raises the RequestError of the first that cannot be ranked."""
     return self.rank_prepared([self.prepare(request) for request in requests])
+
+  def add_events(self, events: Iterable[Mapping[str, Any]]) -> int:
+    """Counts interactions that came after the run was made, each `user`, `item` and `timestamp` (Unix seconds), and returns how many.
+
+    Facts of later requests are then those of a log that holds them; of a user they come in time order, behind what the run's log has of
+    the user. All are counted or, with a RequestError, none. Counts are copied once a call, so give many at once.
+    """
+    parsed = [parse_event(event, number) for number, event in enumerate(events, start=1)]
+    self.policy.add_events(parsed)
+    return len(parsed)
 
   def prepare(self, request: Request) -> Prepared:
     """Checks a request and makes its rows; raises RequestError."""

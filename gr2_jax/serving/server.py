@@ -1,4 +1,4 @@
-"""The re-ranker over HTTP: `/rank`, `/health` and `/metrics`, with limits on all that a client can make large or slow.
+"""The re-ranker over HTTP: `/rank`, `/events`, `/health` and `/metrics`, with limits on all that a client can make large or slow.
 
 Needs the extra `serving` (FastAPI, uvicorn, prometheus_client). A request is answered or refused: in time by the policy, after the timeout
 by the upstream order, with 429 when too many wait, with 503 while stopping.
@@ -6,6 +6,7 @@ by the upstream order, with 429 when too many wait, with 503 while stopping.
 
 import asyncio
 import dataclasses
+import json
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -25,6 +26,7 @@ from gr2_jax.compression.rules import VARIANTS
 from gr2_jax.data.schema import TIME_LIMIT
 from gr2_jax.serving.batching import Batcher, Overloaded, Stopped
 from gr2_jax.serving.cold_start import GUESSES
+from gr2_jax.serving.events import read_events
 from gr2_jax.serving.request import KINDS, MODES, SLATE_FIELDS, Ranking, RequestError, item_id, read_request, upstream_ranking
 from gr2_jax.serving.reranker import Prepared, Reranker
 
@@ -82,6 +84,8 @@ _REQUEST = {
   "additionalProperties": False,
 }
 
+_EVENT = {"user": "u1", "item": "item0003", "timestamp": 1_700_000_000}
+
 
 class RankingBody(BaseModel):
   """See `serving.request.Ranking`."""
@@ -99,6 +103,12 @@ class RankingBody(BaseModel):
   unknown_history: int
   assigned: list[str]
   guessed: dict[str, Literal[GUESSES]]  # type: ignore[valid-type]
+
+
+class EventsBody(BaseModel):
+  """How many events are counted from now on."""
+
+  added: int
 
 
 class ErrorDetail(BaseModel):
@@ -139,6 +149,7 @@ class _Metrics:
     self.fallbacks = Counter("gr2_fallbacks", "Upstream orders given, by reason", ["reason"], **register)
     self.seconds = Histogram("gr2_request_seconds", "From a request's arrival to its answer", **register)
     self.queue_seconds = Histogram("gr2_queue_seconds", "In the queue", **register)
+    self.events = Counter("gr2_events", "Events added to the counts", **register)
     sizes = [2**n for n in range(8)]
     self.batch_size = Histogram("gr2_batch_size", "Requests answered together", buckets=sizes, **register)
     Gauge("gr2_waiting", "Requests in the queue", **register).set_function(lambda: batcher.waiting)
@@ -239,6 +250,16 @@ def make_app(reranker: Reranker, options: ServerOptions = ServerOptions()) -> Fa
     fields = dataclasses.asdict(ranking)
     fields["timings"] |= {"queue_ms": round(queue_ms, 3), "total_ms": round(1000 * seconds, 3)}
     return RankingBody(id=request.id, **fields)
+
+  lines = {"required": True, "content": {"text/plain": {"schema": {"type": "string"}, "example": json.dumps(_EVENT)}}}
+
+  @app.post("/events", responses={s: refusals[s] for s in (400, 408, 413, 422)}, openapi_extra={"requestBody": lines})
+  async def events(http: HttpRequest) -> EventsBody:
+    """Counts interactions that came after the run was made, a JSON object a line with user, item and timestamp: all of them or none."""
+    body = await http.body()
+    added = await run_in_threadpool(lambda: reranker.add_events(read_events(body)))
+    metrics.events.inc(added)
+    return EventsBody(added=added)
 
   @app.get("/health", responses={503: {"model": HealthBody}})
   async def health(response: Response) -> HealthBody:

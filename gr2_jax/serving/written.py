@@ -5,11 +5,12 @@ from typing import Any
 
 from gr2_jax.compression.compressor import HistoryCompressor
 from gr2_jax.data.schema import DataError, Item, Slate
+from gr2_jax.evidence.growing import Event
 from gr2_jax.language.answers import reference_tokens
 from gr2_jax.language.prompts import PromptContext, PromptStyle, direct_opening, history_room, present, render_prompt
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.rerank import round_length
-from gr2_jax.serving.cold_start import ColdStart
+from gr2_jax.serving.cold_start import ColdStart, read_items
 from gr2_jax.serving.engine import Engine, Row, default_batch_sizes, default_prompt_lengths, style_of
 from gr2_jax.serving.options import Options
 from gr2_jax.serving.request import MODES, Request, RequestError, item_id
@@ -66,7 +67,7 @@ class WrittenPolicy:
   def read(self, request: Request, mode: str, presentations: int) -> tuple[list[Row], dict[str, Any]]:
     """One row for each presentation, and the ranking's fields that are known by now; raises RequestError."""
     candidates = tuple(map(item_id, request.candidates))
-    context, past, new_items = self._context_for(request)
+    context, past, new_items = read_items(request, self.context.catalogue.rows, self.context, self._extend)
     slate = Slate(request.id or "", past, candidates, (0,) * len(candidates), timestamp=request.timestamp)
     style = style_of(mode, self.style)
     codes = context.codes[context.catalogue.to_rows(candidates)]
@@ -98,29 +99,9 @@ class WrittenPolicy:
       return None
     return self.context.vocabulary.decode(completion[1 : completion.index(closing)])
 
-  def _context_for(self, request: Request) -> tuple[PromptContext, tuple[str, ...], dict[str, Any]]:
-    """What the request's prompts are made of, its history without what is unknown, and the ranking's fields that tell of both.
-
-    Known items keep their own text. A candidate of which nothing is known is an error, since none may be left out.
-    """
-    known = self.context.catalogue.rows
-    given = reversed((*request.history, *request.candidates))
-    cold = {item.id: item for item in given if isinstance(item, Item) and item.id not in known}
-    asked = list(map(item_id, request.candidates))
-    lost = next((item for item in asked if item not in known and item not in cold), None)
-    if lost is not None:
-      raise RequestError("unknown_item", f"unknown item {lost!r}; give its title, brand or categories beside its id, or leave it out")
-    context = self.context
-    guessed: Mapping[str, str] = {}
-    try:
-      if cold:
-        context, guessed = self._extend(list(cold.values()))
-    except DataError as error:
-      if not cold.keys().isdisjoint(asked):
-        raise RequestError("unknown_item", str(error)) from None
-      cold = {}  # past items alone
-    past = tuple(item for item in map(item_id, request.history) if item in known or item in cold)
-    return context, past, {"unknown_history": len(request.history) - len(past), "assigned": tuple(cold), "guessed": guessed}
+  def add_events(self, events: Sequence[Event]) -> None:
+    """Raises RequestError."""
+    raise RequestError("no_counts", "this policy writes its answers and counts no events; serve one that scores candidates by their facts")
 
   def _extend(self, items: Sequence[Item]) -> tuple[PromptContext, Mapping[str, str]]:
     if self._cold_start is None:

@@ -1,5 +1,6 @@
 """Scored policies served: the facts of the run's tables, evaluation's orders, the same alone and in a batch; what they cannot is told."""
 
+import dataclasses
 import gzip
 import json
 import shutil
@@ -9,17 +10,21 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from gr2_jax.data.schema import DataError, Item
+from gr2_jax.data.schema import DataError, History, Item
 from gr2_jax.evidence.facts import LM_SCORE
+from gr2_jax.evidence.requests import LogCounts
+from gr2_jax.evidence.table import slate_features
 from gr2_jax.runs.fact_tables import FactTables
-from gr2_jax.runs.load import load_catalogue, load_slates
+from gr2_jax.runs.load import load_catalogue, load_log, load_slates
 from gr2_jax.runs.policies import find_policy
 from gr2_jax.runs.run import Run, RunError
 from gr2_jax.serving.measure import find_settings, measure
 from gr2_jax.serving.ranked_file import rank_lines
 from gr2_jax.serving.request import Request, RequestError
 from gr2_jax.serving.reranker import Options, Reranker, find_served, open_policies
+from gr2_jax.serving.scored import SlateFacts
 from gr2_jax.serving.server import make_app
+from gr2_jax.training.mesh import make_mesh
 from gr2_jax.training.progress import Progress
 
 
@@ -117,9 +122,118 @@ def test_a_long_history_loses_what_no_fact_reads(run, scorer, reranker, slates):
   assert (long.dropped_history, short.dropped_history) == (5, 0) and (long.order, long.scores) == (short.order, short.scores)
 
 
+def test_events_that_came_since_are_counted_as_if_the_log_had_held_them(run, load, slates):
+  facts = SlateFacts(run, make_mesh(devices=jax.devices()[:1]))  # of its own, since they grow
+  scorer = dataclasses.replace(load(find_policy(run, "rl")), facts=facts)
+  reranker, log = Reranker.of_policy(scorer), load_log(run, facts.catalogue)
+  slate = dataclasses.replace(slates[0], timestamp=max(log[0].timestamps) + 10**8)
+  before = facts.pack([slate], 1, facts.longest).facts
+  user, (first, second) = log[0].user, slate.candidates[:2]
+  last = log[0].timestamps[-1]
+  events = [{"user": user, "item": first, "timestamp": last}, {"user": "someone new", "item": second, "timestamp": last + 5}]
+  with TestClient(make_app(reranker)) as client:
+    answer = client.post("/events", content="\n".join(map(json.dumps, events)))
+    assert (answer.status_code, answer.json()) == (200, {"added": 2})
+    assert "gr2_events_total 2.0" in client.get("/metrics").text
+  assert reranker.add_events([{"user": "someone new", "item": first, "timestamp": last + 6}]) == 1
+  longer = [History(user, (*log[0].items, first), (*log[0].timestamps, last)), *log[1:]]
+  longer.append(History("someone new", (second, first), (last + 5, last + 6)))
+  names = facts.codes.names
+  lm_scores = FactTables(run).read("test", [LM_SCORE])[:1, :, 0]
+  table = slate_features(
+    [slate],
+    facts.catalogue,
+    LogCounts.fit(longer, facts.catalogue),
+    facts.items.arrays,
+    facts=names,
+    max_history=run.config.evidence.max_history,
+    lm_scores=lm_scores,
+  )
+  served, lm = facts.pack([slate], 1, facts.longest).facts, names.index(LM_SCORE)
+  np.testing.assert_array_equal(np.delete(served, lm, axis=2), np.delete(table, lm, axis=2))
+  assert (served != before).any() and not reranker.rank_batch([to_request(slate)])[0].fallback
+
+
+BAD_EVENTS = {
+  "an unknown item": ({"user": "u", "item": "nowhere", "timestamp": 5}, 422, "unknown_item", "event 2: unknown item 'nowhere'"),
+  "milliseconds": (
+    {"user": "u", "item": "item0001", "timestamp": 10**12},
+    422,
+    "bad_request",
+    "event 2: timestamp: 1000000000000",
+  ),
+  "no time": ({"user": "u", "item": "item0001"}, 422, "bad_request", "event 2: timestamp: missing"),
+  "a time before the last": ({"user": "v", "item": "item0001", "timestamp": 4}, 422, "bad_request", "event 2: timestamp: 4 of user 'v'"),
+  "another field": ({"user": "u", "item": "item0001", "timestamp": 5, "price": 1}, 422, "bad_request", "event 2: price: no field"),
+  "no object": ([], 400, "broken_json", "event 2: "),
+}
+
+
+@pytest.mark.parametrize("event, status, kind, told", BAD_EVENTS.values(), ids=BAD_EVENTS)
+def test_events_that_cannot_be_counted_are_named_and_none_is(reranker, scorer, event, status, kind, told):
+  lines = [{"user": "v", "item": "item0001", "timestamp": 5}, event]
+  counts = scorer.facts.log.counts
+  with TestClient(make_app(reranker)) as client:
+    answer = client.post("/events", content="\n".join(map(json.dumps, lines)))
+  error = answer.json()["error"]
+  assert (answer.status_code, error["kind"]) == (status, kind) and error["message"].startswith(told)
+  assert scorer.facts.log.counts is counts
+
+
+def test_a_new_item_has_the_facts_of_what_is_known_of_it(run, scorer, reranker, slates):
+  facts, slate = scorer.facts, slates[0]
+  names = facts.codes.names
+  known = facts.catalogue.items[facts.catalogue.rows[slate.candidates[1]]]
+  twin = dataclasses.replace(known, id="twin")
+  past = dataclasses.replace(facts.catalogue.items[facts.catalogue.rows[slate.history[-1]]], id="past twin")
+  request = Request((*slate.history[:-1], past), (slate.candidates[0], twin, *slate.candidates[2:]), timestamp=slate.timestamp)
+  [row], fields = reranker.policy.read(request, "reason", 1)
+  assert (fields["assigned"], fields["guessed"], fields["unknown_history"]) == (("twin", "past twin"), {}, 0)
+  whole = facts.pack([dataclasses.replace(slate, upstream_scores=None, last_time=None)], 1, facts.longest)
+  found = facts.pack([row.slate], 1, facts.longest, [row.items])
+  np.testing.assert_allclose(found.content, whole.content, atol=1e-5)
+  np.testing.assert_allclose(found.past_content, whole.past_content, atol=1e-5)
+  of_item = {"leaf_share", "leaf_is_last", "broad_is_last", "brand_share", "text_last", "text_max", "price_difference", LM_SCORE}
+  of_item |= {"words_shared", "rare_words_shared", "leaf_next_count"} & set(names)
+  of_log = ("popularity", "next_count_last", "far_count", "popularity_365")
+  for name in names:
+    mine, others = found.facts[0, 1, names.index(name)], whole.facts[0, :, names.index(name)]
+    if name in of_item:
+      np.testing.assert_allclose(found.facts[0, :, names.index(name)], others, atol=1e-4, err_msg=name)
+    assert mine == 0 or name not in of_log
+    assert mine == -1 or name not in ("age", "since_last_taken")
+  # The other candidates lose what was counted of the last item, and nothing else.
+  untouched = names.index("popularity")
+  np.testing.assert_array_equal(found.facts[0, 2:, untouched], whole.facts[0, 2:, untouched])
+
+
+def test_new_items_are_ranked_alone_and_beside_others_alike(reranker, slates):
+  text, wordless = Item("new", "rose toner", "Velora", ("Skin Care", "Toner")), Item("wordless", "💅🏽")
+  requests = [to_request(slates[0]), Request((*slates[0].history, text), (*slates[0].candidates[:3], wordless))]
+  requests.append(Request((), (Item("new", "mint soap"), *slates[1].candidates[:2])))  # another item of the same id
+  together = reranker.rank_batch(requests)
+  assert (together[1].assigned, dict(together[1].guessed)) == (("wordless", "new"), {"wordless": "centre"})
+  assert together[0].assigned == () and together[2].assigned == ("new",)
+  for request, ranking in zip(requests, together, strict=True):
+    alone = reranker.rank_batch([request])[0]
+    assert alone.order == ranking.order and not ranking.fallback and ranking.unknown_history == 0
+    np.testing.assert_allclose(alone.scores, ranking.scores, atol=1e-5)
+
+
+def test_new_items_that_cannot_be_placed_are_errors_as_candidates_alone(reranker, scorer, slates, monkeypatch):
+  def place(items):
+    raise DataError("no tokenizer")
+
+  monkeypatch.setattr(scorer.facts.places, "place", place)
+  new = Item("new", "rose toner")
+  assert reranker.rank((*slates[0].history, new), slates[0].candidates).unknown_history == 1
+  with pytest.raises(RequestError, match="no tokenizer") as error:
+    reranker.rank((), (*slates[0].candidates[:2], new))
+  assert error.value.kind == "unknown_item"
+
+
 BAD = {
   "unknown candidate": (("item0001", "nowhere"), {}, "unknown_item"),
-  "new candidate": (("item0001", Item("new", "rose toner")), {}, "unknown_item"),
   "too many candidates": (tuple(f"item{n:04}" for n in range(9)), {}, "too_many"),
   "repeated": (("item0001", "item0001"), {}, "repeated_candidate"),
   "mode that it has not": (("item0001", "item0002"), {"mode": "direct"}, "unknown_mode"),

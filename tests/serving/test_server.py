@@ -81,6 +81,11 @@ def test_other_paths_and_methods(client):
   assert client.get("/rank").json()["error"]["kind"] == "not_allowed"
 
 
+def test_a_policy_that_counts_nothing_takes_no_events(client):
+  answer = client.post("/events", content=b'{"user": "u", "item": "i1", "timestamp": 5}\n')
+  assert (answer.status_code, answer.json()["error"]["kind"]) == (422, "no_counts")
+
+
 def test_a_body_without_a_length_is_limited_too(client):
   def parts():
     yield b'{"history": ['
@@ -115,7 +120,7 @@ def test_remembered_histories_are_counted(make_reranker):
 
 def test_the_schema_names_all_answers(client):
   paths = client.get("/openapi.json").json()["paths"]
-  assert set(paths) == {"/rank", "/health", "/metrics"}
+  assert set(paths) == {"/rank", "/events", "/health", "/metrics"}
   assert set(paths["/rank"]["post"]["responses"]) == {"200", "400", "408", "413", "422", "429", "503"}
 
 
