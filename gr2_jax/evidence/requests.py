@@ -217,7 +217,7 @@ class Requests:
     """Of each candidate's text vector to each past one and then to their mean, `[n, H + 1, K]`."""
     (n, width), units = self.candidates.shape, self.items.units
     found = np.empty((n, self.history.shape[1] + 1, width), np.float32)
-    for part in _parts(n, found[0].size * units.shape[1] if n else 1):
+    for part in _parts(n, (self.history.shape[1] + 1) * width * units.shape[1]):
       past, own = units[self.history[part]], units[self.candidates[part]]
       mean = past.sum(axis=1)
       mean /= np.maximum(np.sqrt((mean * mean).sum(axis=1, keepdims=True)), 1e-9)

@@ -1,4 +1,4 @@
-"""Items that came after training: semantic IDs from their text, by the run's own text encoder and RQ-VAE, or from items like them."""
+"""Items that came after training: places and semantic IDs from their text, by the run's own encoder and RQ-VAE, or from items like them."""
 
 import contextlib
 import functools
@@ -19,7 +19,7 @@ from gr2_jax.serving.request import Request, RequestError, item_id
 GUESSES = ("category", "brand", "centre")
 """By what an item is placed whose text says nothing, the first that applies."""
 
-Items = TypeVar("Items")
+_Known = TypeVar("_Known")
 _ROWS = 32  # items that are encoded at once
 _SAME_SPACE = 0.99  # cosine of an item's vector, encoded again, with the one that the tokenizer was trained on
 
@@ -142,8 +142,8 @@ class ColdStart:
 
 
 def read_items(
-  request: Request, known: Container[str], own: Items, extend: Callable[[list[Item]], tuple[Items, Mapping[str, str]]]
-) -> tuple[Items, tuple[str, ...], dict[str, Any]]:
+  request: Request, known: Container[str], own: _Known, extend: Callable[[list[Item]], tuple[_Known, Mapping[str, str]]]
+) -> tuple[_Known, tuple[str, ...], dict[str, Any]]:
   """What is known of a request's items, its history without the others, and the ranking's fields that tell of both.
 
   `own` where all are `known`, else what `extend(new items) -> (of it, their guesses)` gives. Known items keep their own text. Raises

@@ -1,4 +1,4 @@
-"""What a re-ranker is asked and what it answers, and the one parser of requests, from wherever they come."""
+"""What a re-ranker is asked, told and answers, and the one parser of requests and events, from wherever they come."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from gr2_jax.data.jsonl import as_id, as_integer, as_number, as_time, parse_object, to_item
+from gr2_jax.data.jsonl import as_id, as_integer, as_number, as_time, parse_object, required, to_item
 from gr2_jax.data.schema import DataError, Item
+from gr2_jax.evidence.growing import Event
 
 MODES = ("reason", "direct", "score")
 KINDS = (
@@ -97,8 +98,9 @@ class Ranking:
   tokens, or because a scored policy reads only the latest.
   `compressor`: what shortened the history, one of `compression.rules.VARIANTS` ("rules" where the rewriter has no text of it), or None.
   `unknown_history`: history items left out because nothing is known of them, or because this re-ranker cannot place new items.
-  `assigned`: items that are not in the catalogue and were given a semantic ID, by their text or as `guessed` says: id -> what they share
-  with the items among which they were placed, "category", "brand", or nothing, which is the "centre" of the catalogue.
+  `assigned`: items that are not in the catalogue and were given a semantic ID, or for a scored policy a place among those of the catalogue,
+  by their text or as `guessed` says: id -> what they share with the items among which they were placed, "category", "brand", or nothing,
+  which is the "centre" of the catalogue.
   """
 
   order: tuple[str, ...]
@@ -148,6 +150,30 @@ def parse_request(record: Mapping[str, Any]) -> Request:
 def read_request(text: bytes) -> Request:
   """The request of a JSON object, a line or a body; raises RequestError, of the kind broken_json where it is none."""
   return parse_request(read_object(text))
+
+
+def parse_event(record: Any, number: int) -> Event:
+  """The event of a mapping with `user`, `item` and `timestamp` (Unix seconds); raises RequestError, which tells its `number`."""
+  try:
+    if not isinstance(record, Mapping):
+      raise DataError(f"{record!r} is no mapping; give {', '.join(Event._fields)}")
+    unknown = next((name for name in record if name not in Event._fields), None)
+    if unknown is not None:
+      raise DataError(f"{unknown}: no field of an event; there are {', '.join(Event._fields)}")
+    return Event(required(record, "user", _as_id), required(record, "item", _as_id), required(record, "timestamp", _as_time))
+  except DataError as error:
+    raise RequestError("bad_request", f"event {number}: {error}") from None
+
+
+def read_events(text: bytes) -> list[dict[str, Any]]:
+  """The JSON objects of lines; raises RequestError of the kind broken_json, which tells the number of the line."""
+  events: list[dict[str, Any]] = []
+  for number, line in enumerate(text.splitlines(), start=1):
+    try:
+      events.append(read_object(line))
+    except RequestError as error:
+      raise RequestError(error.kind, f"event {number}: {error}") from None
+  return events
 
 
 def read_object(text: bytes) -> dict[str, Any]:

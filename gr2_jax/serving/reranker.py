@@ -23,9 +23,8 @@ from gr2_jax.runs.policies import PolicyRecord, find_policy
 from gr2_jax.runs.run import Run, RunError
 from gr2_jax.serving.cold_start import ColdStart
 from gr2_jax.serving.engine import RowAnswer
-from gr2_jax.serving.events import parse_event
 from gr2_jax.serving.options import Options
-from gr2_jax.serving.request import Ranking, Request, RequestError, borda_scores, item_id, parse_request, upstream_ranking
+from gr2_jax.serving.request import Ranking, Request, RequestError, borda_scores, item_id, parse_event, parse_request, upstream_ranking
 from gr2_jax.serving.scored import ScoredPolicy, Scorer, SlateFacts, load_scorer
 from gr2_jax.serving.slate_cache import SlateIndex
 from gr2_jax.serving.written import WrittenPolicy
@@ -170,11 +169,12 @@ class Reranker:
     """A ranking for each request. Raises the RequestError of the first that cannot be ranked."""
     return self.rank_prepared([self.prepare(request) for request in requests])
 
-  def add_events(self, events: Iterable[Mapping[str, Any]]) -> int:
-    """Counts interactions that came after the run was made, each `user`, `item` and `timestamp` (Unix seconds), and returns how many.
+  def add_events(self, events: Iterable[Any]) -> int:
+    """Counts interactions that came after the run was made; returns how many.
 
-    Facts of later requests are then those of a log that holds them; of a user they come in time order, behind what the run's log has of
-    the user. All are counted or, with a RequestError, none. Counts are copied once a call, so give many at once.
+    Each is a mapping with `user`, `item` and `timestamp` (Unix seconds). Facts of later requests are those of a log that holds them; of a
+    user they come in time order, behind what the run's log has of the user. All are counted or, with a RequestError, none. Counts are copied
+    once a call, so give many at once.
     """
     parsed = [parse_event(event, number) for number, event in enumerate(events, start=1)]
     self.policy.add_events(parsed)

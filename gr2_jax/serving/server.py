@@ -26,8 +26,7 @@ from gr2_jax.compression.rules import VARIANTS
 from gr2_jax.data.schema import TIME_LIMIT
 from gr2_jax.serving.batching import Batcher, Overloaded, Stopped
 from gr2_jax.serving.cold_start import GUESSES
-from gr2_jax.serving.events import read_events
-from gr2_jax.serving.request import KINDS, MODES, SLATE_FIELDS, Ranking, RequestError, item_id, read_request, upstream_ranking
+from gr2_jax.serving.request import KINDS, MODES, SLATE_FIELDS, Ranking, RequestError, item_id, read_events, read_request, upstream_ranking
 from gr2_jax.serving.reranker import Prepared, Reranker
 
 _FAILURES = ("not_found", "not_allowed", "too_slow", "too_large", "overloaded", "disconnected", "warming", "stopping")
@@ -256,7 +255,10 @@ def make_app(reranker: Reranker, options: ServerOptions = ServerOptions()) -> Fa
   @app.post("/events", responses={s: refusals[s] for s in (400, 408, 413, 422)}, openapi_extra={"requestBody": lines})
   async def events(http: HttpRequest) -> EventsBody:
     """Counts interactions that came after the run was made, a JSON object a line with user, item and timestamp: all of them or none."""
-    body = await http.body()
+    try:
+      body = await http.body()
+    except ClientDisconnect:
+      raise _Refused(499, "disconnected", "the client has gone") from None
     added = await run_in_threadpool(lambda: reranker.add_events(read_events(body)))
     metrics.events.inc(added)
     return EventsBody(added=added)

@@ -6,6 +6,7 @@ import pytest
 from gr2_jax.data.market import MarketConfig, make_market
 from gr2_jax.data.schema import Catalogue, DataError, History, Item, Slate
 from gr2_jax.data.slates import slate_labels
+from gr2_jax.evidence import requests
 from gr2_jax.evidence.facts import BASIC_FACTS, FACTS
 from gr2_jax.evidence.items import ItemArrays
 from gr2_jax.evidence.requests import LogCounts
@@ -100,6 +101,25 @@ def test_a_request_alone_gets_the_row_of_the_table():
   for i, slate in enumerate(slates):
     alone = slate_features([slate], *read, facts=tuple(FACTS), lm_scores=lm_scores[i : i + 1])
     np.testing.assert_array_equal(alone[0], table[i])
+
+
+def test_slates_are_worked_on_in_parts_of_any_size(monkeypatch):
+  slates = [
+    Slate("r", ("c", "a"), ("b", "d", "c"), (1, 0, 0), timestamp=55),
+    Slate("s", (), ("a", "b"), (1, 0)),
+    Slate("t", ("b",), ("a",), (1,)),
+  ]
+  whole = features_of(*slates)
+  monkeypatch.setattr(requests, "_AT_ONCE", 1)
+  for name, values in features_of(*slates).items():
+    np.testing.assert_array_equal(values, whole[name], err_msg=name)
+
+
+def test_a_catalogue_without_a_word_shares_none():
+  catalogue = Catalogue(tuple(Item(name, "") for name in "abcd"))
+  items, slate = ItemArrays.of(catalogue, VECTORS), Slate("r", ("a",), ("b", "c"), (1, 0))
+  names = ("words_shared", "rare_words_shared")
+  assert not slate_features([slate], catalogue, LogCounts.fit([], catalogue), items, facts=names).any()
 
 
 def test_a_request_without_a_history_has_facts_of_the_candidates_alone():

@@ -7,9 +7,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from gr2_jax.data.schema import Item
+from gr2_jax.evidence.growing import Event
 from gr2_jax.language.prompts import PromptContext
 from gr2_jax.serving.ranked_file import rank_lines
-from gr2_jax.serving.request import Request, RequestError, parse_request
+from gr2_jax.serving.request import Request, RequestError, parse_event, parse_request, read_events
 from gr2_jax.serving.server import make_app
 
 
@@ -138,6 +139,17 @@ def test_what_only_python_can_write_is_read_as_what_it_means(reranker):
   for history in ("i7", {"i7"}, 7):
     with pytest.raises(RequestError) as error:
       reranker.rank(history, ["i3", "i1"])
+    assert error.value.kind == "bad_request"
+
+
+def test_events_have_the_types_of_requests():
+  expected = Event("7", "i3", 1_700_000_000)
+  for user, time in ((7, 1_700_000_000), ("7", 1.7e9), (np.int64(7), np.int64(1_700_000_000))):
+    assert parse_event({"user": user, "item": "i3", "timestamp": time}, 1) == expected
+  assert read_events(b'{"user": 1}\r\n{"user": 2}\n') == [{"user": 1}, {"user": 2}]
+  for record in (("7", "i3", 5), {"user": True, "item": "i3", "timestamp": 5}, {"user": "7", "item": "i3", "timestamp": 1.5}):
+    with pytest.raises(RequestError, match="event 4: ") as error:
+      parse_event(record, 4)
     assert error.value.kind == "bad_request"
 
 
