@@ -173,8 +173,8 @@ class Reranker:
     """Counts interactions that came after the run was made; returns how many.
 
     Each is a mapping with `user`, `item` and `timestamp` (Unix seconds). Facts of later requests are those of a log that holds them; of a
-    user they come in time order, behind what the run's log has of the user. All are counted or, with a RequestError, none. Counts are copied
-    once a call, so give many at once.
+    user they come in time order, behind what the run's log has of the user. All are counted or, with a RequestError, none. Counts are
+    copied once a call, so give many at once.
     """
     parsed = [parse_event(event, number) for number, event in enumerate(events, start=1)]
     self.policy.add_events(parsed)
