@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr2_jax.objectives.plackett_luce import draw_rankings, first_place_entropy, ranking_log_probs
+from gr2_jax.objectives.plackett_luce import (
+  draw_rankings,
+  first_place_entropy,
+  place_distributions,
+  place_log_probs,
+  ranking_log_probs,
+)
 
 SCORES = jnp.array([[0.3, -1.0, 1.2, 50.0], [0.0, 0.0, 2.0, -1.0]])
 MASK = jnp.array([[True, True, True, False], [True, True, True, True]])
@@ -52,3 +58,40 @@ def test_the_score_function_has_mean_zero():
 def test_entropy_of_the_first_place():
   found = first_place_entropy(jnp.array([[0.0, 0.0, 9.0], [0.0, 500.0, 0.0]]), jnp.array([[True, True, False], [True, True, True]]))
   np.testing.assert_allclose(found, [np.log(2), 0.0], atol=1e-5)
+
+
+def test_through_a_candidate_is_the_sum_over_all_that_may_follow():
+  """[2, 3, 4] rankings of two slates, each through its own candidates; the first slate has three, the second two that count."""
+  rankings = jnp.array([[[2, 0, 1, 3], [0, 1, 2, 3], [1, 2, 0, 3], [0, 2, 1, 3]], [[3, 1, 0, 2], [2, 1, 3, 0], [1, 3, 2, 0], [0, 2, 1, 3]]])
+  last = jnp.array([[1, 0, 0, 0], [0, 1, 1, 0]])
+
+  def by_hand_of(scores, row, ranking):
+    size = 3 if row == 0 else 4
+    places = 1 + max(list(ranking).index(candidate) for candidate in np.flatnonzero(last[row]))
+    completions = [order for order in itertools.permutations(range(size)) if list(order[:places]) == list(ranking[:places])]
+    padded = jnp.array([[*order, *range(size, 4)] for order in completions])
+    return jax.nn.logsumexp(ranking_log_probs(scores[row], padded, MASK[row]))
+
+  def brute_force(scores):
+    return jnp.array([[by_hand_of(scores, row, np.asarray(ranking)) for ranking in rankings[row]] for row in range(2)])
+
+  found = ranking_log_probs(SCORES, rankings, MASK, last)
+  np.testing.assert_allclose(found, brute_force(SCORES), rtol=1e-5)
+  assert (np.abs(found - ranking_log_probs(SCORES, rankings, MASK))[:, :3] > 1e-3).any(axis=1).all()
+  gradients = [
+    jax.grad(lambda scores, of=of: of(scores).sum())(SCORES) for of in (lambda x: ranking_log_probs(x, rankings, MASK, last), brute_force)
+  ]
+  np.testing.assert_allclose(*gradients, atol=1e-5)
+  assert (ranking_log_probs(SCORES, rankings, MASK, jnp.zeros((2, 4))) == 0).all()
+
+
+def test_distributions_of_places_are_those_of_who_is_left():
+  rankings = jnp.array([[[2, 0, 1, 3]], [[3, 1, 0, 2]]])
+  found = np.asarray(place_distributions(SCORES, rankings, MASK))
+  np.testing.assert_allclose(np.diagonal(found, axis1=2, axis2=3)[1], place_log_probs(SCORES, rankings, MASK)[1], rtol=1e-6)
+  for row, size in ((0, 3), (1, 4)):
+    for place in range(size):
+      left = SCORES[row, rankings[row, 0, place:size]]
+      np.testing.assert_allclose(found[row, 0, place, place:size], jax.nn.log_softmax(left), rtol=1e-5, atol=1e-6)
+      assert (found[row, 0, place, :place] < -1e29).all() and (found[row, 0, place, size:] < -1e29).all()
+  assert (found[0, 0, 3] < -1e29).all()
