@@ -21,6 +21,7 @@ from gr2_jax.runs.stages import Init, Stage
 from gr2_jax.runs.training import TrainingOptions
 from gr2_jax.settings import check_settings, read_record, setting, spread
 from gr2_jax.steps.scored import (
+  THROUGH,
   ScoredLoss,
   make_reasoned_reward_loss,
   make_reasoned_target_loss,
@@ -46,6 +47,12 @@ class RlStageOptions:
   rankings: int = setting(8, "drawn after each reasoning where answers are scored, whose mean reward is the reasoning's", low=2)
   anchor: float = setting(
     0.1, "of scored answers: weight of the divergence of the reasoning's tokens from those of the start, which keeps them legible", low=0
+  )
+  through: str = setting(
+    "whole",
+    "what of a scored ranking is learnt: all of it, or its beginning through the last positive candidate, behind which no reward of the "
+    "positives' places looks",
+    choices=THROUGH,
   )
   groups: GroupOptions = spread(GroupOptions())
   training: TrainingOptions = spread(TrainingOptions(100, OptimizerConfig(1e-4, warmup_steps=5), save_every=25, log_every=1))
@@ -78,7 +85,7 @@ def _train_scored(stage: StageContext) -> None:
     drop_out=False,  # the answers that are judged are the policy's own
   )
   held_out, opening = (validation.labels, validation.weights), stage.vocabulary.special("think")
-  drawing = {"temperature": groups.temperature, "divide_by": groups.loss.divide_by}
+  drawing = {"temperature": groups.temperature, "divide_by": groups.loss.divide_by, "through": options.through}
 
   def by_reward(model: SlateScorer) -> ScoredLoss:
     if reasoned:
@@ -99,14 +106,21 @@ def check(config: ConfigDict) -> None:
   """Rollout, reward, loss and optimizer."""
   if config.answer.form == "scored":
     _check_scored(config)
+  elif config.rl.through != "whole":
+    raise ConfigError(f"--config.rl.through: {config.rl.through!r} is of scored answers; leave it out, or set answer.form to scored")
   check_records({"rl": lambda: read_record(RlStageOptions, config, "rl").groups.to_rl(config.decoding.max_new_tokens)}, config)
   check_training(config, "rl")
 
 
 def _check_scored(config: ConfigDict) -> None:
   """What scored answers are learnt by."""
-  if config.rl.init != "sft":
-    raise ConfigError(f"--config.rl.init: {config.rl.init!r} leaves no scored policy to start from; use sft")
+  if config.rl.init == "midtrain":
+    raise ConfigError("--config.rl.init: 'midtrain' leaves no scored policy to start from; use sft or opd")
+  if config.rl.through == "target" and config.rl.reward.condition == "eq7":
+    raise ConfigError(
+      "--config.rl.through: 'target', but eq7 asks whether an answer is a copy, which is seen behind the target too; use whole, or another "
+      "reward.condition"
+    )
   if config.rl.reward.fn is not None:
     raise ConfigError("--config.rl.reward.fn: scored answers are judged by the built-in rewards; set it to None")
   for name in ("minibatches", "microbatches"):
@@ -150,10 +164,10 @@ def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
 def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
   """The RL policy."""
   if config.answer.form == "scored":
-    against = ("midtrain", "lambdamart", "lambdamart_all", "sft", "rl_control")
+    against = ("midtrain", "lambdamart", "lambdamart_all", "sft", "opd", "rl_control")
     mode = "reason" if is_reasoned(config) else "score"
     policy = PolicyRecord("rl", (RankerRecord("policy", "RL policy", mode, against=against),), form="scored")
-    control = RankerRecord("rl_control", "cross-entropy control", mode, against=("sft",))
+    control = RankerRecord("rl_control", "cross-entropy control", mode, against=("sft", "opd"))
     return (policy, PolicyRecord("rl", (control,), "control", form="scored")) if config.rl.control else (policy,)
   mode = "direct" if config.prompt.direct else "reason"
   return (

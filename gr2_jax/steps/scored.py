@@ -1,7 +1,7 @@
 """The losses of scored policies, whose answer is a Plackett-Luce draw from one score a candidate."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from gr2_jax.training.metric import Metric
 # loss(params, batch, edges, *, key) -> (loss, metrics). A batch holds `slates` (PackedSlates of P), `weights [P]`, and what a loss names.
 ScoredLoss = Callable[..., tuple[jax.Array, dict[str, Metric]]]
 
+THROUGH = ("whole", "target")  # what of a ranking RL climbs
 _MOST_STRAYED = 10.0  # nats of one token up to which its divergence counts in a gradient, as in on-policy distillation
 
 
@@ -26,9 +27,9 @@ def make_target_loss(model: SlateScorer) -> ScoredLoss:
   """Listwise cross-entropy against `targets [P, K]`, which need not be normalised: labels, a teacher's probabilities, or both."""
 
   def loss_fn(params: Any, batch: Mapping[str, Any], edges: jax.Array, *, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
-    scores = _score(model, params, batch["slates"], edges, key)
+    scores = score_slates(model, params, batch["slates"], edges, key)
     losses, learnt = listwise_cross_entropy(scores, batch["targets"], batch["slates"].real)
-    return _conclude(losses, batch["weights"] * learnt, scores, batch["slates"])
+    return conclude(losses, batch["weights"] * learnt, scores, batch["slates"])
 
   return loss_fn
 
@@ -37,26 +38,30 @@ def make_imitation_loss(model: SlateScorer) -> ScoredLoss:
   """Negative log-probability of a teacher's `rankings [P, K]` (candidate indices, best first), per candidate (ListMLE, Xia et al. 2008)."""
 
   def loss_fn(params: Any, batch: Mapping[str, Any], edges: jax.Array, *, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
-    return _imitate(_score(model, params, batch["slates"], edges, key), batch)
+    return _imitate(score_slates(model, params, batch["slates"], edges, key), batch)
 
   return loss_fn
 
 
-def make_reward_loss(model: SlateScorer, reward: RewardConfig, *, group: int, temperature: float, divide_by: str) -> ScoredLoss:
+def make_reward_loss(
+  model: SlateScorer, reward: RewardConfig, *, group: int, temperature: float, divide_by: str, through: str = "whole"
+) -> ScoredLoss:
   """Policy gradient on `group` rankings drawn of each slate, all from one pass of the model (REINFORCE with the group's advantages).
 
   batch: besides, `labels [P, K]`, -1 at padding. Draws are the policy's own, so that there is no ratio to clip; their log-probabilities
-  are exact. Groups whose raw rewards do not vary count neither in the loss nor in its denominator.
+  are exact. Groups whose raw rewards do not vary count neither in the loss nor in its denominator. `through`, one of THROUGH: what of a
+  ranking is climbed, see `Judged.climb`.
   Metrics: those of `rewards.monitors`, in which every answer is valid by construction, and `kept_fraction`.
   """
 
   def loss_fn(params: Any, batch: Mapping[str, Any], edges: jax.Array, *, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
     slates, labels = batch["slates"], batch["labels"]
     drawing, dropping = jax.random.split(key)
-    scores = _score(model, params, slates, edges, dropping) / temperature
-    rewards, gains, judged = _judge_draws(drawing, scores[:, None], slates, labels, reward, rankings=group, divide_by=divide_by)
-    loss, metrics = _conclude(-gains.mean(axis=-1), batch["weights"] * rewards.keep, scores, slates)
-    monitors = monitor_answers(rewards, *judged, jnp.zeros(rewards.total.shape))
+    scores = score_slates(model, params, slates, edges, dropping) / temperature
+    judged = judge_draws(drawing, scores[:, None], slates, labels, reward, rankings=group, divide_by=divide_by)
+    rewards, gains = judged.rewards, judged.climb(scores[:, None], slates, labels, through)
+    loss, metrics = conclude(-gains.mean(axis=(1, 2)), batch["weights"] * rewards.keep, scores, slates)
+    monitors = judged.monitor(jnp.zeros(rewards.total.shape))
     return loss, monitors | metrics | {"kept_fraction": Metric.of(rewards.keep)}
 
   return loss_fn
@@ -69,7 +74,7 @@ def make_reasoned_imitation_loss(model: SlateScorer, opening: int, *, reasoning_
   """
 
   def loss_fn(params: Any, batch: Mapping[str, Any], edges: jax.Array, *, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
-    found = _think_again(model, params, batch, edges, opening, key)
+    found = think_again(model, params, batch, edges, opening, key)
     loss, metrics = _imitate(found.scores[:, 0], batch)
     counted = batch["thought_mask"] * batch["weights"][:, None, None]
     nll = Metric(-jnp.sum(found.log_probs * counted), jnp.sum(counted))
@@ -83,44 +88,50 @@ def make_reasoned_target_loss(model: SlateScorer, opening: int) -> ScoredLoss:
 
   def loss_fn(params: Any, batch: Mapping[str, Any], edges: jax.Array, *, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
     slates = batch["slates"]
-    scores = _think_again(model, params, batch, edges, opening, key).scores
+    scores = think_again(model, params, batch, edges, opening, key).scores
     losses, learnt = listwise_cross_entropy(scores, batch["targets"][:, None], slates.real[:, None])
-    return _conclude(losses.mean(axis=1), batch["weights"] * learnt[:, 0], scores.mean(axis=1), slates)
+    return conclude(losses.mean(axis=1), batch["weights"] * learnt[:, 0], scores.mean(axis=1), slates)
 
   return loss_fn
 
 
 def make_reasoned_reward_loss(
-  model: SlateScorer, opening: int, reward: RewardConfig, *, rankings: int, temperature: float, divide_by: str, anchor: float
+  model: SlateScorer,
+  opening: int,
+  reward: RewardConfig,
+  *,
+  rankings: int,
+  temperature: float,
+  divide_by: str,
+  anchor: float,
+  through: str = "whole",
 ) -> ScoredLoss:
   """Policy gradient on reasonings and on the `rankings` drawn after each of them, all judged by one call of the kernel.
 
   batch: besides `labels [P, K]`, `thoughts, thought_mask [P, G, L]`, the policy's own reasonings of this step, and `start_log_probs
   [P, G, L]` of their tokens where training began. The advantage of a reasoning is that of the mean reward of its rankings, so that the
   draw's noise is averaged out; a ranking's is its own among all of its slate. Groups whose raw rewards do not vary count neither in the
-  loss nor in its denominator. `anchor` times the tokens' divergence from the start, KL(policy || start), keeps reasonings legible.
+  loss nor in its denominator. `through` as in `make_reward_loss`. `anchor` times the tokens' divergence from the start,
+  KL(policy || start), keeps reasonings legible.
   Metrics: besides, `entropy_reasoning` and `kl_start`, nats a token.
   """
 
   def loss_fn(params: Any, batch: Mapping[str, Any], edges: jax.Array, *, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
     slates, labels = batch["slates"], batch["labels"]
     drawing, dropping = jax.random.split(key)
-    found = _think_again(model, params, batch, edges, opening, dropping)
+    found = think_again(model, params, batch, edges, opening, dropping)
     scores = found.scores / temperature
-    rewards, gains, judged = _judge_draws(drawing, scores, slates, labels, reward, rankings=rankings, divide_by=divide_by)
-    of_thought = rewards.total.reshape(*scores.shape[:2], rankings).mean(axis=-1)
-    advantages, kept = group_advantages(of_thought, of_thought, divide_by=divide_by)
+    judged = judge_draws(drawing, scores, slates, labels, reward, rankings=rankings, divide_by=divide_by)
     counted = batch["thought_mask"] * batch["weights"][:, None, None]
-    mask = counted * kept[:, None, None]
-    thinking = jnp.sum(advantages[..., None] * found.log_probs * mask) / jnp.maximum(jnp.sum(mask), 1e-9)
+    thinking = judged.climb_thoughts(found.log_probs, counted, divide_by)
     log_ratio, tokens = found.log_probs - batch["start_log_probs"], jnp.sum(counted)
     # Apart from the reward's, since it holds also where a group has no signal.
-    returning = distilled_advantages(jnp.zeros_like(of_thought), log_ratio, anchor, _MOST_STRAYED)
-    thinking += jnp.sum(returning * found.log_probs * counted) / jnp.maximum(tokens, 1e-9)
-    ranking, metrics = _conclude(-gains.mean(axis=-1), batch["weights"] * rewards.keep, scores.mean(axis=1), slates)
+    thinking += climb_back(found.log_probs, log_ratio, counted, anchor, _MOST_STRAYED)
+    rewards, gains = judged.rewards, judged.climb(scores, slates, labels, through)
+    ranking, metrics = conclude(-gains.mean(axis=(1, 2)), batch["weights"] * rewards.keep, scores.mean(axis=1), slates)
     lengths = jnp.repeat(batch["thought_mask"].sum(axis=-1), rankings, axis=1)
     written = jnp.sum(batch["thought_mask"])
-    monitors = monitor_answers(rewards, *judged, lengths) | {
+    monitors = judged.monitor(lengths) | {
       "entropy_reasoning": Metric(jnp.sum(found.entropy), written),
       "kl_start": Metric(jnp.sum(log_ratio * counted), tokens),
     }
@@ -133,38 +144,70 @@ def _imitate(scores: jax.Array, batch: Mapping[str, Any]) -> tuple[jax.Array, di
   """The loss of a teacher's rankings under scores `[P, K]`, and its metrics."""
   slates = batch["slates"]
   log_probs = ranking_log_probs(scores, batch["rankings"][:, None], slates.real)[:, 0]
-  return _conclude(-log_probs / jnp.maximum(slates.real.sum(axis=-1), 1), batch["weights"], scores, slates)
+  return conclude(-log_probs / jnp.maximum(slates.real.sum(axis=-1), 1), batch["weights"], scores, slates)
 
 
-def _judge_draws(
-  key: jax.Array, scores: jax.Array, slates: PackedSlates, labels: jax.Array, reward: RewardConfig, *, rankings: int, divide_by: str
-) -> tuple[RewardTerms, jax.Array, tuple[jax.Array, jax.Array]]:
-  """`rankings` drawn of each row of `scores [P, G, K]`, judged as one group of their slate.
+class Judged(NamedTuple):
+  """M rankings drawn after each of G reasonings (one where there is none), judged as one group of their slate.
 
-  Returns the rewards, what is climbed (advantage x log-probability, `[P, G * M]`), and what was judged: rankings `[P, G * M, K]` with -1
-  behind a shorter slate's, and the order shown, which is the upstream one.
+  `rewards [P, G * M]`; `drawn [P, G, M, K]`, as `draw_rankings` gives them.
   """
+
+  rewards: RewardTerms
+  drawn: jax.Array
+  named: jax.Array  # [P, G * M, K], the same with -1 behind a shorter slate's
+  shown: jax.Array  # [P, K], the upstream order
+
+  def climb(self, scores: jax.Array, slates: PackedSlates, labels: jax.Array, through: str) -> jax.Array:
+    """Advantage x log-probability `[P, G, M]` under scores `[P, G, K]`: of the whole ranking, or through the place of the last positive.
+
+    What stands behind the last positive earns nothing where a reward is of the positives' places, and its log-probability is noise.
+    """
+    last = labels[:, None] > 0 if through == "target" else None
+    log_probs = ranking_log_probs(scores, self.drawn, slates.real[:, None], last)
+    return self.rewards.advantages.reshape(log_probs.shape) * log_probs
+
+  def climb_thoughts(self, log_probs: jax.Array, counted: jax.Array, divide_by: str) -> jax.Array:
+    """Advantage x log-probability of the reasonings, the mean of their tokens `counted [P, G, L]` in groups with a signal."""
+    of_thought = self.rewards.total.reshape(*self.drawn.shape[:3]).mean(axis=-1)
+    advantages, kept = group_advantages(of_thought, of_thought, divide_by=divide_by)
+    mask = counted * kept[:, None, None]
+    return jnp.sum(advantages[..., None] * log_probs * mask) / jnp.maximum(jnp.sum(mask), 1e-9)
+
+  def monitor(self, lengths: jax.Array) -> dict[str, Metric]:
+    """The monitors of all answers, of which the reasoning has `lengths [P, G * M]` tokens."""
+    return monitor_answers(self.rewards, self.named, self.shown, lengths)
+
+
+def judge_draws(
+  key: jax.Array, scores: jax.Array, slates: PackedSlates, labels: jax.Array, reward: RewardConfig, *, rankings: int, divide_by: str
+) -> Judged:
+  """`rankings` drawn of each row of `scores [P, G, K]` for slates with `labels [P, K]`."""
   real, (slots, group, size) = slates.real, scores.shape
   drawn = jax.lax.stop_gradient(draw_rankings(key, scores, real[:, None], rankings))
   named = jnp.where(jnp.arange(size) < real.sum(axis=-1)[:, None, None, None], drawn, -1).reshape(slots, group * rankings, size)
   shown = jnp.broadcast_to(jnp.arange(size), labels.shape)
-  rewards = compute_rewards(reward, named, labels, shown, mask=real, divide_by=divide_by)
-  log_probs = ranking_log_probs(scores, drawn, real[:, None]).reshape(slots, group * rankings)
-  return rewards, rewards.advantages * log_probs, (named, shown)
+  return Judged(compute_rewards(reward, named, labels, shown, mask=real, divide_by=divide_by), drawn, named, shown)
 
 
-def _think_again(
-  model: SlateScorer, params: Any, batch: Mapping[str, Any], edges: jax.Array, opening: int, key: jax.Array
-) -> ThoughtScores:
+def climb_back(log_probs: jax.Array, log_ratio: jax.Array, counted: jax.Array, weight: jax.Array | float, clip: float) -> jax.Array:
+  """What is climbed so that reasonings come nearer to another policy, `log_ratio [P, G, L]` away: the mean of their `counted` tokens."""
+  advantages = distilled_advantages(jnp.zeros(log_ratio.shape[:-1]), log_ratio, weight, clip)
+  return jnp.sum(advantages * log_probs * counted) / jnp.maximum(jnp.sum(counted), 1e-9)
+
+
+def think_again(model: SlateScorer, params: Any, batch: Mapping[str, Any], edges: jax.Array, opening: int, key: jax.Array) -> ThoughtScores:
+  """What the policy makes of the batch's `thoughts, thought_mask [P, G, L]`, with dropout."""
   thoughts = Thoughts(batch["thoughts"], batch["thought_mask"])
   return score_thoughts(model, params, batch["slates"], edges, thoughts, opening, deterministic=False, key=key)
 
 
-def _score(model: SlateScorer, params: Any, slates: PackedSlates, edges: jax.Array, key: jax.Array) -> jax.Array:
+def score_slates(model: SlateScorer, params: Any, slates: PackedSlates, edges: jax.Array, key: jax.Array) -> jax.Array:
+  """Scores `[P, K]`, with dropout."""
   return model.apply({"params": params}, slates, edges, deterministic=False, rngs={"dropout": key})
 
 
-def _conclude(losses: jax.Array, weights: jax.Array, scores: jax.Array, slates: PackedSlates) -> tuple[jax.Array, dict[str, Metric]]:
+def conclude(losses: jax.Array, weights: jax.Array, scores: jax.Array, slates: PackedSlates) -> tuple[jax.Array, dict[str, Metric]]:
   """The weighted mean of losses `[P]`, and the metrics `loss` and `entropy` (of the first place, nats)."""
   total = jnp.sum(weights)
   loss = jnp.sum(losses * weights) / jnp.maximum(total, 1e-9)

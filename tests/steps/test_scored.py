@@ -1,5 +1,8 @@
 """Losses of scored answers by hand, and a reward that says who stands first teaches just that."""
 
+import itertools
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +12,12 @@ import pytest
 from gr2_jax.models.config import preset
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
 from gr2_jax.models.transformer import init_params
+from gr2_jax.objectives.plackett_luce import ranking_log_probs
 from gr2_jax.rewards.verifiable import RewardConfig
 from gr2_jax.rollout.reasoned import Thoughts, score_thoughts
 from gr2_jax.steps.scored import (
+  THROUGH,
+  Judged,
   make_imitation_loss,
   make_reasoned_imitation_loss,
   make_reasoned_reward_loss,
@@ -162,6 +168,31 @@ def test_a_reward_of_the_target_s_place_puts_it_first():
   assert firsts[0] < 0.4 and firsts[-1] > 0.8
   scores = np.where(real, jax.jit(lambda: MODEL.apply({"params": state.params}, batch["slates"], EDGES))(), -np.inf)
   assert (np.take_along_axis(labels, scores.argmax(axis=1)[:, None], axis=1) == 1).mean() > 0.9
+
+
+def test_through_the_target_the_gradient_is_the_same_in_expectation_with_less_noise():
+  """Over all rankings of four, of a reward of the places of the two positives."""
+  drawn = jnp.array(list(itertools.permutations(range(K))))[None, None]
+  labels, scores = jnp.array([[0, 2, 0, 1]]), jnp.array([[[0.5, -0.3, 1.0, 0.2]]])
+  slates = pack(np.zeros((1, K, F), np.float32), np.ones((1, K), bool))
+  log_probs = ranking_log_probs(scores, drawn, slates.real[:, None])[0, 0]
+  earned = jnp.sum(jnp.take_along_axis(labels, drawn[0, 0], axis=1) / jnp.log2(2.0 + jnp.arange(K)), axis=1)
+  advantages = (earned - jnp.sum(jnp.exp(log_probs) * earned))[None]
+  judged = Judged(types.SimpleNamespace(advantages=advantages), drawn, None, None)
+  gradients = [jax.jacobian(lambda x, of=of: judged.climb(x, slates, labels, of)[0, 0])(scores)[:, 0, 0] for of in THROUGH]
+  whole, target = (jnp.exp(log_probs) @ of for of in gradients)
+  np.testing.assert_allclose(whole, target, atol=1e-6)
+  assert jnp.abs(whole).max() > 0.1
+  noises = [float(jnp.sum(jnp.exp(log_probs) @ of**2)) for of in gradients]
+  assert noises[1] < noises[0]
+
+
+@pytest.mark.parametrize("through", THROUGH)
+def test_a_loss_climbs_what_it_is_told_to(params, through):
+  drawing = {"group": 6, "temperature": 0.5, "divide_by": "std", "through": through}
+  found = jax.jit(lambda: make_reward_loss(MODEL, RewardConfig(rank="auc"), **drawing)(params, BATCH, EDGES, key=KEY)[0])()
+  whole = jax.jit(lambda: REWARD(params, BATCH, EDGES, key=KEY)[0])()
+  assert (abs(float(found - whole)) < 1e-6) == (through == "whole")
 
 
 G, L, OPENING = 3, 4, 7
