@@ -186,6 +186,8 @@ def check(config: ConfigDict) -> None:
     return
   check_training(config, "direct")
   if config.answer.form == "scored":
+    if direct.init == "opd":
+      raise ConfigError("--config.direct.init: 'opd', but a scored direct policy starts anew and learns direct.targets; leave it out")
     return check_targets(config, "direct")
   if direct.method in ("sft", "distil") and direct.init == "midtrain":
     raise ConfigError(f"--config.direct.init: {direct.method!r} learns from the answers or the reasoning of init; choose sft or rl")

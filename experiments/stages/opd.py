@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from experiments.checks import check_records, check_training
+from experiments.scored import learn_from_teacher
 from gr2_jax.errors import ConfigError
 from gr2_jax.objectives.distillation import DistillationConfig
 from gr2_jax.rl.options import PRESENTATIONS, CollectOptions, RewardOptions, read_rollout_options
@@ -13,8 +14,9 @@ from gr2_jax.rl.step import make_collector
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.policy_training import make_stream, train_in_steps
+from gr2_jax.runs.scored import is_reasoned
 from gr2_jax.runs.stages import Init, Stage
-from gr2_jax.runs.teacher import check_teacher_config, load_teacher
+from gr2_jax.runs.teacher import check_teacher_config, load_scored_teacher, load_teacher
 from gr2_jax.runs.training import TrainingOptions, begin
 from gr2_jax.settings import check_settings, read_record, setting, spread
 from gr2_jax.steps.opd import OpdConfig, make_opd_update
@@ -33,9 +35,10 @@ class OpdStageOptions:
 
   teacher_run: str = setting("", "directory of a finished run on the same semantic IDs and vocabulary, of any size")
   teacher_stage: str = setting("rl", "whose policy is the teacher", choices=("rl", "sft"))
-  init: str = setting("midtrain", "what the student starts from", choices=INIT.choices)
+  init: str = setting("midtrain", "what the student starts from; with it a scored policy starts anew", choices=INIT.choices)
   prompts: int = setting(16, "of a batch, over all processes", unit="slates", low=1)
   group: int = setting(8, "to a prompt; rewards are compared within", unit="answers", low=1)
+  rankings: int = setting(8, "drawn after each reasoning where answers are scored, whose mean reward is the reasoning's", low=1)
   decode_prompts: int | None = setting(None, "decoded at a time; None: all (see rl)", unit="slates", low=1)
   decode_rows: int | None = setting(None, "for a prompt's answers; None: all (see rl)", unit="rows", low=1)
   overlong_zone: int = setting(8, "before the limit that cost reward", unit="tokens", low=0)
@@ -69,6 +72,8 @@ class OpdStageOptions:
 def run(stage: StageContext) -> None:
   """Trains the mid-trained (or SFT) model on its own rollouts under the teacher's scores; writes checkpoints."""
   options: OpdStageOptions = stage.options
+  if stage.config.answer.form == "scored":
+    return _train_scored(stage)
   config, collect = options.update(), options.collect(stage.config.decoding.max_new_tokens)
   teacher, teacher_params = load_teacher(stage)
   optimizer, state, shardings = begin(stage, stage.decoder, stage.name, stage.checkpoints(options.init))
@@ -87,9 +92,27 @@ def run(stage: StageContext) -> None:
   train_in_steps(stage, state, collector, jit_update(update, stage.mesh, shardings, frozen=(teacher_params,)), HEADLINE)
 
 
+def _train_scored(stage: StageContext) -> None:
+  """On rankings drawn from the student's scores, after reasonings or none; from SFT's scores, or anew."""
+  options: OpdStageOptions = stage.options
+  learn_from_teacher(
+    stage,
+    load_scored_teacher(stage),
+    options.update(),
+    options.reward.builtin,
+    init=stage.checkpoints("sft") if options.init == "sft" else None,
+    batch_size=options.prompts,
+    group=options.group,
+    rankings=options.rankings,
+    reasoned=is_reasoned(stage.config),
+  )
+
+
 def check(config: ConfigDict) -> None:
   """The teacher must be named where it is needed, and only there, and read the same tokens."""
   opd, used, options = config.opd, _is_used(config), read_record(OpdStageOptions, config, "opd")
+  if used and config.answer.form == "scored":
+    _check_scored(config)
   check_records({"opd": lambda: (options.collect(config.decoding.max_new_tokens), options.reward.load())}, config)
   check_training(config, "opd")
   if used and not opd.teacher_run:
@@ -98,6 +121,19 @@ def check(config: ConfigDict) -> None:
     raise ConfigError(f"--config.opd.teacher_run: set, but no stage reads it while rl.init is {config.rl.init!r}; set --config.rl.init=opd")
   if used:
     check_teacher_config(config)
+
+
+def _check_scored(config: ConfigDict) -> None:
+  """What scored answers are learnt by."""
+  opd = config.opd
+  if is_reasoned(config) and opd.init != "sft":
+    raise ConfigError(f"--config.opd.init: {opd.init!r} leaves no scored policy that could reason; use sft, or set prompt.direct to True")
+  if not is_reasoned(config) and opd.distillation.kl == "top_k":
+    raise ConfigError("--config.opd.distillation.kl: 'top_k' is of a vocabulary, and a slate has few candidates; use exact or per_token")
+  if opd.reward.fn is not None:
+    raise ConfigError("--config.opd.reward.fn: scored answers are judged by the built-in rewards; set it to None")
+  if opd.microbatches != 1:
+    raise ConfigError(f"--config.opd.microbatches: {opd.microbatches}, but a batch of scored answers is taken whole; set it to 1")
 
 
 def _is_used(config: ConfigDict) -> bool:
@@ -115,15 +151,18 @@ def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
 
 def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
   """The student."""
+  if config.answer.form == "scored":
+    mode = "reason" if is_reasoned(config) else "score"
+    return (PolicyRecord("opd", (RankerRecord("opd", "OPD policy", mode, against=("sft",)),), prior=True, form="scored"),)
   return (PolicyRecord("opd", (RankerRecord("opd", "OPD policy", "direct" if config.prompt.direct else "reason"),), prior=True),)
 
 
 STAGE = Stage(
   "opd",
   run,
-  reads=("seed", "model", "mesh", "prompt", "decoding", "opd"),
+  reads=("seed", "model", "mesh", "prompt", "decoding", "answer", "opd"),
   options=OpdStageOptions,
-  inputs=("data", "tokenize", "slates"),
+  inputs=("data", "tokenize", "slates", "evidence"),
   init=INIT,
   runs=(("opd.teacher_run", "opd.teacher_stage"),),
   check=check,

@@ -23,6 +23,13 @@ class Thoughts(NamedTuple):
   mask: Any
 
 
+class ThoughtStates(NamedTuple):
+  """Of G reasonings: `hidden [P, G, L, D]` that predict their tokens, and the candidates' `scores [P, G, K]` after each."""
+
+  hidden: jax.Array
+  scores: jax.Array
+
+
 class ThoughtScores(NamedTuple):
   """Of G reasonings: `log_probs, entropy [P, G, L]` of their tokens (nats), and the candidates' `scores [P, G, K]` after each."""
 
@@ -51,7 +58,7 @@ def make_think(
   return think
 
 
-def score_thoughts(
+def follow_thoughts(
   model: SlateScorer,
   params: Any,
   slates: PackedSlates,
@@ -61,11 +68,11 @@ def score_thoughts(
   *,
   deterministic: bool = True,
   key: jax.Array | None = None,
-) -> ThoughtScores:
-  """What the policy makes of reasonings that were written, by itself or by a teacher; differentiable. `opening`: the token `think`.
+) -> ThoughtStates:
+  """What stands behind the tokens of reasonings that were written, by the policy itself or by another; differentiable.
 
-  The slate's keys and values are computed once and shared by its reasonings; gradients flow back through them. `key` is for dropout, of
-  what is packed alone.
+  `opening`: the token `think`. The slate's keys and values are computed once and shared by its reasonings; gradients flow back through
+  them. `key` is for dropout, of what is packed alone.
   """
   rngs = {} if key is None else {"dropout": key}
   call: dict[str, Any] = {"deterministic": deterministic, "rngs": rngs}
@@ -78,15 +85,24 @@ def score_thoughts(
   places = before[:, None] + jnp.arange(length + 1)
   decoder = Decoder(model.config)
   hidden, (k, v) = decoder.apply({"params": params["decoder"]}, tokens, places, own.astype(jnp.int32), prefix=prefix)
-
-  def shape(x: jax.Array) -> jax.Array:
-    return x.reshape(slots, group, *x.shape[1:])
-
-  terms = token_log_probs(make_to_logits(decoder, params["decoder"], None), hidden[:, :-1], tokens[:, 1:])
-  log_probs, entropy = (shape(jnp.where(mask, x, 0.0)) for x in terms)
   shared = [jnp.repeat(x, group, axis=axis) for x, axis in ((prefix.k, 1), (prefix.v, 1), (prefix.mask, 0))]
   thought = Prefix(
     k=jnp.concatenate([shared[0], k], axis=2), v=jnp.concatenate([shared[1], v], axis=2), mask=jnp.concatenate([shared[2], own], axis=1)
   )
   scores = model.apply({"params": params}, slates, edges, thought, before + own.sum(axis=1), method="answer", **call)
-  return ThoughtScores(log_probs, entropy, shape(scores))
+  return ThoughtStates(*(x.reshape(slots, group, *x.shape[1:]) for x in (hidden[:, :-1], scores)))
+
+
+def score_thoughts(
+  model: SlateScorer, params: Any, slates: PackedSlates, edges: jax.Array, thoughts: Thoughts, opening: int, **call: Any
+) -> ThoughtScores:
+  """What the policy makes of reasonings, see `follow_thoughts`; differentiable."""
+  states = follow_thoughts(model, params, slates, edges, thoughts, opening, **call)
+  terms = token_log_probs(to_token_logits(model, params), states.hidden, thoughts.tokens)
+  log_probs, entropy = (jnp.where(thoughts.mask > 0, x, 0.0) for x in terms)
+  return ThoughtScores(log_probs, entropy, states.scores)
+
+
+def to_token_logits(model: SlateScorer, params: Any) -> Callable[..., jax.Array]:
+  """The logits `[n, V]` of a reasoning's tokens, of hidden states `[n, D]`."""
+  return make_to_logits(Decoder(model.config), params["decoder"], None)

@@ -136,11 +136,12 @@ def is_reasoned(config: ConfigDict) -> bool:
   return config.answer.form == "scored" and not config.prompt.direct
 
 
-def open_scorer(run: Run, *, learns: bool = False) -> SlateScorer:
-  """The run's scorer; where it `learns` by supervision, with the config's dropout."""
+def open_scorer(run: Run, *, layers: int | None = None, learns: bool = False) -> SlateScorer:
+  """The run's scorer, of so many `layers` (None: whole); where it `learns` by supervision, with the config's dropout."""
   codes, options = FactTables(run).codes, run.config.answer
+  whole = preset(run.config.model.preset, load_vocabulary(run).size)
   return SlateScorer(
-    preset(run.config.model.preset, load_vocabulary(run).size),
+    whole if layers is None else dataclasses.replace(whole, num_layers=layers),
     shape=(len(codes.names), codes.edges.shape[1] - 1),
     prior=codes.names.index(LM_SCORE) if LM_SCORE in codes.names else None,
     content_dim=np.load(run.path("tokenize", "vectors.npy"), mmap_mode="r").shape[1] if options.texts else 0,
@@ -191,17 +192,23 @@ def train_scored(
   name: str = "checkpoints",
   headline: Sequence[str] = ("loss", "entropy"),
   think: Think | None = None,
+  layers: int | None = None,
+  frozen: tuple[Any, ...] = (),
+  at_step: Callable[[jax.Array], Mapping[str, jax.Array]] = lambda step: {},
 ) -> None:
   """Trains the run's scorer, from `init` or random parameters, on slates and what is `learnt` of each (arrays `[n, ...]` by name).
 
   The training's settings are those of the stage's section. `score(scores of the validation slates [n, K])`, after a reasoning where
   answers are `reasoned`, chooses the step that is kept. `drop_out`: with the config's dropout. `think`: what the policy itself adds to a
-  batch.
+  batch. `layers`: of a scorer that is cut. `frozen`: what the loss reads behind the edges, such as a teacher's parameters, and
+  `at_step(step)` what it is told by name beside its key.
   """
-  model, edges = open_scorer(stage.run, learns=drop_out), put_replicated(FactTables(stage.run).codes.edges, stage.mesh)
+  model, edges = open_scorer(stage.run, layers=layers, learns=drop_out), put_replicated(FactTables(stage.run).codes.edges, stage.mesh)
   optimizer, state, shardings = begin(stage, model, stage.name, init)
   base = stage.key
-  update = make_update(optimizer, make_loss(model), whole_batch=lambda step, batch: {"key": jax.random.fold_in(base, step)})
+  update = make_update(
+    optimizer, make_loss(model), whole_batch=lambda step, batch: {"key": jax.random.fold_in(base, step), **at_step(step)}
+  )
   drawn = draw_indices(len(slates), batch_size, stage.seed)
 
   def get_batch(state: TrainState) -> dict[str, Any]:
@@ -210,18 +217,18 @@ def train_scored(
     batch = {"slates": packed, "weights": slates.weights[indices]} | {of: array[indices] for of, array in learnt.items()}
     return batch if think is None else batch | think(state, packed)
 
-  step = batch_step(jit_update(update, stage.mesh, shardings, frozen=(edges,)), get_batch)
-  answer = make_answer(stage.run, reasoned=reasoned)
+  step = batch_step(jit_update(update, stage.mesh, shardings, frozen=(edges, *frozen)), get_batch)
+  answer = make_answer(stage.run, reasoned=reasoned, layers=layers)
   best = (lambda params: score(answer(params, validation).scores), stage.config.answer.evaluate_every)
   train(stage, stage.name, state, step, drawn, name=name, headline=headline, best=best)
 
 
-def make_own_thoughts(stage: StageContext, *, group: int, start: Any = None) -> Think:
+def make_own_thoughts(stage: StageContext, *, group: int, start: Any = None, layers: int | None = None) -> Think:
   """`group` reasonings of the policy, drawn at temperature 1, about each slate of a batch: `thoughts, thought_mask [P, G, L]`.
 
   With `start`, the parameters where training begins, also the log-probabilities that their tokens have there: `start_log_probs [P, G, L]`.
   """
-  model, edges = open_scorer(stage.run), jnp.asarray(FactTables(stage.run).codes.edges)
+  model, edges = open_scorer(stage.run, layers=layers), jnp.asarray(FactTables(stage.run).codes.edges)
   opening = stage.vocabulary.special("think")
   generate = make_think(model, stage.vocabulary, group=group, max_new_tokens=stage.config.decoding.max_new_tokens)
   sampling, base = Sampling.create(temperature=1.0), jax.random.fold_in(stage.key, 1)
@@ -241,9 +248,11 @@ def make_own_thoughts(stage: StageContext, *, group: int, start: Any = None) -> 
   return own_thoughts
 
 
-def make_answer_batch(run: Run, *, reasoned: bool) -> Callable[[Any, PackedSlates], tuple[jax.Array, Thoughts | None]]:
+def make_answer_batch(
+  run: Run, *, reasoned: bool, layers: int | None = None
+) -> Callable[[Any, PackedSlates], tuple[jax.Array, Thoughts | None]]:
   """The compiled `answer(params, slates) -> (scores [P, K], the reasoning before them)`: at once, or after the likeliest reasoning."""
-  model, edges = open_scorer(run), jnp.asarray(FactTables(run).codes.edges)
+  model, edges = open_scorer(run, layers=layers), jnp.asarray(FactTables(run).codes.edges)
   if not reasoned:
     return jax.jit(lambda params, slates: (model.apply({"params": params}, slates, edges), None))
   vocabulary = load_vocabulary(run)
@@ -259,9 +268,9 @@ def make_answer_batch(run: Run, *, reasoned: bool) -> Callable[[Any, PackedSlate
   return answer
 
 
-def make_answer(run: Run, *, reasoned: bool) -> Answer:
+def make_answer(run: Run, *, reasoned: bool, layers: int | None = None) -> Answer:
   """How the run's scorer answers many slates, see `make_answer_batch`."""
-  answer_batch = make_answer_batch(run, reasoned=reasoned)
+  answer_batch = make_answer_batch(run, reasoned=reasoned, layers=layers)
 
   def answer(params: Any, slates: ScoredSlates) -> ScoredAnswers:
     scores, texts = [], []
