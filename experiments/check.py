@@ -49,14 +49,17 @@ def _check_answers(config: ConfigDict) -> None:
 
 
 def _check_scored(config: ConfigDict) -> None:
-  """What is done to a language model's written answers alone."""
+  """What is done to written answers alone."""
   if config.answer.form != "scored":
     return
-  written = {"prune.enabled": config.prune.enabled, "compress.variants": config.compress.variants}
-  written["sft.without_reasoning"] = config.sft.without_reasoning
-  for key, asked in written.items():
-    if asked:
-      raise ConfigError(f"--config.{key}: {asked!r} is for written answers; leave it out, or set answer.form to written")
+  if config.sft.without_reasoning:
+    raise ConfigError("--config.sft.without_reasoning: True is for written answers; leave it out, or set answer.form to written")
+  if config.compress.variants:
+    raise ConfigError(
+      f"--config.compress.variants: {config.compress.variants!r} shortens the history in a prompt, and scored answers read none: facts "
+      "summarise the whole history, and a past item read by its text is one position already; leave it out, and to read less lower "
+      "evidence.max_history or answer.past, or set answer.form to written"
+    )
 
 
 def _check_writer(config: ConfigDict) -> None:

@@ -164,17 +164,17 @@ def _policy_rankers(stage: StageContext, policies: Sequence[PolicyRecord], test:
 
 
 class _ScoredPolicies:
-  """The scored policies of a run by name, `records`, each loaded once, and one program for all of a mode; `test` slates are read."""
+  """The scored policies of a run by name, `records`, each loaded once, one program for all of a mode and depth; `test` slates are read."""
 
   def __init__(self, stage: StageContext, records: Sequence[PolicyRecord], test: int):
     self.records = {record.rankers[0].name: record for record in records}
     self._stage, self._test = stage, test
-    self._answer = functools.cache(lambda mode: make_answer(stage.run, reasoned=mode == "reason"))
+    self._answer = functools.cache(lambda mode, layers: make_answer(stage.run, reasoned=mode == "reason", layers=layers))
     self.params = functools.cache(self._load)
 
   def answer(self, name: str) -> Answer:
     """How a policy answers."""
-    return self._answer(self.records[name].mode)
+    return self._answer(self.records[name].mode, self.records[name].layers)
 
   def rank(self, name: str) -> RankFn:
     """How a policy ranks the test slates."""
@@ -187,7 +187,8 @@ class _ScoredPolicies:
 
   def _load(self, name: str) -> Any:
     record = self.records[name]
-    return load_params(open_scorer(self._stage.run), self._stage.checkpoints(record.stage, record.checkpoints), self._stage.mesh)
+    model = open_scorer(self._stage.run, layers=record.layers)
+    return load_params(model, self._stage.checkpoints(record.stage, record.checkpoints), self._stage.mesh)
 
 
 def _judge_scored(stage: StageContext, scored: _ScoredPolicies, users: Sequence[str]) -> dict[str, Any]:

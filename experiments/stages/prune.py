@@ -1,7 +1,8 @@
 """Stage `prune`: the layers that change the hidden state least are dropped, and the full model teaches the rest on its own answers."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,25 +10,34 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.checks import check_training
+from experiments.scored import learn_from_teacher
 from gr2_jax.errors import ConfigError
 from gr2_jax.files import write_json
 from gr2_jax.language.prompts import PromptStyle, present
 from gr2_jax.models.config import preset
-from gr2_jax.models.pruning import block_influence, choose_layers, prune_decoder, prune_params
+from gr2_jax.models.pruning import block_influence, choose_layers, prune_decoder, prune_params, scored_block_influence
+from gr2_jax.objectives.distillation import DistillationConfig
+from gr2_jax.rewards.verifiable import RewardConfig
 from gr2_jax.rl.draw import Drawn
 from gr2_jax.rl.options import PRESENTATIONS, read_rollout_options
 from gr2_jax.rollout.rerank import render_prompts
 from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.policy_training import completion_batch, make_local_roll_out, make_stream, train_by_loss
+from gr2_jax.runs.scored import ScoredSlates, is_reasoned, open_scorer
 from gr2_jax.runs.stages import Init, Stage
+from gr2_jax.runs.teacher import ScoredTeacher
 from gr2_jax.runs.training import TrainingOptions
 from gr2_jax.settings import check_settings, setting, spread
 from gr2_jax.steps.direct import make_distillation_loss
-from gr2_jax.training.mesh import to_global
+from gr2_jax.steps.opd import OpdConfig
+from gr2_jax.steps.start import load_params
+from gr2_jax.training.mesh import put_replicated, to_global
 from gr2_jax.training.state import OptimizerConfig
 
 INIT = Init("prune.init", ("rl", "direct"))
+_RANKINGS = 8  # drawn after each reasoning of a scored policy that recovers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,34 +62,80 @@ class PruneOptions:
 def run(stage: StageContext) -> None:
   """Writes `layers.json`, the parameters left in `pruned`, and with steps of recovery `checkpoints`."""
   options: PruneOptions = stage.options
+  if stage.config.answer.form == "scored":
+    return _prune_scored(stage)
   style = stage.direct_style if options.init == "direct" else stage.style
-  params, cut = stage.load_params(options.init), stage.checkpoints("prune", "pruned")
-  if not cut.steps():
-    layers = _choose(stage, params, style)
-    with cut:
-      cut.save(0, {"params": prune_params(params, layers)}, {})
-    stage.say(f"layers kept: {', '.join(map(str, layers))} of {stage.decoder.config.num_layers}")
+  params = stage.load_params(options.init)
+  _cut(stage, functools.partial(_measure_on_prompts, stage, params, style), functools.partial(prune_params, params))
   if options.training.steps:
     _recover(stage, params, style)
 
 
-def _choose(stage: StageContext, params: Any, style: PromptStyle) -> list[int]:
-  """Layers to keep, by their influence on prompts of training slates drawn by the run's seed; `layers.json` tells it of all."""
+def _prune_scored(stage: StageContext) -> None:
+  """The same of a scorer's decoder, whose influence is measured on packed slates; recovery is on rankings drawn from its scores."""
+  options: PruneOptions = stage.options
+  model, slates = open_scorer(stage.run), ScoredSlates.load(stage, "train")
+  params = load_params(model, stage.checkpoints(options.init), stage.mesh)
+  edges = put_replicated(FactTables(stage.run).codes.edges, stage.mesh)
+
+  def measure(indices: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    with jax.set_mesh(stage.mesh):
+      return jax.jit(scored_block_influence, static_argnums=0)(model, params, to_global(slates.pack(indices), stage.mesh), edges)
+
+  _cut(stage, measure, lambda layers: {**params, "decoder": prune_params(params["decoder"], layers)})
+  if options.training.steps:
+    learn_from_teacher(
+      stage,
+      ScoredTeacher(stage.run, params, slates.facts),
+      OpdConfig(DistillationConfig(beta=1.0, beta_end=1.0), reward_weight=0.0, temperature=options.temperature),
+      RewardConfig(),
+      init=stage.checkpoints("prune", "pruned"),
+      batch_size=options.prompts,
+      group=options.group,
+      rankings=_RANKINGS,
+      reasoned=_is_reasoned(stage.config),
+      layers=options.layers,
+    )
+
+
+def _is_reasoned(config: ConfigDict) -> bool:
+  """Whether the scored policy that is cut reasons."""
+  return is_reasoned(config) and config.prune.init == "rl"
+
+
+def _cut(stage: StageContext, measure: Callable[[np.ndarray], tuple[jax.Array, jax.Array]], prune: Callable[[Sequence[int]], Any]) -> None:
+  """Keeps what `prune(layers)` leaves, of the layers of most influence by `measure(indices of training slates)`."""
+  cut = stage.checkpoints("prune", "pruned")
+  if cut.steps():
+    return
+  layers = _choose(stage, measure)
+  with cut:
+    cut.save(0, {"params": prune(layers)}, {})
+  stage.say(f"layers kept: {', '.join(map(str, layers))} of {stage.decoder.config.num_layers}")
+
+
+def _choose(stage: StageContext, measure: Callable[[np.ndarray], tuple[jax.Array, jax.Array]]) -> list[int]:
+  """Layers to keep, by their influence on training slates drawn by the run's seed; `layers.json` tells it of all."""
   options, slates, rng = stage.options, stage.slates("train"), np.random.default_rng(stage.seed)
   rows = stage.mesh.shape["data"] * stage.mesh.shape["fsdp"]
   number = -(-min(options.slates, len(slates)) // rows) * rows
-  chosen = [slates[i] for i in rng.choice(len(slates), number, replace=number > len(slates))]
-  shown = [present(len(slate.candidates), options.presentation, (stage.seed, i, 0)) for i, slate in enumerate(chosen)]
-  prompts = render_prompts(chosen, shown, stage.prompts, style)
-  tokens, mask = to_global((prompts.tokens, prompts.mask), stage.mesh)
-  with jax.set_mesh(stage.mesh):
-    changes, count = jax.jit(block_influence, static_argnums=0)(stage.decoder, params, tokens, mask)
+  changes, count = measure(rng.choice(len(slates), number, replace=number > len(slates)))
   influence = np.asarray(changes) / float(count)
   layers = choose_layers(influence, options.layers)
   if stage.run.main:
     report = {"kept": layers, "influence": influence.tolist(), "slates": number, "tokens": int(count)}
     write_json(stage.path("layers.json"), report)
   return layers
+
+
+def _measure_on_prompts(stage: StageContext, params: Any, style: PromptStyle, indices: np.ndarray) -> tuple[jax.Array, jax.Array]:
+  """`block_influence` on the prompts of training slates."""
+  chosen = [stage.slates("train")[i] for i in indices]
+  shown = [present(len(slate.candidates), stage.options.presentation, (stage.seed, i, 0)) for i, slate in enumerate(chosen)]
+  prompts = render_prompts(chosen, shown, stage.prompts, style)
+  tokens, mask = to_global((prompts.tokens, prompts.mask), stage.mesh)
+  with jax.set_mesh(stage.mesh):
+    return jax.jit(block_influence, static_argnums=0)(stage.decoder, params, tokens, mask)
 
 
 def _recover(stage: StageContext, teacher: Any, style: PromptStyle) -> None:
@@ -118,17 +174,18 @@ def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
 
 def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
   """The pruned policy, which answers as the one that was cut; as it is where there was no recovery."""
-  mode = "direct" if config.prompt.direct or config.prune.init == "direct" else "reason"
-  ranker = RankerRecord("pruned", "pruned policy", mode, against=("policy",))
-  return (PolicyRecord("prune", (ranker,), "checkpoints" if config.prune.steps else "pruned", config.prune.layers),)
+  form, direct = config.answer.form, config.prompt.direct or config.prune.init == "direct"
+  mode = ("score" if form == "scored" else "direct") if direct else "reason"
+  ranker = RankerRecord("pruned", "pruned policy", mode, against=("policy", "direct") if form == "scored" else ("policy",))
+  return (PolicyRecord("prune", (ranker,), "checkpoints" if config.prune.steps else "pruned", config.prune.layers, form=form),)
 
 
 STAGE = Stage(
   "prune",
   run,
-  reads=("seed", "model", "mesh", "prompt", "decoding", "prune"),
+  reads=("seed", "model", "mesh", "prompt", "decoding", "answer", "prune"),
   options=PruneOptions,
-  inputs=("data", "tokenize", "slates"),
+  inputs=("data", "tokenize", "slates", "evidence"),
   init=INIT,
   when="prune.enabled",
   check=check,

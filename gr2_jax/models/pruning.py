@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr2_jax.models.scorer import PackedSlates, SlateScorer
 from gr2_jax.models.transformer import Decoder
 
 
@@ -19,7 +20,19 @@ def block_influence(decoder: Decoder, params: Any, tokens: jax.Array, mask: jax.
   segments = mask.astype(jnp.int32)
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   _, seen = decoder.apply({"params": params}, tokens, positions, segments, mutable=["intermediates"])
-  (embedded,), (outputs,) = seen["intermediates"]["embedded"], seen["intermediates"]["layers"]["output"]
+  return _sum_changes(seen["intermediates"], segments)
+
+
+def scored_block_influence(model: SlateScorer, params: Any, slates: PackedSlates, edges: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """`block_influence` of a scored policy's decoder on past items and candidates."""
+  _, seen = model.apply({"params": params}, slates, edges, mutable=["intermediates"])
+  of_decoder = seen["intermediates"]["decoder"]
+  length = of_decoder["embedded"][0].shape[1]  # without texts past items are not read
+  return _sum_changes(of_decoder, jnp.concatenate([slates.past, slates.real], axis=1)[:, -length:].astype(jnp.int32))
+
+
+def _sum_changes(seen: Any, segments: jax.Array) -> tuple[jax.Array, jax.Array]:
+  (embedded,), (outputs,) = seen["embedded"], seen["layers"]["output"]
 
   def compare(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     wide_x, wide_y = x.astype(jnp.float32), y.astype(jnp.float32)

@@ -10,6 +10,9 @@ from gr2_jax.errors import ConfigError
 SCORED = {"answer__form": "scored", "midtrain__form": "packed"}
 CUT = SCORED | {"slates__source": "ctr", "midtrain__packed__folds": 2}
 
+OPD = {"rl__init": "opd", "opd__teacher_run": "somewhere"}
+AT_ONCE = SCORED | OPD | {"prompt__direct": True}
+
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
@@ -26,6 +29,10 @@ def one_device(monkeypatch):
     SCORED | {"evidence__facts": ("lm_score", "popularity")},
     CUT,
     {"answer__form": "scored"},
+    AT_ONCE,
+    SCORED | {"prune__enabled": True},
+    SCORED | OPD | {"opd__init": "sft", "opd__distillation__kl": "top_k"},
+    SCORED | {"rl__through": "target"},
     {"evidence__facts": ("popularity",), "slates__source": "ctr"},
     {"midtrain__packed__whole_log": True, "slates__source": "ctr"},  # unused: the model reads tokens
   ],
@@ -37,8 +44,10 @@ def test_what_goes_together_passes(changes):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    (SCORED | {"prune__enabled": True}, r"--config\.prune\.enabled: True is for written answers; leave it out, or set answer\.form to wr"),
-    (SCORED | {"compress__variants": ("rules",)}, r"--config\.compress\.variants: \('rules',\) is for written answers"),
+    (
+      SCORED | {"compress__variants": ("rules",)},
+      r"--config\.compress\.variants: \('rules',\) shortens the history in a prompt, and .* lower evidence\.max_history or answer\.past",
+    ),
     (SCORED | {"sft__without_reasoning": True}, r"--config\.sft\.without_reasoning: True is for written answers"),
     ({"evidence__facts": ("lm_score",)}, r"--config\.evidence\.facts: 'lm_score' is a score of mid-training on packed items; set midtrain"),
     ({"evidence__facts": ("luck",)}, r"--config\.evidence\.facts: 'luck' is no fact; there are "),
@@ -51,7 +60,17 @@ def test_what_goes_together_passes(changes):
     (CUT | {"midtrain__packed__folds": 1}, r"--config\.midtrain\.packed\.folds: 1 leaves no other users to learn from"),
     ({"midtrain__form": "packed"}, r"--config\.midtrain\.form: 'packed' leaves no language model that written answers could start from"),
     (CUT | {"slates__source": "beam"}, r"--config\.midtrain\.form: 'packed' leaves no language model for slates of 'beam'"),
-    (SCORED | {"rl__init": "midtrain"}, r"--config\.rl\.init: 'midtrain' leaves no scored policy to start from; use sft"),
+    (SCORED | {"rl__init": "midtrain"}, r"--config\.rl\.init: 'midtrain' leaves no scored policy to start from; use sft or opd"),
+    ({"rl__through": "target"}, r"--config\.rl\.through: 'target' is of scored answers"),
+    (SCORED | {"rl__through": "target", "rl__reward__condition": "eq7"}, r"--config\.rl\.through: 'target', but eq7 asks whether an"),
+    (SCORED | OPD, r"--config\.opd\.init: 'midtrain' leaves no scored policy that could reason; use sft, or set prompt\.direct"),
+    (AT_ONCE | {"opd__distillation__kl": "top_k"}, r"--config\.opd\.distillation\.kl: 'top_k' is of a vocabulary"),
+    (AT_ONCE | {"opd__reward__fn": "mine:reward"}, r"--config\.opd\.reward\.fn: scored answers are judged by the built-in rewards"),
+    (AT_ONCE | {"opd__microbatches": 2}, r"--config\.opd\.microbatches: 2, but a batch of scored answers is taken whole"),
+    (
+      SCORED | {"direct__enabled": True, "direct__targets": "label", "direct__init": "opd", "opd__teacher_run": "somewhere"},
+      r"--config\.direct\.init: 'opd', but a scored direct policy starts anew",
+    ),
     (SCORED | {"rl__reward__fn": "mine:reward"}, r"--config\.rl\.reward\.fn: scored answers are judged by the built-in rewards"),
     (SCORED | {"rl__minibatches": 2}, r"--config\.rl\.minibatches: 2, but a batch of scored answers is one gradient step; set it to 1"),
     (SCORED | {"rl__microbatches": 2}, r"--config\.rl\.microbatches: 2, but a batch"),

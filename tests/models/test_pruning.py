@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gr2_jax.models.config import preset
-from gr2_jax.models.pruning import block_influence, choose_layers, prune_decoder, prune_params
+from gr2_jax.models.pruning import block_influence, choose_layers, prune_decoder, prune_params, scored_block_influence
+from gr2_jax.models.scorer import PackedSlates, SlateScorer
 from gr2_jax.models.transformer import Decoder, init_params
 
 VOCAB = 24
@@ -56,6 +57,26 @@ def test_layers_that_do_nothing_are_found_and_their_removal_changes_nothing(inpu
   whole = hidden_states(DECODER, quiet, tokens, mask)
   pruned = hidden_states(prune_decoder(DECODER, 2), prune_params(quiet, kept), tokens, mask)
   np.testing.assert_allclose(np.asarray(whole)[mask], np.asarray(pruned)[mask], atol=1e-5)
+
+
+@pytest.mark.parametrize("content", [0, 5])
+def test_layers_of_a_scorer_that_do_nothing_are_found_and_their_removal_changes_no_score(content):
+  random = np.random.default_rng(1)
+  real, past = np.arange(5) < np.array([[5], [3]]), np.arange(4) >= np.array([[1], [4]])
+  slates = PackedSlates(random.normal(size=(2, 5, 3)), real, past, random.normal(size=(2, 5, content)), random.normal(size=(2, 4, content)))
+  edges = np.tile(np.float32([-2, 0, 2]), (3, 1))
+  models = [SlateScorer(dataclasses.replace(preset("test", 1), num_layers=n), (3, 2), content_dim=content) for n in (4, 2)]
+  params = jax.tree.map(lambda x: 5 * x, init_params(models[0], jax.random.key(0)))
+  params["decoder"] = silence(params["decoder"], [0, 2])
+  changes, count = jax.jit(scored_block_influence, static_argnums=0)(models[0], params, slates, edges)
+  assert count == real.sum() + (past.sum() if content else 0)
+  np.testing.assert_allclose(changes[np.array([0, 2])], 0.0, atol=1e-5)
+  kept = choose_layers(changes, 2)
+  assert kept == [1, 3]
+  pruned = {**params, "decoder": prune_params(params["decoder"], kept)}
+  whole, left = (np.asarray(model.apply({"params": of}, slates, edges)) for model, of in zip(models, (params, pruned), strict=True))
+  assert whole[real].std() > 1e-3
+  np.testing.assert_allclose(whole[real], left[real], atol=1e-5)
 
 
 def test_equal_layers_go_from_the_top_and_wrong_numbers_are_refused():

@@ -1,0 +1,94 @@
+"""Scored policies that learn from a teacher, through the program: distilled from another run's, and pruned, up to card and serving."""
+
+import json
+
+import numpy as np
+import pytest
+from small_runs import ROOT, continue_from
+
+from experiments.flags import load_config
+from gr2_jax.runs.load import load_catalogue, load_slates
+from gr2_jax.runs.policies import find_policy, read_policies
+from gr2_jax.runs.run import Run
+from gr2_jax.serving.request import Request
+from gr2_jax.serving.reranker import Reranker
+
+BEFORE = ("data", "tokenize", "midtrain", "slates", "evidence", "traces", "sft")
+
+
+def make_config(teacher, **changes):
+  config = load_config(str(ROOT / "configs" / "quickstart.py") + ":reasoned,tiny")
+  opd = {"rl__init": "opd", "opd__init": "sft", "opd__teacher_run": str(teacher), "answer__texts": True}
+  config.update_from_flattened_dict({key.replace("__", "."): value for key, value in (opd | changes).items()})
+  return config
+
+
+@pytest.fixture(scope="module")
+def finished(scored_run, run_here, tmp_path_factory):
+  """A run whose prior reasons as its teacher does, and whose pruned policy answers at once, as the one that was cut."""
+  config = make_config(scored_run, prune__enabled=True, prune__init="direct")
+  run = continue_from(scored_run, tmp_path_factory.mktemp("scored_opd") / "run", config, BEFORE)
+  assert run_here(config, run) == 0
+  return run
+
+
+def metrics(run, stage):
+  return [json.loads(line) for line in (run / "metrics" / f"{stage}.jsonl").read_text().splitlines()]
+
+
+def test_a_student_learns_from_a_teacher_s_tokens_and_scores(finished):
+  lines = metrics(finished, "opd")
+  np.testing.assert_allclose([line["beta"] for line in lines], [0.5, 0.05], rtol=1e-5)
+  for line in lines:
+    assert line["reverse_kl"] > 0 and np.isfinite(line["reverse_kl_reasoning"]) and line["valid_rate"] == 1 and line["skipped"] == 0
+  assert len(metrics(finished, "opd_validation")) == 3  # the start among them
+
+
+def test_a_pruned_policy_learns_from_the_whole_one(finished):
+  layers = json.loads((finished / "prune" / "layers.json").read_text())
+  assert layers["kept"] == [int(np.argmax(layers["influence"]))] and len(layers["influence"]) == 2
+  assert all(line["reverse_kl"] > 0 and line["beta"] == 1 for line in metrics(finished, "prune"))
+
+
+def test_both_are_listed_measured_and_served(finished):
+  run = Run.open(finished)
+  found = {policy.rankers[0].name: (policy.stage, policy.mode, policy.form, policy.layers, policy.prior) for policy in read_policies(run)}
+  assert found["opd"] == ("opd", "reason", "scored", None, True) and found["pruned"] == ("prune", "score", "scored", 1, False)
+  results = json.loads((finished / "evaluation" / "results.json").read_text())
+  assert {"opd_vs_upstream", "policy_vs_opd", "pruned_vs_direct"} <= set(results["paired"])
+  assert results["diagnostics"]["opd"]["valid_rate"] == results["diagnostics"]["pruned"]["valid_rate"] == 1
+  card = (finished / "evaluation" / "card.md").read_text(encoding="utf-8")
+  assert "| OPD policy |" in card and "| pruned policy |" in card and "RL policy over OPD policy" in card
+  slates = load_slates(run, load_catalogue(run), "test")[:8]
+  requests = [
+    Request(s.history, s.candidates, upstream_scores=s.upstream_scores, timestamp=s.timestamp, last_time=s.last_time) for s in slates
+  ]
+  for stage, name in (("opd", "opd"), ("prune", "pruned")):
+    lines = (finished / "evaluation" / f"answers_{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    rankings = Reranker.load(finished, stage=stage).rank_batch(requests)
+    assert [list(ranking.order) for ranking in rankings] == [json.loads(line)["order"] for line in lines[:8]]
+  assert find_policy(run, "prune").layers == 1
+
+
+BAD = {
+  "another form of answers": ({"prompt__direct": True}, "after a reasoning by facts and texts of 10 past items, and this config's are"),
+  "other texts": ({"answer__past": 3}, "by facts and texts of 3 past items"),
+}
+
+
+@pytest.mark.parametrize("changes, told", BAD.values(), ids=BAD)
+def test_a_teacher_that_answers_otherwise_is_refused_before_anything_runs(scored_run, run_here, tmp_path, capsys, changes, told):
+  assert run_here(make_config(scored_run, **changes), tmp_path / "run") == 1
+  error = " ".join(capsys.readouterr().err.split())
+  assert "--config.opd.teacher_run: " in error and told in error and not (tmp_path / "run").exists()
+
+
+def test_a_teacher_of_other_slates_is_refused(scored_run, run_here, tmp_path, capsys):
+  teacher = continue_from(scored_run, tmp_path / "teacher", Run.open(scored_run).config, ("tokenize", "evidence", "slates", "rl"))
+  (teacher / "slates" / "train.jsonl.gz").write_bytes((teacher / "slates" / "validation.jsonl.gz").read_bytes())
+  done = json.loads((teacher / "slates" / "done.json").read_text())
+  (teacher / "slates" / "done.json").write_text(json.dumps(done | {"outputs": {}}))
+  config = make_config(teacher)
+  run = continue_from(scored_run, tmp_path / "run", config, BEFORE)
+  assert run_here(config, run, ["opd"]) == 1
+  assert "has other training slates than" in capsys.readouterr().err
