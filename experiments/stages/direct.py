@@ -15,11 +15,10 @@ from gr2_jax.errors import ConfigError
 from gr2_jax.files import replacing
 from gr2_jax.language.answers import render_answer
 from gr2_jax.language.prompts import present
-from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.rl.draw import Drawn
 from gr2_jax.rl.options import GroupOptions, RolloutOptions, read_rollout_options
 from gr2_jax.rollout.generate import RolloutConfig, make_generate
-from gr2_jax.rollout.rerank import PromptBatch, rank_slates, render_prompts
+from gr2_jax.rollout.rerank import append_reasoning, rank_slates, render_prompts
 from gr2_jax.rollout.scoring import answer_opening
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
@@ -164,18 +163,6 @@ def _answers_after_reasoning(stage: StageContext) -> np.ndarray:
     with replacing(path) as partial:
       np.savez(partial, rankings=found.rankings)
   return found.rankings
-
-
-def append_reasoning(prompts: PromptBatch, completions: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Prompts `[P, Lp]` with what completions `[P, Lc]` say before their answer: tokens, mask `[P, Lp + Lc]`, and whether one came `[P]`."""
-  answering = completions == vocabulary.special("answer")
-  lengths = np.where(answering.any(axis=1), answering.argmax(axis=1), 0)
-  tokens = np.pad(prompts.tokens, ((0, 0), (0, completions.shape[1])), constant_values=vocabulary.pad_id)
-  mask = np.pad(prompts.mask, ((0, 0), (0, completions.shape[1])))
-  for row, (start, length) in enumerate(zip(prompts.mask.sum(axis=1), lengths, strict=True)):
-    tokens[row, start : start + length] = completions[row, :length]
-    mask[row, start : start + length] = 1
-  return tokens, mask, answering.any(axis=1)
 
 
 def check(config: ConfigDict) -> None:

@@ -16,8 +16,8 @@ from gr2_jax.evaluation import baselines
 from gr2_jax.evaluation.held_out import quality_of_order
 from gr2_jax.evaluation.importance import permutation_importance
 from gr2_jax.evaluation.per_slate import write_per_slate
-from gr2_jax.evaluation.policy_answers import RankFn, ask_policy, make_rank, make_scored_rank
-from gr2_jax.evaluation.results import COMPRESSED, POLICY, RankerAnswers, build_results, measure_rankers, write_results
+from gr2_jax.evaluation.policy_answers import MeanOfOrders, RankFn, ask_policy, make_rank, make_scored_rank
+from gr2_jax.evaluation.results import AVERAGED, COMPRESSED, POLICY, RankerAnswers, build_results, measure_rankers, write_results
 from gr2_jax.evidence.facts import BASIC_FACTS, LM_SCORE
 from gr2_jax.evidence.requests import LogCounts
 from gr2_jax.files import write_json
@@ -52,7 +52,12 @@ class EvaluationOptions:
   max_slates: int | None = setting(None, "of the test; None: all", unit="slates", low=1)
   gain: Literal["exponential", "linear"] = setting("exponential", "of labels in NDCG")
   resamples: int = setting(10_000, "of the bootstrap", low=1)
-  shuffles: int = setting(2, "shuffled presentations, beside the upstream one", low=0)
+  shuffles: int = setting(
+    2,
+    "shuffled presentations, beside the upstream one; with any, policies that write are also sorted by the mean of their log-probabilities "
+    "over all presentations, at the cost of all of them",
+    low=0,
+  )
 
   def __post_init__(self) -> None:
     check_settings(self)
@@ -72,7 +77,8 @@ def run(stage: StageContext) -> None:
   policies = read_policies(stage.run)
   rankers |= _policy_rankers(stage, policies, test)
   scored = _ScoredPolicies(stage, [policy for policy in policies if policy.form == "scored"], len(test))
-  rankers |= {name: ask_policy(stage, name, scored.params(name), scored.rank(name), test) for name in scored.records}
+  for name in scored.records:
+    rankers |= ask_policy(stage, name, scored.params(name), scored.rank(name), test)
   subsets = {"reasoning_hard": _find_hard_slates(stage, rankers["sft_direct"], labels)} if "sft_direct" in rankers else {}
   rankers |= _compressed_rankers(stage, policies, rankers[POLICY], test)
   metrics = measure_rankers(rankers, labels, options.gain)
@@ -83,10 +89,16 @@ def run(stage: StageContext) -> None:
     seeds=[stage.seed],
     labels=labels,
     rankers=rankers,
-    titles={ranker.name: ranker.title for ranker in declared},
+    titles={ranker.name: ranker.title for ranker in declared}
+    | {
+      ranker.name + AVERAGED: f"{ranker.title}, mean of {options.shuffles + 1} orders"
+      for ranker in declared
+      if ranker.name + AVERAGED in rankers
+    },
     pairs=[
       *((ranker.name, other) for ranker in declared for other in ranker.against),
       *((name, POLICY) for name in rankers if name.startswith(COMPRESSED)),
+      *((name, name.removesuffix(AVERAGED)) for name in rankers if name.endswith(AVERAGED)),
     ],
     priors=[policy.rankers[0].name for policy in reversed(policies) if policy.prior],
     users=users,
@@ -155,11 +167,16 @@ def _midtrain_scores(stage: StageContext, facts: FactTables, test: Sequence[Slat
 def _policy_rankers(stage: StageContext, policies: Sequence[PolicyRecord], test: Sequence[Slate]) -> dict[str, RankerAnswers]:
   """Every policy that writes, asked in each way that its record names; one program for all policies of a depth and mode."""
   rank_in = functools.cache(lambda layers, mode: make_rank(stage, _decoder(stage, layers), mode, test))
-  rankers = {}
+  mean_in = functools.cache(lambda layers, mode: MeanOfOrders(stage, _decoder(stage, layers), mode, test))
+  averaged = stage.style.answer == "compact" and stage.options.shuffles > 0
+  rankers: dict[str, RankerAnswers] = {}
   for policy in (policy for policy in policies if policy.form == "written"):
     params = load_policy(stage.run, policy, stage.prompts, stage.mesh).params
+    scores = next((ranker for ranker in policy.rankers if ranker.mode == "score"), policy.rankers[0])
     for ranker in policy.rankers:
-      rankers[ranker.name] = ask_policy(stage, ranker.name, params, rank_in(policy.layers, ranker.mode), test)
+      # Direct answers begin as one-pass scores say, so that their mean is that of the scores.
+      mean = mean_in(policy.layers, ranker.mode) if averaged and ranker is scores else None
+      rankers |= ask_policy(stage, ranker.name, params, rank_in(policy.layers, ranker.mode), test, mean)
   return rankers
 
 
@@ -233,7 +250,7 @@ def _compressed_rankers(
   rankers = {POLICY: full}
   for variant, of in compressed.items():
     name = COMPRESSED + variant
-    rankers[name] = ask_policy(stage, name, params | of.memory, functools.partial(rank, histories=of.histories), test)
+    rankers |= ask_policy(stage, name, params | of.memory, functools.partial(rank, histories=of.histories), test)
   read = {POLICY: FULL_HISTORIES} | {COMPRESSED + variant: of for variant, of in compressed.items()}
   prefill_ms = time_prefill(stage.decoder, params, test, stage.prompts, stage.style, read, batch_size=stage.options.batch_size)
   return {name: dataclasses.replace(of, cost={**(of.cost or {}), "prefill_ms": prefill_ms[name]}) for name, of in rankers.items()}

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from gr2_jax.data.schema import DataError, Slate
-from gr2_jax.evaluation.results import Answers, RankerAnswers
+from gr2_jax.evaluation.results import AVERAGED, Answers, RankerAnswers
 from gr2_jax.language.answers import NOT_FINITE
 from gr2_jax.language.prompts import present
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.generate import RolloutConfig, make_generate
-from gr2_jax.rollout.rerank import RankedSlates, pad_shown, rank_slates
-from gr2_jax.rollout.scoring import make_score, rank_by_scores, read_scores
+from gr2_jax.rollout.rerank import RankedSlates, append_reasoning, pad_shown, rank_slates, render_prompts
+from gr2_jax.rollout.scoring import make_score, rank_by_scores, read_scores, score_in_batches
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.load import most_new_tokens, style_of_mode
 from gr2_jax.runs.scored import Answer, ScoredSlates
@@ -65,14 +65,60 @@ def make_scored_rank(answer: Answer, read: ScoredSlates) -> RankFn:
   return rank
 
 
-def ask_policy(stage: StageContext, name: str, params: Any, rank: RankFn, slates: Sequence[Slate]) -> RankerAnswers:
+class MeanOfOrders:
+  """What a policy that writes answers over all orders in which slates are shown: candidates by their mean log-probability.
+
+  Averaged is, for each candidate, the log-probability that the answer begins with it, behind the reasoning that was written in that order
+  of candidates, if any. An order in which a reasoning came to no answer is left out of its slate's mean.
+  """
+
+  def __init__(self, stage: StageContext, decoder: Decoder, mode: str, slates: Sequence[Slate]):
+    """For policies of a decoder asked in a mode, whose answers are compact; compiled once for all of them."""
+    self._stage, self._slates, self._asked = stage, slates, style_of_mode(stage.style, mode)
+    answering = style_of_mode(stage.style, "score")
+    self._score = make_score(decoder, stage.vocabulary, answering, stage.constraint(answering))
+    self._longest = 0 if self._asked.direct else most_new_tokens(stage.run, slates, stage.vocabulary, self._asked)
+
+  def sort(self, params: Any, orders: Sequence[tuple[Sequence[np.ndarray], RankedSlates]]) -> RankerAnswers:
+    """The mean of all `orders`, pairs of how slates were shown and what was answered; its cost is that of all of them."""
+    found = np.stack([self._log_probs(params, *order) for order in orders])
+    known = ~np.isnan(found)
+    count = known.sum(axis=0)
+    mean = np.where(count > 0, np.where(known, found, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
+    upstream = np.tile(np.arange(mean.shape[1]), (len(mean), 1))
+    rankings, errors = read_scores(mean, upstream, ~np.isneginf(mean))
+    errors = [error and (of_first or error) for error, of_first in zip(errors, orders[0][1].errors, strict=True)]
+    tokens = {name: float(sum(getattr(ranked, name).mean() for _, ranked in orders)) for name in ("prompt_tokens", "completion_tokens")}
+    return RankerAnswers({"upstream": Answers(rankings, upstream, errors)}, tokens)
+
+  def _log_probs(self, params: Any, shown: Sequence[np.ndarray], ranked: RankedSlates) -> np.ndarray:
+    """Log-probabilities `[n, K]` by candidate: -inf where there is none, NaN throughout behind a reasoning without an answer."""
+    prompts = render_prompts(self._slates, shown, self._stage.prompts, self._asked)
+    tokens, mask, answered = prompts.tokens, prompts.mask, np.ones(len(self._slates), bool)
+    if not self._asked.direct:
+      written = np.full((len(self._slates), self._longest), self._stage.vocabulary.pad_id, np.int32)
+      for row, completion in zip(written, ranked.completions, strict=True):
+        row[: len(completion)] = completion
+      tokens, mask, answered = append_reasoning(prompts, written, self._stage.vocabulary)
+    presented = pad_shown(shown, max(len(slate.candidates) for slate in self._slates))
+    references = prompts.references[:, : presented.shape[1]]
+    by_slot = score_in_batches(self._score, params, tokens, mask, references, self._stage.options.batch_size)
+    by_candidate = np.full(by_slot.shape, -np.inf)
+    np.put_along_axis(by_candidate, presented, by_slot, axis=1)
+    return np.where(answered[:, None] | np.isneginf(by_candidate), by_candidate, np.nan)
+
+
+def ask_policy(
+  stage: StageContext, name: str, params: Any, rank: RankFn, slates: Sequence[Slate], mean: MeanOfOrders | None = None
+) -> dict[str, RankerAnswers]:
   """Answers in the upstream presentation and in `options.shuffles` shuffled ones, which are timed; writes `answers_NAME.jsonl`.
 
+  With `mean`, and any shuffled presentation, also the order of the mean over all presentations, as `NAME_averaged`.
   Answers whose numbers are not finite are invalid; raises DataError that names the policy where all are so.
   """
   presentations = {"upstream": ("upstream", 0)} | {f"shuffled_{i + 1}": ("shuffled", i) for i in range(stage.options.shuffles)}
   width = max(len(slate.candidates) for slate in slates)
-  answers, cost = {}, None
+  answers, cost, orders = {}, None, []
   with stage.task(f"evaluation: {name}", len(presentations) * len(slates), "slates") as task:
     report = stage.on_progress(task)
     for number, (presentation, (mode, index)) in enumerate(presentations.items()):
@@ -82,6 +128,7 @@ def ask_policy(stage: StageContext, name: str, params: Any, rank: RankFn, slates
       seconds = time.perf_counter() - began
       if all(error == NOT_FINITE for error in ranked.errors):
         raise DataError(f"{name}: none of its scores is finite, since its training diverged; train it at a lower learning rate")
+      orders.append((shown, ranked))
       answers[presentation] = Answers(ranked.rankings, pad_shown(shown, width), ranked.errors)
       if cost is None:
         cost = {"prompt_tokens": float(ranked.prompt_tokens.mean()), "completion_tokens": float(ranked.completion_tokens.mean())}
@@ -89,7 +136,8 @@ def ask_policy(stage: StageContext, name: str, params: Any, rank: RankFn, slates
           _write_answers(stage.path(f"answers_{name}.jsonl"), slates, ranked, stage.vocabulary)
       else:
         cost["ms_per_slate"] = 1000 * seconds / len(slates)
-  return RankerAnswers(answers, cost)
+  found = {name: RankerAnswers(answers, cost)}
+  return found if mean is None or len(orders) == 1 else found | {name + AVERAGED: mean.sort(params, orders)}
 
 
 def _report_after(report: Callable[[int], None], before: int, done: int) -> None:

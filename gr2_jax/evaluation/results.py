@@ -20,6 +20,7 @@ from gr2_jax.files import write_json
 
 BASELINE = "upstream"
 POLICY = "policy"  # the policy after reinforcement learning, on full histories
+AVERAGED = "_averaged"  # behind a policy's name: its order by the mean log-probability over several orders shown
 COMPRESSED = "policy_compressed_"  # with the name of a compressor: the same policy on compressed ones
 REQUIRED_RANKERS = ("upstream", "random", "oracle", "popularity", "lambdamart", POLICY)
 _KEYS = {

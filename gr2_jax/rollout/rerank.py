@@ -10,6 +10,7 @@ import numpy as np
 from gr2_jax.data.schema import DataError, Slate
 from gr2_jax.language.answers import NOT_FINITE, VERDICTS, reference_tokens
 from gr2_jax.language.prompts import PromptContext, PromptStyle, render_prompt
+from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.rollout.generate import Rollout
 from gr2_jax.rollout.parse import parse_completions
 from gr2_jax.rollout.sampling import Sampling
@@ -62,6 +63,18 @@ def render_prompts(
     tokens[row, : len(prompt.tokens)] = prompt.tokens
     mask[row, : len(prompt.tokens)] = 1
   return PromptBatch(tokens, mask, _references(slates, shown, context, style))
+
+
+def append_reasoning(prompts: PromptBatch, completions: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Prompts `[P, Lp]` with what completions `[P, Lc]` say before their answer: tokens, mask `[P, Lp + Lc]`, and whether one came `[P]`."""
+  answering = completions == vocabulary.special("answer")
+  lengths = np.where(answering.any(axis=1), answering.argmax(axis=1), 0)
+  tokens = np.pad(prompts.tokens, ((0, 0), (0, completions.shape[1])), constant_values=vocabulary.pad_id)
+  mask = np.pad(prompts.mask, ((0, 0), (0, completions.shape[1])))
+  for row, (start, length) in enumerate(zip(prompts.mask.sum(axis=1), lengths, strict=True)):
+    tokens[row, start : start + length] = completions[row, :length]
+    mask[row, start : start + length] = 1
+  return tokens, mask, answering.any(axis=1)
 
 
 def round_length(tokens: int) -> int:

@@ -98,6 +98,27 @@ def read_scores(scores: np.ndarray, shown: np.ndarray, real: np.ndarray) -> tupl
   return rankings, [None if fine else NOT_FINITE for fine in finite]
 
 
+def score_in_batches(
+  score: Callable,
+  params: Any,
+  tokens: np.ndarray,
+  mask: np.ndarray,
+  references: np.ndarray,
+  batch_size: int,
+  on_progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+  """`score` (of `make_score`) of n prompts `tokens, mask [n, Lp]`: `[n, K]`. The last batch is filled up with repeated prompts."""
+  count = len(tokens)
+  batch_size = min(batch_size, count)
+  parts = []
+  for start in range(0, count, batch_size):
+    rows = np.arange(start, start + batch_size) % count
+    parts.append(np.asarray(score(params, tokens[rows], mask[rows], references[rows])))
+    if on_progress is not None:
+      on_progress(min(start + batch_size, count))
+  return np.concatenate(parts)[:count]
+
+
 def rank_by_scores(
   score: Callable,
   params: Any,
@@ -116,14 +137,7 @@ def rank_by_scores(
   prompts = render_prompts(slates, shown, context, style)
   presented = pad_shown(shown, max(len(slate.candidates) for slate in slates))
   references = prompts.references[:, : presented.shape[1]]
-  batch_size = min(batch_size, len(slates))
-  parts = []
-  for start in range(0, len(slates), batch_size):
-    rows = np.arange(start, start + batch_size) % len(slates)
-    parts.append(np.asarray(score(params, prompts.tokens[rows], prompts.mask[rows], references[rows])))
-    if on_progress is not None:
-      on_progress(min(start + batch_size, len(slates)))
-  scores = np.concatenate(parts)[: len(slates)]
+  scores = score_in_batches(score, params, prompts.tokens, prompts.mask, references, batch_size, on_progress)
   rankings, errors = read_scores(scores, presented, references[..., 0] >= 0)
   nothing = np.zeros(len(slates), np.int32)
   return RankedSlates(

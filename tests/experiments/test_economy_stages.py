@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from small_runs import continue_from, tiny_config
 
-from experiments.stages.direct import append_reasoning
 from gr2_jax.data.jsonl import read_slates
+from gr2_jax.rollout.rerank import append_reasoning
 from gr2_jax.runs.load import load_policy
 from gr2_jax.runs.policies import find_policy
 from gr2_jax.runs.run import Run
