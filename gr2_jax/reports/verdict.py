@@ -33,8 +33,9 @@ def verdict(results: Mapping[str, Any]) -> str:
   if any(against_start[metric]["delta"] < 0 for metric in _METRICS if metric in against_start):
     sentences.append(_compare("It", f"the {ranker_title(_START, titles)} asked for the next item alone", against_start))
   if "main_line" in results:
-    start = f"the {ranker_title(_PRIOR, titles)} that it started from"
-    lines = ((f"The {ranker_title(POLICY, titles)}", start, _PRIOR), ("It", f"its {ranker_title(_CONTROL, titles)}", _CONTROL))
+    prior = next(iter(results.get("priors", ())), _PRIOR)
+    start = f"the {ranker_title(prior, titles)} that it started from"
+    lines = ((f"The {ranker_title(POLICY, titles)}", start, prior), ("It", f"its {ranker_title(_CONTROL, titles)}", _CONTROL))
     sentences += [_compare(one, other, of) for one, other, name in lines if (of := paired.get(f"{POLICY}_vs_{name}"))]
   text = " ".join(sentences)
   return f"{text} {ONE_USER_NOTE}" if ONE_USER in text else text

@@ -74,7 +74,7 @@ def make_reasoned_imitation_loss(model: SlateScorer, opening: int, *, reasoning_
   """
 
   def loss_fn(params: Any, batch: Mapping[str, Any], edges: jax.Array, *, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
-    found = think_again(model, params, batch, edges, opening, key)
+    found = _think_again(model, params, batch, edges, opening, key)
     loss, metrics = _imitate(found.scores[:, 0], batch)
     counted = batch["thought_mask"] * batch["weights"][:, None, None]
     nll = Metric(-jnp.sum(found.log_probs * counted), jnp.sum(counted))
@@ -88,7 +88,7 @@ def make_reasoned_target_loss(model: SlateScorer, opening: int) -> ScoredLoss:
 
   def loss_fn(params: Any, batch: Mapping[str, Any], edges: jax.Array, *, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
     slates = batch["slates"]
-    scores = think_again(model, params, batch, edges, opening, key).scores
+    scores = _think_again(model, params, batch, edges, opening, key).scores
     losses, learnt = listwise_cross_entropy(scores, batch["targets"][:, None], slates.real[:, None])
     return conclude(losses.mean(axis=1), batch["weights"] * learnt[:, 0], scores.mean(axis=1), slates)
 
@@ -119,7 +119,7 @@ def make_reasoned_reward_loss(
   def loss_fn(params: Any, batch: Mapping[str, Any], edges: jax.Array, *, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
     slates, labels = batch["slates"], batch["labels"]
     drawing, dropping = jax.random.split(key)
-    found = think_again(model, params, batch, edges, opening, dropping)
+    found = _think_again(model, params, batch, edges, opening, dropping)
     scores = found.scores / temperature
     judged = judge_draws(drawing, scores, slates, labels, reward, rankings=rankings, divide_by=divide_by)
     counted = batch["thought_mask"] * batch["weights"][:, None, None]
@@ -196,7 +196,9 @@ def climb_back(log_probs: jax.Array, log_ratio: jax.Array, counted: jax.Array, w
   return jnp.sum(advantages * log_probs * counted) / jnp.maximum(jnp.sum(counted), 1e-9)
 
 
-def think_again(model: SlateScorer, params: Any, batch: Mapping[str, Any], edges: jax.Array, opening: int, key: jax.Array) -> ThoughtScores:
+def _think_again(
+  model: SlateScorer, params: Any, batch: Mapping[str, Any], edges: jax.Array, opening: int, key: jax.Array
+) -> ThoughtScores:
   """What the policy makes of the batch's `thoughts, thought_mask [P, G, L]`, with dropout."""
   thoughts = Thoughts(batch["thoughts"], batch["thought_mask"])
   return score_thoughts(model, params, batch["slates"], edges, thoughts, opening, deterministic=False, key=key)

@@ -82,3 +82,6 @@ def test_the_line_that_validation_chose_is_told_of_and_what_rl_adds():
   )
   alone = verdict(results | {"main_line": "policy"})
   assert alone.startswith("The RL policy beats the upstream order") and "chosen" not in alone
+  distilled = results | {"priors": ["opd", "sft"], "paired": results["paired"] | {"policy_vs_opd": even}}
+  distilled["titles"] = titles | {"opd": "OPD policy"}
+  assert "The RL policy is not told apart from the OPD policy that it started from" in verdict(distilled)
