@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -29,7 +29,7 @@ from gr2_jax.rollout.catalogue_scores import make_candidate_scores
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.load import load_policy, load_utilities
-from gr2_jax.runs.policies import PolicyRecord, read_policies
+from gr2_jax.runs.policies import PolicyRecord, RankerRecord, read_policies
 from gr2_jax.runs.scored import Answer, ScoredSlates, make_answer, open_scorer
 from gr2_jax.runs.stages import Stage
 from gr2_jax.settings import check_settings, setting
@@ -89,12 +89,7 @@ def run(stage: StageContext) -> None:
     seeds=[stage.seed],
     labels=labels,
     rankers=rankers,
-    titles={ranker.name: ranker.title for ranker in declared}
-    | {
-      ranker.name + AVERAGED: f"{ranker.title}, mean of {options.shuffles + 1} orders"
-      for ranker in declared
-      if ranker.name + AVERAGED in rankers
-    },
+    titles=dict(_titles(declared, rankers, options.shuffles + 1)),
     pairs=[
       *((ranker.name, other) for ranker in declared for other in ranker.against),
       *((name, POLICY) for name in rankers if name.startswith(COMPRESSED)),
@@ -118,6 +113,14 @@ def run(stage: StageContext) -> None:
     write_per_slate(stage.path("per_slate.npz"), metrics, users, weights)
     write_card(stage.run.directory)
   stage.progress.console.print(render_console_table(results))
+
+
+def _titles(declared: Sequence[RankerRecord], rankers: Mapping[str, RankerAnswers], orders: int) -> Iterator[tuple[str, str]]:
+  """Names and titles of what policies declare, each before that of its mean over so many orders, where there is one."""
+  for ranker in declared:
+    yield ranker.name, ranker.title
+    if ranker.name + AVERAGED in rankers:
+      yield ranker.name + AVERAGED, f"{ranker.title}, mean of {orders} orders"
 
 
 def name_data(data: ConfigDict) -> str:

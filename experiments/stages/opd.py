@@ -35,7 +35,7 @@ class OpdStageOptions:
 
   teacher_run: str = setting("", "directory of a finished run on the same semantic IDs and vocabulary, of any size")
   teacher_stage: str = setting("rl", "whose policy is the teacher", choices=("rl", "sft"))
-  init: str = setting("midtrain", "what the student starts from; with it a scored policy starts anew", choices=INIT.choices)
+  init: str = setting("midtrain", "what the student starts from; from midtrain a scored policy starts anew", choices=INIT.choices)
   prompts: int = setting(16, "of a batch, over all processes", unit="slates", low=1)
   group: int = setting(8, "to a prompt; rewards are compared within", unit="answers", low=1)
   rankings: int = setting(8, "drawn after each reasoning where answers are scored, whose mean reward is the reasoning's", low=1)

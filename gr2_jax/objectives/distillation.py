@@ -28,6 +28,7 @@ class DistillationConfig:
     `top_k`      the sum over the union of both models' `top_k` likeliest tokens, and one bucket for all others: a lower bound
     `per_token`  -β (log π_old(x_t) - log π_T(x_t)), detached, is added to the advantage of x_t; needs the teacher's log-probability of
                  x_t alone, and has the gradient of `exact` in expectation, with more variance
+  Of a scored answer x_t is who stands at a place of the ranking, and the vocabulary the candidates that are left.
   All hold s_t fixed: how a token changes the places that follow has no part in the gradient (a discount of 0).
   β goes from `beta` to `beta_end` linearly over the steps. A token's log-ratio log π - log π_T counts in the gradient within ±`clip`, so
   that a token that the teacher all but excludes does not decide a step. Raises ValueError for values that cannot hold.
