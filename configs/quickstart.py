@@ -5,7 +5,7 @@
 
 Two lines: SFT on a teacher that saw no label, then RL on the verified reward, beside its control by supervision (`rl.control`); and the
 direct policy, taught half by labels and half by a tree. `reasoned`: SFT and RL write a reasoning and are scored behind it, which takes
-some minutes more. The report's own form of answer, written token by token after a reasoning, is in `written.py` and `small_market.py`.
+some minutes more; with `teacher=tree` the one that SFT learns gives the tree's reasons, and saw labels of other users. The report's own form of answer, written token by token after a reasoning, is in `written.py` and `small_market.py`.
 Hardware: 2 CPU cores. `seed=N` repeats it on another market with other draws.
 Measured: docs/results/main.md
 """
@@ -16,10 +16,28 @@ from experiments.flags import parse_arg
 
 # A few reasonings a slate, drawn token by token, make a step of RL many times as long; hence fewer steps.
 REASONED = {"prompt.direct": False, "rl.group": 4, "rl.steps": 100}
+# What the tree may give as its reasons; slots are the upstream order, so that the names in a reasoning can be known from the facts.
+TREE = {
+  "traces.source": "tree",
+  "traces.presentation": "upstream",
+  "prompt.facts": (
+    "upstream_rank",
+    "next_count_last",
+    "followers_decayed",
+    "far_cosine",
+    "leaf_next_count",
+    "popularity",
+    "brand_share",
+    "leaf_share",
+    "text_history",
+    "price_distance",
+    "lm_score",
+  ),
+}
 
 
 def get_config(arg=None):
-  args = parse_arg(arg, reasoned=False, tiny=False, seed=0)
+  args = parse_arg(arg, reasoned=False, teacher="scripted", tiny=False, seed=0)
   config = make_market("quickstart", args.seed)
   make_scored(config)
   config.midtrain.update({"steps": 600, "max_history": 12})
@@ -27,6 +45,8 @@ def get_config(arg=None):
   config.evaluation.shuffles = 1
   if args.reasoned:
     config.update_from_flattened_dict(REASONED)
+  if args.teacher == "tree":
+    config.update_from_flattened_dict(TREE)
   if args.tiny:
     make_tiny(config)
     make_tiny_scored(config)

@@ -2,19 +2,22 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from experiments.checks import list_faults
 from experiments.stages.data import check_slates
-from experiments.stages.tokenize import TokenizeOptions, count_item_inputs
+from experiments.stages.tokenize import TokenizeOptions, count_item_inputs, train_vocabulary
 from experiments.stages.traces import make_teacher
 from gr2_jax.data.jsonl import read_slates
 from gr2_jax.data.schema import SPLITS, DataError, Slate
 from gr2_jax.data.splits import NextItem
+from gr2_jax.evidence.codes import FactCodes
+from gr2_jax.evidence.facts import FACTS
 from gr2_jax.language.prompts import PromptContext, PromptStyle, bare_length, present
-from gr2_jax.language.vocabulary import Vocabulary, corpus_texts
+from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.runs import load
 from gr2_jax.runs.context import Foreseen, StageContext
 from gr2_jax.runs.run import Run
@@ -26,7 +29,24 @@ from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.progress import Progress
 
 SAMPLE = 256  # slates whose prompts are written, and about which the teacher is asked
+_MANY = math.log1p(100)  # of what is counted
 _ANY_SCRIPT = 32_768  # text pieces that suffice where those of the config do not
+
+
+@dataclasses.dataclass(frozen=True)
+class ForeseenFacts:
+  """Facts of any slate, all of one value, before the stage `evidence` has counted them: of the same lengths, not of the same content."""
+
+  bins: int
+
+  @property
+  def codes(self) -> FactCodes:
+    """In which this value lies above the lowest bucket."""
+    return FactCodes(tuple(FACTS), np.tile(np.linspace(0, 2 * _MANY, self.bins + 1), (len(FACTS), 1)))
+
+  def read_slate(self, slate: Slate, names: Sequence[str]) -> np.ndarray:
+    """Facts `[K, F]` of a slate's candidates."""
+    return np.full((len(slate.candidates), len(names)), _MANY)
 
 
 def look_ahead(run: Run, stages: Sequence[NeededStage], progress: Progress, stop: StopSignal) -> None:
@@ -51,7 +71,8 @@ def _foresee(stage: StageContext) -> tuple[Foreseen, list[str]]:
   slates, faults = _foresee_slates(stage), list[str]()
   longest = max((len(slate.candidates) for of in slates.values() for slate in of), default=0)
   vocabulary, codes = _foresee_vocabulary(stage, longest, faults)
-  prompts, style = load.make_context(stage.run, stage.catalogue, stage.log, codes, vocabulary), load.prompt_style(stage.run)
+  style, facts = load.prompt_style(stage.run), ForeseenFacts(stage.config.evidence.bins)
+  prompts = load.make_context(stage.run, stage.catalogue, stage.log, codes, vocabulary, facts)
   if stage.config.answer.form == "scored":
     return Foreseen(prompts, style, slates), faults  # slates are packed, whatever their text
   lengths = [bare_length(slate, prompts, style) for of in slates.values() for slate in _with_most_text(of, prompts, style)]
@@ -75,7 +96,7 @@ def _foresee_vocabulary(stage: StageContext, longest: int, faults: list[str]) ->
   levels, size = choose_sizes(inputs, options.rqvae.levels, options.rqvae.codebook_size)
   levels += inputs.largest > size  # the level that is added for them
   shape = {"num_levels": levels, "codebook_size": size, "num_candidates": max(options.num_candidates, longest)}
-  train = functools.partial(Vocabulary.train, corpus_texts(stage.catalogue), **shape)
+  train = functools.partial(train_vocabulary, stage.config, stage.catalogue, **shape)
   try:
     vocabulary = train(text_pieces=options.text_pieces)
   except DataError as error:

@@ -101,7 +101,7 @@ STAGE = Stage(
   run,
   reads=("seed", "model", "mesh", "prompt", "decoding", "compress"),
   options=CompressOptions,
-  inputs=("data", "tokenize", "midtrain", "slates", "rl"),
+  inputs=("data", "tokenize", "midtrain", "slates", "evidence", "rl"),
   unused=unused,
   when="compress.variants",
   check=check,

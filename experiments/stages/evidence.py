@@ -19,7 +19,7 @@ from gr2_jax.runs.fact_tables import write_fact_tables
 from gr2_jax.runs.packed_midtraining import load_packed_scores, out_of_fold_packed_scores
 from gr2_jax.runs.stages import Stage
 from gr2_jax.settings import check_settings, setting
-from gr2_jax.teachers.tree import out_of_fold_scores
+from gr2_jax.teachers.tree import FoldTrees
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TreeOptions:
 class EvidenceOptions:
   """What is known of a candidate before the request. Raises ValueError."""
 
-  facts: tuple[str, ...] = setting((), "that models read, names of `evidence.facts.FACTS`; none named: all")
+  facts: tuple[str, ...] = setting((), "that models and prompts read, names of `evidence.facts.FACTS`; none named: all")
   max_history: int = setting(20, "the latest of a history", unit="items", low=1)
   bins: int = setting(16, "of each fact's piecewise-linear code, ended by quantiles of the training slates", low=1)
   tree: TreeOptions = setting(TreeOptions(), "the teacher")
@@ -68,10 +68,10 @@ def run(stage: StageContext) -> None:
       stage.on_progress(task)(number)
   labels = {split: slate_labels(of) for split, of in slates.items()}
   read = {split: table[..., [names.index(name) for name in chosen]] for split, table in tables.items()}
-  teacher = _ask_tree(stage, read, labels) if options.tree.enabled else None
+  trees = _fit_trees(stage, read, labels) if options.tree.enabled else None
   codes = FactCodes.fit(read["train"], labels["train"] >= 0, chosen, bins=options.bins)
   if stage.run.main:
-    write_fact_tables(stage.run, names, tables, codes, teacher)
+    write_fact_tables(stage.run, names, tables, codes, trees)
   stage.say(f"{len(names)} facts of {sum(int((of >= 0).sum()) for of in labels.values()):,} candidates, of which models read {len(chosen)}")
 
 
@@ -82,11 +82,11 @@ def _lm_scores(stage: StageContext, slates: Mapping[str, Sequence[Slate]]) -> di
   return {split: out_of_fold_packed_scores(stage, of) if cut_from_log and split == "train" else score(of) for split, of in slates.items()}
 
 
-def _ask_tree(stage: StageContext, tables: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> np.ndarray:
-  """Scores `[n, K]` of the training slates."""
+def _fit_trees(stage: StageContext, tables: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> FoldTrees:
+  """On the training slates."""
   options = stage.options.tree
   with stage.task("evidence: tree", options.folds, "folds") as task:
-    return out_of_fold_scores(
+    return FoldTrees.fit(
       tables["train"],
       labels["train"],
       [slate.user for slate in stage.slates("train")],
@@ -105,7 +105,14 @@ def _has_lm_score(config: ConfigDict) -> bool:
 
 
 def check(config: ConfigDict) -> None:
-  """The score of the mid-trained model must be of a model that never saw the target."""
+  """Prompts show facts that there are, and the score of the mid-trained model is of a model that never saw the target."""
+  known = config.evidence.facts or tuple(name for name in FACTS if name != LM_SCORE or _has_lm_score(config))
+  for name in config.prompt.facts:
+    if name not in known:
+      raise ConfigError(
+        f"--config.prompt.facts: {name!r} is not among the facts that the stage evidence leaves; add it to evidence.facts, or name one of "
+        f"{', '.join(known)}"
+      )
   if not _has_lm_score(config) and LM_SCORE in config.evidence.facts:
     raise ConfigError(f"--config.evidence.facts: {LM_SCORE!r} is a score of mid-training on packed items; set midtrain.form to packed")
   if _has_lm_score(config) and config.slates.source != "log" and config.midtrain.packed.whole_log:

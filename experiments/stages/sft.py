@@ -14,18 +14,18 @@ from experiments.scored import train_on_targets
 from gr2_jax.compression.rules import shorten_at_random
 from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.data.schema import DataError, Slate
-from gr2_jax.evaluation.held_out import likelihood_of_rankings
+from gr2_jax.evaluation.held_out import likelihood_of_labels, likelihood_of_rankings
 from gr2_jax.language.answers import render_answer
 from gr2_jax.language.prompts import PromptStyle, present, render_prompt
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.rl.options import PRESENTATIONS
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
-from gr2_jax.runs.scored import TARGETS, ScoredSlates, is_reasoned, train_scored
+from gr2_jax.runs.scored import TARGETS, ScoredSlates, is_reasoned, mix_targets, train_scored
 from gr2_jax.runs.stages import Stage
 from gr2_jax.runs.training import TrainingOptions, train_lm
 from gr2_jax.settings import check_settings, setting, spread
-from gr2_jax.steps.scored import make_imitation_loss, make_reasoned_imitation_loss
+from gr2_jax.steps.scored import make_imitation_loss, make_reasoned_imitation_loss, make_target_loss
 from gr2_jax.teachers.sampling import Trace, read_traces
 from gr2_jax.training.state import OptimizerConfig
 
@@ -45,7 +45,8 @@ class SftOptions:
   targets: str = setting(
     "unlabelled",
     "of a scored policy: the teacher's first ranking of every slate, of which no label was asked; the rankings of accepted traces; the "
-    "labels; the out-of-fold tree's scores; or half labels, half tree",
+    "labels; the out-of-fold tree's scores; or half labels, half tree. A policy that reasons learns the traces' reasonings besides, with "
+    "labels or the tree those of first attempts",
     choices=("unlabelled", "accepted", *TARGETS),
   )
   presentation: str = setting("shuffled", "how candidates are shown", choices=PRESENTATIONS)
@@ -75,9 +76,13 @@ def run(stage: StageContext) -> None:
 
 
 def _teach_scores(stage: StageContext) -> None:
-  """The scorer learns from random parameters, by the rankings of traces or by targets; of traces a tenth, 500 at most, choose the step."""
-  options, slates = stage.options, ScoredSlates.load(stage, "train")
-  if options.targets in TARGETS:
+  """The scorer learns from random parameters, by the rankings of traces or by targets, and where it reasons the reasonings of traces.
+
+  The step is chosen by the validation slates' labels where targets are learnt, else by a tenth of the traces, 500 at most.
+  """
+  options, slates, reasoned = stage.options, ScoredSlates.load(stage, "train"), is_reasoned(stage.config)
+  by_targets = options.targets in TARGETS
+  if by_targets and not reasoned:
     return train_on_targets(stage, options.targets, options.batch_size)
   traces = read_traces(stage.run.path("traces", "traces.jsonl"))
   chosen = [
@@ -87,13 +92,14 @@ def _teach_scores(stage: StageContext) -> None:
   indices = np.random.default_rng(stage.seed).permutation(list(wanted))
   if len(indices) < 2:
     raise DataError("sft: there are fewer than two rankings of the teacher to learn from; raise traces.attempts, or bring more slates")
-  rankings = np.tile(np.arange(slates.labels.shape[1], dtype=np.int32), (len(slates), 1))
-  for index, trace in wanted.items():
-    ranking = trace.ranking or ()
-    rankings[index, : len(ranking)] = ranking
-  cut = max(1, min(500, len(indices) // 10))
-  held_out, learnt = slates.take(indices[:cut]), slates.take(indices[cut:])
-  taught, make_loss, reasoned = {"rankings": rankings}, make_imitation_loss, is_reasoned(stage.config)
+  if by_targets:
+    cut, taught, held_out = 0, {"targets": mix_targets(stage.run, slates, options.targets)}, ScoredSlates.load(stage, "validation")
+    make_loss, score = make_target_loss, likelihood_of_labels(held_out.labels, held_out.weights)
+  else:
+    rankings = _to_rankings(wanted, slates)
+    cut, taught = max(1, min(500, len(indices) // 10)), {"rankings": rankings}
+    held_out = slates.take(indices[:cut])
+    make_loss, score = make_imitation_loss, likelihood_of_rankings(held_out.labels, held_out.weights, rankings[indices[:cut]])
   if reasoned:
     taught |= _to_thoughts(stage, wanted, len(slates))
     opening, weight = stage.vocabulary.special("think"), options.reasoning_weight
@@ -101,13 +107,22 @@ def _teach_scores(stage: StageContext) -> None:
   train_scored(
     stage,
     make_loss,
-    slates=learnt,
+    slates=slates.take(indices[cut:]),
     learnt={name: array[indices[cut:]] for name, array in taught.items()},
     reasoned=reasoned,
     batch_size=options.batch_size,
-    score=likelihood_of_rankings(held_out.labels, held_out.weights, rankings[indices[:cut]]),
+    score=score,
     validation=held_out,
   )
+
+
+def _to_rankings(traces: Mapping[int, Trace], slates: ScoredSlates) -> np.ndarray:
+  """The teacher's ranking of each slate, `[n, K]`; the upstream order where there is none."""
+  rankings = np.tile(np.arange(slates.labels.shape[1], dtype=np.int32), (len(slates), 1))
+  for index, trace in traces.items():
+    ranking = trace.ranking or ()
+    rankings[index, : len(ranking)] = ranking
+  return rankings
 
 
 def _to_thoughts(stage: StageContext, traces: Mapping[int, Trace], slates: int) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from gr2_jax.data.schema import SPLITS, Catalogue
 from gr2_jax.errors import ConfigError
+from gr2_jax.evidence.words import fact_sentences
 from gr2_jax.files import write_json
 from gr2_jax.language.vocabulary import FEWEST_PIECES, Vocabulary, corpus_texts
 from gr2_jax.runs.context import StageContext
@@ -68,8 +69,9 @@ def run(stage: StageContext) -> None:
   report["best_epoch"] = int(trained.best_epoch)
   table.save(stage.path("sids.npz"))
   write_json(stage.path("report.json"), report)
-  vocabulary = Vocabulary.train(
-    corpus_texts(catalogue),
+  vocabulary = train_vocabulary(
+    stage.config,
+    catalogue,
     text_pieces=options.text_pieces,
     num_levels=table.num_levels,
     codebook_size=table.codebook_size,
@@ -86,6 +88,22 @@ def run(stage: StageContext) -> None:
       f"{table.num_levels - rqvae_config.levels} of the levels added: more items share their first codes than a level has values; up to "
       f"{inputs.largest:,} have the same {'vector' if options.vectors else 'text'}"
     )
+
+
+def train_vocabulary(
+  config: ConfigDict, catalogue: Catalogue, *, text_pieces: int, num_levels: int, codebook_size: int, num_candidates: int
+) -> Vocabulary:
+  """The vocabulary of a run, with words for the facts that its prompts show, or text pieces of the sentences about them."""
+  words, sentences = (config.prompt.facts if config.prompt.fact_form == form else () for form in ("words", "sentences"))
+  return Vocabulary.train(
+    corpus_texts(catalogue, fact_sentences(sentences)),
+    text_pieces=text_pieces,
+    num_levels=num_levels,
+    codebook_size=codebook_size,
+    num_candidates=num_candidates,
+    facts=words,
+    fact_buckets=config.evidence.bins if words else 0,
+  )
 
 
 def count_item_inputs(options: TokenizeOptions, catalogue: Catalogue) -> Inputs:
@@ -142,13 +160,22 @@ def foresee(stage: StageContext) -> list[str]:
   return [f"--config.tokenize.num_candidates: a slate has {longest} candidates, but only {named} have names; raise it to {longest}"]
 
 
+def unused(config: ConfigDict) -> tuple[str, ...]:
+  """Of prompts and evidence all but the facts that prompts show, and how many words each gets."""
+  if not config.prompt.facts:
+    return ("prompt", "evidence")
+  read = ("prompt.facts", "prompt.fact_form", "evidence.bins")
+  return tuple(key for section in ("prompt", "evidence") for name in config[section] if (key := f"{section}.{name}") not in read)
+
+
 STAGE = Stage(
   "tokenize",
   run,
-  reads=("seed", "tokenize"),
+  reads=("seed", "tokenize", "prompt", "evidence"),
   options=TokenizeOptions,
   inputs=("data",),
   files=("tokenize.vectors",),
+  unused=unused,
   format=2,  # rqvae.msgpack
   check=check,
   foresee=foresee,

@@ -4,17 +4,21 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from gr2_jax.data.schema import DataError
+from gr2_jax.data.schema import DataError, Slate
+from gr2_jax.errors import ConfigError
 from gr2_jax.evidence.patterns import fit_patterns
 from gr2_jax.files import write_json
 from gr2_jax.language.prompts import present
 from gr2_jax.rl.options import PRESENTATIONS
 from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.stages import Stage
 from gr2_jax.settings import check_settings, setting
 from gr2_jax.teachers.sampling import Proposal, TeacherFn, TraceRequest, acceptance_by_rank, rejection_traces, targeted_traces, write_traces
 from gr2_jax.teachers.scripted import TeacherWeights, make_scripted_teacher
+from gr2_jax.teachers.tree_reasons import Look, TreeView, make_tree_teacher
 
 _ASKED = 256  # slates at once
 
@@ -23,8 +27,13 @@ _ASKED = 256  # slates at once
 class TracesOptions:
   """How the teacher is asked. Raises ValueError."""
 
+  source: str = setting(
+    "scripted",
+    "who reasons: fixed rules, which saw no label; or the out-of-fold tree, which saw labels of other users, in the facts of prompt.facts",
+    choices=("scripted", "tree"),
+  )
   sampling: str = setting(
-    "rejection", "by a teacher that sees no label (Eq 2), or one that is shown it (Eq 1)", choices=("rejection", "targeted")
+    "rejection", "by a teacher that sees no label of the slate (Eq 2), or one that is shown it (Eq 1)", choices=("rejection", "targeted")
   )
   attempts: int = setting(8, "at a slate, until one is accepted", low=1)
   temperature: float = setting(0.8, "of the teacher", low=0)
@@ -77,7 +86,47 @@ def run(stage: StageContext) -> None:
 
 def make_teacher(stage: StageContext) -> TeacherFn:
   """The teacher of the stage."""
+  if stage.options.source == "tree":
+    return make_tree_teacher(_look_ahead(stage) if stage.foreseen else _look(stage), stage.prompts, stage.style)
   return make_scripted_teacher(fit_patterns(stage.log, stage.catalogue), stage.prompts, stage.style, stage.options.teacher)
 
 
-STAGE = Stage("traces", run, reads=("seed", "prompt", "traces"), options=TracesOptions, inputs=("data", "tokenize", "slates"))
+def _look(stage: StageContext) -> Look:
+  """What the tree that saw no slate of its user makes of a training slate."""
+  tables = FactTables(stage.run)
+  trees, scores, facts = tables.trees, tables.teacher, tables.read("train")
+  row_of = {slate: row for row, slate in enumerate(stage.slates("train"))}
+  shown = [tables.codes.names.index(name) for name in stage.style.facts]
+
+  def look(slates: Sequence[Slate]) -> list[TreeView]:
+    rows = np.array([row_of[slate] for slate in slates])
+    added = trees.contributions(rows, facts[rows])[..., shown]
+    sizes = [len(slate.candidates) for slate in slates]
+    return [TreeView(scores[row, :size], of[:size]) for row, size, of in zip(rows, sizes, added, strict=True)]
+
+  return look
+
+
+def _look_ahead(stage: StageContext) -> Look:
+  """Anything, while there is no tree yet."""
+  rng, width = np.random.default_rng(stage.seed), len(stage.style.facts)
+
+  def look(slates: Sequence[Slate]) -> list[TreeView]:
+    return [TreeView(rng.normal(size=len(slate.candidates)), rng.normal(size=(len(slate.candidates), width))) for slate in slates]
+
+  return look
+
+
+def check(config: ConfigDict) -> None:
+  """The tree must be there, and have facts to speak of."""
+  if config.traces.source != "tree":
+    return
+  if not config.evidence.tree.enabled:
+    raise ConfigError("--config.traces.source: 'tree' needs the out-of-fold tree; set evidence.tree.enabled to True, or use scripted")
+  if not config.prompt.facts:
+    raise ConfigError("--config.traces.source: 'tree' gives its reasons in the facts of prompts, and prompt.facts names none; name some")
+
+
+STAGE = Stage(
+  "traces", run, reads=("seed", "prompt", "traces"), options=TracesOptions, inputs=("data", "tokenize", "slates", "evidence"), check=check
+)

@@ -20,11 +20,24 @@ class FactCodes:
   names: tuple[str, ...]
   edges: np.ndarray
 
+  @property
+  def bins(self) -> int:
+    """Of each fact."""
+    return self.edges.shape[1] - 1
+
   @classmethod
   def fit(cls, table: np.ndarray, real: np.ndarray, names: Sequence[str], *, bins: int) -> "FactCodes":
     """Quantiles of each fact over all candidates: `table [n, K, F]`, `real [n, K]` true at candidates."""
     values = np.asarray(table[real], np.float64)
     return cls(tuple(names), np.quantile(values, np.linspace(0, 1, bins + 1), axis=0).T.astype(np.float32))
+
+  def buckets(self, names: Sequence[str], values: np.ndarray) -> np.ndarray:
+    """The quantile bucket 0..B - 1 of values `[..., F]` of facts `names`: the last bin into which the value's code has come.
+
+    A value in bucket b is above at least b / B of the candidates of the training slates.
+    """
+    edges = self.edges[[self.names.index(name) for name in names]]
+    return np.maximum((values[..., None] > edges[:, :-1]).sum(axis=-1) - 1, 0)
 
   @classmethod
   def load(cls, path: pathlib.Path) -> "FactCodes":

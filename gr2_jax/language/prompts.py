@@ -1,16 +1,20 @@
 """The re-ranking prompt: one template along GR2's five principles, from a handful of tokens to full sentences by its style.
 
-Layout, history first: `<bos> <system> task <user> <history> item item ... <candidates> <A> item hints <B> item hints ... <assistant>`
-(`<A>`, `<B>` only where answers refer to slots).
+Layout, history first: `<bos> <system> task <user> <history> item item ... <candidates> <A> item hints facts <B> item hints facts ...
+<assistant>` (`<A>`, `<B>` only where answers refer to slots).
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from gr2_jax.data import schema
 from gr2_jax.evidence import counts
+from gr2_jax.evidence.codes import FactCodes
+from gr2_jax.evidence.facts import FACTS
+from gr2_jax.evidence.words import FACT_WORDS
 from gr2_jax.language import templates
 from gr2_jax.language.hints import HINTS
 from gr2_jax.language.vocabulary import Vocabulary
@@ -23,9 +27,10 @@ _FIELDS: tuple[str, ...] = ("title", "brand", "category", "categories", "price")
 class PromptStyle:
   """How prompts are written and how answers refer to candidates.
 
-  No field in the history leaves it as mid-training writes it: codes alone. The hint "bought_after" makes the candidate part depend on
-  the user. In a `direct` style nothing changes but the assistant's beginning, which is written for it (`direct_opening`) on top of
-  `max_prompt_tokens`, so that one policy can be asked in both ways about the same slates. Raises ValueError.
+  No field in the history leaves it as mid-training writes it: codes alone. The hint "bought_after" and most facts make the candidate
+  part depend on the user. A scored policy, which reads facts packed, has those named here in its reasonings alone. In a `direct` style
+  nothing changes but the assistant's beginning, which is written for it (`direct_opening`) on top of `max_prompt_tokens`, so that one
+  policy can be asked in both ways about the same slates. Raises ValueError.
   """
 
   knowledge_priming: bool = setting(False, "the log's most frequent successions of categories stand in the instructions")
@@ -45,12 +50,21 @@ class PromptStyle:
   hints: tuple[str, ...] = setting(
     (), "behind a candidate: its upstream rank (1 is the top), how often it followed the last item before the request", choices=tuple(HINTS)
   )
+  facts: tuple[str, ...] = setting(
+    (), "behind a candidate's hints, and what the tree teacher may speak of; names of `evidence.facts.FACTS`", choices=tuple(FACTS)
+  )
+  fact_form: str = setting(
+    "words",
+    "one token of its own for each quantile bucket of `evidence.bins`, or 'bought after the last item 41 times, more than 90 % of "
+    "candidates', for pretrained models",
+    choices=("words", "sentences"),
+  )
   max_history: int = setting(8, "the latest that a prompt shows", unit="items", low=1)
   max_prompt_tokens: int = setting(192, "above which the oldest items of the history go first", unit="tokens", low=1)
   direct: bool = setting(False, "answers come without reasoning")
 
   def __post_init__(self) -> None:
-    for name in ("item_fields", "history_fields", "hints"):
+    for name in ("item_fields", "history_fields", "hints", "facts"):
       object.__setattr__(self, name, tuple(getattr(self, name)))
     check_settings(self)
 
@@ -64,8 +78,20 @@ class Prompt:
   dropped_history: int
 
 
+class FactReader(Protocol):
+  """Where prompts find the facts of slates' candidates."""
+
+  @property
+  def codes(self) -> FactCodes:
+    """The quantiles of the facts that there are."""
+
+  def read_slate(self, slate: schema.Slate, names: Sequence[str]) -> np.ndarray:
+    """Facts `[K, F]` of a slate's candidates."""
+
+
 class PromptContext:
-  """What prompts are made of besides the slate: the catalogue, its codes `[N, levels]`, the vocabulary, past transitions, priming text.
+  """What prompts are made of besides the slate: the catalogue, its codes `[N, levels]`, the vocabulary, past transitions, priming text,
+  and facts.
 
   Text is encoded once per item and style, and kept. Raises DataError when the codes don't fit the catalogue or the vocabulary.
   """
@@ -77,6 +103,7 @@ class PromptContext:
     vocabulary: Vocabulary,
     transitions: counts.TransitionCounts | None = None,
     priming: str = "",
+    facts: FactReader | None = None,
   ) -> None:
     codes = np.asarray(codes)
     if codes.shape != (len(catalogue), vocabulary.num_levels):
@@ -86,7 +113,7 @@ class PromptContext:
     if codes.size and not (codes.min() >= 0 and codes.max() < vocabulary.codebook_size):
       raise schema.DataError(f"codes: outside 0..{vocabulary.codebook_size - 1}; the vocabulary was made for another codebook")
     self.catalogue, self.codes, self.vocabulary = catalogue, codes, vocabulary
-    self.transitions, self.priming = transitions, priming
+    self.transitions, self.priming, self.facts = transitions, priming, facts
     self._text: dict[str, list[int]] = {}
     self._items: dict[tuple[int, tuple[str, ...], str, bool], list[int]] = {}
 
@@ -121,6 +148,25 @@ class PromptContext:
     full = style.instructions == "full"
     texts = [hint.texts(slate, self.catalogue, self.transitions, full) for name, hint in HINTS.items() if name in style.hints]
     return [[token for of in texts if of[row] for token in self.text(of[row])] for row in range(len(slate.candidates))]
+
+  def fact_tokens(self, slate: schema.Slate, style: PromptStyle) -> list[list[list[int]]]:
+    """Tokens of each of the style's facts on each candidate `[K][F]`, in the slate's order.
+
+    Raises DataError for facts without a reader, and for words that the vocabulary lacks.
+    """
+    if not style.facts:
+      return [[] for _ in slate.candidates]
+    if self.facts is None:
+      raise schema.DataError(f"prompt.facts: {', '.join(style.facts)} need the stage evidence; run it, or name no facts")
+    codes, values = self.facts.codes, self.facts.read_slate(slate, style.facts)
+
+    def write(name: str, value: float, bucket: int) -> list[int]:
+      if style.fact_form == "words":
+        return [self.vocabulary.fact_word(name, bucket)]
+      return self.vocabulary.encode(f"{FACT_WORDS[name].sentence(value, bucket, codes.bins)};")
+
+    rows = zip(values.tolist(), codes.buckets(style.facts, values).tolist(), strict=True)
+    return [[write(*of) for of in zip(style.facts, *row, strict=True)] for row in rows]
 
 
 def _field_text(item: schema.Item, field: str) -> str:
@@ -226,13 +272,14 @@ def _candidate_tokens(slate: schema.Slate, shown: Sequence[int] | np.ndarray, co
       "train it with a larger num_candidates"
     )
   rows = context.catalogue.to_rows(slate.candidates)
-  hints = context.hint_tokens(slate, style)
+  hints, facts = context.hint_tokens(slate, style), context.fact_tokens(slate, style)
   tokens: list[int] = []
   for slot, candidate in enumerate(map(int, shown)):
     if by_slot:
       tokens.append(context.vocabulary.candidate_start + slot)
     tokens += context.item_tokens(rows[candidate], style.item_fields, style)
     tokens += hints[candidate]
+    tokens += [token for of in facts[candidate] for token in of]
   return tokens
 
 

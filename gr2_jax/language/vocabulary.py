@@ -1,4 +1,4 @@
-"""One vocabulary of text pieces, frames, candidate names and semantic-ID codes."""
+"""One vocabulary of text pieces, frames, words for facts, candidate names and semantic-ID codes."""
 
 import functools
 import io
@@ -6,11 +6,13 @@ import json
 import pathlib
 import string
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import sentencepiece
 
 from gr2_jax.data import schema
+from gr2_jax.evidence.words import FACT_WORDS, level_word
 from gr2_jax.language import templates
 
 SPECIALS = (
@@ -37,13 +39,13 @@ _NAME_REPEATS = 4  # names stand in every prompt, so they count more than in the
 _TEMPLATE_SHARE = 200  # each fixed sentence stands once in this many lines, at least 50 times, so its words become whole pieces too
 
 
-def corpus_texts(catalogue: schema.Catalogue) -> list[str]:
-  """Texts to train a vocabulary on: titles, brands and categories of all items, then the fixed sentences of the templates."""
+def corpus_texts(catalogue: schema.Catalogue, sentences: Sequence[str] = ()) -> list[str]:
+  """Texts to train a vocabulary on: titles, brands and categories of all items, then fixed sentences: those of templates, and others."""
   texts: list[str] = []
   for item in catalogue.items:
     names = [name for name in (item.brand, *item.categories) if name]
     texts += [text for text in (item.title, item.description) if text] + _twice(names) * _NAME_REPEATS
-  fixed = templates.template_texts()
+  fixed = [*templates.template_texts(), *sentences]
   return texts + (fixed + _twice(fixed)) * max(50, len(texts) // _TEMPLATE_SHARE)
 
 
@@ -64,13 +66,17 @@ def candidate_name(slot: int) -> str:
 
 
 class Vocabulary:
-  """Token ids: sentencepiece pieces, then frames, candidate names and SID codes (level by level), padded to a multiple of 128.
+  """Token ids: sentencepiece pieces, then frames, words for facts, candidate names and SID codes (level by level), padded to a multiple of
+  128.
 
+  Each of `facts` has a word for each of `fact_buckets` quantile buckets.
   Data reaches the model through `encode` alone, which yields text pieces only, so no title can forge a frame, a candidate or a SID.
   `candidate_tokens [Kmax]` and `sid_token_ids [levels, codebook]` are int32 arrays; `new_token_start` is the first id that is not text.
   """
 
-  def __init__(self, model: bytes, num_levels: int, codebook_size: int, num_candidates: int) -> None:
+  def __init__(
+    self, model: bytes, num_levels: int, codebook_size: int, num_candidates: int, facts: Sequence[str] = (), fact_buckets: int = 0
+  ) -> None:
     if not 1 <= num_levels <= 26:
       raise ValueError(f"num_levels: {num_levels} must be 1 to 26; levels are written as letters")
     self._model = model
@@ -80,7 +86,9 @@ class Vocabulary:
     if not self.new_token_start:
       raise ValueError("the sentencepiece model is empty")
     self._special_ids = {name: self.new_token_start + i for i, name in enumerate(SPECIALS)}
-    self.candidate_start = self.new_token_start + len(SPECIALS)
+    self.facts, self.fact_buckets = tuple(facts), fact_buckets
+    self.fact_start = self.new_token_start + len(SPECIALS)
+    self.candidate_start = self.fact_start + len(self.facts) * fact_buckets
     self.sid_start = self.candidate_start + num_candidates
     self.used_size = self.sid_start + num_levels * codebook_size
     self.size = -(-self.used_size // 128) * 128
@@ -88,11 +96,21 @@ class Vocabulary:
     self.sid_token_ids = np.arange(self.sid_start, self.used_size, dtype=np.int32).reshape(num_levels, codebook_size)
     self.pad_id, self.bos_id, self.eos_id = (self._special_ids[name] for name in ("pad", "bos", "eos"))
 
-  def __reduce__(self) -> tuple[type["Vocabulary"], tuple[bytes, int, int, int]]:
-    return Vocabulary, (self._model, self.num_levels, self.codebook_size, self.num_candidates)
+  def __reduce__(self) -> tuple[type["Vocabulary"], tuple[Any, ...]]:
+    return Vocabulary, (self._model, self.num_levels, self.codebook_size, self.num_candidates, self.facts, self.fact_buckets)
 
   @classmethod
-  def train(cls, texts: Iterable[str], *, text_pieces: int, num_levels: int, codebook_size: int, num_candidates: int) -> "Vocabulary":
+  def train(
+    cls,
+    texts: Iterable[str],
+    *,
+    text_pieces: int,
+    num_levels: int,
+    codebook_size: int,
+    num_candidates: int,
+    facts: Sequence[str] = (),
+    fact_buckets: int = 0,
+  ) -> "Vocabulary":
     """Fits the text pieces on `texts` (see `corpus_texts`) and lays the other tokens behind them.
 
     `text_pieces` is an upper bound: a small corpus gives fewer. 256 of them are single bytes, so every script can be written.
@@ -118,14 +136,16 @@ class Vocabulary:
       )
     except (RuntimeError, OSError) as error:
       raise schema.DataError(f"text_pieces: {text_pieces} did not work for this corpus ({error}); raise it or give more text") from None
-    return cls(model.getvalue(), num_levels, codebook_size, num_candidates)
+    return cls(model.getvalue(), num_levels, codebook_size, num_candidates, facts, fact_buckets)
 
   def save(self, directory: str | pathlib.Path) -> None:
     """Writes the sentencepiece model and the shape of the other tokens into `directory`."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / _MODEL_FILE).write_bytes(self._model)
-    shape = {"num_levels": self.num_levels, "codebook_size": self.codebook_size, "num_candidates": self.num_candidates}
+    shape: dict[str, Any] = {"num_levels": self.num_levels, "codebook_size": self.codebook_size, "num_candidates": self.num_candidates}
+    if self.facts:
+      shape |= {"facts": self.facts, "fact_buckets": self.fact_buckets}
     (directory / _SHAPE_FILE).write_text(json.dumps(shape) + "\n", encoding="utf-8")
 
   @classmethod
@@ -163,8 +183,11 @@ class Vocabulary:
 
   def surface(self, token: int) -> str:
     """Surface form of one token that is not text; ids that nothing uses read `<unused>`."""
-    if self.new_token_start <= token < self.candidate_start:
+    if self.new_token_start <= token < self.fact_start:
       return f"<{SPECIALS[token - self.new_token_start]}>"
+    if self.fact_start <= token < self.candidate_start:
+      fact, bucket = divmod(token - self.fact_start, self.fact_buckets)
+      return f"<{level_word(FACT_WORDS[self.facts[fact]].short, bucket, self.fact_buckets)}>"
     if self.candidate_start <= token < self.sid_start:
       return f"<{candidate_name(token - self.candidate_start)}>"
     if self.sid_start <= token < self.used_size:
@@ -175,6 +198,12 @@ class Vocabulary:
   def special(self, name: str) -> int:
     """Id of the frame token `name`, one of SPECIALS."""
     return self._special_ids[name]
+
+  def fact_word(self, fact: str, bucket: int) -> int:
+    """Id of the word for a quantile bucket of a fact; raises DataError for a fact that has none."""
+    if fact not in self.facts:
+      raise schema.DataError(f"prompt.facts: the vocabulary has no words for {fact!r}; run the tokenize stage again, which adds them")
+    return self.fact_start + self.facts.index(fact) * self.fact_buckets + bucket
 
   def sid_tokens(self, codes: Sequence[int]) -> list[int]:
     """Tokens of one item's codes `[levels]`, without begin and end markers."""

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gr2_jax.data.schema import SPLITS
+from gr2_jax.data.schema import SPLITS, DataError
 from gr2_jax.evidence.codes import FactCodes
 from gr2_jax.files import replacing, write_json
 from gr2_jax.runs.run import Run
+from gr2_jax.teachers.tree import FoldTrees
 
 _STAGE = "evidence"
 
@@ -33,14 +34,15 @@ class FactTables:
 
   def read(self, split: str, names: Sequence[str] | None = None) -> np.ndarray:
     """Facts `[n, K, F]` of a split's slates, those that policies read for None."""
-    return np.ascontiguousarray(self._table(split)[..., [self.names.index(name) for name in names or self.codes.names]])
+    return np.ascontiguousarray(self.table(split)[..., [self.names.index(name) for name in names or self.codes.names]])
 
   @functools.cached_property
   def longest(self) -> int:
     """Candidates of the longest slate."""
-    return max(self._table(split).shape[1] for split in SPLITS)
+    return max(self.table(split).shape[1] for split in SPLITS)
 
-  def _table(self, split: str) -> np.ndarray:
+  def table(self, split: str) -> np.ndarray:
+    """All facts `[n, K, F]` of a split's slates, on disk."""
     return np.load(self.run.path(_STAGE, f"facts_{split}.npy"), mmap_mode="r")
 
   @functools.cached_property
@@ -48,12 +50,27 @@ class FactTables:
     """The out-of-fold tree's scores `[n, K]` of the training slates; raises FileNotFoundError without `evidence.tree`."""
     return np.load(self.run.path(_STAGE, "teacher.npy"))
 
+  @functools.cached_property
+  def trees(self) -> FoldTrees:
+    """The trees that gave these scores. Raises DataError where they were not kept."""
+    path = self.run.path(_STAGE, "trees.json")
+    if not path.exists():
+      raise DataError(f"{path}: not there; run the stage evidence again with evidence.tree.enabled, and this version keeps its trees")
+    texts = json.loads(path.read_bytes())
+    return FoldTrees.from_texts(texts, np.load(self.run.path(_STAGE, "tree_folds.npy")))
+
 
 def write_fact_tables(
-  run: Run, names: Sequence[str], tables: dict[str, np.ndarray], codes: FactCodes, teacher: np.ndarray | None = None
+  run: Run, names: Sequence[str], tables: dict[str, np.ndarray], codes: FactCodes, trees: FoldTrees | None = None
 ) -> None:
-  """Writes what `FactTables` reads: facts `[n, K, F]` by split, and the teacher's scores of the training slates where there are any."""
-  arrays = {f"facts_{split}": table for split, table in tables.items()} | ({} if teacher is None else {"teacher": teacher})
+  """Writes what `FactTables` reads: facts `[n, K, F]` by split, and where there are `trees`, them and their scores of the training slates.
+
+  They read the facts of the codes.
+  """
+  arrays = {f"facts_{split}": table for split, table in tables.items()}
+  if trees is not None:
+    arrays["tree_folds"], arrays["teacher"] = trees.fold_of, trees.scores(tables["train"][..., [names.index(name) for name in codes.names]])
+    write_json(run.path(_STAGE, "trees.json"), trees.texts)
   for name, array in arrays.items():
     with replacing(run.path(_STAGE, f"{name}.npy")) as partial, open(partial, "wb") as file:
       np.save(file, array)

@@ -1,6 +1,7 @@
 """Reading a run's artifacts: the one place that knows under which names what policies need lies."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,18 +9,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gr2_jax.data.jsonl import read_interactions, read_items, read_slates
-from gr2_jax.data.schema import Catalogue, History, Slate
+from gr2_jax.data.schema import SPLITS, Catalogue, DataError, History, Slate
 from gr2_jax.data.splits import Split, leave_one_out
+from gr2_jax.evidence.codes import FactCodes
 from gr2_jax.evidence.counts import TransitionCounts
 from gr2_jax.evidence.patterns import mine_priming
 from gr2_jax.language.answers import direct_answer_length
 from gr2_jax.language.hints import HINTS
-from gr2_jax.language.prompts import PromptContext, PromptStyle
+from gr2_jax.language.prompts import FactReader, PromptContext, PromptStyle
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
 from gr2_jax.models.pruning import prune_decoder
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.slate_constraint import SlateConstraint
+from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.policies import PolicyRecord
 from gr2_jax.runs.run import Run
 from gr2_jax.semantic_ids.table import SemanticIDTable
@@ -69,13 +72,49 @@ def load_vocabulary(run: Run) -> Vocabulary:
   return Vocabulary.load(run.path("tokenize", "vocabulary"))
 
 
-def load_context(run: Run, catalogue: Catalogue, log: tuple[History, ...]) -> PromptContext:
-  """All that prompts are made of."""
-  return make_context(run, catalogue, log, load_codes(run), load_vocabulary(run))
+@dataclasses.dataclass(frozen=True, eq=False)
+class TabledFacts:
+  """The facts of a run's own slates, from its tables, for prompts (a `FactReader`)."""
+
+  run: Run
+  catalogue: Catalogue
+
+  @functools.cached_property
+  def codes(self) -> FactCodes:
+    """The quantiles of the facts that there are."""
+    return FactTables(self.run).codes
+
+  def read_slate(self, slate: Slate, names: Sequence[str]) -> np.ndarray:
+    """Facts `[K, F]` of a slate's candidates; raises DataError for a slate of another run."""
+    if slate not in self._rows:
+      raise DataError(
+        f"evidence: the tables hold the facts of the run's own slates, and no such slate of user {slate.user!r} is among them"
+      )
+    return self._rows[slate][: len(slate.candidates), [self._names.index(name) for name in names]]
+
+  @functools.cached_property
+  def _names(self) -> tuple[str, ...]:
+    return FactTables(self.run).names
+
+  @functools.cached_property
+  def _rows(self) -> dict[Slate, np.ndarray]:
+    """All facts `[K, F]` of each slate; slates that are alike in everything have the same."""
+    tables = {split: FactTables(self.run).table(split) for split in SPLITS}
+    slates = {split: load_slates(self.run, self.catalogue, split) for split in SPLITS}
+    return {slate: row for split in SPLITS for slate, row in zip(slates[split], tables[split], strict=True)}
 
 
-def make_context(run: Run, catalogue: Catalogue, log: tuple[History, ...], codes: np.ndarray, vocabulary: Vocabulary) -> PromptContext:
-  """All that prompts are made of, of these codes `[N, levels]` and tokens."""
+def load_context(run: Run, catalogue: Catalogue, log: tuple[History, ...], facts: FactReader | None = None) -> PromptContext:
+  """All that prompts are made of; `facts` other than those of the run's own slates, from its tables."""
+  if facts is None and prompt_style(run).facts:
+    facts = TabledFacts(run, catalogue)
+  return make_context(run, catalogue, log, load_codes(run), load_vocabulary(run), facts)
+
+
+def make_context(
+  run: Run, catalogue: Catalogue, log: tuple[History, ...], codes: np.ndarray, vocabulary: Vocabulary, facts: FactReader | None
+) -> PromptContext:
+  """All that prompts are made of, of these codes `[N, levels]`, tokens and facts."""
   style = prompt_style(run)
   return PromptContext(
     catalogue,
@@ -83,13 +122,14 @@ def make_context(run: Run, catalogue: Catalogue, log: tuple[History, ...], codes
     vocabulary,
     transitions=TransitionCounts.fit(log, catalogue) if any(HINTS[name].counts for name in style.hints) else None,
     priming=mine_priming(log, catalogue) if style.knowledge_priming else "",
+    facts=facts,
   )
 
 
-def open_context(run: Run) -> PromptContext:
+def open_context(run: Run, facts: FactReader | None = None) -> PromptContext:
   """`load_context` of the run's own catalogue and log."""
   catalogue = load_catalogue(run)
-  return load_context(run, catalogue, load_log(run, catalogue))
+  return load_context(run, catalogue, load_log(run, catalogue), facts)
 
 
 def prompt_style(run: Run) -> PromptStyle:

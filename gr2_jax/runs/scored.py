@@ -142,7 +142,7 @@ def open_scorer(run: Run, *, layers: int | None = None, learns: bool = False) ->
   whole = preset(run.config.model.preset, load_vocabulary(run).size)
   return SlateScorer(
     whole if layers is None else dataclasses.replace(whole, num_layers=layers),
-    shape=(len(codes.names), codes.edges.shape[1] - 1),
+    shape=(len(codes.names), codes.bins),
     prior=codes.names.index(LM_SCORE) if LM_SCORE in codes.names else None,
     content_dim=np.load(run.path("tokenize", "vectors.npy"), mmap_mode="r").shape[1] if options.texts else 0,
     dropout=options.dropout if learns else 0.0,

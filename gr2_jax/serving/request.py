@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gr2_jax.data.jsonl import as_id, as_integer, as_number, as_time, parse_object, required, to_item
-from gr2_jax.data.schema import DataError, Item
+from gr2_jax.data.schema import DataError, Item, Slate
 from gr2_jax.evidence.growing import Event
 
 MODES = ("reason", "direct", "score")
@@ -43,7 +43,7 @@ class Request:
   `mode`: reason (decode a reasoning, then the order), direct (the order at once) or score (one pass, nothing decoded); None: the
   re-ranker's own. `presentations`: in how many orders the slate is shown, the upstream one first; above 1 their Borda counts decide.
   `timestamp`: Unix seconds of the request; what is counted in the log happened before it (None: the whole log). `upstream_scores`: one
-  number for each candidate, and `last_time`: Unix seconds of the history's last item; scored policies alone read the two.
+  number for each candidate, and `last_time`: Unix seconds of the history's last item; only facts read the two.
 
   However it is made, from Python, a line or a body, it is checked here; raises RequestError for a field of another type.
   """
@@ -77,6 +77,19 @@ class Request:
       raise
     except DataError as error:
       raise RequestError("bad_request", str(error)) from None
+
+  def to_slate(self, history: tuple[str, ...]) -> Slate:
+    """The request as a slate without labels, with those of its past items that are known."""
+    candidates = tuple(map(item_id, self.candidates))
+    return Slate(
+      self.id or "",
+      history,
+      candidates,
+      (0,) * len(candidates),
+      upstream_scores=self.upstream_scores,
+      timestamp=self.timestamp,
+      last_time=self.last_time,
+    )
 
   def _check_scores_and_times(self) -> None:
     scores, size = self.upstream_scores, len(self.candidates)

@@ -141,7 +141,7 @@ class Reranker:
         prompt_style(run),
         max_new_tokens=run.config.decoding.max_new_tokens,
         options=options.for_policy(policy.record.trained, force=force),
-        cold_start=ColdStart(run, context),
+        cold_start=None if context.facts else ColdStart(run, context),  # of a new item no fact is known
         compressor=HistoryCompressor.load(run, compressor, context) if compressor else None,
       )
     )
@@ -245,7 +245,8 @@ class Reranker:
 def open_policies(run: Run, mesh: Mesh | None = None) -> Callable[[PolicyRecord], Policy | Scorer]:
   """`load(record)` of the run's policies, which share all but their parameters; on one device unless a `mesh` says otherwise."""
   devices = mesh or make_mesh(devices=jax.devices()[:1])
-  context, facts = functools.cache(lambda: open_context(run)), functools.cache(lambda: SlateFacts(run, devices))
+  facts = functools.cache(lambda: SlateFacts(run, devices))
+  context = functools.cache(lambda: open_context(run, facts() if prompt_style(run).facts else None))
 
   @functools.cache
   def load(record: PolicyRecord) -> Policy | Scorer:
@@ -257,7 +258,8 @@ def open_policies(run: Run, mesh: Mesh | None = None) -> Callable[[PolicyRecord]
 def find_served(run: Run, stage: str) -> PolicyRecord:
   """The policy that a stage left; raises RunError where there is none, or where it or what it reads is gone or damaged."""
   record = find_policy(run, stage)
-  _check_stages(run, {"data": (), "tokenize": (), stage: (record.checkpoints,)} | ({"evidence": ()} if record.form == "scored" else {}))
+  reads_facts = record.form == "scored" or prompt_style(run).facts
+  _check_stages(run, {"data": (), "tokenize": (), stage: (record.checkpoints,)} | ({"evidence": ()} if reads_facts else {}))
   if record.form == "scored" and LM_SCORE in FactTables(run).codes.names:
     _check_stages(run, {"midtrain": ("checkpoints",)})
   return record

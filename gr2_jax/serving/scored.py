@@ -54,7 +54,7 @@ class SlateItems:
 
 
 class SlateFacts:
-  """The facts that a run's scored policies read, of any slate: those that the run's tables would have of it.
+  """The facts that a run's policies read, packed or in prompts, of any slate: those that the run's tables would have of it.
 
   `log`: what they count, which may grow. `items`: of the run's catalogue.
   """
@@ -74,6 +74,11 @@ class SlateFacts:
   def history(self) -> int:
     """The latest items of a history that anything reads."""
     return max(self._max_history, self.items.texts.history, 0 if self._lm_scores is None else self._lm_history)
+
+  def read_slate(self, slate: Slate, names: Sequence[str]) -> np.ndarray:
+    """Facts `[K, F]` of a slate's candidates, for prompts (see `language.prompts.FactReader`); `lm_score` is not among those of prompts."""
+    items = self.items
+    return slate_features([slate], items.catalogue, self.log.counts, items.arrays, facts=names, max_history=self._max_history)[0]
 
   def with_new(self, known: Sequence[str], new: Sequence[Item]) -> tuple[SlateItems, dict[str, str]]:
     """What is known of some items of the catalogue and of new ones, and id -> one of GUESSES for those whose text has no known word.
@@ -245,16 +250,7 @@ class ScoredPolicy:
     facts, candidates = self._facts, tuple(map(item_id, request.candidates))
     known = [item for item in dict.fromkeys((*map(item_id, request.history), *candidates)) if item in facts.catalogue.rows]
     items, past, fields = read_items(request, facts.catalogue.rows, facts.items, lambda new: facts.with_new(known, new))
-    slate = Slate(
-      request.id or "",
-      past,
-      candidates,
-      (0,) * len(candidates),
-      upstream_scores=request.upstream_scores,
-      timestamp=request.timestamp,
-      last_time=request.last_time,
-    )
-    return [ScoredRow(slate, items)], fields | {"dropped_history": max(len(past) - facts.history, 0)}
+    return [ScoredRow(request.to_slate(past), items)], fields | {"dropped_history": max(len(past) - facts.history, 0)}
 
   def add_events(self, events: Sequence[Event]) -> None:
     """Counts events, for all policies of the run that share its facts; raises RequestError."""

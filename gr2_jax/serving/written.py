@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gr2_jax.compression.compressor import HistoryCompressor
-from gr2_jax.data.schema import DataError, Item, Slate
+from gr2_jax.data.schema import DataError, Item
 from gr2_jax.evidence.growing import Event
 from gr2_jax.language.answers import reference_tokens
 from gr2_jax.language.prompts import PromptContext, PromptStyle, direct_opening, history_room, present, render_prompt
@@ -68,7 +68,7 @@ class WrittenPolicy:
     """One row for each presentation, and the ranking's fields that are known by now; raises RequestError."""
     candidates = tuple(map(item_id, request.candidates))
     context, past, new_items = read_items(request, self.context.catalogue.rows, self.context, self._extend)
-    slate = Slate(request.id or "", past, candidates, (0,) * len(candidates), timestamp=request.timestamp)
+    slate = request.to_slate(past)
     style = style_of(mode, self.style)
     codes = context.codes[context.catalogue.to_rows(candidates)]
     rows, history = [], None
@@ -105,7 +105,7 @@ class WrittenPolicy:
 
   def _extend(self, items: Sequence[Item]) -> tuple[PromptContext, Mapping[str, str]]:
     if self._cold_start is None:
-      raise DataError(f"unknown item {items[0].id!r}; this re-ranker was made without a tokenizer for new items")
+      raise DataError(f"unknown item {items[0].id!r}; this re-ranker places no new items")
     return self._cold_start.extend(items)
 
 

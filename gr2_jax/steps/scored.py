@@ -27,9 +27,7 @@ def make_target_loss(model: SlateScorer) -> ScoredLoss:
   """Listwise cross-entropy against `targets [P, K]`, which need not be normalised: labels, a teacher's probabilities, or both."""
 
   def loss_fn(params: Any, batch: Mapping[str, Any], edges: jax.Array, *, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
-    scores = score_slates(model, params, batch["slates"], edges, key)
-    losses, learnt = listwise_cross_entropy(scores, batch["targets"], batch["slates"].real)
-    return conclude(losses, batch["weights"] * learnt, scores, batch["slates"])
+    return _approach(score_slates(model, params, batch["slates"], edges, key), batch)
 
   return loss_fn
 
@@ -68,14 +66,15 @@ def make_reward_loss(
 
 
 def make_reasoned_imitation_loss(model: SlateScorer, opening: int, *, reasoning_weight: float) -> ScoredLoss:
-  """Imitation of a teacher's reasonings and rankings: `reasoning_weight` x the mean nll of tokens + the ranking's, as in GR2 Eq 3.
+  """Imitation of a teacher's reasonings: `reasoning_weight` x the mean nll of tokens + the answer's loss behind them, as in GR2 Eq 3.
 
-  batch: besides `rankings [P, K]`, `thoughts, thought_mask [P, 1, L]`, the reasonings with the token that ends them.
+  batch: besides `rankings [P, K]` or `targets [P, K]` (see `make_imitation_loss` and `make_target_loss`), `thoughts, thought_mask
+  [P, 1, L]`, the reasonings with the token that ends them.
   """
 
   def loss_fn(params: Any, batch: Mapping[str, Any], edges: jax.Array, *, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
     found = _think_again(model, params, batch, edges, opening, key)
-    loss, metrics = _imitate(found.scores[:, 0], batch)
+    loss, metrics = (_imitate if "rankings" in batch else _approach)(found.scores[:, 0], batch)
     counted = batch["thought_mask"] * batch["weights"][:, None, None]
     nll = Metric(-jnp.sum(found.log_probs * counted), jnp.sum(counted))
     return loss + reasoning_weight * nll.sum / jnp.maximum(nll.count, 1e-9), metrics | {"nll_reasoning": nll}
@@ -145,6 +144,12 @@ def _imitate(scores: jax.Array, batch: Mapping[str, Any]) -> tuple[jax.Array, di
   slates = batch["slates"]
   log_probs = ranking_log_probs(scores, batch["rankings"][:, None], slates.real)[:, 0]
   return conclude(-log_probs / jnp.maximum(slates.real.sum(axis=-1), 1), batch["weights"], scores, slates)
+
+
+def _approach(scores: jax.Array, batch: Mapping[str, Any]) -> tuple[jax.Array, dict[str, Metric]]:
+  """The loss of scores `[P, K]` against targets, and its metrics."""
+  losses, learnt = listwise_cross_entropy(scores, batch["targets"], batch["slates"].real)
+  return conclude(losses, batch["weights"] * learnt, scores, batch["slates"])
 
 
 class Judged(NamedTuple):

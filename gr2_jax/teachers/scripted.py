@@ -72,7 +72,7 @@ def _write_short(
     _support(slate, chosen, patterns, context),
     templates.BEST,
   ]
-  return [token for word in words for token in context.text(word)] + _reference(ranking[0], slate, shown, context, style)
+  return [token for word in words for token in context.text(word)] + reference_to(ranking[0], slate, shown, context, style)
 
 
 def _support(slate: schema.Slate, chosen: int, patterns: Patterns, context: PromptContext) -> str:
@@ -105,15 +105,16 @@ def _write_long(
   else:
     tokens += encode(templates.LONG_FRESH)
   opening, middle, closing = templates.LONG_MATCH
-  tokens += encode(opening) + _reference(ranking[0], slate, shown, context, style) + encode(middle.format(next=following))
-  return tokens + _reference(ranking[1], slate, shown, context, style) + encode(closing)
+  tokens += encode(opening) + reference_to(ranking[0], slate, shown, context, style) + encode(middle.format(next=following))
+  return tokens + reference_to(ranking[1], slate, shown, context, style) + encode(closing)
 
 
 def _category(row: int, patterns: Patterns) -> str:
   return patterns.categories[patterns.category_of[row]] or templates.UNKNOWN_CATEGORY
 
 
-def _reference(candidate: int, slate: schema.Slate, shown: np.ndarray, context: PromptContext, style: PromptStyle) -> list[int]:
+def reference_to(candidate: int, slate: schema.Slate, shown: np.ndarray, context: PromptContext, style: PromptStyle) -> list[int]:
+  """The tokens by which a reasoning names a candidate."""
   if style.reference == "sid":
     return context.sid_tokens(context.catalogue.rows[slate.candidates[candidate]], style.sid_markers)
   return [context.vocabulary.candidate_start + list(shown).index(candidate)]

@@ -3,6 +3,7 @@
 Ties keep the upstream order. `labels [n, K]` (from `data.slates.slate_labels`) carry -1 at the padding.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import lightgbm
@@ -68,33 +69,72 @@ def lambdamart_scores(model: lightgbm.Booster, features: np.ndarray) -> np.ndarr
   return np.asarray(scores).reshape(n, size)
 
 
-def out_of_fold_scores(
-  features: np.ndarray,
-  labels: np.ndarray,
-  users: Sequence[str],
-  validation_features: np.ndarray,
-  validation_labels: np.ndarray,
-  *,
-  folds: int,
-  leaves: int,
-  seed: int,
-  on_fold: Callable[[int], None] = lambda done: None,
-) -> np.ndarray:
-  """Scores `[n, K]` of the training slates, each by a tree of so many `leaves` that saw no slate of its user.
+@dataclasses.dataclass(frozen=True, eq=False)
+class FoldTrees:
+  """LambdaMART out of fold: `models`, one a fold, and `fold_of [n]` of the training slates; a fold's tree saw no slate of its users."""
 
-  `users [n]` are dealt to `folds` by `seed`; slates without a user (an empty name) each count as one of their own. `on_fold` hears how
-  many folds are done. Raises DataError for fewer users than folds.
-  """
-  names = [user or f"\0{number}" for number, user in enumerate(users)]
-  distinct, user_of = np.unique(names, return_inverse=True)
-  fold_of = deal_folds(len(distinct), folds, seed)[user_of]
-  scores = np.zeros(labels.shape)
-  for fold in range(folds):
-    out = fold_of == fold
-    model = fit_lambdamart(features[~out], labels[~out], validation_features, validation_labels, seed=seed, leaves=(leaves,))
-    scores[out] = lambdamart_scores(model, features[out])
-    on_fold(fold + 1)
-  return scores
+  models: tuple[lightgbm.Booster, ...]
+  fold_of: np.ndarray
+
+  @classmethod
+  def fit(
+    cls,
+    features: np.ndarray,
+    labels: np.ndarray,
+    users: Sequence[str],
+    validation_features: np.ndarray,
+    validation_labels: np.ndarray,
+    *,
+    folds: int,
+    leaves: int,
+    seed: int,
+    on_fold: Callable[[int], None] = lambda done: None,
+  ) -> "FoldTrees":
+    """Trees of so many `leaves`, on all facts `[n, K, F]` of the training slates but those of a fold's users.
+
+    `users [n]` are dealt to `folds` by `seed`; slates without a user (an empty name) each count as one of their own. `on_fold` hears how
+    many folds are done. Raises DataError for fewer users than folds.
+    """
+    names = [user or f"\0{number}" for number, user in enumerate(users)]
+    distinct, user_of = np.unique(names, return_inverse=True)
+    fold_of = deal_folds(len(distinct), folds, seed)[user_of]
+    texts = []
+    for fold in range(folds):
+      seen = fold_of != fold
+      model = fit_lambdamart(features[seen], labels[seen], validation_features, validation_labels, seed=seed, leaves=(leaves,))
+      texts.append(model.model_to_string(num_iteration=model.best_iteration))
+      on_fold(fold + 1)
+    return cls.from_texts(texts, fold_of)
+
+  def scores(self, features: np.ndarray) -> np.ndarray:
+    """Scores `[n, K]` of the training slates with facts `[n, K, F]`."""
+    return self._predict(np.arange(len(features)), features)[..., 0]
+
+  def contributions(self, indices: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """What each fact adds to the scores of some training slates with facts `[m, K, F]`, `[m, K, F]`: Shapley values, which with one number
+    the same for all candidates of a slate sum to the score (Lundberg et al. 2020)."""
+    return self._predict(indices, features, pred_contrib=True)[..., :-1]
+
+  def _predict(self, indices: np.ndarray, features: np.ndarray, **how: bool) -> np.ndarray:
+    """What the trees say of training slates, `[m, K, ...]`, each asked of its fold's."""
+    m, size, width = features.shape
+    found = np.zeros((m, size, width + 1 if how else 1))
+    for fold, model in enumerate(self.models):
+      out = self.fold_of[indices] == fold
+      if out.any():
+        of_fold = model.predict(features[out].reshape(-1, width), num_threads=PARAMETERS["num_threads"], **how)
+        found[out] = np.asarray(of_fold).reshape(-1, size, found.shape[-1])
+    return found
+
+  @property
+  def texts(self) -> list[str]:
+    """The models, for a file."""
+    return [model.model_to_string() for model in self.models]
+
+  @classmethod
+  def from_texts(cls, texts: Sequence[str], fold_of: np.ndarray) -> "FoldTrees":
+    """The trees whose models were written as `texts`."""
+    return cls(tuple(lightgbm.Booster(model_str=text) for text in texts), fold_of)
 
 
 def _dataset(features: np.ndarray, labels: np.ndarray) -> lightgbm.Dataset:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gr2_jax.teachers.tree import fit_lambdamart, lambdamart_scores, out_of_fold_scores
+from gr2_jax.teachers.tree import FoldTrees, fit_lambdamart, lambdamart_scores
 
 RANDOM = np.random.default_rng(0)
 N, K = 400, 5
@@ -21,7 +21,7 @@ def test_a_slate_is_scored_by_a_tree_that_never_saw_its_user():
   features, labels = slates(N)
   users = [f"u{i // 2}" for i in range(N)]  # two slates each
   validation = slates(100)
-  found = out_of_fold_scores(features, labels, users, *validation, folds=4, leaves=7, seed=0)
+  found = FoldTrees.fit(features, labels, users, *validation, folds=4, leaves=7, seed=0).scores(features)
   assert first(found, labels) > 0.8
   # A fact that names the user and the target: whoever saw a user's other slate would know the answer.
   number = np.repeat(np.arange(N // 2), 2).astype(float)
@@ -31,18 +31,18 @@ def test_a_slate_is_scored_by_a_tree_that_never_saw_its_user():
   answers = (np.arange(K) == target[:, None]).astype(np.int32)
   held_out = leaked[:100], answers[:100]
   own = lambdamart_scores(fit_lambdamart(leaked, answers, *held_out, seed=0, leaves=(31,)), leaked)
-  out = out_of_fold_scores(leaked, answers, users, *held_out, folds=4, leaves=31, seed=0)
+  out = FoldTrees.fit(leaked, answers, users, *held_out, folds=4, leaves=31, seed=0).scores(leaked)
   assert first(out, answers) < 0.35 < first(own, answers)
 
 
 def test_too_few_users_are_an_error():
   features, labels = slates(8)
   with pytest.raises(ValueError, match=r"^folds: 4 for 2 users"):
-    out_of_fold_scores(features, labels, ["a", "b"] * 4, features, labels, folds=4, leaves=7, seed=0)
+    FoldTrees.fit(features, labels, ["a", "b"] * 4, features, labels, folds=4, leaves=7, seed=0)
 
 
 def test_slates_without_a_user_are_dealt_one_by_one_and_progress_is_told():
   features, labels = slates(60)
   heard = []
-  found = out_of_fold_scores(features, labels, [""] * 60, features, labels, folds=3, leaves=7, seed=0, on_fold=heard.append)
+  found = FoldTrees.fit(features, labels, [""] * 60, features, labels, folds=3, leaves=7, seed=0, on_fold=heard.append).scores(features)
   assert found.shape == (60, K) and heard == [1, 2, 3]
