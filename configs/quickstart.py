@@ -5,7 +5,8 @@
 
 Two lines: SFT on a teacher that saw no label, then RL on the verified reward, beside its control by supervision (`rl.control`); and the
 direct policy, taught half by labels and half by a tree. `reasoned`: SFT and RL write a reasoning and are scored behind it, which takes
-some minutes more; with `teacher=tree` the one that SFT learns gives the tree's reasons, and saw labels of other users. The report's own form of answer, written token by token after a reasoning, is in `written.py` and `small_market.py`.
+some minutes more; with `teacher=tree` SFT learns a tree's orders and its reasons for them, and the tree saw labels, of other users. The
+report's own form of answer, written token by token after a reasoning, is in `written.py` and `small_market.py`.
 Hardware: 2 CPU cores. `seed=N` repeats it on another market with other draws.
 Measured: docs/results/main.md
 """

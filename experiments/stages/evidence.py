@@ -15,7 +15,7 @@ from gr2_jax.evidence.items import ItemArrays
 from gr2_jax.evidence.requests import LogCounts
 from gr2_jax.evidence.table import slate_features
 from gr2_jax.runs.context import StageContext
-from gr2_jax.runs.fact_tables import write_fact_tables
+from gr2_jax.runs.fact_tables import write_fact_tables, write_trees
 from gr2_jax.runs.packed_midtraining import load_packed_scores, out_of_fold_packed_scores
 from gr2_jax.runs.stages import Stage
 from gr2_jax.settings import check_settings, setting
@@ -71,7 +71,9 @@ def run(stage: StageContext) -> None:
   trees = _fit_trees(stage, read, labels) if options.tree.enabled else None
   codes = FactCodes.fit(read["train"], labels["train"] >= 0, chosen, bins=options.bins)
   if stage.run.main:
-    write_fact_tables(stage.run, names, tables, codes, trees)
+    write_fact_tables(stage.run, names, tables, codes, None if trees is None else trees.scores(read["train"]))
+    if trees is not None:
+      write_trees(stage.run, trees)
   stage.say(f"{len(names)} facts of {sum(int((of >= 0).sum()) for of in labels.values()):,} candidates, of which models read {len(chosen)}")
 
 

@@ -61,18 +61,22 @@ class FactTables:
 
 
 def write_fact_tables(
-  run: Run, names: Sequence[str], tables: dict[str, np.ndarray], codes: FactCodes, trees: FoldTrees | None = None
+  run: Run, names: Sequence[str], tables: dict[str, np.ndarray], codes: FactCodes, teacher: np.ndarray | None = None
 ) -> None:
-  """Writes what `FactTables` reads: facts `[n, K, F]` by split, and where there are `trees`, them and their scores of the training slates.
-
-  They read the facts of the codes.
-  """
-  arrays = {f"facts_{split}": table for split, table in tables.items()}
-  if trees is not None:
-    arrays["tree_folds"], arrays["teacher"] = trees.fold_of, trees.scores(tables["train"][..., [names.index(name) for name in codes.names]])
-    write_json(run.path(_STAGE, "trees.json"), trees.texts)
+  """Writes what `FactTables` reads: facts `[n, K, F]` by split, and the teacher's scores of the training slates where there are any."""
+  arrays = {f"facts_{split}": table for split, table in tables.items()} | ({} if teacher is None else {"teacher": teacher})
   for name, array in arrays.items():
-    with replacing(run.path(_STAGE, f"{name}.npy")) as partial, open(partial, "wb") as file:
-      np.save(file, array)
+    _write_array(run, name, array)
   write_json(run.path(_STAGE, "facts.json"), list(names))
   codes.save(run.path(_STAGE, "codes.npz"))
+
+
+def write_trees(run: Run, trees: FoldTrees) -> None:
+  """Writes the trees behind the teacher's scores."""
+  _write_array(run, "tree_folds", trees.fold_of)
+  write_json(run.path(_STAGE, "trees.json"), trees.texts)
+
+
+def _write_array(run: Run, name: str, array: np.ndarray) -> None:
+  with replacing(run.path(_STAGE, f"{name}.npy")) as partial, open(partial, "wb") as file:
+    np.save(file, array)

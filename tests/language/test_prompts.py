@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from gr2_jax.data import schema
+from gr2_jax.evidence.codes import FactCodes
 from gr2_jax.language import prompts
 from gr2_jax.language.hints import HINTS
 from gr2_jax.language.prompts import PromptStyle
+from gr2_jax.language.vocabulary import Vocabulary, corpus_texts
 
 FULL = PromptStyle(
   instructions="full",
@@ -159,6 +161,8 @@ def test_present_is_a_permutation_that_depends_on_the_whole_key():
     ("reference", ""),
     ("instructions", "long"),
     ("hints", ("x",)),
+    ("facts", ("luck",)),
+    ("fact_form", "numbers"),
     ("item_fields", ("asin",)),
     ("max_history", 0),
   ],
@@ -166,6 +170,36 @@ def test_present_is_a_permutation_that_depends_on_the_whole_key():
 def test_a_wrong_style_names_its_field(field, value):
   with pytest.raises(ValueError, match=field):
     PromptStyle(**{field: value})
+
+
+class KnownFacts:
+  """Popularity 0, 1, 2, .. and the upstream rank, in two buckets each."""
+
+  codes = FactCodes(("popularity", "upstream_rank"), np.array([[0, np.log1p(1), 3], [0, 1, 3]]))
+
+  def read_slate(self, slate, names):
+    ranks = np.arange(len(slate.candidates))
+    return np.stack([{"popularity": np.log1p(ranks), "upstream_rank": ranks}[name] for name in names], axis=-1)
+
+
+def test_facts_stand_behind_the_hints_of_each_candidate_whatever_its_slot(slate, context, catalogue):
+  shape = {"text_pieces": 800, "num_levels": 3, "codebook_size": 8, "num_candidates": 12}
+  words = Vocabulary.train(corpus_texts(catalogue), **shape, facts=("popularity", "upstream_rank"), fact_buckets=2)
+  style = PromptStyle(hints=("upstream_rank",), facts=("upstream_rank", "popularity"))
+  told = prompts.PromptContext(catalogue, context.codes, words, facts=KnownFacts())
+  text = words.decode(prompts.render_prompt(slate, [2, 0, 1, 3], told, style).tokens)
+  assert text.endswith(
+    "<candidates> <A> <s_a_0> <s_b_5> <s_c_7> Conditioner Aquine 3 <rank:50%> <popular:50%> "
+    "<B> <s_a_0> <s_b_1> <s_c_3> Conditioner Aquine 1 <rank:0%> <popular:0%> "
+    "<C> <s_a_0> <s_b_2> <s_c_6> Toner Velora 2 <rank:0%> <popular:0%> "
+    "<D> <s_a_0> <s_b_6> <s_c_2> Toner Velora 4 <rank:50%> <popular:50%> <assistant>"
+  )
+  in_sentences = dataclasses.replace(style, fact_form="sentences", facts=("popularity",), max_prompt_tokens=500)
+  text = words.decode(prompts.render_prompt(slate, [2, 0, 1, 3], told, in_sentences).tokens)
+  assert "Conditioner Aquine 3 bought by anyone 2 times, more than 50 % of candidates; <B>" in text
+  assert "Toner Velora 2 bought by anyone 1 time; <D>" in text
+  with pytest.raises(schema.DataError, match=r"prompt\.facts: upstream_rank, popularity need the stage evidence"):
+    prompts.render_prompt(slate, range(4), context, style)
 
 
 def test_codes_of_another_catalogue_or_codebook_are_refused(catalogue, vocab, context, slate):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr2_jax.data import schema
+from gr2_jax.evidence.words import fact_sentences
 from gr2_jax.language import templates, vocabulary
 
 FORGERIES = ["<think>", "</answer><eos>", "<s_a_1> <s_b_2>", "<A>", "<0x41>", "<pad>", "▁<bos>", "<|im_end|>", "\x00<user>\x00"]
@@ -85,6 +86,29 @@ def test_vocabulary_of_other_fields_is_none(vocab, tmp_path):
   (tmp_path / "vocabulary.json").write_text('{"levels": 3}')
   with pytest.raises(schema.DataError, match="is no vocabulary"):
     vocabulary.Vocabulary.load(tmp_path)
+
+
+def test_words_for_facts_stand_between_frames_and_candidates_and_come_back(catalogue, vocab, tmp_path):
+  texts = vocabulary.corpus_texts(catalogue)
+  shape = {"text_pieces": 800, "num_levels": 3, "codebook_size": 8, "num_candidates": 12}
+  made = vocabulary.Vocabulary.train(texts, **shape, facts=("popularity", "age"), fact_buckets=4)
+  words = [made.fact_word(fact, bucket) for fact in ("popularity", "age") for bucket in range(4)]
+  assert words == list(range(vocab.candidate_start, vocab.candidate_start + 8)) and made.candidate_start == words[-1] + 1
+  assert made.decode([words[0], words[7], made.candidate_start]) == "<popular:0%> <age:75%> <A>"
+  assert made.forbidden_ids.isdisjoint(words) and max(made.encode("<popular:0%>")) < made.new_token_start
+  made.save(tmp_path)
+  for other in (vocabulary.Vocabulary.load(tmp_path), pickle.loads(pickle.dumps(made))):
+    assert [other.fact_word("age", bucket) for bucket in range(4)] == words[4:] and other.size == made.size
+    assert other.decode(words) == made.decode(words)
+  with pytest.raises(schema.DataError, match=r"prompt\.facts: the vocabulary has no words for 'gap'; run the tokenize stage again"):
+    made.fact_word("gap", 0)
+
+
+def test_sentences_about_facts_become_whole_words(catalogue, vocab):
+  sentence = "bought by anyone 41 times, more than 50 % of candidates"
+  texts = vocabulary.corpus_texts(catalogue, fact_sentences(("popularity",)))
+  made = vocabulary.Vocabulary.train(texts, text_pieces=800, num_levels=3, codebook_size=8, num_candidates=12)
+  assert len(made.encode(sentence)) < len(vocab.encode(sentence))
 
 
 def test_training_is_deterministic(catalogue, vocab, tmp_path):

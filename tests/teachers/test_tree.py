@@ -46,3 +46,21 @@ def test_slates_without_a_user_are_dealt_one_by_one_and_progress_is_told():
   heard = []
   found = FoldTrees.fit(features, labels, [""] * 60, features, labels, folds=3, leaves=7, seed=0, on_fold=heard.append).scores(features)
   assert found.shape == (60, K) and heard == [1, 2, 3]
+
+
+def test_contributions_sum_to_the_scores_of_trees_that_never_saw_the_user_and_come_back_from_their_texts():
+  features, labels = slates(N)
+  trees = FoldTrees.fit(features, labels, [f"u{i // 2}" for i in range(N)], *slates(100), folds=4, leaves=7, seed=0)
+  some = np.array([3, 250, 17, 399])
+  added = trees.contributions(some, features[some])
+  scores = trees.scores(features)
+  assert added.shape == (4, K, 3) and np.abs(added).max() > 0.1
+  rest = scores[some] - added.sum(axis=2)  # the same for all candidates that one tree scores
+  np.testing.assert_allclose(rest, rest[:, :1] + np.zeros((4, K)), atol=1e-9)
+  assert np.abs(added[..., 0]).mean() > 5 * np.abs(added[..., 1:]).mean()  # the one fact that decides
+  again = FoldTrees.from_texts(trees.texts, trees.fold_of)
+  np.testing.assert_array_equal(again.scores(features), scores)
+  np.testing.assert_array_equal(again.contributions(some, features[some]), added)
+  by_own = [lambdamart_scores(trees.models[trees.fold_of[row]], features[[row]])[0] for row in some]
+  np.testing.assert_array_equal(scores[some], by_own)
+  assert all(len(set(trees.fold_of[2 * user : 2 * user + 2])) == 1 for user in range(N // 2))
