@@ -19,7 +19,6 @@ from experiments.flags import parse_arg
 REASONED = {"prompt.direct": False, "rl.group": 4, "rl.steps": 100}
 # What the tree may give as its reasons; slots are the upstream order, so that the names in a reasoning can be known from the facts.
 TREE = {
-  "traces.source": "tree",
   "traces.presentation": "upstream",
   "prompt.facts": (
     "upstream_rank",
@@ -46,6 +45,7 @@ def get_config(arg=None):
   config.evaluation.shuffles = 1
   if args.reasoned:
     config.update_from_flattened_dict(REASONED)
+  config.traces.source = args.teacher
   if args.teacher == "tree":
     config.update_from_flattened_dict(TREE)
   if args.tiny:

@@ -25,7 +25,7 @@ from gr2_jax.runs.scored import TARGETS, ScoredSlates, is_reasoned, mix_targets,
 from gr2_jax.runs.stages import Stage
 from gr2_jax.runs.training import TrainingOptions, train_lm
 from gr2_jax.settings import check_settings, setting, spread
-from gr2_jax.steps.scored import make_imitation_loss, make_reasoned_imitation_loss, make_target_loss
+from gr2_jax.steps.scored import make_imitation_loss, make_reasoned_imitation_loss
 from gr2_jax.teachers.sampling import Trace, read_traces
 from gr2_jax.training.state import OptimizerConfig
 
@@ -94,12 +94,13 @@ def _teach_scores(stage: StageContext) -> None:
     raise DataError("sft: there are fewer than two rankings of the teacher to learn from; raise traces.attempts, or bring more slates")
   if by_targets:
     cut, taught, held_out = 0, {"targets": mix_targets(stage.run, slates, options.targets)}, ScoredSlates.load(stage, "validation")
-    make_loss, score = make_target_loss, likelihood_of_labels(held_out.labels, held_out.weights)
+    score = likelihood_of_labels(held_out.labels, held_out.weights)
   else:
     rankings = _to_rankings(wanted, slates)
     cut, taught = max(1, min(500, len(indices) // 10)), {"rankings": rankings}
     held_out = slates.take(indices[:cut])
-    make_loss, score = make_imitation_loss, likelihood_of_rankings(held_out.labels, held_out.weights, rankings[indices[:cut]])
+    score = likelihood_of_rankings(held_out.labels, held_out.weights, rankings[indices[:cut]])
+  make_loss = make_imitation_loss
   if reasoned:
     taught |= _to_thoughts(stage, wanted, len(slates))
     opening, weight = stage.vocabulary.special("think"), options.reasoning_weight

@@ -55,7 +55,7 @@ class FactTables:
     """The trees that gave these scores. Raises DataError where they were not kept."""
     path = self.run.path(_STAGE, "trees.json")
     if not path.exists():
-      raise DataError(f"{path}: not there; run the stage evidence again with evidence.tree.enabled, and this version keeps its trees")
+      raise DataError(f"{path}: not there, as an older version kept no trees; remove the folder {path.parent} and run the stage again")
     texts = json.loads(path.read_bytes())
     return FoldTrees.from_texts(texts, np.load(self.run.path(_STAGE, "tree_folds.npy")))
 
