@@ -7,6 +7,7 @@ from small_runs import tiny_config
 from experiments.check import check_values
 from gr2_jax.errors import ConfigError
 
+TREE = {"traces__source": "tree", "prompt__facts": ("popularity",), "evidence__tree__enabled": True}
 SCORED = {"answer__form": "scored", "midtrain__form": "packed"}
 CUT = SCORED | {"slates__source": "ctr", "midtrain__packed__folds": 2}
 
@@ -33,6 +34,9 @@ def one_device(monkeypatch):
     SCORED | {"prune__enabled": True},
     SCORED | OPD | {"opd__init": "sft", "opd__distillation__kl": "top_k"},
     SCORED | {"rl__through": "target"},
+    TREE,
+    SCORED | TREE | {"prompt__facts": ("lm_score",)},
+    {"prompt__facts": ("age",), "evidence__facts": ("gap", "age")},
     {"evidence__facts": ("popularity",), "slates__source": "ctr"},
     {"midtrain__packed__whole_log": True, "slates__source": "ctr"},  # unused: the model reads tokens
   ],
@@ -50,6 +54,15 @@ def test_what_goes_together_passes(changes):
     ),
     (SCORED | {"sft__without_reasoning": True}, r"--config\.sft\.without_reasoning: True is for written answers"),
     ({"evidence__facts": ("lm_score",)}, r"--config\.evidence\.facts: 'lm_score' is a score of mid-training on packed items; set midtrain"),
+    (
+      TREE | {"evidence__tree__enabled": False},
+      r"--config\.traces\.source: 'tree' needs the out-of-fold tree; set evidence\.tree\.enabled",
+    ),
+    (TREE | {"prompt__facts": ()}, r"--config\.traces\.source: 'tree' gives its reasons in .* prompt\.facts names none; name some"),
+    ({"traces__source": "oracle"}, r"--config\.traces\.source: 'oracle' is not known; choose scripted or tree"),
+    ({"prompt__facts": ("luck",)}, r"--config\.prompt\.facts: 'luck' is not known"),
+    ({"prompt__facts": ("lm_score",)}, r"--config\.prompt\.facts: 'lm_score' is not among the facts that the stage evidence leaves"),
+    ({"prompt__facts": ("age",), "evidence__facts": ("gap",)}, r"'age' is not among .*; add it to evidence\.facts, or name one of gap"),
     ({"evidence__facts": ("luck",)}, r"--config\.evidence\.facts: 'luck' is no fact; there are "),
     ({"evidence__tree__folds": 1}, r"--config\.evidence\.tree\.folds: 1 must be at least 2"),
     (
