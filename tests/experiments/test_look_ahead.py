@@ -67,10 +67,10 @@ def test_the_lengths_that_are_named_as_needed_suffice(run):
 
 
 def test_facts_in_prompts_and_the_reasons_of_a_tree_are_foreseen_before_there_are_any(run):
-  shown = {"prompt__facts": ("popularity", "gap", "brand_share"), "sft__row_length": 2000}
+  shown = {"prompt__facts": ("popularity", "gap", "brand_share"), "prompt__max_prompt_tokens": 400, "sft__row_length": 4000}
   assert look(run, **shown) == look(run, **shown, traces__source="tree", evidence__tree__enabled=True) == []
   assert look(run, **shown, prompt__fact_form="sentences") == ["prompt.max_prompt_tokens"]
-  assert look(run, **shown, prompt__fact_form="sentences", prompt__max_prompt_tokens=2000) == []
+  assert look(run, **shown | {"prompt__max_prompt_tokens": 3000}, prompt__fact_form="sentences") == []
 
 
 def test_an_answer_whose_end_is_not_forced_needs_room_for_what_is_taught(run):
