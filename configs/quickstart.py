@@ -17,23 +17,20 @@ from experiments.flags import parse_arg
 
 # A few reasonings a slate, drawn token by token, make a step of RL many times as long; hence fewer steps.
 REASONED = {"prompt.direct": False, "rl.group": 4, "rl.steps": 100}
-# What the tree may give as its reasons; slots are the upstream order, so that the names in a reasoning can be known from the facts.
-TREE = {
-  "traces.presentation": "upstream",
-  "prompt.facts": (
-    "upstream_rank",
-    "next_count_last",
-    "followers_decayed",
-    "far_cosine",
-    "leaf_next_count",
-    "popularity",
-    "brand_share",
-    "leaf_share",
-    "text_history",
-    "price_distance",
-    "lm_score",
-  ),
-}
+# What the tree may give as its reasons.
+TREE_FACTS = (
+  "upstream_rank",
+  "next_count_last",
+  "followers_decayed",
+  "far_cosine",
+  "leaf_next_count",
+  "popularity",
+  "brand_share",
+  "leaf_share",
+  "text_history",
+  "price_distance",
+  "lm_score",
+)
 
 
 def get_config(arg=None):
@@ -47,7 +44,7 @@ def get_config(arg=None):
     config.update_from_flattened_dict(REASONED)
   config.traces.source = args.teacher
   if args.teacher == "tree":
-    config.update_from_flattened_dict(TREE)
+    config.prompt.facts = TREE_FACTS
   if args.tiny:
     make_tiny(config)
     make_tiny_scored(config)
@@ -61,7 +58,8 @@ def make_scored(config):
   config.prompt.hints = ("upstream_rank", "bought_after")  # what the scripted teacher may speak of
   config.prompt.direct = True  # a reasoning costs a small model some quality and RL much time: see docs/results/main.md
   config.decoding.max_new_tokens = 16  # of a reasoning; the teacher's have 9 to 12
-  config.traces.update({"attempts": 1, "temperature": 0.3})
+  # Shown in the upstream order, whose ranks are a fact, a reasoning's names of candidates can be known from what a scored policy reads.
+  config.traces.update({"attempts": 1, "temperature": 0.3, "presentation": "upstream"})
   config.midtrain.update({"form": "packed", "batch_size": 26, "row_length": 42, "save_every": 200})
   config.midtrain.optimizer = optimizer(1e-2, rule="muon", schedule="cosine", warmup_steps=20, weight_decay=0.05)
   config.evidence.tree.enabled = True

@@ -13,9 +13,14 @@ ADDED: Mapping[str, Any] = {
   "answer.texts": False,
   "answer.past": 10,
   "answer.text_dropout": 0.2,
+  "prompt.facts": [],
+  "prompt.fact_form": "words",
+  "traces.source": "scripted",
+  "opd.rankings": 8,
   "rl.anchor": 0.0,
+  "rl.through": "whole",
 }
-"""Settings that came after others of their section, and the value by which a run that is older did what it did."""
+"""Settings that came after others of their section, and the value, as in config.json, by which an older run did what it did."""
 
 
 def fill_added(config: Mapping[str, Any]) -> dict[str, Any]:
