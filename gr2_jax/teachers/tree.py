@@ -4,12 +4,17 @@ Ties keep the upstream order. `labels [n, K]` (from `data.slates.slate_labels`) 
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import lightgbm
 import numpy as np
 
 from gr2_jax.data.slates import deal_folds
+
+Fitted = TypeVar("Fitted")
 
 ROUNDS = 500  # at most; early stopping on the validation slates decides
 PATIENCE = 30
@@ -43,18 +48,17 @@ def fit_lambdamart(
   """LambdaMART (Burges 2010) on `features [n, K, F]` and `labels [n, K]`; its size is chosen from `leaves`, and its growth stopped, by
   N@10 of the validation slates.
   """
-  train, validation = _dataset(features, labels), _dataset(validation_features, validation_labels)
 
   def fit(number: int) -> lightgbm.Booster:
     return lightgbm.train(
       {**PARAMETERS, "num_leaves": number, "seed": seed},
-      train,
+      _dataset(features, labels),
       num_boost_round=ROUNDS,
-      valid_sets=[validation],
+      valid_sets=[_dataset(validation_features, validation_labels)],
       callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
     )
 
-  return max((fit(number) for number in leaves), key=lambda model: model.best_score["valid_0"]["ndcg@10"])
+  return max(_at_once(fit, leaves), key=lambda model: model.best_score["valid_0"]["ndcg@10"])
 
 
 def describe_lambdamart(model: lightgbm.Booster) -> str:
@@ -98,12 +102,16 @@ class FoldTrees:
     names = [user or f"\0{number}" for number, user in enumerate(users)]
     distinct, user_of = np.unique(names, return_inverse=True)
     fold_of = deal_folds(len(distinct), folds, seed)[user_of]
-    texts = []
-    for fold in range(folds):
+
+    def fit(fold: int) -> str:
       seen = fold_of != fold
       model = fit_lambdamart(features[seen], labels[seen], validation_features, validation_labels, seed=seed, leaves=(leaves,))
-      texts.append(model.model_to_string(num_iteration=model.best_iteration))
-      on_fold(fold + 1)
+      return model.model_to_string(num_iteration=model.best_iteration)
+
+    texts = []
+    for text in _at_once(fit, range(folds)):
+      texts.append(text)
+      on_fold(len(texts))
     return cls.from_texts(texts, fold_of)
 
   def scores(self, features: np.ndarray) -> np.ndarray:
@@ -135,6 +143,12 @@ class FoldTrees:
   def from_texts(cls, texts: Sequence[str], fold_of: np.ndarray) -> "FoldTrees":
     """The trees whose models were written as `texts`."""
     return cls(tuple(lightgbm.Booster(model_str=text) for text in texts), fold_of)
+
+
+def _at_once(fit: Callable[[int], Fitted], numbers: Sequence[int]) -> Iterator[Fitted]:
+  """`fit` of each number, in their order, as many at once as there are processors; each fit has a thread, and takes it whole."""
+  with ThreadPoolExecutor(min(len(numbers), os.cpu_count() or 1)) as pool:
+    yield from pool.map(fit, numbers)
 
 
 def _dataset(features: np.ndarray, labels: np.ndarray) -> lightgbm.Dataset:
