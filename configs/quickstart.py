@@ -15,8 +15,8 @@ from configs.base import optimizer
 from configs.written import make_market, make_tiny
 from experiments.flags import parse_arg
 
-# A few reasonings a slate, drawn token by token, make a step of RL many times as long; hence fewer steps.
-REASONED = {"prompt.direct": False, "rl.group": 4, "rl.steps": 100}
+# Reasonings, drawn token by token, make a step of RL many times as long; hence few of them, and fewer steps.
+REASONED = {"prompt.direct": False, "sft.steps": 150, "rl.group": 2, "rl.rankings": 32, "rl.steps": 60}
 # What the tree may give as its reasons.
 TREE_FACTS = (
   "upstream_rank",
@@ -57,7 +57,7 @@ def make_scored(config):
   config.answer.form = "scored"
   config.prompt.hints = ("upstream_rank", "bought_after")  # what the scripted teacher may speak of
   config.prompt.direct = True  # a reasoning costs a small model some quality and RL much time: see docs/results/main.md
-  config.decoding.max_new_tokens = 16  # of a reasoning; the teacher's have 9 to 12
+  config.decoding.max_new_tokens = 12  # of a reasoning, with the token that ends it; the teacher's have 9 to 12
   # Shown in the upstream order, whose ranks are a fact, a reasoning's names of candidates can be known from what a scored policy reads.
   config.traces.update({"attempts": 1, "temperature": 0.3, "presentation": "upstream"})
   config.midtrain.update({"form": "packed", "batch_size": 26, "row_length": 42, "save_every": 200})
