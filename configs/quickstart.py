@@ -39,6 +39,7 @@ def get_config(arg=None):
   make_scored(config)
   config.midtrain.update({"steps": 600, "max_history": 12})
   config.midtrain.packed.whole_log = True  # the market's requests come after its log
+  config.decoding.max_new_tokens = 12  # of a reasoning, with the token that ends it; the teacher's have 9 to 12
   config.evaluation.shuffles = 1
   if args.reasoned:
     config.update_from_flattened_dict(REASONED)
@@ -57,7 +58,7 @@ def make_scored(config):
   config.answer.form = "scored"
   config.prompt.hints = ("upstream_rank", "bought_after")  # what the scripted teacher may speak of
   config.prompt.direct = True  # a reasoning costs a small model some quality and RL much time: see docs/results/main.md
-  config.decoding.max_new_tokens = 12  # of a reasoning, with the token that ends it; the teacher's have 9 to 12
+  config.decoding.max_new_tokens = 40  # of a reasoning; of names as long as Amazon's the teacher's have some 19, at most 36
   # Shown in the upstream order, whose ranks are a fact, a reasoning's names of candidates can be known from what a scored policy reads.
   config.traces.update({"attempts": 1, "temperature": 0.3, "presentation": "upstream"})
   config.midtrain.update({"form": "packed", "batch_size": 26, "row_length": 42, "save_every": 200})
