@@ -3,10 +3,11 @@
     python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
     python -m experiments.run --config=configs/quickstart.py:tiny --workdir=runs/tiny      # seconds, learns next to nothing: for tests
 
-Two lines: SFT on a teacher that saw no label, then RL on the verified reward, beside its control by supervision (`rl.control`); and the
-direct policy, taught half by labels and half by a tree. `reasoned`: SFT and RL write a reasoning and are scored behind it, which takes
-some minutes more; with `teacher=tree` SFT learns a tree's orders and its reasons for them, and the tree saw labels, of other users. The
-report's own form of answer, written token by token after a reasoning, is in `written.py` and `small_market.py`.
+Two lines. Reasoned, the report's: SFT on a teacher that saw no label, then RL on the verified reward, both write a reasoning and are scored
+behind it, beside a control by supervision (`rl.control`). Direct: half labels and half a tree are learnt, and answers come at once.
+`at_once` leaves the reasonings out of the first line too; `teacher=tree` lets SFT learn a tree's orders and its reasons for them, and the
+tree saw labels, of other users. The report's own form of answer, written token by token after a reasoning, is in `written.py` and
+`small_market.py`.
 Hardware: 2 CPU cores. `seed=N` repeats it on another market with other draws.
 Measured: docs/results/main.md
 """
@@ -34,14 +35,14 @@ TREE_FACTS = (
 
 
 def get_config(arg=None):
-  args = parse_arg(arg, reasoned=False, teacher="scripted", tiny=False, seed=0)
+  args = parse_arg(arg, at_once=False, teacher="scripted", tiny=False, seed=0)
   config = make_market("quickstart", args.seed)
   make_scored(config)
   config.midtrain.update({"steps": 600, "max_history": 12})
   config.midtrain.packed.whole_log = True  # the market's requests come after its log
   config.decoding.max_new_tokens = 12  # of a reasoning, with the token that ends it; the teacher's have 9 to 12
   config.evaluation.shuffles = 1
-  if args.reasoned:
+  if not args.at_once:
     config.update_from_flattened_dict(REASONED)
   config.traces.source = args.teacher
   if args.teacher == "tree":
@@ -57,7 +58,7 @@ def make_scored(config):
   config.model.preset = "micro"  # at half the width mid-training does not find what follows what
   config.answer.form = "scored"
   config.prompt.hints = ("upstream_rank", "bought_after")  # what the scripted teacher may speak of
-  config.prompt.direct = True  # a reasoning costs a small model some quality and RL much time: see docs/results/main.md
+  config.prompt.direct = True  # reasonings take RL much time and bring small models nothing: see docs/results/main.md
   config.decoding.max_new_tokens = 40  # of a reasoning; of names as long as Amazon's the teacher's have some 19, at most 36
   # Shown in the upstream order, whose ranks are a fact, a reasoning's names of candidates can be known from what a scored policy reads.
   config.traces.update({"attempts": 1, "temperature": 0.3, "presentation": "upstream"})

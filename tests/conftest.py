@@ -84,13 +84,13 @@ def tiny_run(shared_folder):
 
 @pytest.fixture(scope="session")
 def scored_run(shared_folder):
-  """The directory of a finished run of `configs/quickstart.py:reasoned,tiny`, made once; read it, never write into it.
+  """The directory of a finished run of `configs/quickstart.py:tiny`, made once; read it, never write into it.
 
   Its RL policy reasons before it scores, its direct one does not, and all read texts as well as facts.
   """
 
   def run(folder):
-    _run_config("configs/quickstart.py:reasoned,tiny", folder / "run", "--config.answer.texts=True")
+    _run_config("configs/quickstart.py:tiny", folder / "run", "--config.answer.texts=True")
 
   return shared_folder("scored", run) / "run"
 

@@ -39,7 +39,7 @@ def _read(arg):
 
 def get_config(arg=None):
   args = _read(arg)
-  config = quickstart.get_config(f"seed={args.seed},tiny={args.tiny}")
+  config = quickstart.get_config(f"at_once,seed={args.seed},tiny={args.tiny}")
   config.name = "evidence"
   config.rl.control = False
   return config

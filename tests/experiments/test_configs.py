@@ -23,7 +23,7 @@ from gr2_jax.runs.fingerprints import value_at
 
 # The arguments by which each file is checked; the last one is its tiny variant.
 CONFIGS = {
-  "quickstart.py": ("", "seed=3", "reasoned", "reasoned,teacher=tree", "reasoned,tiny", "tiny"),
+  "quickstart.py": ("", "seed=3", "at_once", "teacher=tree", "at_once,tiny", "tiny"),
   "written.py": ("", "seed=3", "tiny"),
   "small_market.py": ("", "seed=1", "tiny"),
   "own_data.py": ("seed=1,tiny", "tiny"),  # test_own_data.py has those of a folder

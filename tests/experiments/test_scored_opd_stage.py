@@ -19,7 +19,7 @@ BEFORE = ("data", "tokenize", "midtrain", "slates", "evidence", "traces", "sft")
 
 
 def make_config(teacher, **changes):
-  config = load_config(str(ROOT / "configs" / "quickstart.py") + ":reasoned,tiny")
+  config = load_config(str(ROOT / "configs" / "quickstart.py") + ":tiny")
   opd = {"rl__init": "opd", "opd__init": "sft", "opd__teacher_run": str(teacher), "answer__texts": True}
   config.update_from_flattened_dict({key.replace("__", "."): value for key, value in (opd | changes).items()})
   return config
