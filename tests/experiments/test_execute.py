@@ -273,7 +273,6 @@ def test_a_stage_that_nothing_else_needs_runs_where_the_config_asks_for_it():
       {
         "midtrain__mixture__persona": 0.2,
         "midtrain__corpus_epochs": 3,
-        "midtrain__row_length": 64,
         "midtrain__warmup_rows__steps": 9,
         "midtrain__beams": 3,
       },

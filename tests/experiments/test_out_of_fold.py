@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from small_runs import tiny_config
 
+from experiments.stages import evidence
 from experiments.stages.midtrain import STAGE
 from gr2_jax.data.jsonl import read_interactions, read_slates
 from gr2_jax.data.schema import SPLITS
@@ -34,7 +35,7 @@ CONFIG = {
 def recorded(run_here, tmp_path_factory):
   """(run, histories given to each training by its name, rows that each stepped on, slates scored by each model's name)."""
   histories, stepped, scored = {}, {}, {}
-  train, make_batches, load = packed_midtraining._train, packed_midtraining._make_batches, packed_midtraining._load_scores
+  train, make_batches, load = packed_midtraining._train, packed_midtraining._make_batches, packed_midtraining.load_packed_scores
 
   def recording_train(stage, of, name):
     histories[name] = of
@@ -44,7 +45,7 @@ def recorded(run_here, tmp_path_factory):
     stepped[list(histories)[-1]] = [row.tolist() for row in rows]
     return make_batches(stage, rows, seed)
 
-  def recording_load(run, catalogue, mesh, name):
+  def recording_load(run, catalogue, mesh, name="checkpoints"):
     scores = load(run, catalogue, mesh, name)
 
     def recorded(slates):
@@ -57,7 +58,8 @@ def recorded(run_here, tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(packed_midtraining, "_train", recording_train)
     patch.setattr(packed_midtraining, "_make_batches", recording_batches)
-    patch.setattr(packed_midtraining, "_load_scores", recording_load)
+    for module in (packed_midtraining, evidence):
+      patch.setattr(module, "load_packed_scores", recording_load)
     assert run_here(tiny_config(**CONFIG), directory, ["data", "tokenize", "midtrain", "slates", "evidence"]) == 0
   return Run.open(directory), histories, stepped, scored
 

@@ -20,7 +20,7 @@ BEFORE = ("data", "tokenize", "midtrain", "slates", "evidence", "traces", "sft")
 
 def make_config(teacher, **changes):
   config = load_config(str(ROOT / "configs" / "quickstart.py") + ":tiny")
-  opd = {"rl__init": "opd", "opd__init": "sft", "opd__teacher_run": str(teacher), "answer__texts": True}
+  opd = {"rl__init": "opd", "opd__init": "sft", "opd__teacher_run": str(teacher), "opd__teacher_stage": "sft", "answer__texts": True}
   config.update_from_flattened_dict({key.replace("__", "."): value for key, value in (opd | changes).items()})
   return config
 
@@ -39,8 +39,9 @@ def metrics(run, stage):
   return [json.loads(line) for line in (run / "metrics" / f"{stage}.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_student_that_is_its_teacher_differs_once_it_has_learnt_from_rewards(finished):
-  """RL of two steps kept its start, which is the student's as well."""
+  """The teacher is the SFT policy, from which the student starts."""
   lines = metrics(finished, "opd")
   np.testing.assert_allclose([line["beta"] for line in lines], [0.5, 0.275, 0.05], rtol=1e-5)
   assert abs(lines[0]["reverse_kl"]) < 1e-5 and abs(lines[0]["reverse_kl_reasoning"]) < 1e-5
@@ -49,12 +50,15 @@ def test_a_student_that_is_its_teacher_differs_once_it_has_learnt_from_rewards(f
   assert len(metrics(finished, "opd_validation")) == 4  # the start among them
 
 
+@pytest.mark.slow
 def test_a_pruned_policy_learns_from_the_whole_one(finished):
   layers = json.loads((finished / "prune" / "layers.json").read_text())
   assert layers["kept"] == [int(np.argmax(layers["influence"]))] and len(layers["influence"]) == 2
-  assert all(line["reverse_kl"] > 0 and line["beta"] == 1 for line in metrics(finished, "prune"))
+  lines = metrics(finished, "prune")  # a policy of a few steps may lose no more by a layer than rounding does
+  assert all(line["reverse_kl"] > -1e-6 and line["beta"] == 1 for line in lines)
 
 
+@pytest.mark.slow
 def test_both_are_listed_measured_and_served(finished):
   run = Run.open(finished)
   found = {policy.rankers[0].name: (policy.stage, policy.mode, policy.form, policy.layers, policy.prior) for policy in read_policies(run)}
@@ -91,7 +95,7 @@ def test_a_teacher_that_answers_otherwise_is_refused_before_anything_runs(scored
 
 
 def test_a_teacher_of_other_slates_is_refused(scored_run, run_here, tmp_path, capsys):
-  teacher = continue_from(scored_run, tmp_path / "teacher", Run.open(scored_run).config, ("tokenize", "evidence", "slates", "rl"))
+  teacher = continue_from(scored_run, tmp_path / "teacher", Run.open(scored_run).config, ("tokenize", "evidence", "slates", "sft"))
   (teacher / "slates" / "train.jsonl.gz").write_bytes((teacher / "slates" / "validation.jsonl.gz").read_bytes())
   done = json.loads((teacher / "slates" / "done.json").read_text())
   (teacher / "slates" / "done.json").write_text(json.dumps(done | {"outputs": {}}))

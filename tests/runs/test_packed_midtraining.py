@@ -63,7 +63,7 @@ def test_each_training_slate_is_scored_by_the_model_of_its_user_s_fold(monkeypat
 
     return scores
 
-  monkeypatch.setattr(packed_midtraining, "_load_scores", load)
+  monkeypatch.setattr(packed_midtraining, "load_packed_scores", load)
   users = ["u7", "u3", "u7", "u20", "u29", "u0"]
   slates = [Slate(user, ("a",), ("b", "c", "d")[: 3 - (user == "u20")], (1, 0, 0)[: 3 - (user == "u20")]) for user in users]
   found = out_of_fold_packed_scores(make_stage(folds=3), slates)
