@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from gr2_jax.errors import ConfigError
 from gr2_jax.evaluation.held_out import likelihood_of_labels, quality_of_order
 from gr2_jax.models.scorer import SlateScorer
 from gr2_jax.objectives.distillation import beta_at
@@ -16,6 +19,12 @@ from gr2_jax.steps.scored import ScoredLoss, make_target_loss
 from gr2_jax.steps.scored_opd import make_reasoned_opd_loss, make_scored_opd_loss
 from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.mesh import put_replicated
+
+
+def check_reward(config: ConfigDict, section: str) -> None:
+  """Raises ConfigError where the rewards of scored answers are not the built-in ones."""
+  if config[section].reward.fn is not None:
+    raise ConfigError(f"--config.{section}.reward.fn: scored answers are judged by the built-in rewards; set it to None")
 
 
 def train_on_targets(stage: StageContext, kind: str, batch_size: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from experiments.checks import check_records, check_training
-from experiments.scored import learn_from_teacher
+from experiments.scored import check_reward, learn_from_teacher
 from gr2_jax.errors import ConfigError
 from gr2_jax.objectives.distillation import DistillationConfig
 from gr2_jax.rl.options import PRESENTATIONS, CollectOptions, RewardOptions, read_rollout_options
@@ -14,7 +14,7 @@ from gr2_jax.rl.step import make_collector
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.policy_training import make_stream, train_in_steps
-from gr2_jax.runs.scored import is_reasoned
+from gr2_jax.runs.scored import is_reasoned, scored_mode
 from gr2_jax.runs.stages import Init, Stage
 from gr2_jax.runs.teacher import check_teacher_config, load_scored_teacher, load_teacher
 from gr2_jax.runs.training import TrainingOptions, begin
@@ -130,8 +130,7 @@ def _check_scored(config: ConfigDict) -> None:
     raise ConfigError(f"--config.opd.init: {opd.init!r} leaves no scored policy that could reason; use sft, or set prompt.direct to True")
   if not is_reasoned(config) and opd.distillation.kl == "top_k":
     raise ConfigError("--config.opd.distillation.kl: 'top_k' is of a vocabulary, and a slate has few candidates; use exact or per_token")
-  if opd.reward.fn is not None:
-    raise ConfigError("--config.opd.reward.fn: scored answers are judged by the built-in rewards; set it to None")
+  check_reward(config, "opd")
   if opd.microbatches != 1:
     raise ConfigError(f"--config.opd.microbatches: {opd.microbatches}, but a batch of scored answers is taken whole; set it to 1")
 
@@ -152,8 +151,7 @@ def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
 def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
   """The student."""
   if config.answer.form == "scored":
-    mode = "reason" if is_reasoned(config) else "score"
-    return (PolicyRecord("opd", (RankerRecord("opd", "OPD policy", mode, against=("sft",)),), prior=True, form="scored"),)
+    return (PolicyRecord("opd", (RankerRecord("opd", "OPD policy", scored_mode(config), against=("sft",)),), prior=True, form="scored"),)
   return (PolicyRecord("opd", (RankerRecord("opd", "OPD policy", "direct" if config.prompt.direct else "reason"),), prior=True),)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from experiments.checks import check_records, check_training
+from experiments.scored import check_reward
 from gr2_jax.data.schema import SPLITS
 from gr2_jax.errors import ConfigError
 from gr2_jax.evaluation.held_out import likelihood_of_labels, quality_of_order
@@ -16,7 +17,7 @@ from gr2_jax.rl.options import GroupOptions
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.policy_training import train_by_reward
-from gr2_jax.runs.scored import ScoredSlates, is_reasoned, make_own_thoughts, mix_targets, open_scorer, train_scored
+from gr2_jax.runs.scored import ScoredSlates, is_reasoned, make_own_thoughts, mix_targets, open_scorer, scored_mode, train_scored
 from gr2_jax.runs.stages import Init, Stage
 from gr2_jax.runs.training import TrainingOptions
 from gr2_jax.settings import check_settings, read_record, setting, spread
@@ -121,8 +122,7 @@ def _check_scored(config: ConfigDict) -> None:
       "--config.rl.through: 'target', but eq7 asks whether an answer is a copy, which is seen behind the target too; use whole, or another "
       "reward.condition"
     )
-  if config.rl.reward.fn is not None:
-    raise ConfigError("--config.rl.reward.fn: scored answers are judged by the built-in rewards; set it to None")
+  check_reward(config, "rl")
   for name in ("minibatches", "microbatches"):
     if config.rl[name] != 1:
       raise ConfigError(f"--config.rl.{name}: {config.rl[name]}, but a batch of scored answers is one gradient step; set it to 1")
@@ -165,7 +165,7 @@ def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
   """The RL policy."""
   if config.answer.form == "scored":
     against = ("midtrain", "lambdamart", "lambdamart_all", "sft", "opd", "rl_control")
-    mode = "reason" if is_reasoned(config) else "score"
+    mode = scored_mode(config)
     policy = PolicyRecord("rl", (RankerRecord("policy", "RL policy", mode, against=against),), form="scored")
     control = RankerRecord("rl_control", "cross-entropy control", mode, against=("sft", "opd"))
     return (policy, PolicyRecord("rl", (control,), "control", form="scored")) if config.rl.control else (policy,)

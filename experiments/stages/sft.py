@@ -21,7 +21,7 @@ from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.rl.options import PRESENTATIONS
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
-from gr2_jax.runs.scored import TARGETS, ScoredSlates, is_reasoned, mix_targets, train_scored
+from gr2_jax.runs.scored import TARGETS, ScoredSlates, is_reasoned, mix_targets, scored_mode, train_scored
 from gr2_jax.runs.stages import Stage
 from gr2_jax.runs.training import TrainingOptions, train_lm
 from gr2_jax.settings import check_settings, setting, spread
@@ -230,9 +230,7 @@ def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
 def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
   """The SFT policy, and the one that was taught without reasoning."""
   if config.answer.form == "scored":
-    return (
-      PolicyRecord("sft", (RankerRecord("sft", "SFT policy", "reason" if is_reasoned(config) else "score"),), prior=True, form="scored"),
-    )
+    return (PolicyRecord("sft", (RankerRecord("sft", "SFT policy", scored_mode(config)),), prior=True, form="scored"),)
   taught = PolicyRecord("sft", (RankerRecord("sft", "SFT policy", "direct" if config.prompt.direct else "reason"),), prior=True)
   if not config.sft.without_reasoning:
     return (taught,)

@@ -52,7 +52,7 @@ class GrowingLog:
         grown[user] = items, times
       if grown:
         histories = [History(user, tuple(items), tuple(times)) for user, (items, times) in grown.items()]
-        counted = [len(self._copy_latest(history.user)[0]) for history in histories]
+        counted = [len(self._latest[user].items) if user in self._latest else 0 for user in grown]
         self.counts = self.counts.add(Interactions.of(histories, self._catalogue, counted))
         self._latest |= {history.user: _latest(history) for history in histories}
 

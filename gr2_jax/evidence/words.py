@@ -20,13 +20,18 @@ class FactWords:
 
   def sentence(self, value: float, bucket: int, buckets: int) -> str:
     """The clause, and where the value is above the lowest of so many quantile buckets, above which share of all candidates it is."""
-    clause, share = self.say(value), 100 * bucket // buckets
+    clause, share = self.say(value), _share_below(bucket, buckets)
     return f"{clause}, {self.than} {share} % of candidates" if share else clause
 
 
 def level_word(short: str, bucket: int, buckets: int) -> str:
   """How a quantile bucket of a fact is spelled: the share of all candidates that it is above."""
-  return f"{short}:{100 * bucket // buckets}%"
+  return f"{short}:{_share_below(bucket, buckets)}%"
+
+
+def _share_below(bucket: int, buckets: int) -> int:
+  """Per cent of all candidates that a quantile bucket is above."""
+  return 100 * bucket // buckets
 
 
 def fact_sentences(names: Sequence[str]) -> list[str]:

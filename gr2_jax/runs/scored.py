@@ -136,6 +136,11 @@ def is_reasoned(config: ConfigDict) -> bool:
   return config.answer.form == "scored" and not config.prompt.direct
 
 
+def scored_mode(config: ConfigDict) -> str:
+  """How the scored policies of SFT, OPD and RL are asked."""
+  return "reason" if is_reasoned(config) else "score"
+
+
 def open_scorer(run: Run, *, layers: int | None = None, learns: bool = False) -> SlateScorer:
   """The run's scorer, of so many `layers` (None: whole); where it `learns` by supervision, with the config's dropout."""
   codes, options = FactTables(run).codes, run.config.answer
