@@ -98,13 +98,13 @@ def _from_fitted(stage: StageContext) -> tuple[Slates, dict[str, Any]]:
     "retrieval": {name: retrieval_metrics(values) for name, values in ranks.items()},
     "retrieved": _count_retrieved(train=train, validation=validation, test=test),
   }
-  slates = {"train": train.slates, "validation": validation.slates, "test": test.slates}
+  train_slates = train.slates
   if source == "sasrec" and options.also != "none":
     others = _cross_fit(stage, options.also)
-    slates["train"] += others.slates
+    train_slates += others.slates
     report["retrieved"] |= _count_retrieved(**{f"train by {options.also}": others})
     report["train_upstream_rank"] = {name: _rank_histogram(of.slates) for name, of in ((source, train), (options.also, others))}
-  return slates, report
+  return {"train": train_slates, "validation": validation.slates, "test": test.slates}, report
 
 
 def _cross_fit(stage: StageContext, name: str) -> RetrievedSlates:
