@@ -32,7 +32,7 @@ class SasrecConfig:
 
   width: int = setting(64, "of the item vectors", low=1)
   layers: int = setting(2, "of the transformer", low=1)
-  dropout: float = setting(0.2, "share of what is read, and of the states, that is left out in training", low=0, below=1)
+  dropout: float = setting(0.1, "share of what is read, and of the states, that is left out in training", low=0, below=1)
   negatives: int = setting(1024, "drawn for each update", unit="items", low=1)
   epochs: int = setting(16, "over all histories", unit="epochs", low=1)
   learning_rate: float = setting(1e-2, "of Muon at first; it falls to 0 as a cosine", above=0)
