@@ -50,7 +50,8 @@ SPLIT_NOTE = (
   "event before the validation's days. The catalogue is known throughout: an item that comes later is in it with its text, without events."
 )
 CROSS_FIT_NOTE = (
-  "The upstream rankers of training slates are fitted across users and may have seen later events of others, before those days."
+  "Training slates come from before those days, and so does all that their upstream rankers read, which are fitted across users and may "
+  "have seen later events of others there."
 )
 BEAMS_NOTE = "Training slates are requests of the validation's days, validation slates the last of these."
 UNTIMED_NOTE = "The slates carry no timestamps: every event of the log counts, and the log holds none of their targets."

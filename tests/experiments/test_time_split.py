@@ -211,7 +211,7 @@ def contents(run, stages, but):
     found |= {f"{stage}/{of.name}": final_state(run, stage, of.name) for of in trainings if not of.name.endswith("_training")}
     files = [path for path in (run / stage).rglob("*") if path.is_file() and trainings.isdisjoint(path.parents)]
     found |= {str(path.relative_to(run)): path.read_bytes() for path in files if path.name != "done.json"}
-  return {name: of for name, of in found.items() if name not in but}
+  return {name: of for name, of in found.items() if name not in (*but, "tokenize/checkpoints")}  # which is saved by the minute
 
 
 @pytest.mark.slow
@@ -227,9 +227,7 @@ def test_a_run_learns_the_same_whatever_comes_later(run_here, tmp_path):
   runs = {name: tmp_path / name / "run" for name in ("log", "test", "validation")}
   for name, stages, but in (("test", STAGES, TESTED), ("validation", STAGES[:4], (*TESTED, *CHOOSING))):
     one, two = (contents(run, stages, but) for run in (runs["log"], runs[name]))
-    assert one.keys() == two.keys() and {"midtrain/checkpoints", "midtrain/fold_1", "slates/train.jsonl.gz", "tokenize/rqvae.msgpack"} <= {
-      *one
-    }
+    assert one.keys() == two.keys() >= {"midtrain/checkpoints", "midtrain/fold_1", "slates/train.jsonl.gz", "tokenize/rqvae.msgpack"}
     for key in one:
       jax.tree.map(np.testing.assert_array_equal, one[key], two[key])
     assert read(Run.open(runs["log"]), "test") != read(Run.open(runs[name]), "test")
