@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 ADDED: Mapping[str, Any] = {
+  "data.split": "leave_one_out",
   "answer.texts": False,
   "answer.past": 10,
   "answer.text_dropout": 0.2,
