@@ -6,6 +6,7 @@
 `small`: under an hour on two CPU cores. Without it: a larger model and longer training for one GPU or a TPU host.
 `strong`: the order to beat is that of SASRec with the items' text, and training slates are its own and the CTR model's.
 `written`: the report's own form, a reasoning and then the permutation token by token; without it answers are scored, as in quickstart.py.
+`time`: the log is split by time, its last days held out, instead of each user's last items.
 `tiny`: the same path on a synthetic log, in about a minute, for tests.
 Measured: docs/results/main.md; of `written` docs/results/beauty.md
 """
@@ -20,7 +21,7 @@ CATALOGUES = ("beauty", "sports", "toys")
 
 
 def get_config(arg=None):
-  args = parse_arg(arg, beauty=False, sports=False, toys=False, small=False, strong=False, written=False, tiny=False, seed=0)
+  args = parse_arg(arg, beauty=False, sports=False, toys=False, small=False, strong=False, written=False, time=False, tiny=False, seed=0)
   chosen = [name for name in CATALOGUES if getattr(args, name)]
   if len(chosen) != 1:
     raise ConfigError(f"config argument: name one catalogue of {', '.join(CATALOGUES)}, for example configs/amazon.py:beauty,small")
@@ -31,6 +32,8 @@ def get_config(arg=None):
   config.tokenize.update({"text_pieces": 2048, "num_candidates": 10})
   config.tokenize.rqvae.update({"levels": 4, "codebook_size": 256})  # GR2's
   config.slates.source = "ctr"
+  if args.time:
+    config.data.split = "time"
   # What the quickstart showed for small models; its comments say why.
   config.decoding.constraint = "slate"
   config.traces.temperature = 0.3

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -22,8 +22,9 @@ from gr2_jax.data.jsonl import (
   write_slates,
 )
 from gr2_jax.data.market import MarketConfig, make_market
-from gr2_jax.data.schema import SPLITS, Catalogue, DataError, History, Slate
+from gr2_jax.data.schema import SPLITS, TIME_LIMIT, Catalogue, DataError, History, Slate
 from gr2_jax.data.slate_histories import histories_of_slates
+from gr2_jax.data.splits import SPLITTERS, find_unseen, first_days, split_by_time, write_day
 from gr2_jax.errors import ConfigError
 from gr2_jax.files import write_json
 from gr2_jax.runs.context import StageContext
@@ -54,6 +55,12 @@ class DataOptions:
     "at a bad line; skip leaves out bad lines and events of unknown items, counts them, and lists them in RUN/data/bad_lines.jsonl",
     choices=("stop", "skip"),
   )
+  split: str = setting(
+    "leave_one_out",
+    "of the log, for slates that are built here: of each user the last item is the test's and the one before it the validation's; or time: "
+    "the last tenth of days is the test's and the tenth before it the validation's",
+    choices=tuple(SPLITTERS),
+  )
   max_history: int = setting(50, "the latest of a request that is built from the log", unit="items", low=1)
   market_seed: int = setting(0, "of the synthetic market", low=0)
   market: MarketConfig = setting(MarketConfig(), "the synthetic one")
@@ -69,6 +76,7 @@ def run(stage: StageContext) -> None:
   if histories is None:
     histories = _histories_of_slates(stage, slates)
   _note_targets_in_histories(stage, slates)
+  by_time = _count_split(histories, stage.options.max_history) if stage.options.split == "time" else {}
   write_items(stage.path("items.jsonl.gz"), catalogue.items)
   write_interactions(stage.path("interactions.jsonl.gz"), histories)
   for split, records in slates.items():
@@ -79,6 +87,7 @@ def run(stage: StageContext) -> None:
     "users": len(histories),
     "interactions": sum(len(history.items) for history in histories),
     "slates": {split: len(records) for split, records in slates.items()},
+    **by_time,
   }
   write_json(stage.path("counts.json"), counts)
   stage.say(f"{counts['items']:,} items, {counts['users']:,} users, {counts['interactions']:,} interactions")
@@ -97,6 +106,26 @@ def _histories_of_slates(stage: StageContext, slates: Mapping[str, Sequence[Slat
     )
   stage.progress.note(f"data: no interactions.jsonl; the histories of the slates of {len(histories):,} users are the log")
   return histories
+
+
+def _count_split(histories: Sequence[History], max_history: int) -> dict[str, Any]:
+  """Where the log is split by time, and what that leaves; raises DataError where it leaves nothing."""
+  try:
+    split, starts = split_by_time(histories, max_history), first_days(histories)
+  except DataError as error:
+    raise DataError(f"--config.data.{error}") from None
+  counts: dict[str, Any] = {
+    "training": {"users": len(split.train), "interactions": sum(len(history.items) for history in split.train)},
+  }
+  for name, requests, start, end in (("validation", split.validation, *starts), ("test", split.test, starts[1], TIME_LIMIT)):
+    unseen = find_unseen(split.train, [request.user for request in requests], [request.target for request in requests])
+    counts[name] = {
+      "first_day": write_day(start),
+      "requests": len(requests),
+      "first_interactions": sum(start <= history.timestamps[0] < end for history in histories),
+      **{group: int(of.sum()) for group, of in unseen.items()},
+    }
+  return {"split_by_time": counts}
 
 
 def _note_targets_in_histories(stage: StageContext, slates: Mapping[str, Sequence[Slate]]) -> None:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from gr2_jax.compression.cache import FULL_HISTORIES, load_compressed, time_prefill
 from gr2_jax.data.schema import SPLITS, Slate
 from gr2_jax.data.slates import slate_labels
+from gr2_jax.data.splits import find_unseen
 from gr2_jax.evaluation import baselines
 from gr2_jax.evaluation.held_out import quality_of_order
 from gr2_jax.evaluation.importance import permutation_importance
@@ -37,10 +38,22 @@ from gr2_jax.steps.start import load_params
 from gr2_jax.teachers.tree import describe_lambdamart, fit_lambdamart, lambdamart_scores
 
 _LINES = ("policy", "direct")  # of which validation slates choose the one that a run stands for
-TIME_NOTE = (
+COUNTS_NOTE = (
   "Counts (popularity, transitions, co-occurrence; in features and in prompts) use only events before the request's timestamp; events of "
-  "the same day do not count. Upstream rankers are fitted across users and may have seen later events of other users."
+  "the same day do not count."
 )
+TIME_NOTE = f"{COUNTS_NOTE} Upstream rankers are fitted across users and may have seen later events of other users."
+SPLIT_NOTE = (
+  f"{COUNTS_NOTE} The log is split by time: test requests are of the last tenth of the days that have an event, validation requests of the "
+  "tenth before. What the upstream ranker and mid-training learn came before the validation's days, and nothing that ranks a test request "
+  "has read a later event; validation slates only choose among what is trained. Seen and unseen: whether the user, or the target, has an "
+  "event before the validation's days. The catalogue is known throughout: an item that comes later is in it with its text, without events."
+)
+CROSS_FIT_NOTE = (
+  "Training slates come from before those days, and so does all that their upstream rankers read, which are fitted across users and may "
+  "have seen later events of others there."
+)
+BEAMS_NOTE = "Training slates are requests of the validation's days, validation slates the last of these."
 UNTIMED_NOTE = "The slates carry no timestamps: every event of the log counts, and the log holds none of their targets."
 
 
@@ -80,6 +93,8 @@ def run(stage: StageContext) -> None:
   for name in scored.records:
     rankers |= ask_policy(stage, name, scored.params(name), scored.rank(name), test)
   subsets = {"reasoning_hard": _find_hard_slates(stage, rankers["sft_direct"], labels)} if "sft_direct" in rankers else {}
+  if stage.config.data.split == "time":
+    subsets |= find_unseen(stage.split.train, [slate.user for slate in test], [item for slate in test for item in slate.targets])
   rankers |= _compressed_rankers(stage, policies, rankers[POLICY], test)
   metrics = measure_rankers(rankers, labels, options.gain)
   users, weights = [slate.user for slate in test], np.array([slate.weight for slate in test])
@@ -101,7 +116,7 @@ def run(stage: StageContext) -> None:
     segments=[slate.segment for slate in test],
     subsets=subsets,
     train_labels=slate_labels(slates["train"]),
-    notes=[TIME_NOTE if any(slate.timestamp is not None for slate in test) else UNTIMED_NOTE, trees],
+    notes=[_note_time(stage, test), trees],
     gain=options.gain,
     metrics=metrics,
     bootstrap_seed=stage.seed,
@@ -113,6 +128,13 @@ def run(stage: StageContext) -> None:
     write_per_slate(stage.path("per_slate.npz"), metrics, users, weights)
     write_card(stage.run.directory)
   stage.progress.console.print(render_console_table(results))
+
+
+def _note_time(stage: StageContext, test: Sequence[Slate]) -> str:
+  """What has been read of which time."""
+  if stage.config.data.split == "time":
+    return f"{SPLIT_NOTE} {BEAMS_NOTE if stage.config.slates.source == 'beam' else CROSS_FIT_NOTE}"
+  return TIME_NOTE if any(slate.timestamp is not None for slate in test) else UNTIMED_NOTE
 
 
 def _titles(declared: Sequence[RankerRecord], rankers: Mapping[str, RankerAnswers], orders: int) -> Iterator[tuple[str, str]]:

@@ -118,9 +118,9 @@ def check(config: ConfigDict) -> None:
   if not _has_lm_score(config) and LM_SCORE in config.evidence.facts:
     raise ConfigError(f"--config.evidence.facts: {LM_SCORE!r} is a score of mid-training on packed items; set midtrain.form to packed")
   if _has_lm_score(config) and config.slates.source != "log" and config.midtrain.packed.whole_log:
+    targets = "all items of the log's last days" if config.data.split == "time" else "the last two items of each user"
     raise ConfigError(
-      f"--config.midtrain.packed.whole_log: True, but slates of {config.slates.source!r} have as their targets the last two items of each "
-      "user; set it to False"
+      f"--config.midtrain.packed.whole_log: True, but slates of {config.slates.source!r} have as their targets {targets}; set it to False"
     )
   if _has_lm_score(config) and config.slates.source != "log" and not config.midtrain.packed.folds:
     raise ConfigError(

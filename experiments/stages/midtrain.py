@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from experiments.checks import check_training
 from gr2_jax.data.pipelines import make_pipeline
-from gr2_jax.data.splits import NextItem
+from gr2_jax.data.splits import NextItem, find_unseen
 from gr2_jax.errors import ConfigError
 from gr2_jax.evaluation.retrieval import retrieval_metrics, retrieval_ranks
 from gr2_jax.files import write_json
@@ -110,10 +110,11 @@ def _evaluate(stage: StageContext, scores: Callable[[np.ndarray], np.ndarray], f
     write_json(stage.path("retrieval.json"), found | {"requests": 0})
     stage.say("full catalogue: not measured, since no user has three items, of which the last could be the target")
     return
-  if options.eval_users is not None and len(requests) > options.eval_users:
-    chosen = np.sort(np.random.default_rng(stage.seed).choice(len(requests), options.eval_users, replace=False))
-    requests = [requests[i] for i in chosen]
-  with stage.task("midtrain: retrieval", len(requests), "users") as task:
+  users = list(dict.fromkeys(request.user for request in requests))
+  if options.eval_users is not None and len(users) > options.eval_users:
+    chosen = {users[i] for i in np.random.default_rng(stage.seed).choice(len(users), options.eval_users, replace=False)}
+    requests = [request for request in requests if request.user in chosen]
+  with stage.task("midtrain: retrieval", len(requests), "requests") as task:
     report = stage.on_progress(task)
     ranker = "the mid-trained model (config.midtrain)"
     ranks = retrieval_ranks(scores, requests, stage.catalogue, ranker=ranker, on_progress=lambda count: report(task.done + count))
@@ -121,11 +122,15 @@ def _evaluate(stage: StageContext, scores: Callable[[np.ndarray], np.ndarray], f
   for segment in sorted({request.segment for request in requests if request.segment}):
     inside = np.array([request.segment == segment for request in requests])
     found |= {f"{name}, {segment}": retrieval_metrics(values[inside]) for name, values in ranks.items()}
+  if stage.config.data.split == "time":
+    unseen = find_unseen(stage.split.train, [request.user for request in requests], [request.target for request in requests])
+    for group, inside in unseen.items():
+      found |= {f"{name}, {group}": retrieval_metrics(values[inside]) for name, values in ranks.items() if inside.any()}
   write_json(stage.path("retrieval.json"), found)
   masked = found["masked"]
   stage.say(
     f"full catalogue, history masked: R@5 {masked['recall@5']:.4f}  R@10 {masked['recall@10']:.4f}  "
-    f"N@5 {masked['ndcg@5']:.4f}  N@10 {masked['ndcg@10']:.4f}  ({len(requests):,} users)"
+    f"N@5 {masked['ndcg@5']:.4f}  N@10 {masked['ndcg@10']:.4f}  ({len(requests):,} requests)"
   )
 
 

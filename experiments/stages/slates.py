@@ -12,7 +12,7 @@ from experiments.stages.data import check_slates
 from gr2_jax.data.jsonl import read_slates, write_slates
 from gr2_jax.data.schema import SPLITS, DataError, History, Slate
 from gr2_jax.data.slates import SHORTEST_CUT, RetrievedSlates, check_slate_size, cross_fit_examples, slates_from_scores
-from gr2_jax.data.splits import NextItem
+from gr2_jax.data.splits import NextItem, find_unseen
 from gr2_jax.errors import ConfigError
 from gr2_jax.evaluation.retrieval import retrieval_metrics, retrieval_ranks
 from gr2_jax.evidence.items import unit_vectors
@@ -63,6 +63,8 @@ def run(stage: StageContext) -> None:
   for split in SPLITS:
     if not slates[split]:
       raise DataError(f"slates: no {split} slate holds its target; raise --config.slates.size, or train the upstream ranker longer")
+  if stage.config.data.split == "time":
+    report["retrieved"] |= _count_unseen(stage, slates["test"])
   report["source"] = stage.options.source
   report["slates"] = {split: len(slates[split]) for split in SPLITS}
   report["target_upstream_rank"] = {split: _rank_histogram(slates[split]) for split in SPLITS}
@@ -148,6 +150,16 @@ def _count_retrieved(**found: RetrievedSlates) -> dict[str, dict[str, int]]:
   return {split: {"requests": of.asked, "retrieved": len(of.slates)} for split, of in found.items()}
 
 
+def _count_unseen(stage: StageContext, slates: Sequence[Slate]) -> dict[str, dict[str, int]]:
+  """The same of the test requests that are of unseen users, of unseen items, or of neither."""
+  requests, train = stage.split.test, stage.split.train
+  asked = find_unseen(train, [request.user for request in requests], [request.target for request in requests])
+  found = find_unseen(train, [slate.user for slate in slates], [item for slate in slates for item in slate.targets])
+  return {
+    f"test, {group.replace('_', ' ')}": {"requests": int(of.sum()), "retrieved": int(found[group].sum())} for group, of in asked.items()
+  }
+
+
 def _latest(past: np.ndarray, width: int) -> np.ndarray:
   """The last `width` items of histories that are padded at their end."""
   return history_rows([row[row >= 0].tolist() for row in past], width)
@@ -168,18 +180,30 @@ def _from_beams(stage: StageContext) -> tuple[Slates, dict[str, Any]]:
 
     held_out = slates_from_scores(counted, split.validation, stage.catalogue, size=options.size, ranker=_BEAMS)
     test = slates_from_scores(counted, split.test, stage.catalogue, size=options.size, ranker=_BEAMS)
-  cut = max(1, round(len(held_out.slates) * (1 - options.validation_share)))
-  order = np.random.default_rng(stage.seed).permutation(len(held_out.slates))
-
-  def pick(indices: np.ndarray) -> list[Slate]:
-    return [held_out.slates[i] for i in np.sort(indices)]
-
   report = {"retrieved": _count_retrieved(**{"train and validation": held_out, "test": test})}
-  return {"train": pick(order[:cut]), "validation": pick(order[cut:]), "test": test.slates}, report
+  train, validation = _divide(stage, held_out.slates)
+  return {"train": train, "validation": validation, "test": test.slates}, report
+
+
+def _divide(stage: StageContext, slates: Sequence[Slate]) -> tuple[list[Slate], list[Slate]]:
+  """Slates for training and for validation: by chance, or where the log is split by time the last ones for validation."""
+  cut = max(1, round(len(slates) * (1 - stage.options.validation_share)))
+  if stage.config.data.split == "time":
+    times = sorted(slate.timestamp or 0 for slate in slates)
+    since = times[min(cut, len(times) - 1)] if times else 0
+    return [slate for slate in slates if (slate.timestamp or 0) < since], [slate for slate in slates if (slate.timestamp or 0) >= since]
+  order = np.random.default_rng(stage.seed).permutation(len(slates))
+  train, validation = ([slates[i] for i in np.sort(part)] for part in (order[:cut], order[cut:]))
+  return train, validation
 
 
 def check(config: ConfigDict) -> None:
-  """Names for all candidates."""
+  """Names for all candidates, and slates that the log's split is of."""
+  if config.slates.source == "log" and config.data.split == "time":
+    raise ConfigError(
+      "--config.data.split: 'time' splits the log for slates that are built here, and those of slates.source 'log' come split already; set "
+      "it to leave_one_out, or slates.source to ctr, sasrec or beam"
+    )
   size, named = config.slates.size, config.tokenize.num_candidates
   if config.slates.source != "log" and size > named:
     raise ConfigError(f"--config.slates.size: {size}, but only {named} candidates have names; raise --config.tokenize.num_candidates")
@@ -212,10 +236,12 @@ def foresee(stage: StageContext) -> list[str]:
   if not split.test:
     return [*faults, f"{key} takes a user's last item for the test and the one before for validation; none of {short:,} users has 3 items"]
   if options.source in FITTED and short == len(split.train):
+    of = f"{need} items or more ({SHORTEST_CUT - 1} before the target, and the last two for validation and test)"
+    if stage.config.data.split == "time":
+      of = f"{SHORTEST_CUT} items or more before the validation's days"
     return [
       *faults,
-      f"{key} makes training slates of users with {need} items or more ({SHORTEST_CUT - 1} before the target, and the last two for "
-      f"validation and test), and all {short:,} users have fewer; bring longer histories, or slates of your own",
+      f"{key} makes training slates of users with {of}, and all {short:,} users have fewer; bring longer histories, or slates of your own",
     ]
   if options.source in FITTED and len(split.train) < options.folds:
     faults.append(

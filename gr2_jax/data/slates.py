@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from gr2_jax.data.schema import Catalogue, DataError, History, Slate
-from gr2_jax.data.splits import NextItem, leave_one_out
+from gr2_jax.data.splits import NextItem, cut_history, leave_one_out
 
 SHORTEST_CUT = 3  # items of a history that gives a training request: the target, and two before it
 SCORE_BATCH = 256  # requests scored at once: 256 x 100,000 items are 100 MB
@@ -125,7 +125,7 @@ def cross_fit_examples(
     fitted = tuple(h for h, f in zip(histories, fold_of, strict=True) if f != fold)
     held_out = [h for h, f in zip(histories, fold_of, strict=True) if f == fold]
     # Each position is the test request of the history cut right after it.
-    cuts = [_cut(h, end) for h in held_out for end in range(max(SHORTEST_CUT, len(h.items) - per_user + 1), len(h.items) + 1)]
+    cuts = [cut_history(h, end) for h in held_out for end in range(max(SHORTEST_CUT, len(h.items) - per_user + 1), len(h.items) + 1)]
     yield fitted, leave_one_out(cuts, max_history).test
 
 
@@ -134,11 +134,6 @@ def deal_folds(users: int, folds: int, seed: int) -> np.ndarray:
   if folds < 2 or users < folds:
     raise DataError(f"folds: {folds} for {users} users; use at least 2 and no more than there are users")
   return np.random.default_rng(seed).permutation(users) % folds
-
-
-def _cut(history: History, end: int) -> History:
-  """The first `end` interactions."""
-  return dataclasses.replace(history, items=history.items[:end], timestamps=history.timestamps[:end])
 
 
 def _top(scores: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -85,12 +85,12 @@ class StageContext:
 
   @functools.cached_property
   def split(self) -> Split:
-    """Leave-one-out split of the whole log."""
+    """The split of the whole log."""
     return load.load_split(self.run, self.catalogue)
 
   @functools.cached_property
   def log(self) -> tuple[History, ...]:
-    """The interactions that counts and classical rankers may learn from."""
+    """The interactions that counts may read, strictly before each request."""
     return load.load_log(self.run, self.catalogue)
 
   @functools.cached_property

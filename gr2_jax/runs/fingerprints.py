@@ -13,6 +13,7 @@ from gr2_jax.models.sasrec import SasrecConfig
 from gr2_jax.settings import to_section
 
 ADDED: Mapping[str, Any] = {
+  "data.split": "leave_one_out",
   "answer.texts": False,
   "answer.past": 10,
   "answer.text_dropout": 0.2,

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from gr2_jax.data.jsonl import read_interactions, read_items, read_slates
 from gr2_jax.data.schema import SPLITS, Catalogue, DataError, History, Slate
-from gr2_jax.data.splits import Split, leave_one_out
+from gr2_jax.data.splits import SPLITTERS, Split
 from gr2_jax.evidence.codes import FactCodes
 from gr2_jax.evidence.counts import TransitionCounts
 from gr2_jax.evidence.patterns import mine_priming
@@ -36,17 +36,19 @@ def load_catalogue(run: Run) -> Catalogue:
 
 
 def load_split(run: Run, catalogue: Catalogue) -> Split:
-  """Leave-one-out split of the whole log."""
-  return leave_one_out(read_interactions(run.path("data", "interactions.jsonl.gz"), catalogue), run.config.data.max_history)
+  """The split of the whole log, by `config.data.split`."""
+  histories = read_interactions(run.path("data", "interactions.jsonl.gz"), catalogue)
+  return SPLITTERS[run.config.data.split](histories, run.config.data.max_history)
 
 
 def load_log(run: Run, catalogue: Catalogue) -> tuple[History, ...]:
-  """The interactions that counts and classical rankers may learn from.
+  """The interactions that counts may read, strictly before each request.
 
-  Logged slates come with histories that end before every request, so the whole log is past. Slates that are built here take the
-  last two items of each user as their targets, so only the training part is.
+  Logged slates come with histories that end before every request, so the whole log is past. Slates that are built here by leave-one-out
+  take the last two items of each user as their targets, so only the training part is. Split by time, every request and every interaction
+  has its time, so counts go on to the request in the whole log; what is fitted without looking at times takes `load_split().train`.
   """
-  if run.config.slates.source == "log":
+  if run.config.slates.source == "log" or run.config.data.split == "time":
     return read_interactions(run.path("data", "interactions.jsonl.gz"), catalogue)
   return load_split(run, catalogue).train
 
@@ -121,9 +123,14 @@ def make_context(
     codes,
     vocabulary,
     transitions=TransitionCounts.fit(log, catalogue) if any(HINTS[name].counts for name in style.hints) else None,
-    priming=mine_priming(log, catalogue) if style.knowledge_priming else "",
+    priming=mine_priming(_untimed_log(run, catalogue, log), catalogue) if style.knowledge_priming else "",
     facts=facts,
   )
+
+
+def _untimed_log(run: Run, catalogue: Catalogue, log: tuple[History, ...]) -> tuple[History, ...]:
+  """What of a run's log may be read whole for every request."""
+  return load_split(run, catalogue).train if run.config.data.split == "time" else log
 
 
 def open_context(run: Run, facts: FactReader | None = None) -> PromptContext:

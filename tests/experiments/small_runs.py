@@ -4,6 +4,10 @@ import json
 import pathlib
 import shutil
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
 from experiments.flags import load_config
 from gr2_jax.data.jsonl import write_interactions, write_items, write_slates
 
@@ -64,3 +68,14 @@ def edit_line(path, number, change):
   lines = path.read_text(encoding="utf-8").splitlines()
   lines[number - 1] = change if isinstance(change, str) else json.dumps(json.loads(lines[number - 1]) | change)
   path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def final_state(run, stage, name="checkpoints"):
+  """Every array of the last state of a training, by its path."""
+  folder = run / stage / name
+  path = folder / str(max(int(p.name) for p in folder.iterdir())) / "state"
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    shapes = reader.metadata(path).item_metadata.tree
+    kinds = ocp.checkpoint_utils.construct_restore_args(shapes)
+    numpy_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), kinds)
+    return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=numpy_arrays))

@@ -27,7 +27,10 @@ CONFIGS = {
   "written.py": ("", "seed=3", "tiny"),
   "small_market.py": ("", "seed=1", "tiny"),
   "own_data.py": ("seed=1,tiny", "tiny"),  # test_own_data.py has those of a folder
-  "amazon.py": ("beauty", "sports", "toys,small", "beauty,small,written", "beauty,small,strong", "beauty,strong,tiny", "beauty,tiny"),
+  "amazon.py": (
+    *("beauty", "sports", "toys,small", "beauty,small,written", "beauty,small,strong", "beauty,strong,tiny", "beauty,strong,time"),
+    *("beauty,small,time", "beauty,tiny"),
+  ),
   "rl_losses.py": ("dapo", "grpo,seed=1", "dr_grpo", "gspo", "tis", "gspo,tiny"),
   "verbose_prompts.py": ("", "seed=1", "tiny"),
   "ablations/evidence.py": ("", "seed=1", "tiny"),

@@ -9,9 +9,8 @@ import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from small_runs import ROOT, continue_from, hash_files, tiny_config
+from small_runs import ROOT, continue_from, final_state, hash_files, tiny_config
 
 from gr2_jax.data.jsonl import read_slates
 from gr2_jax.data.market import MarketConfig, make_market
@@ -96,17 +95,6 @@ def stop_at(process, metrics, lines):
   _, error = finish(process, 143)
   assert "SIGTERM: saving, then stopping" in error
   assert "stopped by SIGTERM; the same command goes on from here" in error
-
-
-def final_state(run, stage):
-  """Every array of the last checkpoint's state, by its path."""
-  folder = run / stage / "checkpoints"
-  path = folder / str(max(int(p.name) for p in folder.iterdir())) / "state"
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    shapes = reader.metadata(path).item_metadata.tree
-    kinds = ocp.checkpoint_utils.construct_restore_args(shapes)
-    numpy_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), kinds)
-    return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=numpy_arrays))
 
 
 def lines_without_time(path):
