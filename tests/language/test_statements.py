@@ -47,7 +47,10 @@ def write(context, *parts):
   return tokens
 
 
-def read(context, tokens, style=PromptStyle(facts=FACTS), shown=(0, 1, 2)):
+STYLE = PromptStyle(facts=FACTS)
+
+
+def read(context, tokens, style=STYLE, shown=(0, 1, 2)):
   reason = read_reason(tokens, SLATE, shown, context, style)
   return reason, are_true(reason, SLATE, context, style, Known())
 
