@@ -5,9 +5,9 @@
 
 Two lines. Reasoned, the report's: SFT on a teacher that saw no label, then RL on the verified reward, both write a reasoning and are scored
 behind it, beside a control by supervision (`rl.control`). Direct: half labels and half a tree are learnt, and answers come at once.
-`at_once` leaves the reasonings out of the first line too; `teacher=tree` lets SFT learn a tree's orders and its reasons for them, facts that
-are true by construction, and the tree saw labels, of other users. The report's own form of answer, written token by token after a reasoning, is in `written.py` and
-`small_market.py`.
+`at_once` leaves the reasonings out of the first line too; `teacher=tree` lets SFT learn a tree's orders and its reasons for them, facts
+that are true by construction, and the tree saw labels, of other users. The report's own form of answer, written token by token after a
+reasoning, is in `written.py` and `small_market.py`.
 Hardware: 2 CPU cores. `seed=N` repeats it on another market with other draws.
 Measured: docs/results/main.md
 """
