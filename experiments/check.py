@@ -9,6 +9,7 @@ from experiments.settings import RunOptions
 from experiments.stages import load_stages
 from gr2_jax.errors import ConfigError
 from gr2_jax.models.config import check_parts, preset
+from gr2_jax.runs.scored import is_reasoned
 from gr2_jax.settings import read_section, settings_of
 from gr2_jax.training.mesh import make_mesh
 from gr2_jax.training.writers import import_wandb
@@ -46,6 +47,20 @@ def _check_answers(config: ConfigDict) -> None:
   """Which answers can be decoded."""
   if config.decoding.constraint == "slate" and config.prompt.answer != "compact":
     raise ConfigError(f"--config.decoding.constraint: 'slate' is for compact answers, not for {config.prompt.answer}; set it to none")
+  if config.decoding.constraint != "facts":
+    return
+  if not is_reasoned(config):
+    raise ConfigError(
+      "--config.decoding.constraint: 'facts' is for reasonings before scored answers; set answer.form to scored and prompt.direct to "
+      "False, or the constraint to none"
+    )
+  if not config.prompt.facts or config.prompt.fact_form != "words":
+    raise ConfigError(
+      "--config.decoding.constraint: 'facts' knows facts by their words; name some in prompt.facts, with prompt.fact_form at words, or "
+      "set it to none"
+    )
+  if config.prompt.reference != "slot":
+    raise ConfigError("--config.decoding.constraint: 'facts' knows candidates by the names of their slots; set prompt.reference to slot")
 
 
 def _check_scored(config: ConfigDict) -> None:

@@ -27,6 +27,12 @@ def check_reward(config: ConfigDict, section: str) -> None:
     raise ConfigError(f"--config.{section}.reward.fn: scored answers are judged by the built-in rewards; set it to None")
 
 
+def check_free_reasons(config: ConfigDict, section: str) -> None:
+  """Raises ConfigError where reasonings are distilled under a constraint, which distillation does not know."""
+  if config.decoding.constraint == "facts":
+    raise ConfigError(f"--config.decoding.constraint: 'facts', but {section} distils reasonings that may say anything; set it to none")
+
+
 def train_on_targets(stage: StageContext, kind: str, batch_size: int) -> None:
   """Trains the stage's scored policy from random parameters on targets of a kind (see `mix_targets`); validation slates choose the step."""
   slates, validation = ScoredSlates.load(stage, "train"), ScoredSlates.load(stage, "validation")

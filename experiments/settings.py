@@ -26,8 +26,9 @@ class DecodingOptions:
   constraint: str = setting(
     "none",
     "slate: every answer is a full permutation by construction, with the same mask in every loss, and a rewritten history names its "
-    "items by whole semantic IDs; none: free answers, strict parser",
-    choices=("none", "slate"),
+    "items by whole semantic IDs; facts: of reasonings before scored answers, likewise, words for facts stand only behind the name of a "
+    "candidate of which they are true; none: free answers, strict parser",
+    choices=("none", "slate", "facts"),
   )
   max_new_tokens: int = setting(48, "limit of an answer with its reasoning", unit="tokens", low=1)
 

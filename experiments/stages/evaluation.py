@@ -18,6 +18,7 @@ from gr2_jax.evaluation.held_out import quality_of_order
 from gr2_jax.evaluation.importance import permutation_importance
 from gr2_jax.evaluation.per_slate import write_per_slate
 from gr2_jax.evaluation.policy_answers import MeanOfOrders, RankFn, ask_policy, make_rank, make_scored_rank
+from gr2_jax.evaluation.reasons import CheckedReason, find_what_matters, judge_reasons
 from gr2_jax.evaluation.results import AVERAGED, COMPRESSED, POLICY, RankerAnswers, build_results, measure_rankers, write_results
 from gr2_jax.evidence.facts import BASIC_FACTS, LM_SCORE
 from gr2_jax.evidence.requests import LogCounts
@@ -31,12 +32,13 @@ from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.load import load_policy, load_utilities
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord, read_policies
-from gr2_jax.runs.scored import Answer, ScoredSlates, make_answer, open_scorer
+from gr2_jax.runs.scored import Answer, ScoredSlates, make_answer, make_rescore, open_scorer
 from gr2_jax.runs.stages import Stage
 from gr2_jax.settings import check_settings, setting
 from gr2_jax.steps.start import load_params
 from gr2_jax.teachers.tree import describe_lambdamart, fit_lambdamart, lambdamart_scores
 
+_REASONS = 400  # test slates about which it is asked whether what is stated matters
 _LINES = ("policy", "direct")  # of which validation slates choose the one that a run stands for
 COUNTS_NOTE = (
   "Counts (popularity, transitions, co-occurrence; in features and in prompts) use only events before the request's timestamp; events of "
@@ -122,7 +124,7 @@ def run(stage: StageContext) -> None:
     bootstrap_seed=stage.seed,
     resamples=options.resamples,
   )
-  results |= _judge_scored(stage, scored, users)
+  results |= _judge_scored(stage, scored, users) | {"reasons": _judge_reasons(stage, scored, rankers, users, weights)}
   if stage.run.main:
     write_results(stage.path("results.json"), results)
     write_per_slate(stage.path("per_slate.npz"), metrics, users, weights)
@@ -227,6 +229,18 @@ class _ScoredPolicies:
     """The test slates."""
     return ScoredSlates.load(self._stage, "test").take(np.arange(self._test))
 
+  def matters(self, name: str, checked: Sequence[CheckedReason]) -> list[tuple[bool | None, ...]]:
+    """Whether a policy's scores heed what its reasonings state of the first test slates, see `find_what_matters`."""
+    slates, train = self.test.take(np.arange(len(checked))), ScoredSlates.load(self._stage, "train")
+    params, score = self.params(name), make_rescore(self._stage.run, layers=self.records[name].layers)
+    medians = np.median(train.facts[train.labels >= 0], axis=0)
+
+    def rescore(rows: np.ndarray, facts: np.ndarray) -> np.ndarray:
+      return score(params, dataclasses.replace(slates.take(rows), facts=facts), [checked[row].tokens for row in rows])
+
+    names = FactTables(self._stage.run).codes.names
+    return find_what_matters(rescore, [of.reason for of in checked], slates.facts, slates.labels >= 0, names, medians)
+
   def _load(self, name: str) -> Any:
     record = self.records[name]
     model = open_scorer(self._stage.run, layers=record.layers)
@@ -257,6 +271,20 @@ def _judge_scored(stage: StageContext, scored: _ScoredPolicies, users: Sequence[
       stage.on_progress(task)(1)
     results["importance"] = {main: importance}
   return results
+
+
+def _judge_reasons(
+  stage: StageContext, scored: _ScoredPolicies, rankers: Mapping[str, RankerAnswers], users: Sequence[str], weights: np.ndarray
+) -> dict[str, Any]:
+  """By ranker that reasons, what its reasonings are worth; whether facts matter is asked of scored policies, about some slates."""
+  found = {}
+  for name, of in rankers.items():
+    if of.reasons:
+      matters = scored.matters(name, of.reasons[:_REASONS]) if name in scored.records else []
+      firsts = next(iter(of.answers.values())).rankings[:, 0]
+      resampling = {"clusters": users, "weights": weights, "seed": stage.seed, "resamples": min(stage.options.resamples, 2000)}
+      found[name] = judge_reasons(of.reasons, firsts, matters, **resampling)
+  return found
 
 
 def _decoder(stage: StageContext, layers: int | None) -> Decoder:

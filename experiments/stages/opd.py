@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from experiments.checks import check_records, check_training
-from experiments.scored import check_reward, learn_from_teacher
+from experiments.scored import check_free_reasons, check_reward, learn_from_teacher
 from gr2_jax.errors import ConfigError
 from gr2_jax.objectives.distillation import DistillationConfig
 from gr2_jax.rl.options import PRESENTATIONS, CollectOptions, RewardOptions, read_rollout_options
@@ -130,6 +130,7 @@ def _check_scored(config: ConfigDict) -> None:
     raise ConfigError(f"--config.opd.init: {opd.init!r} leaves no scored policy that could reason; use sft, or set prompt.direct to True")
   if not is_reasoned(config) and opd.distillation.kl == "top_k":
     raise ConfigError("--config.opd.distillation.kl: 'top_k' is of a vocabulary, and a slate has few candidates; use exact or per_token")
+  check_free_reasons(config, "opd")
   check_reward(config, "opd")
   if opd.microbatches != 1:
     raise ConfigError(f"--config.opd.microbatches: {opd.microbatches}, but a batch of scored answers is taken whole; set it to 1")

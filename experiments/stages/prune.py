@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.checks import check_training
-from experiments.scored import learn_from_teacher
+from experiments.scored import check_free_reasons, learn_from_teacher
 from gr2_jax.errors import ConfigError
 from gr2_jax.files import write_json
 from gr2_jax.language.prompts import PromptStyle, present
@@ -161,6 +161,8 @@ def check(config: ConfigDict) -> None:
   if not prune.enabled:
     return
   check_training(config, "prune")
+  if prune.steps:
+    check_free_reasons(config, "prune")
   if prune.layers > (depth := preset(config.model.preset, 128).num_layers):
     raise ConfigError(f"--config.prune.layers: {prune.layers} of the {depth} layers of {config.model.preset} cannot be kept")
   if prune.init == "direct" and not config.direct.enabled:

@@ -17,7 +17,17 @@ from gr2_jax.rl.options import GroupOptions
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.policy_training import train_by_reward
-from gr2_jax.runs.scored import ScoredSlates, is_reasoned, make_own_thoughts, mix_targets, open_scorer, scored_mode, train_scored
+from gr2_jax.runs.scored import (
+  ScoredSlates,
+  is_reasoned,
+  make_own_thoughts,
+  make_truth_judge,
+  mix_targets,
+  open_scorer,
+  scored_mode,
+  thought_constraint,
+  train_scored,
+)
 from gr2_jax.runs.stages import Init, Stage
 from gr2_jax.runs.training import TrainingOptions
 from gr2_jax.settings import check_settings, read_record, setting, spread
@@ -48,6 +58,14 @@ class RlStageOptions:
   rankings: int = setting(8, "drawn after each reasoning where answers are scored, whose mean reward is the reasoning's", low=2)
   anchor: float = setting(
     0.1, "of scored answers: weight of the divergence of the reasoning's tokens from those of the start, which keeps them legible", low=0
+  )
+  truth_weight: float = setting(
+    0.0, "of scored answers: what a reasoning earns besides, times the share of its statements that is true by the evidence table", low=0
+  )
+  named_weight: float = setting(
+    0.0,
+    "of scored answers: what a reasoning earns besides where the candidate that it calls the best is scored the highest",
+    low=0,
   )
   through: str = setting(
     "whole",
@@ -90,11 +108,22 @@ def _train_scored(stage: StageContext) -> None:
 
   def by_reward(model: SlateScorer) -> ScoredLoss:
     if reasoned:
-      return make_reasoned_reward_loss(model, opening, groups.reward.builtin, rankings=options.rankings, anchor=options.anchor, **drawing)
+      return make_reasoned_reward_loss(
+        model,
+        opening,
+        groups.reward.builtin,
+        rankings=options.rankings,
+        anchor=options.anchor,
+        constraint=thought_constraint(stage.run),
+        truth_weight=options.truth_weight,
+        named_weight=options.named_weight,
+        **drawing,
+      )
     return make_reward_loss(model, groups.reward.builtin, group=groups.group, **drawing)
 
   start = load_params(open_scorer(stage.run), stage.checkpoints(options.init), stage.mesh) if reasoned else None
-  think = make_own_thoughts(stage, group=groups.group, start=start) if reasoned else None
+  judge = make_truth_judge(stage, "train") if options.truth_weight or options.named_weight else None
+  think = make_own_thoughts(stage, group=groups.group, start=start, judge=judge) if reasoned else None
   learning(by_reward, learnt={"labels": slates.labels}, score=quality_of_order(*held_out), headline=_SCORED_HEADLINE, think=think)
   if options.control:
     by_labels = functools.partial(make_reasoned_target_loss, opening=opening) if reasoned else make_target_loss
@@ -105,6 +134,12 @@ def _train_scored(stage: StageContext) -> None:
 
 def check(config: ConfigDict) -> None:
   """Rollout, reward, loss and optimizer."""
+  for name in ("truth_weight", "named_weight"):
+    if config.rl[name] and not is_reasoned(config):
+      raise ConfigError(
+        f"--config.rl.{name}: {config.rl[name]} is of reasonings before scored answers; set it to 0, or answer.form to scored and "
+        "prompt.direct to False"
+      )
   if config.answer.form == "scored":
     _check_scored(config)
   elif config.rl.through != "whole":

@@ -21,7 +21,7 @@ from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.rl.options import PRESENTATIONS
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
-from gr2_jax.runs.scored import TARGETS, ScoredSlates, is_reasoned, mix_targets, scored_mode, train_scored
+from gr2_jax.runs.scored import TARGETS, ScoredSlates, is_reasoned, mix_targets, scored_mode, thought_constraint, train_scored
 from gr2_jax.runs.stages import Stage
 from gr2_jax.runs.training import TrainingOptions, train_lm
 from gr2_jax.settings import check_settings, setting, spread
@@ -104,7 +104,9 @@ def _teach_scores(stage: StageContext) -> None:
   if reasoned:
     taught |= _to_thoughts(stage, wanted, len(slates))
     opening, weight = stage.vocabulary.special("think"), options.reasoning_weight
-    make_loss = functools.partial(make_reasoned_imitation_loss, opening=opening, reasoning_weight=weight)
+    make_loss = functools.partial(
+      make_reasoned_imitation_loss, opening=opening, reasoning_weight=weight, constraint=thought_constraint(stage.run)
+    )
   train_scored(
     stage,
     make_loss,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gr2_jax.data.schema import DataError, Slate
+from gr2_jax.evaluation.reasons import CheckedReason, check_reasons, describe_reason
 from gr2_jax.evaluation.results import AVERAGED, Answers, RankerAnswers
 from gr2_jax.language.answers import NOT_FINITE
 from gr2_jax.language.prompts import present
@@ -19,7 +20,7 @@ from gr2_jax.rollout.generate import RolloutConfig, make_generate
 from gr2_jax.rollout.rerank import RankedSlates, append_reasoning, pad_shown, rank_slates, render_prompts
 from gr2_jax.rollout.scoring import make_score, rank_by_scores, read_scores, score_in_batches
 from gr2_jax.runs.context import StageContext
-from gr2_jax.runs.load import most_new_tokens, style_of_mode
+from gr2_jax.runs.load import TabledFacts, most_new_tokens, style_of_mode
 from gr2_jax.runs.scored import Answer, ScoredSlates
 
 # rank(params, slates, shown, on_progress) -> RankedSlates
@@ -118,7 +119,7 @@ def ask_policy(
   """
   presentations = {"upstream": ("upstream", 0)} | {f"shuffled_{i + 1}": ("shuffled", i) for i in range(stage.options.shuffles)}
   width = max(len(slate.candidates) for slate in slates)
-  answers, cost, orders = {}, None, []
+  answers, cost, orders, reasons = {}, None, [], []
   with stage.task(f"evaluation: {name}", len(presentations) * len(slates), "slates") as task:
     report = stage.on_progress(task)
     for number, (presentation, (mode, index)) in enumerate(presentations.items()):
@@ -132,11 +133,14 @@ def ask_policy(
       answers[presentation] = Answers(ranked.rankings, pad_shown(shown, width), ranked.errors)
       if cost is None:
         cost = {"prompt_tokens": float(ranked.prompt_tokens.mean()), "completion_tokens": float(ranked.completion_tokens.mean())}
+        if any(ranked.reasoning_tokens) and stage.style.answer == "compact":
+          facts = TabledFacts(stage.run, stage.catalogue)
+          reasons = check_reasons(ranked.completions, slates, shown, stage.prompts, stage.style, facts)
         if stage.run.main:
-          _write_answers(stage.path(f"answers_{name}.jsonl"), slates, ranked, stage.vocabulary)
+          _write_answers(stage.path(f"answers_{name}.jsonl"), slates, ranked, stage.vocabulary, reasons)
       else:
         cost["ms_per_slate"] = 1000 * seconds / len(slates)
-  found = {name: RankerAnswers(answers, cost)}
+  found = {name: RankerAnswers(answers, cost, reasons)}
   return found if mean is None or len(orders) == 1 else found | {name + AVERAGED: mean.sort(params, orders)}
 
 
@@ -144,10 +148,15 @@ def _report_after(report: Callable[[int], None], before: int, done: int) -> None
   report(before + done)
 
 
-def _write_answers(path: pathlib.Path, slates: Sequence[Slate], ranked: RankedSlates, vocabulary: Vocabulary) -> None:
-  """One line a slate, in the upstream presentation: the request, the order answered (ids, or null and the error kind), and the text."""
+def _write_answers(
+  path: pathlib.Path, slates: Sequence[Slate], ranked: RankedSlates, vocabulary: Vocabulary, reasons: Sequence[CheckedReason]
+) -> None:
+  """One line a slate, in the upstream presentation: the request, the order answered (ids, or null and the error kind), and the text.
+
+  With reasonings also what they say: the item that they call the best, and of each statement whether it is true.
+  """
   with path.open("w", encoding="utf-8") as file:
-    for slate, ranking, error, completion in zip(slates, ranked.rankings, ranked.errors, ranked.completions, strict=True):
+    for row, (slate, ranking, error, completion) in enumerate(zip(slates, ranked.rankings, ranked.errors, ranked.completions, strict=True)):
       order = None if error else [slate.candidates[i] for i in ranking if i >= 0]
       line = {
         "user": slate.user,
@@ -158,4 +167,6 @@ def _write_answers(path: pathlib.Path, slates: Sequence[Slate], ranked: RankedSl
         "error": error,
         "completion": vocabulary.decode(completion),
       }
+      if reasons:
+        line |= describe_reason(reasons[row], slate)
       file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -15,6 +15,7 @@ from gr2_jax.errors import UserError
 from gr2_jax.evaluation.diagnostics import compute_diagnostics, permutation_consistency
 from gr2_jax.evaluation.metrics import METRICS, compute_metrics
 from gr2_jax.evaluation.paired import RESAMPLES, paired_bootstrap, paired_means
+from gr2_jax.evaluation.reasons import CheckedReason
 from gr2_jax.evaluation.weights import check_weights, weighted_mean
 from gr2_jax.files import write_json
 
@@ -51,11 +52,13 @@ class RankerAnswers:
   """What one ranker answered, by presentation (`upstream`, `shuffled`, ...; the main tables show the first), and its cost per slate.
 
   `cost`: `prompt_tokens`, `completion_tokens`, `ms_per_slate`, all means; the last is of the minutes in which this ranker was asked, so
-  those of two rankers are comparable only on a machine that did nothing else.
+  those of two rankers are comparable only on a machine that did nothing else. `reasons`: what its reasonings say of all slates in the
+  first presentation, where it reasons.
   """
 
   answers: Mapping[str, Answers]
   cost: Mapping[str, float] | None = None
+  reasons: Sequence[CheckedReason] = ()
 
   @classmethod
   def of(cls, rankings: np.ndarray) -> "RankerAnswers":

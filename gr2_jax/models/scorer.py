@@ -51,6 +51,7 @@ class SlateScorer(nn.Module):
   content_dim: int = 0
   dropout: float = 0.0
   content_dropout: float = 0.0
+  first_name: int | None = None
 
   def setup(self) -> None:
     facts, bins = self.shape
@@ -92,6 +93,9 @@ class SlateScorer(nn.Module):
     packed = jnp.einsum("pkfb,fbd->pkd", piecewise_linear(slates.facts, edges), self.facts) + self.marker[marker]
     if self.content_dim:
       packed += self.drop_content(slates.content, deterministic=deterministic) @ self.content
+    if self.first_name is not None:
+      names = self.decoder.embed(self.first_name + jnp.arange(packed.shape[1])).astype(jnp.float32)
+      packed += names * jax.lax.rsqrt(jnp.mean(jnp.square(names), axis=-1, keepdims=True) + self.config.norm_eps)
     return self.drop(packed, deterministic=deterministic)
 
   def _behind_history(self, slates: PackedSlates, packed: jax.Array, deterministic: bool) -> jax.Array:

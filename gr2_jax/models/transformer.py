@@ -321,6 +321,10 @@ class Decoder(nn.Module):
     x = jnp.take(self.embedding, jnp.maximum(tokens, 0), axis=0)
     return jnp.where((tokens < 0)[..., None], held.astype(x.dtype), x)
 
+  def embed(self, tokens: jax.Array) -> jax.Array:
+    """The embeddings `[..., D]` of tokens."""
+    return jnp.take(self.embedding, tokens, axis=0)
+
   def example(self) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The smallest arguments, see `init_boxed`."""
     token = jnp.zeros((1, 1), jnp.int32)

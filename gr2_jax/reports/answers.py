@@ -22,8 +22,21 @@ _WIDTH = 60  # of an item's text
 
 
 @dataclasses.dataclass(frozen=True)
+class StatedFact:
+  """What a reasoning `said` of a candidate (item id; None: of none of the slate), of which `fact`, and whether it is true."""
+
+  candidate: str | None
+  fact: str
+  said: str
+  true: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class AnsweredSlate:
-  """A request in the upstream order, the ranking answered (item ids; None with the error's kind where invalid), and the answer's text."""
+  """A request in the upstream order, the ranking answered (item ids; None with the error's kind where invalid), and the answer's text.
+
+  `named`: the item that its reasoning calls the best; `statements`: what it states.
+  """
 
   user: str
   history: tuple[str, ...]
@@ -32,6 +45,8 @@ class AnsweredSlate:
   ranking: tuple[str, ...] | None
   error: str | None
   completion: str
+  named: str | None = None
+  statements: tuple[StatedFact, ...] = ()
 
 
 def read_answers(path: str | os.PathLike[str]) -> list[AnsweredSlate]:
@@ -59,6 +74,8 @@ def _to_answer(record: Mapping[str, Any]) -> AnsweredSlate:
     ranking=None if ranking is None else tuple(ranking),
     error=record["error"],
     completion=record["completion"],
+    named=record.get("named"),  # files of the versions before reasons were checked have none
+    statements=tuple(StatedFact(**of) for of in record.get("statements", ())),
   )
   if len(answer.labels) != len(answer.candidates):
     raise ValueError(f"{len(answer.labels)} labels for {len(answer.candidates)} candidates")
@@ -70,8 +87,9 @@ def _to_answer(record: Mapping[str, Any]) -> AnsweredSlate:
 def show_answer(answer: AnsweredSlate, catalogue: Catalogue) -> RenderableType:
   """One slate as a Rich table: each rank's item before (upstream order) and after, labelled items starred; around it history and text.
 
-  A star stands for a label of 1, two for 2. An invalid answer has its error's kind in place of the ranking. Control characters in titles
-  and texts are escaped.
+  A star stands for a label of 1, two for 2. An invalid answer has its error's kind in place of the ranking. Below the text stands what the
+  reasoning states, each marked as true or false, and whether the candidate that it calls the best is the answer's first. Control
+  characters in titles and texts are escaped.
   Raises DataError for an item that the catalogue lacks.
   """
   stars = {item: "★" * label for item, label in zip(answer.candidates, answer.labels, strict=True)}
@@ -88,7 +106,20 @@ def show_answer(answer: AnsweredSlate, catalogue: Catalogue) -> RenderableType:
   table.add_column("after" if answer.ranking is not None else console_text(f"after: invalid answer ({answer.error})"))
   for rank, row in enumerate(zip(before, after, strict=True), start=1):
     table.add_row(str(rank), *row)
-  return Group(table, console_text(f"Answer: {answer.completion}"))
+  return Group(table, console_text(f"Answer: {answer.completion}"), *_reason_lines(answer, catalogue))
+
+
+def _reason_lines(answer: AnsweredSlate, catalogue: Catalogue) -> list[Text]:
+  def name(item: str | None) -> str:
+    return "no candidate" if item is None else _item_text(catalogue.items[catalogue.to_rows([item])[0]])
+
+  lines = [
+    console_text(f"  {'true' if of.true else 'FALSE'}: {of.said}, said of {name(of.candidate)}", "" if of.true else "dark_orange")
+    for of in answer.statements
+  ]
+  if answer.named is not None and answer.ranking is not None and answer.named != answer.ranking[0]:
+    lines.append(console_text(f"  It calls another the best than the answer's first: {name(answer.named)}", "dark_orange"))
+  return lines
 
 
 def _history_text(answer: AnsweredSlate, catalogue: Catalogue) -> Text:

@@ -17,6 +17,7 @@ from gr2_jax.reports import plots
 from gr2_jax.reports.compression import compression_table
 from gr2_jax.reports.latency import latency_table, plot_latency
 from gr2_jax.reports.names import TABLE_METRICS, ranker_title, sort_rankers
+from gr2_jax.reports.reasons import reasons_table, warn_of_reasons
 from gr2_jax.reports.tables import (
   ONE_USER_NOTE,
   TABLE_STYLE,
@@ -370,6 +371,7 @@ def write_card(run_directory: str | pathlib.Path) -> pathlib.Path:
     "Presentations": _presentations_section(results),
     "Segments": _segments_section(results),
     "Evidence": _evidence_section(results),
+    "Reasons": reasons_table(results),
     "Compression": compression_table(results["orders"], results["paired"], results["cost"]),
     "Data": _data_section(results, run),
     "Semantic IDs": _tokenizer_section(run),
@@ -382,7 +384,8 @@ def write_card(run_directory: str | pathlib.Path) -> pathlib.Path:
   }
   names = dict.fromkeys([config.get("name", run.resolve().name), results["dataset"]])  # one name where they are the same
   title = f"# {': '.join(map(escape_markdown, names))}, {_seeds(results)}"
-  parts = [title, f"**{verdict(results)}**", *(f"## {name}\n\n{text}" for name, text in sections.items())]
+  warning = [escape_markdown(text)] if (text := warn_of_reasons(results)) else []
+  parts = [title, f"**{verdict(results)}**", *warning, *(f"## {name}\n\n{text}" for name, text in sections.items())]
   card = folder / "card.md"
   with replacing(card) as partial:  # the old one may be shared with another run
     partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

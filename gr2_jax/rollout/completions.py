@@ -12,6 +12,7 @@ from gr2_jax.objectives.token_loss import token_log_probs
 from gr2_jax.rollout.generate import Constraint, prefill
 from gr2_jax.rollout.layout import Layout
 from gr2_jax.rollout.legal_tokens import TokenState
+from gr2_jax.rollout.true_facts import TrueFacts
 
 
 def completion_hidden(
@@ -51,7 +52,7 @@ def completion_hidden(
   return jnp.concatenate([first, suffix.reshape(*tokens.shape, -1)], axis=first.ndim - 2)
 
 
-def make_to_logits(decoder: Decoder, params: Any, constraint: Constraint | None) -> Callable[..., jax.Array]:
+def make_to_logits(decoder: Decoder, params: Any, constraint: Constraint | TrueFacts | None) -> Callable[..., jax.Array]:
   """`to_logits(hidden [n, D], *legal_states) -> [n, V]`, over the legal tokens where there is a constraint."""
 
   def to_logits(hidden: jax.Array, *state: TokenState) -> jax.Array:

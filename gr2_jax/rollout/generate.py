@@ -20,6 +20,7 @@ from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.copy_constraint import CopyConstraint
 from gr2_jax.rollout.sampling import Sampling, draw_uniforms, sample_tokens
 from gr2_jax.rollout.slate_constraint import SlateConstraint
+from gr2_jax.rollout.true_facts import TrueFacts
 from gr2_jax.training.mesh import constrain
 
 Constraint = SlateConstraint | CopyConstraint  # which tokens may follow, in sampling and in the losses
@@ -61,7 +62,7 @@ class RolloutConfig:
   pad_id: int
   rows: int | None = None
   check_every: int = 4
-  constraint: Constraint | None = None
+  constraint: Constraint | TrueFacts | None = None
 
   def __post_init__(self) -> None:
     for name in ("group", "max_new_tokens", "check_every"):

@@ -13,7 +13,9 @@ from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.token_loss import token_log_probs
 from gr2_jax.rollout.completions import make_to_logits
 from gr2_jax.rollout.generate import Rollout, RolloutConfig, generate
+from gr2_jax.rollout.legal_tokens import TokenState
 from gr2_jax.rollout.sampling import Sampling
+from gr2_jax.rollout.true_facts import TrueFacts
 
 
 class Thoughts(NamedTuple):
@@ -39,21 +41,22 @@ class ThoughtScores(NamedTuple):
 
 
 def make_think(
-  model: SlateScorer, vocabulary: Vocabulary, *, group: int, max_new_tokens: int
+  model: SlateScorer, vocabulary: Vocabulary, *, group: int, max_new_tokens: int, constraint: TrueFacts | None = None
 ) -> Callable[[Any, PackedSlates, jax.Array, jax.Array, Sampling], Rollout]:
   """Builds `think(params, slates, edges, key, sampling) -> Rollout` of `group` reasonings a slate; compile it.
 
-  A reasoning ends with the token `/think`, or at the limit; the slate is read once for all of them.
+  A reasoning ends with the token `/think`, or at the limit; the slate is read once for all of them. `constraint`: what it may say.
   """
   decoder = Decoder(model.config)
-  ending = vocabulary.special("/think")
-  config = RolloutConfig(decoder, group=group, max_new_tokens=max_new_tokens, eos_id=ending, pad_id=vocabulary.pad_id)
+  sizes = {"group": group, "max_new_tokens": max_new_tokens, "eos_id": vocabulary.special("/think"), "pad_id": vocabulary.pad_id}
+  config = RolloutConfig(decoder, **sizes, constraint=constraint)
   opening = vocabulary.special("think")
 
   def think(params: Any, slates: PackedSlates, edges: jax.Array, key: jax.Array, sampling: Sampling) -> Rollout:
     prefix = model.apply({"params": params}, slates, edges, method="read")
     prompts = jnp.full((len(slates.real), 1), opening, jnp.int32)
-    return generate(config, params["decoder"], prompts, jnp.ones_like(prompts), key, sampling, prefix=prefix)
+    references = None if constraint is None else constraint.references(slates, edges)
+    return generate(config, params["decoder"], prompts, jnp.ones_like(prompts), key, sampling, references=references, prefix=prefix)
 
   return think
 
@@ -94,15 +97,29 @@ def follow_thoughts(
 
 
 def score_thoughts(
-  model: SlateScorer, params: Any, slates: PackedSlates, edges: jax.Array, thoughts: Thoughts, opening: int, **call: Any
+  model: SlateScorer,
+  params: Any,
+  slates: PackedSlates,
+  edges: jax.Array,
+  thoughts: Thoughts,
+  opening: int,
+  *,
+  constraint: TrueFacts | None = None,
+  **call: Any,
 ) -> ThoughtScores:
-  """What the policy makes of reasonings, see `follow_thoughts`; differentiable."""
+  """What the policy makes of reasonings, see `follow_thoughts`; differentiable. `constraint`: under which they are drawn."""
   states = follow_thoughts(model, params, slates, edges, thoughts, opening, **call)
-  terms = token_log_probs(to_token_logits(model, params), states.hidden, thoughts.tokens)
+  legal = legal_thoughts(constraint, slates, edges, thoughts)
+  terms = token_log_probs(to_token_logits(model, params, constraint), states.hidden, thoughts.tokens, *legal)
   log_probs, entropy = (jnp.where(thoughts.mask > 0, x, 0.0) for x in terms)
   return ThoughtScores(log_probs, entropy, states.scores)
 
 
-def to_token_logits(model: SlateScorer, params: Any) -> Callable[..., jax.Array]:
-  """The logits `[n, V]` of a reasoning's tokens, of hidden states `[n, D]`."""
-  return make_to_logits(Decoder(model.config), params["decoder"], None)
+def to_token_logits(model: SlateScorer, params: Any, constraint: TrueFacts | None = None) -> Callable[..., jax.Array]:
+  """The logits `[n, V]` of a reasoning's tokens, of hidden states `[n, D]` and, under a constraint, what `legal_thoughts` gives."""
+  return make_to_logits(Decoder(model.config), params["decoder"], constraint)
+
+
+def legal_thoughts(constraint: TrueFacts | None, slates: PackedSlates, edges: jax.Array, thoughts: Thoughts) -> tuple[TokenState, ...]:
+  """What the logits of `to_token_logits` read beside hidden states: nothing, or the state of every place of the reasonings."""
+  return () if constraint is None else (constraint.states(thoughts.tokens, constraint.references(slates, edges)),)

@@ -25,6 +25,9 @@ ADDED: Mapping[str, Any] = {
   "opd.rankings": 8,
   "rl.anchor": 0.0,
   "rl.through": "whole",
+  "answer.names": False,
+  "rl.truth_weight": 0.0,
+  "rl.named_weight": 0.0,
 }
 """Settings that came after others of their section, and the value, as in config.json, by which an older run did what it did."""
 

@@ -13,15 +13,17 @@ from gr2_jax.data.schema import Catalogue, Slate
 from gr2_jax.data.slates import label_shares, pad_rows, slate_labels
 from gr2_jax.evidence.facts import LM_SCORE
 from gr2_jax.evidence.items import unit_vectors
+from gr2_jax.language.statements import are_true, read_reason
 from gr2_jax.models.config import preset
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
 from gr2_jax.numerics import OUT_OF_REACH
 from gr2_jax.rl.draw import draw_indices
 from gr2_jax.rollout.reasoned import Thoughts, make_think, score_thoughts
 from gr2_jax.rollout.sampling import Sampling
+from gr2_jax.rollout.true_facts import TrueFacts
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fact_tables import FactTables
-from gr2_jax.runs.load import load_vocabulary
+from gr2_jax.runs.load import TabledFacts, load_vocabulary
 from gr2_jax.runs.run import Run
 from gr2_jax.runs.training import begin, train
 from gr2_jax.settings import check_settings, setting
@@ -51,12 +53,18 @@ class AnswerOptions:
   text_dropout: float = setting(
     0.2, "share of slates in supervised training whose candidates come without their text vectors", low=0, below=1
   )
+  names: bool = setting(
+    False,
+    "a scored policy reads with a candidate's facts the name by which reasonings call it, and so need not learn that of the upstream rank",
+  )
   evaluate_every: int = setting(50, "between validations of a scored policy, of which the best step is kept", unit="steps", low=1)
 
   def __post_init__(self) -> None:
     check_settings(self)
     if self.texts and self.form != "scored":
       raise ValueError("texts: written answers read the items' words in the prompt; set it to False, or form to scored")
+    if self.names and self.form != "scored":
+      raise ValueError("names: written answers read them in the prompt; set it to False, or form to scored")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -143,8 +151,8 @@ def scored_mode(config: ConfigDict) -> str:
 
 def open_scorer(run: Run, *, layers: int | None = None, learns: bool = False) -> SlateScorer:
   """The run's scorer, of so many `layers` (None: whole); where it `learns` by supervision, with the config's dropout."""
-  codes, options = FactTables(run).codes, run.config.answer
-  whole = preset(run.config.model.preset, load_vocabulary(run).size)
+  codes, options, vocabulary = FactTables(run).codes, run.config.answer, load_vocabulary(run)
+  whole = preset(run.config.model.preset, vocabulary.size)
   return SlateScorer(
     whole if layers is None else dataclasses.replace(whole, num_layers=layers),
     shape=(len(codes.names), codes.bins),
@@ -152,7 +160,13 @@ def open_scorer(run: Run, *, layers: int | None = None, learns: bool = False) ->
     content_dim=np.load(run.path("tokenize", "vectors.npy"), mmap_mode="r").shape[1] if options.texts else 0,
     dropout=options.dropout if learns else 0.0,
     content_dropout=options.text_dropout if learns else 0.0,
+    first_name=vocabulary.candidate_start if options.names else None,
   )
+
+
+def thought_constraint(run: Run) -> TrueFacts | None:
+  """What reasonings before scores may say, in every stage alike; None: anything."""
+  return TrueFacts(load_vocabulary(run), FactTables(run).codes.names) if run.config.decoding.constraint == "facts" else None
 
 
 def mix_targets(run: Run, slates: ScoredSlates, kind: str) -> np.ndarray:
@@ -178,8 +192,10 @@ class ScoredAnswers(NamedTuple):
 
 # answer(params, slates) -> ScoredAnswers
 Answer = Callable[[Any, ScoredSlates], ScoredAnswers]
-# think(state, slates of a batch) -> what is learnt of them besides
-Think = Callable[[TrainState, PackedSlates], dict[str, Any]]
+# think(state, slates of a batch, their places [P] among all) -> what is learnt of them besides
+Think = Callable[[TrainState, PackedSlates, np.ndarray], dict[str, Any]]
+# judge(places [P] of slates, reasonings and their mask [P, G, L]) -> arrays by name
+JudgeThoughts = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
 
 def train_scored(
@@ -220,7 +236,7 @@ def train_scored(
     indices = next(drawn)["slate"]
     packed = slates.pack(indices)
     batch = {"slates": packed, "weights": slates.weights[indices]} | {of: array[indices] for of, array in learnt.items()}
-    return batch if think is None else batch | think(state, packed)
+    return batch if think is None else batch | think(state, packed, indices)
 
   step = batch_step(jit_update(update, stage.mesh, shardings, frozen=(edges, *frozen)), get_batch)
   answer = make_answer(stage.run, reasoned=reasoned, layers=layers)
@@ -228,14 +244,18 @@ def train_scored(
   train(stage, stage.name, state, step, drawn, name=name, headline=headline, best=best)
 
 
-def make_own_thoughts(stage: StageContext, *, group: int, start: Any = None, layers: int | None = None) -> Think:
+def make_own_thoughts(
+  stage: StageContext, *, group: int, start: Any = None, layers: int | None = None, judge: JudgeThoughts | None = None
+) -> Think:
   """`group` reasonings of the policy, drawn at temperature 1, about each slate of a batch: `thoughts, thought_mask [P, G, L]`.
 
   With `start`, the parameters where training begins, also the log-probabilities that their tokens have there: `start_log_probs [P, G, L]`.
+  With `judge` also what it finds, on the host.
   """
   model, edges = open_scorer(stage.run, layers=layers), jnp.asarray(FactTables(stage.run).codes.edges)
-  opening = stage.vocabulary.special("think")
-  generate = make_think(model, stage.vocabulary, group=group, max_new_tokens=stage.config.decoding.max_new_tokens)
+  opening, constraint = stage.vocabulary.special("think"), thought_constraint(stage.run)
+  limit = stage.config.decoding.max_new_tokens
+  generate = make_think(model, stage.vocabulary, group=group, max_new_tokens=limit, constraint=constraint)
   sampling, base = Sampling.create(temperature=1.0), jax.random.fold_in(stage.key, 1)
 
   @jax.jit
@@ -245,12 +265,34 @@ def make_own_thoughts(stage: StageContext, *, group: int, start: Any = None, lay
     drawn = {"thoughts": thoughts.tokens, "thought_mask": thoughts.mask}
     if start is None:
       return drawn
-    return drawn | {"start_log_probs": score_thoughts(model, start, slates, edges, thoughts, opening).log_probs}
+    return drawn | {"start_log_probs": score_thoughts(model, start, slates, edges, thoughts, opening, constraint=constraint).log_probs}
 
-  def own_thoughts(state: TrainState, slates: PackedSlates) -> dict[str, Any]:
-    return think(state.params, start, slates, jax.random.fold_in(base, int(state.step)))
+  def own_thoughts(state: TrainState, slates: PackedSlates, indices: np.ndarray) -> dict[str, Any]:
+    drawn = think(state.params, start, slates, jax.random.fold_in(base, int(state.step)))
+    if judge is None:
+      return drawn
+    return drawn | judge(indices, *jax.device_get((drawn["thoughts"], drawn["thought_mask"])))
 
   return own_thoughts
+
+
+def make_truth_judge(stage: StageContext, split: str) -> JudgeThoughts:
+  """What reasonings about a split's slates say: `truth [P, G]`, the share of their statements that is true, 0 where they state nothing, and
+  `named [P, G]`, the candidate that they call the best, -1 for none."""
+  slates, facts = stage.slates(split), TabledFacts(stage.run, stage.catalogue)
+
+  def judge(indices: np.ndarray, thoughts: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+    truth, named = np.zeros(thoughts.shape[:2], np.float32), np.full(thoughts.shape[:2], -1, np.int32)
+    for row, index in enumerate(indices.tolist()):
+      slate = slates[index]
+      for member, (tokens, written) in enumerate(zip(thoughts[row], mask[row], strict=True)):
+        reason = read_reason(tokens[written].tolist(), slate, range(len(slate.candidates)), stage.prompts, stage.style)
+        true = are_true(reason, slate, stage.prompts, stage.style, facts)
+        truth[row, member] = sum(true) / max(len(true), 1)
+        named[row, member] = -1 if reason.first is None else reason.first
+    return {"truth": truth, "named": named}
+
+  return judge
 
 
 def make_answer_batch(
@@ -261,7 +303,8 @@ def make_answer_batch(
   if not reasoned:
     return jax.jit(lambda params, slates: (model.apply({"params": params}, slates, edges), None))
   vocabulary = load_vocabulary(run)
-  think = make_think(model, vocabulary, group=1, max_new_tokens=run.config.decoding.max_new_tokens)
+  limit = run.config.decoding.max_new_tokens
+  think = make_think(model, vocabulary, group=1, max_new_tokens=limit, constraint=thought_constraint(run))
   greedy, opening = Sampling.create(temperature=0.0), vocabulary.special("think")
 
   @jax.jit
@@ -286,6 +329,26 @@ def make_answer(run: Run, *, reasoned: bool, layers: int | None = None) -> Answe
     return ScoredAnswers(np.concatenate(scores)[: len(slates)], texts[: len(slates)])
 
   return answer
+
+
+def make_rescore(run: Run, *, layers: int | None = None) -> Callable[[Any, ScoredSlates, Sequence[Sequence[int]]], np.ndarray]:
+  """`rescore(params, slates, thoughts) -> scores [n, K]` of the run's scorer behind reasonings that are given, n lists of tokens."""
+  model, edges = open_scorer(run, layers=layers), jnp.asarray(FactTables(run).codes.edges)
+  vocabulary, limit = load_vocabulary(run), run.config.decoding.max_new_tokens
+  opening = vocabulary.special("think")
+  score = jax.jit(lambda params, slates, thoughts: score_thoughts(model, params, slates, edges, thoughts, opening).scores[:, 0])
+
+  def rescore(params: Any, slates: ScoredSlates, thoughts: Sequence[Sequence[int]]) -> np.ndarray:
+    tokens = np.full((len(slates), 1, limit), vocabulary.pad_id, np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    for row, thought in enumerate(thoughts):
+      tokens[row, 0, : len(thought)], mask[row, 0, : len(thought)] = thought, True
+    size = min(_SCORED, len(slates))
+    parts = [np.arange(start, start + size) % len(slates) for start in range(0, len(slates), size)]
+    found = [jax.device_get(score(params, slates.pack(rows), Thoughts(tokens[rows], mask[rows]))) for rows in parts]
+    return np.concatenate(found)[: len(slates)]
+
+  return rescore
 
 
 def read_thoughts(thoughts: Thoughts | None, rows: int) -> list[list[int]]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
+from gr2_jax.numerics import OUT_OF_REACH
 from gr2_jax.objectives.advantages import group_advantages
 from gr2_jax.objectives.distillation import distilled_advantages
 from gr2_jax.objectives.listwise import listwise_cross_entropy
@@ -14,6 +15,7 @@ from gr2_jax.objectives.plackett_luce import draw_rankings, first_place_entropy,
 from gr2_jax.rewards.monitors import monitor_answers
 from gr2_jax.rewards.verifiable import RewardConfig, RewardTerms, compute_rewards
 from gr2_jax.rollout.reasoned import Thoughts, ThoughtScores, score_thoughts
+from gr2_jax.rollout.true_facts import TrueFacts
 from gr2_jax.training.metric import Metric
 
 # loss(params, batch, edges, *, key) -> (loss, metrics). A batch holds `slates` (PackedSlates of P), `weights [P]`, and what a loss names.
@@ -65,15 +67,17 @@ def make_reward_loss(
   return loss_fn
 
 
-def make_reasoned_imitation_loss(model: SlateScorer, opening: int, *, reasoning_weight: float) -> ScoredLoss:
+def make_reasoned_imitation_loss(
+  model: SlateScorer, opening: int, *, reasoning_weight: float, constraint: TrueFacts | None = None
+) -> ScoredLoss:
   """Imitation of a teacher's reasonings: `reasoning_weight` x the mean nll of tokens + the answer's loss behind them, as in GR2 Eq 3.
 
   batch: besides `rankings [P, K]` or `targets [P, K]` (see `make_imitation_loss` and `make_target_loss`), `thoughts, thought_mask
-  [P, 1, L]`, the reasonings with the token that ends them.
+  [P, 1, L]`, the reasonings with the token that ends them. `constraint`: what reasonings may say, if not anything.
   """
 
   def loss_fn(params: Any, batch: Mapping[str, Any], edges: jax.Array, *, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
-    found = _think_again(model, params, batch, edges, opening, key)
+    found = _think_again(model, params, batch, edges, opening, key, constraint)
     loss, metrics = (_imitate if "rankings" in batch else _approach)(found.scores[:, 0], batch)
     counted = batch["thought_mask"] * batch["weights"][:, None, None]
     nll = Metric(-jnp.sum(found.log_probs * counted), jnp.sum(counted))
@@ -104,6 +108,9 @@ def make_reasoned_reward_loss(
   divide_by: str,
   anchor: float,
   through: str = "whole",
+  constraint: TrueFacts | None = None,
+  truth_weight: float = 0.0,
+  named_weight: float = 0.0,
 ) -> ScoredLoss:
   """Policy gradient on reasonings and on the `rankings` drawn after each of them, all judged by one call of the kernel.
 
@@ -111,18 +118,25 @@ def make_reasoned_reward_loss(
   [P, G, L]` of their tokens where training began. The advantage of a reasoning is that of the mean reward of its rankings, so that the
   draw's noise is averaged out; a ranking's is its own among all of its slate. Groups whose raw rewards do not vary count neither in the
   loss nor in its denominator. `through` as in `make_reward_loss`. `anchor` times the tokens' divergence from the start,
-  KL(policy || start), keeps reasonings legible.
-  Metrics: besides, `entropy_reasoning` and `kl_start`, nats a token.
+  KL(policy || start), keeps reasonings legible. `constraint`: what reasonings may say, if not anything.
+  To a reasoning's mean reward come `truth_weight` x the share of what it states that is true and `named_weight` where the candidate that
+  it calls the best has the highest score behind it; with either the batch also holds `truth, named [P, G]`, see `make_truth_judge`.
+  Metrics: besides, `entropy_reasoning` and `kl_start`, nats a token, and where the batch tells them `truth` and `named_first`.
   """
 
   def loss_fn(params: Any, batch: Mapping[str, Any], edges: jax.Array, *, key: jax.Array) -> tuple[jax.Array, dict[str, Metric]]:
     slates, labels = batch["slates"], batch["labels"]
     drawing, dropping = jax.random.split(key)
-    found = _think_again(model, params, batch, edges, opening, dropping)
+    found = _think_again(model, params, batch, edges, opening, dropping, constraint)
     scores = found.scores / temperature
     judged = judge_draws(drawing, scores, slates, labels, reward, rankings=rankings, divide_by=divide_by)
     counted = batch["thought_mask"] * batch["weights"][:, None, None]
-    thinking = judged.climb_thoughts(found.log_probs, counted, divide_by)
+    bonus, told = jnp.zeros(found.scores.shape[:2]), {}
+    if truth_weight or named_weight:
+      first = jnp.argmax(jnp.where(slates.real[:, None], found.scores, OUT_OF_REACH), axis=-1)
+      told = {"truth": batch["truth"], "named_first": (batch["named"] == first).astype(jnp.float32)}
+      bonus = truth_weight * told["truth"] + named_weight * told["named_first"]
+    thinking = judged.climb_thoughts(found.log_probs, counted, divide_by, bonus)
     log_ratio, tokens = found.log_probs - batch["start_log_probs"], jnp.sum(counted)
     # Apart from the reward's, since it holds also where a group has no signal.
     thinking += climb_back(found.log_probs, log_ratio, counted, anchor, _MOST_STRAYED)
@@ -134,6 +148,7 @@ def make_reasoned_reward_loss(
       "entropy_reasoning": Metric(jnp.sum(found.entropy), written),
       "kl_start": Metric(jnp.sum(log_ratio * counted), tokens),
     }
+    monitors |= {name: Metric.of(values) for name, values in told.items()}
     return ranking - thinking, monitors | metrics | {"kept_fraction": Metric.of(rewards.keep)}
 
   return loss_fn
@@ -172,9 +187,12 @@ class Judged(NamedTuple):
     log_probs = ranking_log_probs(scores, self.drawn, slates.real[:, None], last)
     return self.rewards.advantages.reshape(log_probs.shape) * log_probs
 
-  def climb_thoughts(self, log_probs: jax.Array, counted: jax.Array, divide_by: str) -> jax.Array:
-    """Advantage x log-probability of the reasonings, the mean of their tokens `counted [P, G, L]` in groups with a signal."""
-    of_thought = self.rewards.total.reshape(*self.drawn.shape[:3]).mean(axis=-1)
+  def climb_thoughts(self, log_probs: jax.Array, counted: jax.Array, divide_by: str, bonus: jax.Array | float = 0.0) -> jax.Array:
+    """Advantage x log-probability of the reasonings, the mean of their tokens `counted [P, G, L]` in groups with a signal.
+
+    `bonus [P, G]`: what a reasoning earns by itself, beside the mean of its rankings.
+    """
+    of_thought = self.rewards.total.reshape(*self.drawn.shape[:3]).mean(axis=-1) + bonus
     advantages, kept = group_advantages(of_thought, of_thought, divide_by=divide_by)
     mask = counted * kept[:, None, None]
     return jnp.sum(advantages[..., None] * log_probs * mask) / jnp.maximum(jnp.sum(mask), 1e-9)
@@ -202,11 +220,17 @@ def climb_back(log_probs: jax.Array, log_ratio: jax.Array, counted: jax.Array, w
 
 
 def _think_again(
-  model: SlateScorer, params: Any, batch: Mapping[str, Any], edges: jax.Array, opening: int, key: jax.Array
+  model: SlateScorer,
+  params: Any,
+  batch: Mapping[str, Any],
+  edges: jax.Array,
+  opening: int,
+  key: jax.Array,
+  constraint: TrueFacts | None = None,
 ) -> ThoughtScores:
   """What the policy makes of the batch's `thoughts, thought_mask [P, G, L]`, with dropout."""
   thoughts = Thoughts(batch["thoughts"], batch["thought_mask"])
-  return score_thoughts(model, params, batch["slates"], edges, thoughts, opening, deterministic=False, key=key)
+  return score_thoughts(model, params, batch["slates"], edges, thoughts, opening, constraint=constraint, deterministic=False, key=key)
 
 
 def score_slates(model: SlateScorer, params: Any, slates: PackedSlates, edges: jax.Array, key: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ from gr2_jax.teachers.sampling import Proposal, TeacherFn, TraceRequest
 from gr2_jax.teachers.scripted import reference_to
 
 FOR_THE_FIRST = 3  # facts that are quoted, at most
-_LONG = ("What speaks for the first:", "Against", "The best match is", ".")
+_LONG = (templates.LONG_MATCH[0], "Against")
 
 
 class TreeView(NamedTuple):
@@ -53,21 +53,24 @@ def _propose(request: TraceRequest, view: TreeView, context: PromptContext, styl
 def _write(
   request: TraceRequest, ranking: tuple[int, ...], contributions: np.ndarray, context: PromptContext, style: PromptStyle
 ) -> list[int]:
-  """`best FACT FACT FACT then SECOND FACT so FIRST`: what speaks for the first, what against the second, and the choice."""
+  """`best FIRST FACT FACT FACT then SECOND FACT`: the choice and what speaks for it, and what against the second.
+
+  Names come first, so that a policy that writes the same way knows of whom it states a fact.
+  """
   first, second = ranking[0], ranking[1] if len(ranking) > 1 else None
   quotes = context.fact_tokens(request.slate, style)
 
   def refer(candidate: int) -> list[int]:
     return reference_to(candidate, request.slate, request.shown, context, style)
 
-  speaks, against, so, end = _LONG if style.instructions == "full" else (templates.BEST, templates.THEN, templates.SO, "")
-  tokens = list(context.text(speaks))
+  best, against = _LONG if style.instructions == "full" else (templates.BEST, templates.THEN)
+  tokens = [*context.text(best), *refer(first)]
   for fact in strongest(contributions[first] - contributions.mean(axis=0), FOR_THE_FIRST):
     tokens += quotes[first][fact]
   if second is not None:
     for fact in strongest(contributions[first] - contributions[second], 1):
       tokens += [*context.text(against), *refer(second), *quotes[second][fact]]
-  return [*tokens, *context.text(so), *refer(first), *context.text(end)]
+  return tokens
 
 
 def strongest(gains: np.ndarray, most: int) -> list[int]:

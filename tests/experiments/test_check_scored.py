@@ -36,6 +36,7 @@ def one_device(monkeypatch):
     SCORED | {"rl__through": "target"},
     TREE,
     SCORED | TREE | {"prompt__facts": ("lm_score",)},
+    SCORED | TREE | {"decoding__constraint": "facts", "prompt__reference": "slot", "answer__names": True, "rl__truth_weight": 0.5},
     {"prompt__facts": ("age",), "evidence__facts": ("gap", "age")},
     {"evidence__facts": ("popularity",), "slates__source": "ctr"},
     {"midtrain__packed__whole_log": True, "slates__source": "ctr"},  # unused: the model reads tokens
@@ -59,6 +60,27 @@ def test_what_goes_together_passes(changes):
       r"--config\.traces\.source: 'tree' needs the out-of-fold tree; set evidence\.tree\.enabled",
     ),
     (TREE | {"prompt__facts": ()}, r"--config\.traces\.source: 'tree' gives its reasons in .* prompt\.facts names none; name some"),
+    (TREE | {"decoding__constraint": "facts"}, r"--config\.decoding\.constraint: 'facts' is for reasonings before scored answers"),
+    (SCORED | {"decoding__constraint": "facts"}, r"--config\.decoding\.constraint: 'facts' knows facts by their words; name some in"),
+    (
+      SCORED | TREE | {"decoding__constraint": "facts", "prompt__fact_form": "sentences"},
+      r"--config\.decoding\.constraint: 'facts' knows facts by their words; name some in prompt\.facts, with prompt\.fact_form at words",
+    ),
+    (
+      SCORED | TREE | {"decoding__constraint": "facts", "prompt__reference": "sid"},
+      r"--config\.decoding\.constraint: 'facts' knows candidates by the names of their slots",
+    ),
+    (
+      SCORED | TREE | OPD | {"decoding__constraint": "facts", "opd__init": "sft"},
+      r"--config\.decoding\.constraint: 'facts', but opd distils reasonings that may say anything",
+    ),
+    (
+      SCORED | TREE | {"decoding__constraint": "facts", "prune__enabled": True},
+      r"--config\.decoding\.constraint: 'facts', but prune distils reasonings",
+    ),
+    ({"rl__truth_weight": 0.5}, r"--config\.rl\.truth_weight: 0\.5 is of reasonings before scored answers"),
+    (SCORED | {"prompt__direct": True, "rl__named_weight": 0.5}, r"--config\.rl\.named_weight: 0\.5 is of reasonings before scored"),
+    ({"answer__names": True}, r"--config\.answer: names: written answers read them in the prompt|names: written answers"),
     ({"traces__source": "oracle"}, r"--config\.traces\.source: 'oracle' is not known; choose scripted or tree"),
     ({"prompt__facts": ("luck",)}, r"--config\.prompt\.facts: 'luck' is not known"),
     ({"prompt__facts": ("lm_score",)}, r"--config\.prompt\.facts: 'lm_score' is not among the facts that the stage evidence leaves"),

@@ -47,6 +47,17 @@ def test_results_hold_every_row_the_line_that_validation_chose_and_its_facts(sco
   assert "## Evidence" in card and f"`{next(iter(facts))}`" in card
 
 
+def test_results_say_what_reasonings_are_worth(scored_run, results):
+  assert set(results["reasons"]) == {"sft", "policy", "rl_control"}  # the direct policy gives none
+  policy = results["reasons"]["policy"]
+  assert policy["slates"] == results["n"] and 0 <= policy["named_first"]["share"] <= 1
+  lines = [json.loads(line) for line in (scored_run / "evaluation" / "answers_policy.jsonl").read_text(encoding="utf-8").splitlines()]
+  assert policy["facts"] == pytest.approx(sum(len(line["statements"]) for line in lines) / len(lines))
+  assert policy["no_fact"] == pytest.approx(sum(not line["statements"] for line in lines) / len(lines))
+  assert policy["named_first"]["share"] == pytest.approx(sum(line["named"] == line["order"][0] for line in lines) / len(lines))
+  assert "## Reasons" in (scored_run / "evaluation" / "card.md").read_text(encoding="utf-8")
+
+
 def test_a_policy_that_reasons_writes_its_reasoning_and_no_order(scored_run):
   lines = [json.loads(line) for line in (scored_run / "evaluation" / "answers_policy.jsonl").read_text(encoding="utf-8").splitlines()]
   assert all(sorted(line["order"]) == sorted(line["candidates"]) and line["completion"] for line in lines)

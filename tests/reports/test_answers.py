@@ -65,6 +65,17 @@ def test_titles_and_texts_cannot_act_on_the_terminal(tmp_path):
   assert not set("\x1b\x07\x9b\u202e") & set(text)
 
 
+def test_what_a_reasoning_states_is_marked(tmp_path):
+  said = [
+    {"candidate": "a", "fact": "brand_share", "said": "<brand:50%>", "true": True},
+    {"candidate": None, "fact": "age", "said": "<age:0%>", "true": False},
+  ]
+  text = render(read_answers(write(tmp_path / "x.jsonl", VALID | {"named": "a", "statements": said}))[0])
+  assert "true: <brand:50%>, said of Rose Gel" in text and "FALSE: <age:0%>, said of no candidate" in text
+  assert "calls another the best than the answer's first: Rose Gel" in text
+  assert "calls another" not in render(read_answers(write(tmp_path / "y.jsonl", VALID | {"named": "c", "statements": []}))[0])
+
+
 @pytest.mark.parametrize(
   ("change", "reason"),
   [({"order": ["a", "b"]}, "no permutation"), ({"labels": [1]}, "1 labels for 3"), ({"history": None}, "TypeError")],

@@ -48,7 +48,7 @@ def test_fingerprints_do_not_depend_on_the_order_of_keys():
 
 def test_an_older_config_has_what_its_run_did_and_no_section_that_it_lacked():
   old = {"seed": 3, "answer": {"form": "scored", "past": 4}}
-  assert fill_added(old) == {"seed": 3, "answer": {"form": "scored", "past": 4, "texts": False, "text_dropout": 0.2}}
+  assert fill_added(old) == {"seed": 3, "answer": {"form": "scored", "past": 4, "texts": False, "text_dropout": 0.2, "names": False}}
   assert old["answer"] == {"form": "scored", "past": 4} and fill_added(CONFIG)["data"] == CONFIG["data"] | {"split": "leave_one_out"}
 
 

@@ -1,5 +1,6 @@
 """Losses of scored answers by hand, and a reward that says who stands first teaches just that."""
 
+import functools
 import itertools
 import types
 
@@ -264,3 +265,36 @@ def test_without_a_signal_the_anchor_draws_reasonings_back_to_the_start(speaking
   assert float(jnp.abs(grads["decoder"]["embedding"]).max()) > 0
   at_start = gradient(batch | {"start_log_probs": log_probs})[1]
   assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(at_start)) < 1e-6
+
+
+def test_truth_and_a_name_that_is_the_first_are_rewarded(speaking):
+  """Of rankings that earn nothing, the bonus alone moves reasonings: towards those that are true, or that name the first."""
+  labels = np.where(REAL, 0, -1).astype(np.int32)
+  truth = np.float32([[1, 0, 0.5], [1, 1, 1], [0, 0, 1], [0.25, 0.75, 0.5]])
+  scores = jax.jit(lambda: score_thoughts(SPEAKING, speaking, BATCH["slates"], EDGES, Thoughts(*THOUGHTS.values()), OPENING))().scores
+  first = np.where(REAL[:, None], scores, -np.inf).argmax(axis=-1)
+  named = np.where(truth > 0.5, first, -1).astype(np.int32)
+  batch = BATCH | THOUGHTS | {"labels": labels, "start_log_probs": np.zeros((P, G, L), np.float32), "truth": truth, "named": named}
+  make = functools.partial(
+    make_reasoned_reward_loss, SPEAKING, OPENING, RewardConfig(rank="ndcg", condition="naive"), anchor=0.0, **DRAWING
+  )
+
+  def loss(batch, **weights):
+    return jax.jit(lambda batch: make(**weights)(speaking, batch, EDGES, key=KEY))(batch)
+
+  log_probs = jax.jit(lambda: score_thoughts(SPEAKING, speaking, BATCH["slates"], EDGES, Thoughts(*THOUGHTS.values()), OPENING).log_probs)()
+  counted = THOUGHTS["thought_mask"] * BATCH["weights"][:, None, None]
+
+  def by_hand(bonus):
+    kept = bonus.std(axis=1) > 1e-6
+    advantages = (bonus - bonus.mean(axis=1, keepdims=True)) / np.maximum(bonus.std(axis=1, keepdims=True), 1e-9)
+    mask = counted * kept[:, None, None]
+    return -(np.where(kept[:, None], advantages, 0)[..., None] * np.asarray(log_probs) * mask).sum() / mask.sum()
+
+  found, metrics = loss(batch, truth_weight=2.0)
+  assert metrics["truth"].mean() == pytest.approx(truth.mean()) and found == pytest.approx(by_hand(2 * truth), rel=1e-3)
+  found, metrics = loss(batch, named_weight=3.0)
+  assert metrics["named_first"].mean() == pytest.approx((truth > 0.5).mean())
+  assert found == pytest.approx(by_hand(3.0 * (truth > 0.5)), rel=1e-3)
+  found, metrics = loss(batch)
+  assert float(found) == 0 and "truth" not in metrics

@@ -6,6 +6,7 @@ import pytest
 from gr2_jax.data.schema import Catalogue, Item, Slate
 from gr2_jax.evidence.codes import FactCodes
 from gr2_jax.language.prompts import PromptContext, PromptStyle, render_prompt
+from gr2_jax.language.statements import are_true, read_reason
 from gr2_jax.language.vocabulary import Vocabulary, corpus_texts
 from gr2_jax.teachers.sampling import TraceRequest, check_quotes, rejection_traces, targeted_traces
 from gr2_jax.teachers.tree_reasons import TreeView, make_tree_teacher, strongest
@@ -46,13 +47,16 @@ def test_three_facts_speak_for_the_first_and_one_against_the_second(context):
   found = ask(context, style)
   assert found.ranking == (0, 1, 2)
   # The first stands at slot B, the second at C.
-  assert context.vocabulary.decode(found.reasoning) == "best <brand:50%> <popular:0%> <text_last:0%> then <C> <brand:0%> so <B>"
+  assert context.vocabulary.decode(found.reasoning) == "best <B> <brand:50%> <popular:0%> <text_last:0%> then <C> <brand:0%>"
   prompt = render_prompt(SLATE, [2, 0, 1], context, style).tokens
   for candidate, slot in ((0, 1), (1, 2)):
     start = prompt.index(context.vocabulary.candidate_start + slot)
     quoted = context.fact_tokens(SLATE, style)[candidate]
     assert [token for of in quoted for token in of] == [t for t in prompt[start:] if context.vocabulary.decode([t]).endswith("%>")][:5]
   assert check_quotes(found.reasoning, SLATE, context, style) is None
+  reason = read_reason(found.reasoning, SLATE, [2, 0, 1], context, style)
+  assert reason.first == 0 and [of.candidate for of in reason.statements] == [0, 0, 0, 1]
+  assert are_true(reason, SLATE, context, style, Known()) == [True] * 4
 
 
 def test_in_sentences_and_by_semantic_id(context):
@@ -60,19 +64,21 @@ def test_in_sentences_and_by_semantic_id(context):
   style = PromptStyle(facts=facts, fact_form="sentences", reference="sid", instructions="full")
   found = ask(context, style, view=VIEW._replace(contributions=VIEW.contributions[:, [0, 2]]))
   text = context.vocabulary.decode(found.reasoning)
+  reason = read_reason(found.reasoning, SLATE, [2, 0, 1], context, style)
+  assert reason.first == 0 and are_true(reason, SLATE, context, style, Known()) == [True] * 3
   assert text == (
-    "What speaks for the first: 250 % of past items are of its brand, more than 50 % of candidates; bought by anyone 1 time; "
-    "Against <s_a_1> <s_b_1> 50 % of past items are of its brand; The best match is <s_a_0> <s_b_0> ."
+    "The best match is <s_a_0> <s_b_0> 250 % of past items are of its brand, more than 50 % of candidates; bought by anyone 1 time; "
+    "Against <s_a_1> <s_b_1> 50 % of past items are of its brand;"
   )
   assert check_quotes(found.reasoning, SLATE, context, style) is None
 
 
 def test_what_adds_nothing_is_not_named(context):
   view = TreeView(np.zeros(3), np.zeros((3, 5)))
-  assert context.vocabulary.decode(ask(context, PromptStyle(facts=FACTS), view=view).reasoning) == "best so <B>"
+  assert context.vocabulary.decode(ask(context, PromptStyle(facts=FACTS), view=view).reasoning) == "best <B>"
   alone = Slate("u", ("i5",), ("i0",), (1,))
   found = ask(context, PromptStyle(facts=FACTS), alone, TreeView(VIEW.scores[:1], VIEW.contributions[:1]), (0,))
-  assert found.ranking == (0,) and context.vocabulary.decode(found.reasoning) == "best so <A>"
+  assert found.ranking == (0,) and context.vocabulary.decode(found.reasoning) == "best <A>"
   assert strongest(np.array([0.1, -1.0, 0.0, 3.0]), 3) == [3, 0]
 
 

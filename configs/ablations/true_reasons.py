@@ -1,0 +1,32 @@
+"""Are the facts in reasonings true, and does RL keep them so: free reasonings, truth rewarded, and truth by construction.
+
+    python -m experiments.sweep --config=configs/ablations/true_reasons.py --workdir=runs/true_reasons
+
+The reasoned line of `quickstart.py:teacher=tree`, three seeds; the variants share their stages up to SFT. Each run's card has the table, of
+SFT (before RL), RL and its control by supervision. Hardware: 2 CPU cores. `seed=N` is another market with other draws; `tiny` is for tests.
+Measured: docs/results/true_reasons.md
+"""
+
+from configs import quickstart
+from experiments.flags import parse_arg
+
+FREE = {"decoding.constraint": "none", "rl.named_weight": 0.0}
+VARIANTS = {
+  "free": FREE,
+  "truth_rewarded": FREE | {"rl.truth_weight": 0.5, "rl.named_weight": 0.5},
+  "true_by_construction": {"rl.named_weight": 0.0},
+  "true_and_name_rewarded": {},
+}
+SEEDS = (0, 1, 2)
+COMPARISONS = {
+  "RL against the SFT policy that it starts from": [(f"{variant}/policy", f"{variant}/sft") for variant in VARIANTS],
+  "What truth and names cost": [(f"{variant}/policy", "free/policy") for variant in list(VARIANTS)[1:]],
+}
+
+
+def get_config(arg=None):
+  args = parse_arg(arg, tiny=False, seed=0)
+  config = quickstart.get_config(f"teacher=tree,seed={args.seed},tiny={args.tiny}")
+  config.name = "true_reasons"
+  config.direct.enabled = False
+  return config
