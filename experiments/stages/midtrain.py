@@ -142,8 +142,6 @@ def check(config: ConfigDict) -> None:
       "--config.midtrain.form: 'packed' leaves no language model that written answers could start from; set it to tokens, or "
       "answer.form to scored"
     )
-  if config.midtrain.form == "packed" and config.slates.source == "beam":
-    raise ConfigError("--config.midtrain.form: 'packed' leaves no language model for slates of 'beam'; set it to tokens, or use ctr")
   if config.midtrain.form == "tokens" and config.midtrain.warmup_rows.enabled:
     check_training(config, "midtrain.warmup_rows")
 

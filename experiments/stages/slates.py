@@ -16,8 +16,9 @@ from gr2_jax.errors import ConfigError
 from gr2_jax.evaluation.retrieval import retrieval_metrics, retrieval_ranks
 from gr2_jax.files import write_json
 from gr2_jax.models.ctr import CtrConfig, ctr_scores, fit_ctr, history_rows
-from gr2_jax.rollout.catalogue_scores import make_beam_scores
+from gr2_jax.rollout.catalogue_scores import make_beam_scores, make_dense_scores, make_packed_beam_scores, reorder_beams
 from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.packed_midtraining import load_packed_items
 from gr2_jax.runs.stages import Stage
 from gr2_jax.settings import check_settings, setting
 from gr2_jax.teachers.sampling import best_labelled
@@ -124,10 +125,20 @@ def _latest(past: np.ndarray, width: int) -> np.ndarray:
 
 
 def _from_beams(stage: StageContext) -> tuple[Slates, dict[str, Any]]:
-  """The mid-trained model's own beams. It was fitted on every training position, so training slates come from the validation positions."""
+  """The mid-trained model's own beams. It was fitted on every training position, so training slates come from the validation positions.
+
+  Those of a model of packed items stand in the order of its dense head.
+  """
   options, split = stage.options, stage.split
-  max_history = stage.config.midtrain.max_history
-  scores = make_beam_scores(stage.decoder, stage.load_params("midtrain"), stage.prompts, beams=options.beams, max_history=max_history)
+  sizes = {"max_history": stage.config.midtrain.max_history}
+  if stage.config.midtrain.form == "packed":
+    packed = load_packed_items(stage.run, stage.catalogue, stage.mesh)
+    beams, dense = make_packed_beam_scores(*packed, beams=options.beams, **sizes), make_dense_scores(*packed, **sizes)
+
+    def scores(past: np.ndarray) -> np.ndarray:
+      return reorder_beams(beams(past), dense(past))
+  else:
+    scores = make_beam_scores(stage.decoder, stage.load_params("midtrain"), stage.prompts, beams=options.beams, **sizes)
   with stage.task("slates: beams", len(split.validation) + len(split.test), "users") as task:
 
     def counted(past: np.ndarray) -> np.ndarray:

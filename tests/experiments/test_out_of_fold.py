@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from small_runs import tiny_config
 
-from experiments.stages import evidence
+from absl import flags
+
+from experiments import retrieve
+from experiments.stages import evidence, slates as slates_stage
 from experiments.stages.midtrain import STAGE
 from gr2_jax.data.jsonl import read_interactions, read_slates
 from gr2_jax.data.schema import SPLITS
@@ -138,3 +141,25 @@ def test_the_best_step_of_each_training_is_kept_apart(recorded):
     assert any(path.name.isdigit() for path in (folder / name).iterdir())
     assert (folder / f"{name}_training" / "2").is_dir()
   assert json.loads((folder / "retrieval.json").read_text())["head"] == "dense"
+
+
+def test_slates_of_beams_are_the_best_of_them_by_the_dense_head(recorded):
+  run = recorded[0]
+  config = run.config.copy_and_resolve_references()
+  with config.unlocked():
+    config.slates.update({"source": "beam", "beams": 30, "size": 6})
+  stage = open_context(Run(run.directory, config, main=False), slates_stage.STAGE, Progress(quiet=True), StopSignal())
+  found, report = slates_stage._from_beams(stage)
+  model = packed_midtraining.load_packed_items(run, stage.catalogue, stage.mesh)
+  max_history = run.config.midtrain.max_history
+  beams = make_packed_beam_scores(*model, beams=30, max_history=max_history)
+  dense = make_dense_scores(*model, max_history=max_history)
+  assert found["test"] and report["retrieved"]["test"]["requests"] == len(stage.split.test)
+  for slate in found["test"]:
+    history = np.asarray(stage.catalogue.to_rows(slate.history), np.int32)
+    (of_beams,), (of_dense,) = beams(history[None]), dense(history[None])
+    best = np.where(np.isfinite(of_beams), of_dense, -np.inf)
+    best[history] = -np.inf
+    rows = stage.catalogue.to_rows(slate.candidates)
+    np.testing.assert_allclose(best[rows], np.sort(best)[::-1][:6], atol=1e-4)
+    np.testing.assert_allclose(slate.upstream_scores, best[rows], atol=1e-4)
