@@ -3,28 +3,41 @@
     python -m experiments.retrieve --run=RUN
 
 Test requests, items of the history masked. Rows: the dense head; beams of the semantic-ID decoder; the same beams ordered by the dense
-head, and by it and their own log-probability; the transition graph with text, which needs no training. Writes RUN/retrieval.json: R@5, R@10
-and N@10 with 95 % intervals over users, and paired differences.
+head, and by it and their own log-probability; the transition graph with text, which needs no training; SASRec with text, trained here
+(some minutes; `--nosasrec` leaves it out). Writes RUN/retrieval.json: R@5, R@10 and N@10 with 95 % intervals over users, and paired
+differences.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from absl import app, flags
 
 from experiments.compilation_cache import define_compilation_cache, use_compilation_cache
 from experiments.exit_code import exit_code_of
 from gr2_jax.errors import UserError
 
+if TYPE_CHECKING:  # --help should not wait for JAX
+  from gr2_jax.data.schema import Catalogue
+  from gr2_jax.data.splits import Split
+  from gr2_jax.runs.run import Run
+  from gr2_jax.training.interrupts import StopSignal
+  from gr2_jax.training.progress import Progress
+
 _RUN = flags.DEFINE_string("run", None, "run directory with a finished mid-training on packed items")
 _BEAMS = flags.DEFINE_integer("beams", 200, "of the search over semantic IDs", lower_bound=1)
 _BEAM_WEIGHT = flags.DEFINE_float("beam_weight", 0.5, "of a beam's log-probability beside the dense head's", lower_bound=0)
 _USERS = flags.DEFINE_integer("users", None, "whose requests are asked, drawn by the run's seed (all)", lower_bound=2)
 _SPLIT = flags.DEFINE_enum("split", "test", ("validation", "test"), "whose requests are asked; settings are chosen on those of validation")
+_SASREC = flags.DEFINE_bool("sasrec", True, "SASRec with text is trained and measured as well")
 _CACHE = define_compilation_cache()
 
-DENSE, BEAMS, REORDERED, BOTH, GRAPH = "dense head", "beams", "beams by the dense head", "beams by both", "transition graph"
-_PAIRS = ((DENSE, GRAPH), (REORDERED, BEAMS), (BOTH, REORDERED), (DENSE, REORDERED))
+DENSE, BEAMS, REORDERED, BOTH = "dense head", "beams", "beams by the dense head", "beams by both"
+GRAPH, SASREC = "transition graph with text", "SASRec with text"
+PAIRS = ((DENSE, GRAPH), (DENSE, SASREC), (REORDERED, BEAMS), (BOTH, REORDERED), (REORDERED, DENSE))
+
+ScoreRows = Callable[[np.ndarray], Iterator[tuple[str, np.ndarray]]]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,7 +48,6 @@ def main(argv: Sequence[str]) -> int:
       raise UserError(f"{argv[1]!r} is no flag; write --run=RUN")
     if not _RUN.value:
       raise UserError("--run is missing; for example --run=runs/beauty")
-    # Here, since --help should not wait for JAX.
     from rich.console import Console
 
     from gr2_jax.training.interrupts import StopSignal
@@ -43,78 +55,122 @@ def main(argv: Sequence[str]) -> int:
 
     use_compilation_cache(_CACHE.value)
     with StopSignal() as stop:
-      found = measure(_RUN.value, Progress(), stop)
+      found = measure(
+        _RUN.value,
+        Progress(),
+        stop,
+        beams=_BEAMS.value,
+        beam_weight=_BEAM_WEIGHT.value,
+        users=_USERS.value,
+        split=_SPLIT.value,
+        sasrec=_SASREC.value,
+      )
     Console().print(_table(found))
 
   return exit_code_of(program, _RUN.value)
 
 
-def measure(directory: str, progress: Any, stop: Any) -> dict[str, Any]:
-  """Writes and returns `retrieval.json` of the run; raises UserError where its model cannot be asked, or has learnt the targets."""
-  import numpy as np
-
+def measure(
+  directory: str,
+  progress: "Progress",
+  stop: "StopSignal",
+  *,
+  beams: int,
+  beam_weight: float,
+  users: int | None,
+  split: str,
+  sasrec: bool,
+) -> dict[str, Any]:
+  """Writes and returns `retrieval.json` of the run, as the flags say; raises UserError where its model cannot be asked."""
   from gr2_jax.evaluation.retrieval import compare_retrieval, ranks_by_row
   from gr2_jax.files import write_json
   from gr2_jax.runs.load import load_catalogue, load_split
   from gr2_jax.runs.run import Run
 
   run = Run.open(directory)
-  _check(run, directory)
+  _check(run)
   catalogue = load_catalogue(run)
-  split = load_split(run, catalogue)
-  requests = split.test if _SPLIT.value == "test" else split.validation
+  of_log = load_split(run, catalogue)
+  requests = of_log.test if split == "test" else of_log.validation
   if len(requests) < 2:
-    raise UserError(f"--run: {directory} has {len(requests)} users of three items or more, and an interval needs two")
-  if _USERS.value is not None and len(requests) > _USERS.value:
-    chosen = np.sort(np.random.default_rng(run.config.seed).choice(len(requests), _USERS.value, replace=False))
+    raise UserError(f"--run: of the log of {directory} {len(requests)} users have three items or more, and an interval needs two")
+  if users is not None and len(requests) > users:
+    chosen = np.sort(np.random.default_rng(run.config.seed).choice(len(requests), users, replace=False))
     requests = tuple(requests[i] for i in chosen)
-  score_rows = _make_rows(run, catalogue, split)
+  score_rows = _of_mid_training(run, catalogue, beams, beam_weight)
+  others = [_of_graph(run, catalogue, of_log)] + ([_of_sasrec(run, catalogue, of_log, progress, stop)] if sasrec else [])
   with progress.task("retrieve", len(requests), "users") as task:
 
     def report(count: int) -> None:
       stop.check()
       task.update(task.done + count)
 
-    ranks = ranks_by_row(score_rows, requests, catalogue, on_progress=report)
-  found = {"split": _SPLIT.value, "beams": _BEAMS.value, "beam_weight": _BEAM_WEIGHT.value}
-  found |= compare_retrieval(ranks, _PAIRS, seed=run.config.seed)
+    def score_all(histories: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+      for score in (score_rows, *others):
+        yield from score(histories)
+
+    ranks = ranks_by_row(score_all, requests, catalogue, on_progress=report)
+  pairs = [pair for pair in PAIRS if ranks.keys() >= {*pair}]
+  found = {"split": split, "beams": beams, "beam_weight": beam_weight} | compare_retrieval(ranks, pairs, seed=run.config.seed)
   write_json(run.directory / "retrieval.json", found)
   return found
 
 
-def _check(run: Any, directory: str) -> None:
+def _check(run: "Run") -> None:
   if run.config.midtrain.form != "packed":
-    raise UserError(
-      f"--run: {directory} is mid-trained on tokens, whose retrieval its stage midtrain measures; give one of midtrain.form packed"
-    )
+    raise UserError(f"--run: {run.directory} is mid-trained on tokens; give a run of midtrain.form packed")
   if run.config.midtrain.packed.whole_log:
-    raise UserError(f"--run: {directory} has midtrain.packed.whole_log, so its model has learnt the targets; give one without")
+    raise UserError(f"--run: the model of {run.directory} has learnt the targets (midtrain.packed.whole_log); give a run without")
   if not run.is_done("midtrain"):
-    raise UserError(f"--run: {directory} has no finished stage 'midtrain'; run that first")
+    raise UserError(f"--run: {run.directory} has no finished stage 'midtrain'; run that first")
 
 
-def _make_rows(run: Any, catalogue: Any, split: Any) -> Callable[[Any], Iterator[tuple[str, Any]]]:
-  """`score_rows(histories)`, see `ranks_by_row`."""
-  import numpy as np
-
-  from gr2_jax.models.transition_graph import TransitionGraph
+def _of_mid_training(run: "Run", catalogue: "Catalogue", beams: int, beam_weight: float) -> ScoreRows:
   from gr2_jax.rollout.catalogue_scores import make_dense_scores, make_packed_beam_scores, reorder_beams
   from gr2_jax.runs.packed_midtraining import load_packed_items
   from gr2_jax.training.mesh import make_mesh
 
-  model, params, table = load_packed_items(run, catalogue, make_mesh(**run.config.mesh))
+  packed = load_packed_items(run, catalogue, make_mesh(**run.config.mesh))
   max_history = run.config.midtrain.max_history
-  dense_scores = make_dense_scores(model, params, table, max_history=max_history)
-  beam_scores = make_packed_beam_scores(model, params, table, beams=_BEAMS.value, max_history=max_history)
-  graph = TransitionGraph.fit(split.train, catalogue, np.load(run.path("tokenize", "vectors.npy")))
+  dense_scores = make_dense_scores(*packed, max_history=max_history)
+  beam_scores = make_packed_beam_scores(*packed, beams=beams, max_history=max_history)
 
-  def score_rows(histories: Any) -> Iterator[tuple[str, Any]]:
-    dense, beams = dense_scores(histories), beam_scores(histories)
+  def score_rows(histories: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    dense, found = dense_scores(histories), beam_scores(histories)
     yield DENSE, dense
-    yield BEAMS, beams
-    yield REORDERED, reorder_beams(beams, dense)
-    yield BOTH, reorder_beams(beams, dense, _BEAM_WEIGHT.value)
-    yield GRAPH, graph.catalogue_scores(histories)
+    yield BEAMS, found
+    yield REORDERED, reorder_beams(found, dense)
+    yield BOTH, reorder_beams(found, dense, beam_weight)
+
+  return score_rows
+
+
+def _of_graph(run: "Run", catalogue: "Catalogue", split: "Split") -> ScoreRows:
+  from gr2_jax.models.transition_graph import TransitionGraph
+
+  graph = TransitionGraph.fit(split.train, catalogue, np.load(run.path("tokenize", "vectors.npy")))
+  return lambda histories: iter([(GRAPH, graph.catalogue_scores(histories))])
+
+
+def _of_sasrec(run: "Run", catalogue: "Catalogue", split: "Split", progress: "Progress", stop: "StopSignal") -> ScoreRows:
+  from gr2_jax.evidence.items import unit_vectors
+  from gr2_jax.models.sasrec import SasrecConfig, fit_sasrec, sasrec_scores
+  from gr2_jax.rollout.catalogue_scores import pad_histories
+
+  config = SasrecConfig()
+  vectors = unit_vectors(catalogue, np.load(run.path("tokenize", "vectors.npy")))
+  rows = [np.asarray(catalogue.to_rows(history.items)) for history in split.train]
+  with progress.task(SASREC, config.epochs, "epochs") as task:
+
+    def report(epoch: int, loss: float) -> None:
+      task.update(epoch, {"loss": loss})
+      stop.check()
+
+    params = fit_sasrec(rows, vectors, config, run.config.seed, report)
+
+  def score_rows(histories: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    past = pad_histories([row[row >= 0] for row in histories], config.max_history)
+    yield SASREC, np.asarray(sasrec_scores(params, past, config))
 
   return score_rows
 

@@ -1,4 +1,4 @@
-"""Linen modules behind pure functions: the decoder in its sizes, its cache, depth pruning; the click model of the legacy order.
+"""Linen modules behind pure functions: the decoder in its sizes, its cache, depth pruning; the upstream rankers.
 
 >>> import jax, jax.numpy as jnp
 >>> from gr2_jax.models import Decoder, init_params, preset

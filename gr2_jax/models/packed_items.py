@@ -34,11 +34,18 @@ def one_a_row(histories: Any) -> ItemRows:
   return ItemRows(jnp.maximum(histories, 0), positions, (histories >= 0).astype(jnp.int32))
 
 
+def last_states(states: jax.Array, histories: jax.Array) -> jax.Array:
+  """Of states `[B, H, D]` those after the last items of `histories [B, H]`, `[B, D]`."""
+  lengths = jnp.sum(histories >= 0, axis=1)
+  return jnp.take_along_axis(states, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+
+
 class PackedItems(nn.Module):
   """A causal decoder over items, each the sum of its semantic ID's codes, its projected text vector and an embedding of its own.
 
   The dense head scores an item by the product of a position's state and the item's own vector, so that what is read is what is asked for;
   a small decoder over the state writes the semantic ID, code after code. `dropout` leaves out that share of what is read and of the states.
+  With `levels` 0 items have no semantic IDs, and the dense head is all.
   """
 
   config: ModelConfig
@@ -84,7 +91,7 @@ class PackedItems(nn.Module):
       log_probs = jax.nn.log_softmax(self._code_logits(states, level), axis=-1)
       found.append(jnp.take_along_axis(log_probs, codes[..., level, None], axis=-1)[..., 0])
       states = states + self.codes[level][codes[..., level]]
-    return jnp.stack(found, axis=-1)
+    return jnp.stack(found, axis=-1) if found else jnp.zeros((*states.shape[:-1], 0))
 
   def next_code_logits(self, states: jax.Array, codes: jax.Array) -> jax.Array:
     """Logits `[..., C]` of the code that follows `codes [..., fewer than L]`, written from `states [..., D]`, which broadcast."""

@@ -15,7 +15,7 @@ from gr2_jax.data.schema import Slate
 from gr2_jax.data.slates import pad_rows
 from gr2_jax.language.midtrain_tasks import next_item_prompt
 from gr2_jax.language.prompts import PromptContext
-from gr2_jax.models.packed_items import ItemTable, PackedItems, one_a_row
+from gr2_jax.models.packed_items import ItemTable, PackedItems, last_states, one_a_row
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.beam import Beams, legal_log_probs, make_beam_search, packed_beam_search
 from gr2_jax.rollout.completions import completion_hidden
@@ -78,7 +78,7 @@ def make_dense_scores(model: PackedItems, params: Any, table: ItemTable, *, max_
   @jax.jit
   def score(params: Any, table: ItemTable, histories: jax.Array) -> jax.Array:
     states, vectors = model.apply({"params": params}, histories, table)
-    log_probs = jax.nn.log_softmax((_last_states(states, histories) @ vectors.T).astype(jnp.float32), axis=-1)
+    log_probs = jax.nn.log_softmax((last_states(states, histories) @ vectors.T).astype(jnp.float32), axis=-1)
     return jnp.where(_is_known(histories), log_probs, jnp.nan)
 
   def scores(histories: np.ndarray) -> np.ndarray:
@@ -100,7 +100,7 @@ def make_packed_beam_scores(
   @jax.jit
   def search(params: Any, table: ItemTable, trie: DenseTrie | CompressedTrie, histories: jax.Array) -> Beams:
     states, _ = model.apply({"params": params}, histories, table)
-    return packed_beam_search(model, params, _last_states(states, histories), trie, beams=beams)
+    return packed_beam_search(model, params, last_states(states, histories), trie, beams=beams)
 
   def scores(histories: np.ndarray) -> np.ndarray:
     past = pad_histories([row[row >= 0] for row in histories], max_history)
@@ -133,18 +133,12 @@ def make_packed_candidate_scores(
   @jax.jit
   def score(params: Any, vectors: jax.Array, histories: jax.Array, candidates: jax.Array) -> jax.Array:
     states = model.apply({"params": params}, one_a_row(histories), vectors, method="states")
-    logits = jnp.einsum("bd,bkd->bk", _last_states(states, histories), vectors[jnp.maximum(candidates, 0)]).astype(jnp.float32)
+    logits = jnp.einsum("bd,bkd->bk", last_states(states, histories), vectors[jnp.maximum(candidates, 0)]).astype(jnp.float32)
     real = candidates >= 0
     log_probs = jax.nn.log_softmax(jnp.where(real, jnp.where(_is_known(histories), logits, 0.0), -jnp.inf), axis=-1)
     return jnp.where(real, log_probs, 0.0)
 
   return functools.partial(score, params, vectors)
-
-
-def _last_states(states: jax.Array, histories: jax.Array) -> jax.Array:
-  """Of states `[B, H, D]` those after the last items of `histories [B, H]`, `[B, D]`."""
-  lengths = jnp.sum(histories >= 0, axis=1)
-  return jnp.take_along_axis(states, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
 
 
 def _is_known(histories: Any) -> Any:

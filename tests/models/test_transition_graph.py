@@ -34,7 +34,7 @@ def test_a_planted_next_item_is_found(graph):
 
 
 def test_scores_by_hand(graph):
-  # Item 0 was taken by three; 1 came right after it twice, within five steps twice as well; 2 within five steps once. 5: one user, 0 right after.
+  # Item 0 was taken by three; 1 came right after it twice, and so within five steps; 2 within five steps once.
   scores = graph.catalogue_scores(np.array([[5, 0]], np.int32))[0]
   assert scores[1] == pytest.approx((2 + 0.5 * 2) / np.sqrt(3) + 0.5 * (0 + 0.5 * 1), rel=1e-5)
   assert scores[2] == pytest.approx(0.5 / np.sqrt(3), rel=1e-5)
