@@ -19,6 +19,7 @@ ADDED: Mapping[str, Any] = {
   "opd.rankings": 8,
   "rl.anchor": 0.0,
   "rl.through": "whole",
+  "tokenize.code_vectors": "",
 }
 """Settings that came after others of their section, and the value, as in config.json, by which an older run did what it did."""
 

@@ -145,6 +145,9 @@ def test_the_best_step_of_each_training_is_kept_apart(recorded):
     assert any(path.name.isdigit() for path in (folder / name).iterdir())
     assert (folder / f"{name}_training" / "2").is_dir()
   assert json.loads((folder / "retrieval.json").read_text())["head"] == "dense"
+  stage = open_context(recorded[0], STAGE, None, None)
+  model, params, table = packed_midtraining.load_packed_items(stage.run, stage.catalogue, stage.mesh)
+  np.testing.assert_allclose(np.load(folder / "item_vectors.npy"), model.apply({"params": params}, table, method="item_vectors"), atol=1e-5)
 
 
 def test_slates_of_beams_are_the_best_of_them_by_the_dense_head(recorded):
