@@ -124,21 +124,20 @@ def _latest(past: np.ndarray, width: int) -> np.ndarray:
   return history_rows([row[row >= 0].tolist() for row in past], width)
 
 
+def _beam_scores(stage: StageContext) -> Callable[[np.ndarray], np.ndarray]:
+  """Of the mid-trained model; one of packed items orders its beams by its dense head."""
+  beams, max_history = stage.options.beams, stage.config.midtrain.max_history
+  if stage.config.midtrain.form == "tokens":
+    return make_beam_scores(stage.decoder, stage.load_params("midtrain"), stage.prompts, beams=beams, max_history=max_history)
+  packed = load_packed_items(stage.run, stage.catalogue, stage.mesh)
+  found = make_packed_beam_scores(*packed, beams=beams, max_history=max_history)
+  dense = make_dense_scores(*packed, max_history=max_history)
+  return lambda past: reorder_beams(found(past), dense(past))
+
+
 def _from_beams(stage: StageContext) -> tuple[Slates, dict[str, Any]]:
-  """The mid-trained model's own beams. It was fitted on every training position, so training slates come from the validation positions.
-
-  Those of a model of packed items stand in the order of its dense head.
-  """
-  options, split = stage.options, stage.split
-  sizes = {"max_history": stage.config.midtrain.max_history}
-  if stage.config.midtrain.form == "packed":
-    packed = load_packed_items(stage.run, stage.catalogue, stage.mesh)
-    beams, dense = make_packed_beam_scores(*packed, beams=options.beams, **sizes), make_dense_scores(*packed, **sizes)
-
-    def scores(past: np.ndarray) -> np.ndarray:
-      return reorder_beams(beams(past), dense(past))
-  else:
-    scores = make_beam_scores(stage.decoder, stage.load_params("midtrain"), stage.prompts, beams=options.beams, **sizes)
+  """The mid-trained model's own beams. It was fitted on every training position, so training slates come from the validation positions."""
+  options, split, scores = stage.options, stage.split, _beam_scores(stage)
   with stage.task("slates: beams", len(split.validation) + len(split.test), "users") as task:
 
     def counted(past: np.ndarray) -> np.ndarray:
