@@ -4,6 +4,7 @@
 
 `beauty`, `sports`, `toys` choose the catalogue; TFDS downloads it, unless a FOLDER holds items.jsonl[.gz] and interactions.jsonl[.gz].
 `small`: under an hour on two CPU cores. Without it: a larger model and longer training for one GPU or a TPU host.
+`strong`: the order to beat is that of SASRec with the items' text, and training slates are its own and the CTR model's.
 `written`: the report's own form, a reasoning and then the permutation token by token; without it answers are scored, as in quickstart.py.
 `tiny`: the same path on a synthetic log, in about a minute, for tests.
 Measured: docs/results/main.md; of `written` docs/results/beauty.md
@@ -19,7 +20,7 @@ CATALOGUES = ("beauty", "sports", "toys")
 
 
 def get_config(arg=None):
-  args = parse_arg(arg, beauty=False, sports=False, toys=False, small=False, written=False, tiny=False, seed=0)
+  args = parse_arg(arg, beauty=False, sports=False, toys=False, small=False, strong=False, written=False, tiny=False, seed=0)
   chosen = [name for name in CATALOGUES if getattr(args, name)]
   if len(chosen) != 1:
     raise ConfigError(f"config argument: name one catalogue of {', '.join(CATALOGUES)}, for example configs/amazon.py:beauty,small")
@@ -50,6 +51,8 @@ def get_config(arg=None):
     make_large(config)
   if not args.written:
     make_scored_log(config, large=not (args.small or args.tiny))
+  if args.strong:
+    make_strong(config)
   if args.tiny:
     make_tiny(config)
     if not args.written:
@@ -59,6 +62,7 @@ def get_config(arg=None):
     config.tokenize.update({"text_pieces": 512, "dim": 64})
     config.tokenize.rqvae.update({"levels": 3, "codebook_size": 32, "latent": 16, "hidden": (64,)})
     config.slates.ctr.epochs = 3
+    config.slates.sasrec.update({"width": 16, "layers": 1, "epochs": 3})
   return config
 
 
@@ -74,6 +78,12 @@ def make_scored_log(config, large):
   if large:
     config.model.preset = "small"
     config.midtrain.steps = 4000
+
+
+def make_strong(config):
+  """A strong upstream order finds the targets of few training histories that it has not seen: slates of the click model stand beside."""
+  config.name += "_strong"
+  config.slates.update({"source": "sasrec", "also": "ctr"})
 
 
 def make_small(config):

@@ -135,7 +135,7 @@ def check_slates(config: ConfigDict, slates: Mapping[str, Sequence[Slate]]) -> N
     if not slates.get(split):
       raise DataError(
         f"config.slates.source: 'log' needs slates_{split}.jsonl[.gz] with at least one usable line in config.data.source; add it, or "
-        "build slates with --config.slates.source=ctr or =beam"
+        "build slates with --config.slates.source=ctr, =sasrec or =beam"
       )
 
 

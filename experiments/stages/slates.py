@@ -12,10 +12,13 @@ from experiments.stages.data import check_slates
 from gr2_jax.data.jsonl import read_slates, write_slates
 from gr2_jax.data.schema import SPLITS, DataError, History, Slate
 from gr2_jax.data.slates import SHORTEST_CUT, RetrievedSlates, check_slate_size, cross_fit_examples, slates_from_scores
+from gr2_jax.data.splits import NextItem
 from gr2_jax.errors import ConfigError
 from gr2_jax.evaluation.retrieval import retrieval_metrics, retrieval_ranks
+from gr2_jax.evidence.items import unit_vectors
 from gr2_jax.files import write_json
 from gr2_jax.models.ctr import CtrConfig, ctr_scores, fit_ctr, history_rows
+from gr2_jax.models.sasrec import SasrecConfig, fit_sasrec, sasrec_scores
 from gr2_jax.rollout.catalogue_scores import make_beam_scores, make_dense_scores, make_packed_beam_scores, reorder_beams
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.packed_midtraining import load_packed_items
@@ -24,7 +27,10 @@ from gr2_jax.settings import check_settings, setting
 from gr2_jax.teachers.sampling import best_labelled
 
 Slates = dict[str, Sequence[Slate]]  # by split
-_CTR, _BEAMS = "the click model (config.slates.ctr)", "the mid-trained model (config.midtrain)"
+Scores = Callable[[np.ndarray], np.ndarray]  # history rows [B, H] -> scores of all items [B, N]
+_BEAMS = "the mid-trained model (config.midtrain)"
+_NAMES = {"ctr": "the click model (config.slates.ctr)", "sasrec": "SASRec (config.slates.sasrec)"}
+FITTED = tuple(_NAMES)  # upstream rankers that are fitted here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +39,17 @@ class SlatesOptions:
 
   source: str = setting(
     "log",
-    "the source's own slates, a click model's best items (cross-fitted), or the mid-trained model's beams",
-    choices=("log", "ctr", "beam"),
+    "the source's own slates, the best items of a click model or of SASRec (cross-fitted), or the mid-trained model's beams",
+    choices=("log", "ctr", "sasrec", "beam"),
+  )
+  also: str = setting(
+    "none", "a second upstream order, whose training slates are learnt beside those of sasrec; it has no others", choices=("none", "ctr")
   )
   size: int = setting(10, "of a slate that is built here", unit="items", low=2)
-  folds: int = setting(4, "of users, for the cross-fitting of the click model", low=2)
+  folds: int = setting(4, "of users, for the cross-fitting of the ranker", low=2)
   per_user: int = setting(3, "the latest positions of a user that become training slates", low=1)
   ctr: CtrConfig = setting(CtrConfig(), "the click model")
+  sasrec: SasrecConfig = setting(SasrecConfig(), "the strong ranker, which reads text and order")
   beams: int = setting(20, "of the mid-trained model's search", low=1)
   validation_share: float = setting(0.15, "of the slates of beams", above=0, below=1)
 
@@ -49,7 +59,7 @@ class SlatesOptions:
 
 def run(stage: StageContext) -> None:
   """Writes `train|validation|test.jsonl.gz` and `report.json`: the target's upstream rank by split, and what was retrieved."""
-  build = {"log": _from_log, "ctr": _from_ctr, "beam": _from_beams}[stage.options.source]
+  build = {"log": _from_log, "beam": _from_beams}.get(stage.options.source, _from_fitted)
   slates, report = build(stage)
   for split in SPLITS:
     if not slates[split]:
@@ -78,40 +88,60 @@ def _from_log(stage: StageContext) -> tuple[Slates, dict[str, Any]]:
   return dict(slates), {}
 
 
-def _from_ctr(stage: StageContext) -> tuple[Slates, dict[str, Any]]:
-  """The legacy ranker's top lists. Training: cross-fitted over users; validation and test: fitted on all training histories."""
-  options, catalogue, split = stage.options, stage.catalogue, stage.split
-  ctr = options.ctr
-  limits = {"max_history": stage.config.data.max_history, "per_user": options.per_user}
-  folds = list(cross_fit_examples(split.train, options.folds, stage.seed, **limits))
-
-  def fit(histories: Sequence[History], fit_number: int, users: str) -> Callable[[np.ndarray], np.ndarray]:
-    rows = [np.asarray(catalogue.to_rows(history.items)) for history in histories]
-    with stage.task(f"slates: upstream ranker, {users}", ctr.epochs, "epochs") as task:
-      task.start_from(0)
-
-      def on_progress(epoch: int, loss: float) -> None:
-        task.update(epoch, {"loss": loss})
-        stage.stop.check()
-
-      params = fit_ctr(rows, len(catalogue), ctr, stage.seed + fit_number, on_progress)
-    return lambda past: np.asarray(ctr_scores(params, jnp.asarray(_latest(past, ctr.max_history))))
-
-  train: list[Slate] = []
-  asked = 0
-  for fold, (fitted, held_out) in enumerate(folds):
-    scores = fit(fitted, fold, f"fold {fold + 1} of {len(folds)}")
-    found = slates_from_scores(scores, held_out, catalogue, size=options.size, ranker=_CTR)
-    train += found.slates
-    asked += found.asked
-  final = fit(split.train, len(folds), "all users")
-  validation = slates_from_scores(final, split.validation, catalogue, size=options.size, ranker=_CTR)
-  test = slates_from_scores(final, split.test, catalogue, size=options.size, ranker=_CTR)
-  report = {
-    "retrieval": {name: retrieval_metrics(values) for name, values in retrieval_ranks(final, split.test, catalogue, ranker=_CTR).items()},
-    "retrieved": _count_retrieved(train=RetrievedSlates(tuple(train), asked), validation=validation, test=test),
+def _from_fitted(stage: StageContext) -> tuple[Slates, dict[str, Any]]:
+  """A fitted ranker's top lists. Training: cross-fitted over users; validation and test: fitted on all training histories."""
+  options, split, source = stage.options, stage.split, stage.options.source
+  train = _cross_fit(stage, source)
+  final = _fit(stage, source, split.train, options.folds, "all users")
+  validation, test = (_best_of(stage, source, final, requests) for requests in (split.validation, split.test))
+  ranks = retrieval_ranks(final, split.test, stage.catalogue, ranker=_NAMES[source])
+  report: dict[str, Any] = {
+    "retrieval": {name: retrieval_metrics(values) for name, values in ranks.items()},
+    "retrieved": _count_retrieved(train=train, validation=validation, test=test),
   }
-  return {"train": train, "validation": validation.slates, "test": test.slates}, report
+  train_slates = train.slates
+  if source == "sasrec" and options.also != "none":
+    others = _cross_fit(stage, options.also)
+    train_slates += others.slates
+    report["retrieved"] |= _count_retrieved(**{f"train by {options.also}": others})
+    report["train_upstream_rank"] = {name: _rank_histogram(of.slates) for name, of in ((source, train), (options.also, others))}
+  return {"train": train_slates, "validation": validation.slates, "test": test.slates}, report
+
+
+def _cross_fit(stage: StageContext, name: str) -> RetrievedSlates:
+  """Training slates of all users, each by a ranker that was fitted on others; users have the same fold, whatever the ranker."""
+  options, asked = stage.options, 0
+  slates: list[Slate] = []
+  limits = {"max_history": stage.config.data.max_history, "per_user": options.per_user}
+  for fold, (fitted, held_out) in enumerate(cross_fit_examples(stage.split.train, options.folds, stage.seed, **limits)):
+    scores = _fit(stage, name, fitted, fold, f"fold {fold + 1} of {options.folds}")
+    found = _best_of(stage, name, scores, held_out)
+    slates += found.slates
+    asked += found.asked
+  return RetrievedSlates(tuple(slates), asked)
+
+
+def _best_of(stage: StageContext, name: str, scores: Scores, requests: Sequence[NextItem]) -> RetrievedSlates:
+  return slates_from_scores(scores, requests, stage.catalogue, size=stage.options.size, ranker=_NAMES[name])
+
+
+def _fit(stage: StageContext, name: str, histories: Sequence[History], fit_number: int, users: str) -> Scores:
+  """What a ranker says that was fitted on these users."""
+  catalogue, seed, config = stage.catalogue, stage.seed + fit_number, getattr(stage.options, name)
+  rows = [np.asarray(catalogue.to_rows(history.items)) for history in histories]
+  with stage.task(f"slates: {name}, {users}", config.epochs, "epochs") as task:
+    task.start_from(0)
+
+    def on_progress(epoch: int, loss: float) -> None:
+      task.update(epoch, {"loss": loss})
+      stage.stop.check()
+
+    if name == "ctr":
+      of_ctr = fit_ctr(rows, len(catalogue), config, seed, on_progress)
+      return lambda past: np.asarray(ctr_scores(of_ctr, jnp.asarray(_latest(past, config.max_history))))
+    vectors = unit_vectors(catalogue, np.load(stage.run.path("tokenize", "vectors.npy")))
+    of_sasrec = fit_sasrec(rows, vectors, config, seed, on_progress)
+    return lambda past: np.asarray(sasrec_scores(of_sasrec, jnp.asarray(_latest(past, config.max_history)), config))
 
 
 def _count_retrieved(**found: RetrievedSlates) -> dict[str, dict[str, int]]:
@@ -167,12 +197,14 @@ def check(config: ConfigDict) -> None:
 
 def unused(config: ConfigDict) -> tuple[str, ...]:
   """What is said of the sources that are not the chosen one."""
+  of_fitted = ("size", "folds", "per_user")
   of_source = {
     "log": (),
-    "ctr": ("size", "folds", "per_user", "ctr"),
+    "ctr": (*of_fitted, "ctr"),
+    "sasrec": (*of_fitted, "sasrec", "also", *(("ctr",) if config.slates.also == "ctr" else ())),
     "beam": ("size", "beams", "validation_share"),
   }
-  others = {key for keys in of_source.values() for key in keys} - {*of_source[config.slates.source]}
+  others = {*config.slates} - {"source", *of_source[config.slates.source]}
   return tuple(f"slates.{key}" for key in sorted(others))
 
 
@@ -189,13 +221,13 @@ def foresee(stage: StageContext) -> list[str]:
   key, need = f"--config.slates.source: {options.source!r}", SHORTEST_CUT + 2
   if not split.test:
     return [*faults, f"{key} takes a user's last item for the test and the one before for validation; none of {short:,} users has 3 items"]
-  if options.source == "ctr" and short == len(split.train):
+  if options.source in FITTED and short == len(split.train):
     return [
       *faults,
       f"{key} makes training slates of users with {need} items or more ({SHORTEST_CUT - 1} before the target, and the last two for "
       f"validation and test), and all {short:,} users have fewer; bring longer histories, or slates of your own",
     ]
-  if options.source == "ctr" and len(split.train) < options.folds:
+  if options.source in FITTED and len(split.train) < options.folds:
     faults.append(
       f"--config.slates.folds: {options.folds} folds of {len(split.train):,} users; use no more folds than users, or bring more"
     )

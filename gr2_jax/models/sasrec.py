@@ -23,6 +23,7 @@ from gr2_jax.models.packed_items import ItemRows, ItemTable, PackedItems, last_s
 from gr2_jax.models.transformer import init_params
 from gr2_jax.settings import check_settings, setting
 from gr2_jax.training.guard import check_finite
+from gr2_jax.training.state import OptimizerConfig, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,8 @@ class SasrecConfig:
   dropout: float = setting(0.2, "share of what is read, and of the states, that is left out in training", low=0, below=1)
   negatives: int = setting(1024, "drawn for each update", unit="items", low=1)
   epochs: int = setting(16, "over all histories", unit="epochs", low=1)
-  learning_rate: float = setting(3e-3, "of Adam", above=0)
+  learning_rate: float = setting(1e-2, "of Muon at first; it falls to 0 as a cosine", above=0)
+  weight_decay: float = setting(0.05, "of all but the scales of norms", low=0)
   batch: int = setting(2048, "of an update", unit="items", low=1)
   max_history: int = setting(50, "the latest that are read", unit="items", low=1)
 
@@ -66,7 +68,7 @@ def fit_sasrec(
   table = ItemTable(jnp.zeros((len(vectors), 0), jnp.int32), jnp.asarray(vectors))
   init_key, key = jax.random.split(jax.random.key(seed))
   params = init_params(model, init_key)
-  opt_state = optax.adam(config.learning_rate).init(params)
+  opt_state = _optimizer(config, rows).init(params)
   for epoch in range(config.epochs):
     params, opt_state, loss = _run_epoch(params, opt_state, rows, table, jax.random.fold_in(key, epoch), config)
     check_finite(float(loss), f"in epoch {epoch + 1} of SASRec", "slates.sasrec.learning_rate")
@@ -88,6 +90,18 @@ def _model(config: SasrecConfig, num_items: int, text_dim: int) -> PackedItems:
   return PackedItems(network, num_items=num_items, levels=0, codebook_size=1, text_dim=text_dim, dropout=config.dropout)
 
 
+def _optimizer(config: SasrecConfig, rows: ItemRows) -> optax.GradientTransformation:
+  rule = OptimizerConfig(config.learning_rate, rule="muon", schedule="cosine", weight_decay=config.weight_decay)
+  return make_optimizer(rule, config.epochs * _batches(config, rows)[0])
+
+
+def _batches(config: SasrecConfig, rows: ItemRows) -> tuple[int, int]:
+  """(how many of an epoch, rows of each); a last part batch is left out."""
+  total, length = rows.items.shape
+  size = min(max(config.batch // length, 1), total)
+  return total // size, size
+
+
 def _pack(histories: Sequence[np.ndarray], length: int) -> ItemRows:
   """Histories behind each other in rows `[R, length]`; a longer one in parts, the last of them whole, that share an item at each cut."""
   parts = [rows[max(0, end - length) : end] for rows in map(np.asarray, histories) for end in range(len(rows), 1, 1 - length)]
@@ -104,12 +118,9 @@ def _run_epoch(
   params: Any, opt_state: optax.OptState, rows: ItemRows, table: ItemTable, key: jax.Array, config: SasrecConfig
 ) -> tuple[Any, optax.OptState, jax.Array]:
   """A pass over `rows [R, T]` in a fresh order (a last part batch waits for another order); mean loss last."""
-  model, optimiser = _model(config, *table.text.shape), optax.adam(config.learning_rate)
-  total, length = rows.items.shape
-  batch = min(max(config.batch // length, 1), total)
-  steps = total // batch
+  model, optimizer, (steps, size) = _model(config, *table.text.shape), _optimizer(config, rows), _batches(config, rows)
   order_key, step_key = jax.random.split(key)
-  order = jax.random.permutation(order_key, total)[: steps * batch].reshape(steps, batch)
+  order = jax.random.permutation(order_key, len(rows.items))[: steps * size].reshape(steps, size)
 
   def loss_of(params: Any, chosen: jax.Array, key: jax.Array) -> jax.Array:
     drawing, dropping = jax.random.split(key)
@@ -122,7 +133,7 @@ def _run_epoch(
     params, opt_state = carry
     chosen, index = scanned
     loss, grads = jax.value_and_grad(loss_of)(params, chosen, jax.random.fold_in(step_key, index))
-    updates, opt_state = optimiser.update(grads, opt_state, params)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
     return (optax.apply_updates(params, updates), opt_state), loss
 
   (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), (order, jnp.arange(steps)))

@@ -9,10 +9,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from gr2_jax.models.sasrec import SasrecConfig
+from gr2_jax.settings import to_section
+
 ADDED: Mapping[str, Any] = {
   "answer.texts": False,
   "answer.past": 10,
   "answer.text_dropout": 0.2,
+  "slates.also": "none",
+  "slates.sasrec": to_section(SasrecConfig()),
   "prompt.facts": [],
   "prompt.fact_form": "words",
   "traces.source": "scripted",

@@ -265,7 +265,11 @@ def test_a_stage_that_nothing_else_needs_runs_where_the_config_asks_for_it():
     ("data", {"data__source": "synthetic"}, {"data__on_error": "skip"}, {"data__market__num_items": 130}),
     ("data", {"data__source": "folder"}, {"data__market__num_items": 130, "data__market_seed": 1}, {"data__on_error": "skip"}),
     ("slates", {"slates__source": "log"}, {"slates__size": 5, "slates__ctr__epochs": 3}, {"slates__source": "ctr"}),
-    ("slates", {"slates__source": "beam"}, {"slates__ctr__epochs": 3}, {"slates__beams": 3}),
+    ("slates", {"slates__source": "beam"}, {"slates__ctr__epochs": 3, "slates__also": "ctr"}, {"slates__beams": 3}),
+    ("slates", {"slates__source": "ctr"}, {"slates__sasrec__epochs": 3, "slates__also": "ctr"}, {"slates__ctr__epochs": 3}),
+    ("slates", {"slates__source": "sasrec"}, {"slates__ctr__epochs": 3}, {"slates__sasrec__epochs": 3}),
+    ("slates", {"slates__source": "sasrec"}, {"slates__beams": 3}, {"slates__also": "ctr"}),
+    ("slates", {"slates__source": "sasrec", "slates__also": "ctr"}, {"slates__beams": 3}, {"slates__ctr__epochs": 3}),
     ("midtrain", {"midtrain__warmup_rows__enabled": False}, {"midtrain__warmup_rows__steps": 9}, {"midtrain__steps": 9}),
     (
       "midtrain",

@@ -97,9 +97,11 @@ def test_text_that_a_vocabulary_has_no_room_for(run, tmp_path):
     (2, {}, ["slates.source"]),  # nobody has a request
     (3, {}, ["slates.source"]),  # nobody has a purchase to fit on
     (4, {}, ["slates.source"]),  # nobody has a training request
+    (4, {"slates__source": "sasrec"}, ["slates.source"]),
     (4, {"slates__source": "beam"}, []),
     (5, {}, []),
     (5, {"slates__folds": 105}, ["slates.folds"]),
+    (5, {"slates__source": "sasrec", "slates__folds": 105}, ["slates.folds"]),
     (
       5,
       {"slates__size": 118, "tokenize__num_candidates": 118, "prompt__max_prompt_tokens": 4000, "decoding__max_new_tokens": 400},

@@ -1,4 +1,5 @@
-"""No model of packed items has seen the targets of the slates to which it gives `lm_score`."""
+"""No upstream ranker has seen the targets of the training slates that it makes, and no model of packed items those of the slates to which
+it gives `lm_score`: here of two orders side by side."""
 
 import json
 
@@ -25,9 +26,13 @@ from gr2_jax.training.progress import Progress
 FOLDS = 2
 CONFIG = {
   "answer__form": "scored",
-  "slates__source": "ctr",
-  "slates__folds": 2,
+  "slates__source": "sasrec",
+  "slates__also": "ctr",
+  "slates__folds": 3,
   "slates__ctr__epochs": 2,
+  "slates__sasrec__epochs": 2,
+  "slates__sasrec__width": 16,
+  "slates__sasrec__layers": 1,
   "midtrain__form": "packed",
   "midtrain__packed__folds": FOLDS,
   "midtrain__packed__evaluate_every": 1,
@@ -40,8 +45,12 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def recorded(run_here, tmp_path_factory):
-  """(run, histories given to each training by its name, rows that each stepped on, slates scored by each model's name)."""
-  histories, stepped, scored = {}, {}, {}
+  """(run, histories given to each training by its name, rows that each stepped on, slates scored by each model's name).
+
+  Of `rankers`, by (name, number of the fit), what each was fitted on and the slates that it made.
+  """
+  histories, stepped, scored, rankers = {}, {}, {}, {}
+  fit, best_of = slates_stage._fit, slates_stage._best_of
   train, make_batches, load = packed_midtraining._train, packed_midtraining._make_batches, packed_midtraining.load_packed_scores
 
   def recording_train(stage, of, name):
@@ -61,14 +70,26 @@ def recorded(run_here, tmp_path_factory):
 
     return recorded
 
+  def recording_fit(stage, name, of, fit_number, users):
+    scores = fit(stage, name, of, fit_number, users)
+    rankers[name, fit_number] = {"fitted": of, "slates": [], "scores": scores}
+    return scores
+
+  def recording_best_of(stage, name, scores, requests):
+    found = best_of(stage, name, scores, requests)
+    next(of for of in rankers.values() if of["scores"] is scores)["slates"] += found.slates
+    return found
+
   directory = tmp_path_factory.mktemp("out_of_fold") / "run"
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(packed_midtraining, "_train", recording_train)
     patch.setattr(packed_midtraining, "_make_batches", recording_batches)
+    patch.setattr(slates_stage, "_fit", recording_fit)
+    patch.setattr(slates_stage, "_best_of", recording_best_of)
     for module in (packed_midtraining, evidence):
       patch.setattr(module, "load_packed_scores", recording_load)
     assert run_here(tiny_config(**CONFIG), directory, ["data", "tokenize", "midtrain", "slates", "evidence"]) == 0
-  return Run.open(directory), histories, stepped, scored
+  return Run.open(directory), histories, stepped, scored, rankers
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +108,32 @@ def places(log, slates):
   return found
 
 
+def test_the_target_of_no_slate_is_in_what_its_upstream_ranker_was_fitted_on(recorded, slates):
+  run, rankers = recorded[0], recorded[-1]
+  log = {history.user: history.items for history in read_interactions(run.path("data", "interactions.jsonl.gz"), None)}
+  assert set(rankers) == {("sasrec", 0), ("sasrec", 1), ("sasrec", 2), ("sasrec", 3), ("ctr", 0), ("ctr", 1), ("ctr", 2)}
+  for (_, number), of in rankers.items():
+    fitted = {history.user: history.items for history in of["fitted"]}
+    for user, ends in places(log, of["slates"]):
+      assert (user not in fitted) == (number < 3), "of training slates the whole user is unknown"
+      assert min(ends) >= len(fitted.get(user, ()))
+
+
+def test_training_slates_are_of_both_orders_and_all_others_of_the_strong_one(recorded, slates):
+  run, rankers = recorded[0], recorded[-1]
+  made = {name: [slate for number in range(3) for slate in rankers[name, number]["slates"]] for name in ("sasrec", "ctr")}
+  assert made["sasrec"] and made["ctr"]
+  assert list(slates["train"]) == made["sasrec"] + made["ctr"]
+  assert [*slates["validation"], *slates["test"]] == rankers["sasrec", 3]["slates"]
+  report = json.loads(run.path("slates", "report.json").read_text())
+  assert report["retrieved"]["train"]["retrieved"] == len(made["sasrec"]) == sum(report["train_upstream_rank"]["sasrec"])
+  assert report["retrieved"]["train by ctr"]["retrieved"] == len(made["ctr"]) == sum(report["train_upstream_rank"]["ctr"])
+  assert report["retrieved"]["train by ctr"]["requests"] == report["retrieved"]["train"]["requests"]
+  assert report["retrieval"]["masked"]["n"] == report["retrieved"]["test"]["requests"]
+
+
 def test_the_target_of_no_slate_is_in_what_scored_it(recorded, slates):
-  run, histories, _, scored = recorded
+  run, histories, _, scored, _ = recorded
   log = {history.user: history.items for history in read_interactions(run.path("data", "interactions.jsonl.gz"), None)}
   assert set(histories) == set(scored) == {"fold_1", "fold_2", "checkpoints"}
   for name, of in scored.items():
@@ -99,7 +144,7 @@ def test_the_target_of_no_slate_is_in_what_scored_it(recorded, slates):
 
 
 def test_a_training_slate_s_user_is_unknown_to_what_scored_it_and_known_to_the_others(recorded, slates):
-  _, histories, _, scored = recorded
+  _, histories, _, scored, _ = recorded
   users = {name: {history.user for history in of} for name, of in histories.items()}
   of_training = [slate for name in ("fold_1", "fold_2") for slate in scored[name]]
   assert sorted(of_training, key=repr) == sorted(slates["train"], key=repr) and all(scored.values())
@@ -110,7 +155,7 @@ def test_a_training_slate_s_user_is_unknown_to_what_scored_it_and_known_to_the_o
 
 
 def test_validation_and_test_slates_are_scored_by_the_model_of_all_users(recorded, slates):
-  run, histories, _, scored = recorded
+  run, histories, _, scored, _ = recorded
   assert scored["checkpoints"] == [*slates["validation"], *slates["test"]]
   log = {history.user: history.items for history in read_interactions(run.path("data", "interactions.jsonl.gz"), None)}
   for history in histories["checkpoints"]:
@@ -119,7 +164,7 @@ def test_validation_and_test_slates_are_scored_by_the_model_of_all_users(recorde
 
 
 def test_held_out_users_are_stepped_on_by_no_update(recorded):
-  run, histories, stepped, _ = recorded
+  run, histories, stepped, _, _ = recorded
   stage = open_context(run, STAGE, None, None)
   held_out = packed_midtraining.held_out_users(stage)
   rows = [
