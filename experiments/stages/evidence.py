@@ -80,8 +80,9 @@ def run(stage: StageContext) -> None:
 def _lm_scores(stage: StageContext, slates: Mapping[str, Sequence[Slate]]) -> dict[str, np.ndarray]:
   """Of the mid-trained model; of training slates that were cut from the log, of one that has not seen their users."""
   score = load_packed_scores(stage.run, stage.catalogue, stage.mesh)
-  cut_from_log = stage.config.slates.source != "log"
-  return {split: out_of_fold_packed_scores(stage, of) if cut_from_log and split == "train" else score(of) for split, of in slates.items()}
+  return {
+    split: out_of_fold_packed_scores(stage, of) if _is_cut(stage.config) and split == "train" else score(of) for split, of in slates.items()
+  }
 
 
 def _fit_trees(stage: StageContext, tables: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> FoldTrees:
@@ -99,6 +100,11 @@ def _fit_trees(stage: StageContext, tables: dict[str, np.ndarray], labels: dict[
       seed=stage.seed,
       on_fold=stage.on_progress(task),
     )
+
+
+def _is_cut(config: ConfigDict) -> bool:
+  """Whether training slates are cut from the histories that mid-training learns; those of beams come from the items behind them."""
+  return config.slates.source not in ("log", "beam")
 
 
 def _has_lm_score(config: ConfigDict) -> bool:
@@ -122,7 +128,7 @@ def check(config: ConfigDict) -> None:
     raise ConfigError(
       f"--config.midtrain.packed.whole_log: True, but slates of {config.slates.source!r} have as their targets {targets}; set it to False"
     )
-  if _has_lm_score(config) and config.slates.source != "log" and not config.midtrain.packed.folds:
+  if _has_lm_score(config) and _is_cut(config) and not config.midtrain.packed.folds:
     raise ConfigError(
       f"--config.midtrain.packed.folds: slates of {config.slates.source!r} are cut from the histories that mid-training learns, so that "
       f"{LM_SCORE} would know their targets; set it to 4"

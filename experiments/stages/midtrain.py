@@ -63,11 +63,16 @@ class MidtrainOptions:
 
 
 def run(stage: StageContext) -> None:
-  """Trains the language model; writes checkpoints and `retrieval.json`: how it ranks the whole catalogue for the test requests."""
+  """Trains the language model; writes checkpoints and `retrieval.json`: how it ranks the whole catalogue for the test requests.
+
+  Of packed items also `item_vectors.npy`, the vectors `[N, D]` that it has learnt.
+  """
   options: MidtrainOptions = stage.options
   if options.form == "packed":
     params = train_packed_items(stage)
     model, table = open_packed_items(stage.run, stage.catalogue)
+    if stage.run.main:
+      np.save(stage.path("item_vectors.npy"), model.apply({"params": params}, table, method="item_vectors"))
     scores = make_dense_scores(model, params, table, max_history=options.max_history)
     unseen = held_out_users(stage) if options.packed.whole_log else None
     _evaluate(stage, scores, {"head": "dense"}, [request for request in stage.split.test if unseen is None or request.user in unseen])
@@ -147,8 +152,6 @@ def check(config: ConfigDict) -> None:
       "--config.midtrain.form: 'packed' leaves no language model that written answers could start from; set it to tokens, or "
       "answer.form to scored"
     )
-  if config.midtrain.form == "packed" and config.slates.source == "beam":
-    raise ConfigError("--config.midtrain.form: 'packed' leaves no language model for slates of 'beam'; set it to tokens, or use ctr")
   if config.midtrain.form == "tokens" and config.midtrain.warmup_rows.enabled:
     check_training(config, "midtrain.warmup_rows")
 

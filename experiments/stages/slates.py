@@ -19,8 +19,9 @@ from gr2_jax.evidence.items import unit_vectors
 from gr2_jax.files import write_json
 from gr2_jax.models.ctr import CtrConfig, ctr_scores, fit_ctr, history_rows
 from gr2_jax.models.sasrec import SasrecConfig, fit_sasrec, sasrec_scores
-from gr2_jax.rollout.catalogue_scores import make_beam_scores
+from gr2_jax.rollout.catalogue_scores import make_beam_scores, make_dense_scores, make_packed_beam_scores, reorder_beams
 from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.packed_midtraining import load_packed_items
 from gr2_jax.runs.stages import Stage
 from gr2_jax.settings import check_settings, setting
 from gr2_jax.teachers.sampling import best_labelled
@@ -165,11 +166,20 @@ def _latest(past: np.ndarray, width: int) -> np.ndarray:
   return history_rows([row[row >= 0].tolist() for row in past], width)
 
 
+def _beam_scores(stage: StageContext) -> Callable[[np.ndarray], np.ndarray]:
+  """Of the mid-trained model; one of packed items orders its beams by its dense head."""
+  beams, max_history = stage.options.beams, stage.config.midtrain.max_history
+  if stage.config.midtrain.form == "tokens":
+    return make_beam_scores(stage.decoder, stage.load_params("midtrain"), stage.prompts, beams=beams, max_history=max_history)
+  packed = load_packed_items(stage.run, stage.catalogue, stage.mesh)
+  found = make_packed_beam_scores(*packed, beams=beams, max_history=max_history)
+  dense = make_dense_scores(*packed, max_history=max_history)
+  return lambda past: reorder_beams(found(past), dense(past))
+
+
 def _from_beams(stage: StageContext) -> tuple[Slates, dict[str, Any]]:
   """The mid-trained model's own beams. It was fitted on every training position, so training slates come from the validation positions."""
-  options, split = stage.options, stage.split
-  max_history = stage.config.midtrain.max_history
-  scores = make_beam_scores(stage.decoder, stage.load_params("midtrain"), stage.prompts, beams=options.beams, max_history=max_history)
+  options, split, scores = stage.options, stage.split, _beam_scores(stage)
   with stage.task("slates: beams", len(split.validation) + len(split.test), "users") as task:
 
     def counted(past: np.ndarray) -> np.ndarray:

@@ -29,6 +29,10 @@ class TokenizeOptions:
   """Item vectors, semantic IDs and the vocabulary. Raises ValueError."""
 
   vectors: str = setting("", "a .npy file of item vectors; empty: TF-IDF and SVD of the items' text")
+  code_vectors: str = setting(
+    "",
+    "a .npy file of item vectors of which the codes are made instead, such as midtrain/item_vectors.npy of an earlier run; empty: the same",
+  )
   dim: int = setting(256, "width of the vectors that are made of text", low=1)
   rqvae: RqVaeOptions = setting(RqVaeOptions(), "size of the tokenizer")
   training: TokenizerConfig = setting(TokenizerConfig(epochs=500), "of the tokenizer")
@@ -48,16 +52,17 @@ def run(stage: StageContext) -> None:
   embed = vectors_from_npy(options.vectors) if options.vectors else tfidf_svd(options.dim, stage.seed)
   vectors = embed(catalogue)
   np.save(stage.path("vectors.npy"), vectors)
+  coded = vectors_from_npy(options.code_vectors)(catalogue) if options.code_vectors else vectors
   inputs = count_item_inputs(options, catalogue)
   if options.last_level == "nearest" and not options.allow_collisions:
     check_distinct(inputs.distinct / inputs.items, inputs, "nearest")  # the same input gets the same codes, however long it is trained
   levels, size = choose_sizes(inputs, options.rqvae.levels, options.rqvae.codebook_size)
   rqvae_config = dataclasses.replace(options.rqvae.network, levels=levels, codebook_size=size)
-  trained = _train(stage, vectors, dataclasses.replace(options.training, rqvae=rqvae_config))
+  trained = _train(stage, coded, dataclasses.replace(options.training, rqvae=rqvae_config))
   save_rqvae(trained.best, stage.path("rqvae.msgpack"))
   table, report = export_table(
     trained.best,
-    vectors,
+    coded,
     rqvae_config,
     seed=stage.seed,
     inputs=inputs,
@@ -86,7 +91,7 @@ def run(stage: StageContext) -> None:
   if table.num_levels > rqvae_config.levels:
     stage.say(
       f"{table.num_levels - rqvae_config.levels} of the levels added: more items share their first codes than a level has values; up to "
-      f"{inputs.largest:,} have the same {'vector' if options.vectors else 'text'}"
+      f"{inputs.largest:,} have the same {'vector' if options.code_vectors or options.vectors else 'text'}"
     )
 
 
@@ -108,8 +113,8 @@ def train_vocabulary(
 
 def count_item_inputs(options: TokenizeOptions, catalogue: Catalogue) -> Inputs:
   """What the items are told apart by: their vectors where they are given, else their texts."""
-  if options.vectors:
-    return count_inputs(row.tobytes() for row in vectors_from_npy(options.vectors)(catalogue))
+  if path := options.code_vectors or options.vectors:
+    return count_inputs(row.tobytes() for row in vectors_from_npy(path)(catalogue))
   return count_inputs(map(item_text, catalogue.items))
 
 
@@ -142,11 +147,13 @@ def _train(stage: StageContext, vectors: np.ndarray, config: TokenizerConfig) ->
 
 def check(config: ConfigDict) -> None:
   """The vectors must be there."""
-  path = config.tokenize.vectors
-  if path and not pathlib.Path(path).is_file():
-    raise ConfigError(
-      f"--config.tokenize.vectors: there is no file {path}; name a .npy file, or leave it empty for vectors of the items' text"
-    )
+  for key, otherwise in (("vectors", "of the items' text"), ("code_vectors", "that are those of the text too")):
+    path = config.tokenize[key]
+    if path and not pathlib.Path(path).is_file():
+      raise ConfigError(
+        f"--config.tokenize.{key}: there is no file {path}; name a .npy file, or leave it empty for vectors {otherwise} (a run's stage "
+        "midtrain writes item_vectors.npy where its form is packed)"
+      )
 
 
 def foresee(stage: StageContext) -> list[str]:
@@ -174,7 +181,7 @@ STAGE = Stage(
   reads=("seed", "tokenize", "prompt", "evidence"),
   options=TokenizeOptions,
   inputs=("data",),
-  files=("tokenize.vectors",),
+  files=("tokenize.vectors", "tokenize.code_vectors"),
   unused=unused,
   format=2,  # rqvae.msgpack
   check=check,

@@ -25,14 +25,10 @@ class RetrievedSlates:
     return len(self.slates) / self.asked if self.asked else 0.0
 
 
-def score_requests(
-  scores_fn: Callable[[np.ndarray], np.ndarray], examples: Sequence[NextItem], catalogue: Catalogue, *, ranker: str = "the ranker"
-) -> Iterator[tuple[Sequence[NextItem], np.ndarray, np.ndarray]]:
-  """Yields (requests, their history rows `[b, H]`, scores of all items `[b, N]`) in batches.
+def request_batches(examples: Sequence[NextItem], catalogue: Catalogue) -> Iterator[tuple[Sequence[NextItem], np.ndarray]]:
+  """Yields (requests, history rows int32 `[B, H]`, oldest first, padded with -1 at the end); the last batch has rows without any item.
 
-  `scores_fn`: history rows int32 `[B, H]` (oldest first, padded with -1 at the end) -> scores `[B, N]`; B and H do not change between
-  calls, so a jitted function compiles once. `ranker`: what gives the scores, for the message. Raises DataError for an unknown item, and
-  for a score that is NaN, which has no place in an order.
+  B and H do not change, so that a jitted function compiles once. Raises DataError for an unknown item.
   """
   width = max((len(example.history) for example in examples), default=0)
   for start in range(0, len(examples), SCORE_BATCH):
@@ -40,10 +36,27 @@ def score_requests(
     chunk = examples[start : start + SCORE_BATCH]
     for i, example in enumerate(chunk):
       past[i, : len(example.history)] = catalogue.to_rows(example.history)
-    scores = np.array(scores_fn(past), np.float32)[: len(chunk)]
-    if np.isnan(scores).any():
-      raise DataError(f"{ranker}: its scores are NaN, since its training diverged; lower its learning rate and train it again")
-    yield chunk, past[: len(chunk)], scores
+    yield chunk, past
+
+
+def check_scores(scores: np.ndarray, ranker: str) -> np.ndarray:
+  """The scores, float32; raises DataError, naming the `ranker`, for one that is NaN, which has no place in an order."""
+  scores = np.array(scores, np.float32)
+  if np.isnan(scores).any():
+    raise DataError(f"{ranker}: its scores are NaN, since its training diverged; lower its learning rate and train it again")
+  return scores
+
+
+def score_requests(
+  scores_fn: Callable[[np.ndarray], np.ndarray], examples: Sequence[NextItem], catalogue: Catalogue, *, ranker: str = "the ranker"
+) -> Iterator[tuple[Sequence[NextItem], np.ndarray, np.ndarray]]:
+  """Yields (requests, their history rows `[b, H]`, scores of all items `[b, N]`) in batches.
+
+  `scores_fn`: history rows as of `request_batches` -> scores `[B, N]`. `ranker`: what gives the scores, for the message. Raises DataError
+  for an unknown item, and for a score that is NaN.
+  """
+  for chunk, past in request_batches(examples, catalogue):
+    yield chunk, past[: len(chunk)], check_scores(np.asarray(scores_fn(past))[: len(chunk)], ranker)
 
 
 def slates_from_scores(

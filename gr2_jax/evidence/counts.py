@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import sparse
 
 from gr2_jax.data.schema import Catalogue, DataError, History, Slate
 
@@ -184,6 +185,12 @@ class TransitionCounts:
     sources, targets = _check_rows(sources, self.num_items), _check_rows(targets, self.num_items)
     beside = np.where(targets < 0, -self.num_items * self.num_items, targets)  # so that whatever the source the kind is below 0
     return self.events.count(sources * self.num_items + beside, before)
+
+  def matrix(self) -> sparse.csr_matrix:
+    """All counts as a sparse matrix `[num_items, num_items]`, from row to column."""
+    kinds, size = self.events.kinds[:-1], self.num_items
+    counts = np.diff(self.events.starts).astype(np.float32)
+    return sparse.csr_matrix((counts, (kinds // size, kinds % size)), (size, size))
 
   def neighbours(self, row: int, before: int | None = None, top: int = 5) -> list[tuple[int, int]]:
     """The `top` items that most often followed `row`, as (row, count) with the most frequent first, ties by row."""

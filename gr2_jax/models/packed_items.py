@@ -88,11 +88,19 @@ class PackedItems(nn.Module):
     """Log-probability `[..., L]` of each code of `codes [..., L]` after the ones before it, written from `states [..., D]`."""
     found = []
     for level in range(self.levels):
-      logits = nn.silu(states @ self.writer[level]) @ self.codes[level].T
-      log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+      log_probs = jax.nn.log_softmax(self._code_logits(states, level), axis=-1)
       found.append(jnp.take_along_axis(log_probs, codes[..., level, None], axis=-1)[..., 0])
       states = states + self.codes[level][codes[..., level]]
     return jnp.stack(found, axis=-1) if found else jnp.zeros((*states.shape[:-1], 0))
+
+  def next_code_logits(self, states: jax.Array, codes: jax.Array) -> jax.Array:
+    """Logits `[..., C]` of the code that follows `codes [..., fewer than L]`, written from `states [..., D]`, which broadcast."""
+    for level in range(codes.shape[-1]):
+      states = states + self.codes[level][codes[..., level]]
+    return self._code_logits(states, codes.shape[-1])
+
+  def _code_logits(self, states: jax.Array, level: int) -> jax.Array:
+    return (nn.silu(states @ self.writer[level]) @ self.codes[level].T).astype(jnp.float32)
 
   def losses(
     self, rows: ItemRows, table: ItemTable, negatives: jax.Array, *, deterministic: bool = True

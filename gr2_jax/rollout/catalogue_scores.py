@@ -1,6 +1,6 @@
 """The mid-trained model asked for the next item: scores of the whole catalogue, or of given items.
 
-Of a model of tokens by beams over the trie, or code by code; of one of packed items by its dense head.
+Of a model of tokens by beams over the trie, or code by code; of one of packed items by its dense head, by beams, or by both.
 """
 
 import functools
@@ -17,7 +17,7 @@ from gr2_jax.language.midtrain_tasks import next_item_prompt
 from gr2_jax.language.prompts import PromptContext
 from gr2_jax.models.packed_items import ItemTable, PackedItems, last_states, one_a_row
 from gr2_jax.models.transformer import Decoder
-from gr2_jax.rollout.beam import legal_log_probs, make_beam_search
+from gr2_jax.rollout.beam import Beams, legal_log_probs, make_beam_search, packed_beam_search
 from gr2_jax.rollout.completions import completion_hidden
 from gr2_jax.semantic_ids.trie import CompressedTrie, DenseTrie, SidTrie
 
@@ -37,11 +37,7 @@ def make_beam_scores(
   def scores(histories: np.ndarray) -> np.ndarray:
     prompts, mask = _render([history[history >= 0].tolist() for history in histories], context, max_history)
     _, log_probs, states = search(params, prompts, mask, device_trie, sid_tokens)
-    table = np.full((len(histories), len(context.catalogue)), -np.inf, np.float32)
-    for row, (line, line_states) in enumerate(zip(np.asarray(log_probs), np.asarray(states), strict=True)):
-      for log_prob, state in zip(line, line_states, strict=True):
-        table[row, trie.items_at(state)] = log_prob
-    return table
+    return trie.spread(np.asarray(states), np.asarray(log_probs))
 
   return scores
 
@@ -91,6 +87,39 @@ def make_dense_scores(model: PackedItems, params: Any, table: ItemTable, *, max_
   return scores
 
 
+def make_packed_beam_scores(
+  model: PackedItems, params: Any, table: ItemTable, *, beams: int, max_history: int
+) -> Callable[[np.ndarray], np.ndarray]:
+  """Builds `scores(history rows [B, H], -1 = padding at the end) -> [B, N]`: as `make_beam_scores`, of a model of packed items.
+
+  The semantic ID is written over the last item's position. A user without any item gets NaN.
+  """
+  trie = SidTrie.build(np.asarray(table.codes), model.codebook_size)
+  device_trie = trie.on_device()
+
+  @jax.jit
+  def search(params: Any, table: ItemTable, trie: DenseTrie | CompressedTrie, histories: jax.Array) -> Beams:
+    states, _ = model.apply({"params": params}, histories, table)
+    return packed_beam_search(model, params, last_states(states, histories), trie, beams=beams)
+
+  def scores(histories: np.ndarray) -> np.ndarray:
+    past = pad_histories([row[row >= 0] for row in histories], max_history)
+    found = search(params, table, device_trie, past)
+    return np.where(_is_known(past), trie.spread(np.asarray(found.states), np.asarray(found.log_probs)), np.nan)
+
+  return scores
+
+
+def reorder_beams(beams: np.ndarray, dense: np.ndarray, beam_weight: float = 0.0) -> np.ndarray:
+  """Scores `[B, N]` of what beams found, in the order of the dense head; -inf elsewhere.
+
+  `beams, dense [B, N]`: log-probabilities (nats) by `make_packed_beam_scores` and `make_dense_scores`; `beam_weight` times the former are
+  added.
+  """
+  missed = beams == -np.inf
+  return np.where(missed, -np.inf, dense + beam_weight * np.where(missed, 0.0, beams))  # 0 x -inf is no number
+
+
 def make_packed_candidate_scores(
   model: PackedItems, params: Any, table: ItemTable
 ) -> Callable[[np.ndarray | jax.Array, np.ndarray | jax.Array], jax.Array]:
@@ -112,7 +141,7 @@ def make_packed_candidate_scores(
   return functools.partial(score, params, vectors)
 
 
-def _is_known(histories: jax.Array) -> jax.Array:
+def _is_known(histories: Any) -> Any:
   """Whether there is a past item, `[B, 1]`."""
   return (histories >= 0).any(axis=1, keepdims=True)
 

@@ -28,6 +28,7 @@ ADDED: Mapping[str, Any] = {
   "answer.names": False,
   "rl.truth_weight": 0.0,
   "rl.named_weight": 0.0,
+  "tokenize.code_vectors": "",
 }
 """Settings that came after others of their section, and the value, as in config.json, by which an older run did what it did."""
 

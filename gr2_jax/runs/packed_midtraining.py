@@ -77,14 +77,19 @@ def train_packed_items(stage: StageContext) -> Any:
   return _train(stage, histories, "checkpoints")
 
 
+def load_packed_items(run: Run, catalogue: Catalogue, mesh: Any, name: str = "checkpoints") -> tuple[PackedItems, Any, ItemTable]:
+  """The run's model of packed items, the parameters in `RUN/midtrain/NAME` (the model of all users), and what it reads of the catalogue."""
+  model, table = open_packed_items(run, catalogue)
+  return model, load_params(model, Checkpointer(run.path("midtrain", name)), mesh), table
+
+
 def load_packed_candidate_scores(
   run: Run, catalogue: Catalogue, mesh: Any, name: str = "checkpoints"
 ) -> Callable[[np.ndarray, np.ndarray], jax.Array]:
   """`scores(histories, candidates) -> [B, K]` by what lies in `RUN/midtrain/NAME`: the model of all users; see
   `make_packed_candidate_scores`.
   """
-  model, table = open_packed_items(run, catalogue)
-  return make_packed_candidate_scores(model, load_params(model, Checkpointer(run.path("midtrain", name)), mesh), table)
+  return make_packed_candidate_scores(*load_packed_items(run, catalogue, mesh, name))
 
 
 def load_packed_scores(run: Run, catalogue: Catalogue, mesh: Any, name: str = "checkpoints") -> Callable[[Sequence[Slate]], np.ndarray]:

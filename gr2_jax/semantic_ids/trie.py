@@ -108,6 +108,19 @@ class SidTrie:
       return self.leaf_items[:0]
     return self.leaf_items[self.leaf_start[leaf] : self.leaf_start[leaf + 1]]
 
+  def spread(self, states: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Each item's value `[B, N]`, float32, of leaf `states [B, W]` with `values [B, W]`; -inf where none of them holds the item.
+
+    A state of -1 holds none.
+    """
+    leaves = len(self.leaf_start) - 1
+    of_leaf = np.full((len(states), leaves + 1), -np.inf, np.float32)
+    np.put_along_axis(of_leaf, np.where(states >= 0, states - self.first_leaf, leaves), values, axis=1)
+    of_leaf[:, leaves] = -np.inf
+    leaf_of = np.empty(len(self.leaf_items), np.int64)
+    leaf_of[self.leaf_items] = np.arange(leaves).repeat(np.diff(self.leaf_start))
+    return of_leaf[:, leaf_of]
+
   def dense(self) -> DenseTrie:
     """The dense table; `4 * num_states * codebook_size` bytes."""
     parents = np.repeat(np.arange(self.first_leaf), np.diff(self.first_child))

@@ -134,6 +134,8 @@ class ColdStart:
 
   @functools.cached_property
   def _tokenizer(self) -> tuple[RqVae, RqVaeConfig]:
+    if self._run.config.tokenize.code_vectors:
+      raise DataError("its semantic ID would be made of a vector that mid-training learns, and a new item has none")
     path = self._run.path("tokenize", "rqvae.msgpack")
     if not path.exists():
       raise DataError(f"{path}: not there; a run of this version keeps its tokenizer, which gives new items their semantic IDs")

@@ -94,7 +94,10 @@ def test_what_goes_together_passes(changes):
     (CUT | {"midtrain__packed__folds": 0}, r"--config\.midtrain\.packed\.folds: slates of 'ctr' are cut from the histories .*set it to 4"),
     (CUT | {"midtrain__packed__folds": 1}, r"--config\.midtrain\.packed\.folds: 1 leaves no other users to learn from"),
     ({"midtrain__form": "packed"}, r"--config\.midtrain\.form: 'packed' leaves no language model that written answers could start from"),
-    (CUT | {"slates__source": "beam"}, r"--config\.midtrain\.form: 'packed' leaves no language model for slates of 'beam'"),
+    (
+      CUT | {"slates__source": "beam", "midtrain__packed__whole_log": True},
+      r"--config\.midtrain\.packed\.whole_log: True, but slates of 'beam' have as their targets",
+    ),
     (SCORED | {"rl__init": "midtrain"}, r"--config\.rl\.init: 'midtrain' leaves no scored policy to start from; use sft or opd"),
     ({"rl__through": "target"}, r"--config\.rl\.through: 'target' is of scored answers"),
     (SCORED | {"rl__through": "target", "rl__reward__condition": "eq7"}, r"--config\.rl\.through: 'target', but eq7 asks whether an"),

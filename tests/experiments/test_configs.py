@@ -193,6 +193,7 @@ def test_a_writer_that_is_not_installed_is_found_before_work_starts(monkeypatch)
     *(("seed", -1), ("seed", 10**20), ("data__market_seed", -1)),
     *(("traces__temperature", -1.0), ("rl__temperature", -1.0), ("opd__temperature", math.nan)),
     *(("evaluation__shuffles", -1), ("tokenize__text_pieces", 5), ("tokenize__vectors", "nowhere.npy")),
+    ("tokenize__code_vectors", "nowhere.npy"),
     *(("data__market__slate_size", 500), ("slates__validation_share", 1.0), ("mesh__tensor", 0)),
   ],
 )

@@ -7,15 +7,21 @@ import numpy as np
 import pytest
 from small_runs import tiny_config
 
+from experiments import retrieve
 from experiments.stages import evidence
 from experiments.stages import slates as slates_stage
 from experiments.stages.midtrain import STAGE
 from gr2_jax.data.jsonl import read_interactions, read_slates
 from gr2_jax.data.schema import SPLITS
+from gr2_jax.errors import UserError
+from gr2_jax.models.sasrec import SasrecConfig
+from gr2_jax.rollout.catalogue_scores import make_dense_scores, make_packed_beam_scores
 from gr2_jax.runs import packed_midtraining
 from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.run import Run
 from gr2_jax.runs.stages import open_context
+from gr2_jax.training.interrupts import StopSignal
+from gr2_jax.training.progress import Progress
 
 FOLDS = 2
 CONFIG = {
@@ -184,3 +190,63 @@ def test_the_best_step_of_each_training_is_kept_apart(recorded):
     assert any(path.name.isdigit() for path in (folder / name).iterdir())
     assert (folder / f"{name}_training" / "2").is_dir()
   assert json.loads((folder / "retrieval.json").read_text())["head"] == "dense"
+  stage = open_context(recorded[0], STAGE, None, None)
+  model, params, table = packed_midtraining.load_packed_items(stage.run, stage.catalogue, stage.mesh)
+  np.testing.assert_allclose(np.load(folder / "item_vectors.npy"), model.apply({"params": params}, table, method="item_vectors"), atol=1e-5)
+
+
+def test_slates_of_beams_are_the_best_of_them_by_the_dense_head(recorded):
+  run = recorded[0]
+  config = run.config.copy_and_resolve_references()
+  with config.unlocked():
+    config.slates.update({"source": "beam", "beams": 30, "size": 6})
+  stage = open_context(Run(run.directory, config, main=False), slates_stage.STAGE, Progress(), StopSignal())
+  found, report = slates_stage._from_beams(stage)
+  model = packed_midtraining.load_packed_items(run, stage.catalogue, stage.mesh)
+  max_history = run.config.midtrain.max_history
+  beams = make_packed_beam_scores(*model, beams=30, max_history=max_history)
+  dense = make_dense_scores(*model, max_history=max_history)
+  assert found["test"] and report["retrieved"]["test"]["requests"] == len(stage.split.test)
+  for slate in found["test"]:
+    history = np.asarray(stage.catalogue.to_rows(slate.history), np.int32)
+    (of_beams,), (of_dense,) = beams(history[None]), dense(history[None])
+    best = np.where(np.isfinite(of_beams), of_dense, -np.inf)
+    best[history] = -np.inf
+    rows = stage.catalogue.to_rows(slate.candidates)
+    np.testing.assert_allclose(best[rows], np.sort(best)[::-1][:6], atol=1e-4)
+    np.testing.assert_allclose(slate.upstream_scores, best[rows], atol=1e-4)
+
+
+def retrieve_from(directory, **changes):
+  options = {"beams": 30, "beam_weight": 0.5, "users": None, "split": "test", "sasrec": False}
+  return retrieve.measure(str(directory), Progress(), StopSignal(), **options | changes)
+
+
+def test_retrieval_rows_stand_side_by_side(recorded, in_process, monkeypatch):
+  run = recorded[0]
+  monkeypatch.setattr("gr2_jax.models.sasrec.SasrecConfig", lambda: SasrecConfig(epochs=1, width=16, layers=1))
+  with in_process():
+    found = retrieve_from(run.directory, sasrec=True)
+  assert list(found["rows"]) == ["dense head", "beams", "beams by the dense head", "beams by both", retrieve.GRAPH, retrieve.SASREC]
+  assert json.loads((run.directory / "retrieval.json").read_text()) == found
+  assert found["n"] == len(open_context(run, STAGE, None, None).split.test)
+  for name, of in found["rows"].items():
+    assert all(0 <= row["ci95"][0] <= row["value"] <= row["ci95"][1] <= 1 for row in of.values()), name
+  delta = found["paired"]["beams by the dense head_vs_beams"]["recall@10"]["delta"]
+  rows = found["rows"]
+  assert delta == pytest.approx(rows["beams by the dense head"]["recall@10"]["value"] - rows["beams"]["recall@10"]["value"])
+  assert str(found["n"]) in retrieve._table(found).title
+  with in_process():
+    assert retrieve_from(run.directory, users=5, split="validation")["n"] == 5
+
+
+def test_a_model_that_has_no_beams_or_has_learnt_the_targets_is_named(recorded, tmp_path):
+  config = json.loads((recorded[0].directory / "config.json").read_text())
+  for changes, message in [
+    ({"form": "tokens"}, "is mid-trained on tokens; give a run of midtrain.form packed"),
+    ({"packed": config["midtrain"]["packed"] | {"whole_log": True}}, "has learnt the targets"),
+    ({}, "has no finished stage 'midtrain'; run that first"),
+  ]:
+    (tmp_path / "config.json").write_text(json.dumps(config | {"midtrain": config["midtrain"] | changes}))
+    with pytest.raises(UserError, match=message):
+      retrieve_from(tmp_path)

@@ -97,6 +97,23 @@ def test_sizes_that_are_set_stay_where_collisions_are_allowed(tmp_path):
   assert report["after"]["own_share"] < 1 and report["largest_input"] == 20
 
 
+def test_codes_of_other_vectors_beside_those_of_the_text(tmp_path):
+  """Two clusters that no text tells: the first code does, and the text's vectors stay what models read."""
+  catalogue, random = untitled(60, ()), np.random.default_rng(0)
+  cluster = random.integers(2, size=60)
+  np.save(tmp_path / "learnt.npy", np.array([[1, 0, 0, 0], [0, 1, 0, 0]])[cluster] + 0.05 * random.normal(size=(60, 4)))
+  changes = {"training__epochs": 20, "dim": 16}
+  table, _, _ = run_stage(tmp_path / "learnt", catalogue, code_vectors=str(tmp_path / "learnt.npy"), **changes)
+  plain, _, _ = run_stage(tmp_path / "plain", catalogue, **changes)
+  of_cluster = [set(table.codes[cluster == side, 0].tolist()) for side in (0, 1)]
+  assert of_cluster[0].isdisjoint(of_cluster[1]) and not np.array_equal(table.codes, plain.codes)
+  vectors = [np.load(tmp_path / name / "tokenize" / "vectors.npy") for name in ("learnt", "plain")]
+  np.testing.assert_array_equal(*vectors)
+  np.save(tmp_path / "short.npy", np.ones((59, 4)))
+  with pytest.raises(DataError, match=r"short\.npy: 59 rows for 60 items"):
+    run_stage(tmp_path / "short", catalogue, code_vectors=str(tmp_path / "short.npy"), **changes)
+
+
 @pytest.mark.slow
 def test_a_whole_catalogue_without_titles(tmp_path):
   """18,357 items, 15,416 of which share brand and categories with another one."""

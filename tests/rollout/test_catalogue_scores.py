@@ -16,8 +16,10 @@ from gr2_jax.rollout.catalogue_scores import (
   make_beam_scores,
   make_candidate_scores,
   make_dense_scores,
+  make_packed_beam_scores,
   make_packed_candidate_scores,
   pad_histories,
+  reorder_beams,
 )
 
 ITEMS = tuple(Item(f"i{n}", f"rose toner {n}") for n in range(20))
@@ -108,3 +110,41 @@ def test_candidates_are_scored_as_the_dense_head_does_within_their_slate(packed)
     np.testing.assert_allclose(scores[row, : len(inside)], inside - np.log(np.exp(inside).sum()), atol=1e-4)
     assert (scores[row, len(inside) :] == 0).all()
   np.testing.assert_allclose(scores[3], np.log([0.5, 0.5, 1, 1, 1, 1]), atol=1e-6)  # nothing is known of who has no history
+
+
+def score_by_codes(packed, histories):
+  """Log-probability of every item `[B, N]` by all its codes, each among those that the catalogue has after the ones before it."""
+  model, params, table = packed
+  codes, leaves = np.asarray(table.codes), np.array(list(np.ndindex(4, 4)), np.int32)
+  states, _ = model.apply({"params": params}, histories, table)
+  found = np.zeros((len(histories), 20))
+  for row, last in enumerate((histories >= 0).sum(axis=1) - 1):
+    of = model.apply({"params": params}, np.tile(np.asarray(states)[row, last], (16, 1)), leaves, method="code_log_probs")
+    probability = {tuple(leaf): np.exp(line) for leaf, line in zip(leaves.tolist(), np.asarray(of, np.float64), strict=True)}
+    for item, (first, second) in enumerate(codes.tolist()):
+      firsts = sum(probability[code, 0][0] for code in set(codes[:, 0].tolist()))
+      seconds = sum(probability[first, code][1] for code in set(codes[codes[:, 0] == first, 1].tolist()))
+      found[row, item] = np.log(probability[first, second][0] / firsts) + np.log(probability[first, second][1] / seconds)
+  return found
+
+
+def test_packed_beams_as_wide_as_the_catalogue_score_it_as_all_codes_do(packed):
+  past = pad_histories([[4, 5, 6], [1], [9, 3]], 3)
+  whole = score_by_codes(packed, past)
+  scores = make_packed_beam_scores(*packed, beams=20, max_history=3)(HISTORIES)
+  np.testing.assert_allclose(scores[:3], whole, atol=1e-4)
+  assert np.isnan(scores[3]).all() and whole.std(axis=1).min() > 0.1
+  distinct = len(np.unique(packed[2].codes, axis=0))
+  assert distinct < 20, "some items share a semantic ID, and its score"
+  narrow = make_packed_beam_scores(*packed, beams=2, max_history=3)(HISTORIES)[:3]
+  found = narrow > -np.inf
+  assert [len(np.unique(line[of])) for line, of in zip(whole, found, strict=True)] == [2] * 3
+  np.testing.assert_allclose(narrow[found], whole[found], atol=1e-4)
+
+
+def test_beams_stand_in_the_order_of_the_dense_head_and_none_joins_them():
+  beams = np.array([[-1.0, -2.0, -np.inf, -4.0]])
+  dense = np.array([[-3.0, -2.5, -0.1, -1.0]])
+  assert reorder_beams(beams, dense).tolist() == [[-3.0, -2.5, -np.inf, -1.0]]
+  assert reorder_beams(beams, dense, 0.5).tolist() == [[-3.5, -3.5, -np.inf, -3.0]]
+  assert np.isnan(reorder_beams(np.full((1, 2), np.nan), np.zeros((1, 2)))).all(), "a model that diverged is not hidden"

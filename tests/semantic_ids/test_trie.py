@@ -125,3 +125,12 @@ def test_ten_million_items_take_fifty_megabytes():
     places = np.argmax((np.asarray(found) == codes[rows, level, None]) & (np.asarray(next_states) >= 0), axis=1)
     states = next_states[np.arange(100), places]
   assert all(row in trie.items_at(state) for row, state in zip(rows, states, strict=True))
+
+
+def test_values_of_leaves_are_spread_over_their_items():
+  ids = np.array([(1, 0), (0, 2), (1, 0), (0, 1)])
+  trie = SidTrie.build(ids, 3)
+  leaf = {tuple(code): state for state, code in zip(range(trie.first_leaf, trie.num_states), [(0, 1), (0, 2), (1, 0)], strict=True)}
+  states = np.array([[leaf[1, 0], -1, leaf[0, 1]], [-1, -1, leaf[0, 2]]])
+  spread = trie.spread(states, np.array([[0.5, 9.0, 0.25], [9.0, 8.0, 2.0]]))
+  assert spread.tolist() == [[0.5, -np.inf, 0.5, 0.25], [-np.inf, 2.0, -np.inf, -np.inf]] and spread.dtype == np.float32
