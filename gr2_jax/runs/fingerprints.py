@@ -19,6 +19,8 @@ ADDED: Mapping[str, Any] = {
   "opd.rankings": 8,
   "rl.anchor": 0.0,
   "rl.through": "whole",
+  "rl.slate": {"top": None, "diversity": 0.0, "price": 0.0, "small_brands": 0.0, "small_share": 0.25},
+  "rl.feedback": {"share": 1.0, "source": "labels", "decay": 1.0, "weighing": "none", "clip": 10.0},
 }
 """Settings that came after others of their section, and the value, as in config.json, by which an older run did what it did."""
 
