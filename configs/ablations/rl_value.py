@@ -1,4 +1,4 @@
-"""Where RL is worth it, and where supervision on the same labels does as well: whole slates, biased clicks, few labels, reasonings, copying.
+"""Where RL is worth it, and where supervision does as well: whole slates, biased clicks, few labels, reasonings, copying.
 
     python -m experiments.sweep --config=configs/ablations/rl_value.py --workdir=runs/rl_value
 
@@ -39,7 +39,7 @@ _WHOLE = ("slate_reward", "true_ndcg@3")
 _FOUND = ("true_recall@1", "true_ndcg@3")
 COMPARISONS = {
   "RL against its control, told the same labels": [
-    (f"{variant}/policy", f"{variant}/rl_control") for variant in ("plain", *FEW, "reasoned")
+    (f"{variant}/policy", f"{variant}/rl_control") for variant in ("plain", "reading", *FEW, "reasoned")
   ],
   "Clicks under position bias": [
     *((f"{variant}/policy", f"{variant}/rl_control") for variant in CLICKS),

@@ -35,6 +35,7 @@ CONFIGS = {
   "ablations/prior.py": ("", "beauty", "beauty,tiny", "tiny"),
   "ablations/pruning.py": ("", "seed=1", "tiny"),
   "ablations/reward_hacking.py": ("", "seed=1", "tiny"),
+  "ablations/rl_value.py": ("", "seed=1", "tiny"),
   "ablations/compressor.py": ("", "seed=1", "tiny"),
 }
 
