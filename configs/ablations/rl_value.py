@@ -11,7 +11,7 @@ Measured: docs/results/rl_value.md
 from configs import quickstart
 from experiments.flags import parse_arg
 
-_PLACES = 8  # of a slate: all of them earn where labels are clicks
+_PLACES = 8  # of a slate, all of which earn where labels are few or clicks
 # A policy that is to vary brands must tell them apart, and no fact names them.
 _READS = {"answer.texts": True, "answer.past": 1, "rl.slate.top": 3}
 _CLICKS = {"rl.slate.top": _PLACES, "rl.feedback.source": "clicks"}
@@ -25,7 +25,7 @@ CLICKS = {
   "clicks_ipw": _CLICKS | {"rl.feedback.weighing": "propensity"},
   "clicks_all_seen": _CLICKS | {"rl.feedback.decay": 0.0},
 }
-FEW = {"few_01": {"rl.feedback.share": 0.01}, "few_10": {"rl.feedback.share": 0.1}}
+FEW = {f"few_{round(100 * share):02d}": {"rl.slate.top": _PLACES, "rl.feedback.share": share} for share in (0.01, 0.1)}
 CONDITIONS = {
   "eq7": {"rl.reward.condition": "eq7"} | _NO_CONTROL,
   "relative": {"rl.reward.condition": "relative"} | _NO_CONTROL,
@@ -76,7 +76,7 @@ def get_variants(arg=None):
   """VARIANTS, in `tiny` with its own few steps of RL after reasonings as well, and a share that leaves it labels."""
   if not _read(arg).tiny:
     return VARIANTS
-  return VARIANTS | {"reasoned": {"prompt.direct": False}, "few_01": {"rl.feedback.share": 0.05}}
+  return VARIANTS | {"reasoned": {"prompt.direct": False}, "few_01": FEW["few_01"] | {"rl.feedback.share": 0.05}}
 
 
 def _read(arg):

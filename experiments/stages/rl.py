@@ -115,7 +115,8 @@ def _train_scored(stage: StageContext) -> None:
     by_labels = functools.partial(make_reasoned_target_loss, opening=opening) if reasoned else make_target_loss
     think = make_own_thoughts(stage, group=groups.group) if reasoned else None
     targets, weights = told.supervise(by_gains=options.slate.top is not None)
-    score = likelihood_of_labels(*held_out.supervise(by_gains=options.slate.top is not None))
+    # Of whole slates and weighed clicks both are chosen by what the reward pays, lest the choice of a step be what differs.
+    score = likelihood_of_labels(held_out.labels, held_out.slates.weights) if isinstance(reward, RewardConfig) else quality
     slates = dataclasses.replace(told.slates, weights=weights)
     learning(by_labels, slates=slates, learnt={"targets": targets}, score=score, name="control", think=think)
 
