@@ -72,7 +72,7 @@ class RlStageOptions:
     check_settings(self)
 
 
-_DEFAULTS = to_section(RlStageOptions())
+_DEFAULTS = ConfigDict(to_section(RlStageOptions()))
 
 
 def run(stage: StageContext) -> None:
