@@ -5,6 +5,7 @@
 Each variant trains RL and, from the same start and told the same, its control by cross-entropy; what a reward pays besides labels a third
 rival gets by re-ranking the control's scores greedily. Three seeds, which share their stages up to RL; the policies of whole slates read
 texts, which name brands. Hardware: 2 CPU cores, two hours or more. `seed=N` is another market with other draws; `tiny` is for tests.
+Expected (95 % intervals): on clicks weighed by propensity RL over its control, weighed alike, N@3 by the market's truth +.008 [.004, .011].
 Measured: docs/results/rl_value.md
 """
 
