@@ -6,8 +6,8 @@
 An ablation file has `get_config(arg)`, which takes `seed=N`; `VARIANTS`: name -> {dotted config key: value}; and `SEEDS`;
 `get_variants(arg)` where some variant is another one for another `arg`. The runs lie at
 DIR/VARIANT/seed_N; the value `run:VARIANT` names that of an earlier variant with the same seed. A stage that had the same inputs in another
-of them is linked from there instead of run again. Results: DIR/sweep.md, sweep.json, plots/; an ablation may have `COMPARISONS` and
-`SHARES` (see gr2_jax/reports/comparisons.py). Exit codes are those of experiments.run; after a stop the same command goes on.
+of them is linked from there instead of run again. Results: DIR/sweep.md, sweep.json, plots/; an ablation may have `COMPARISONS`, `SHOWN`,
+`FRONTS` and `SHARES` (see gr2_jax/reports/comparisons.py). Exit codes are those of experiments.run; after a stop the same command goes on.
 """
 
 import sys

@@ -160,8 +160,8 @@ def _write_results(
   from gr2_jax.reports.sweeps import build_sweep, render_sweep_table, write_sweep
 
   directories = {variant: {seed: run.directory for seed, run in of.items()} for variant, of in runs.items()}
-  comparisons, shares = getattr(ablation, "COMPARISONS", {}), getattr(ablation, "SHARES", {})
-  sweep = build_sweep(directories, variants, comparisons=comparisons, shares=shares)
+  asked: dict[str, Any] = {name: getattr(ablation, name.upper(), {}) for name in ("comparisons", "shares", "shown", "fronts")}
+  sweep = build_sweep(directories, variants, **asked)
   page = write_sweep(workdir, directories, sweep)
   progress.console.print(render_sweep_table(sweep))
   progress.note(f"The tables, with plots, versions and commands: {page}")

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gr2_jax.compression.cache import FULL_HISTORIES, load_compressed, time_prefill
+from gr2_jax.data.clicks import expected_gains
 from gr2_jax.data.schema import SPLITS, Slate
 from gr2_jax.data.slates import slate_labels
 from gr2_jax.data.splits import find_unseen
@@ -19,7 +20,9 @@ from gr2_jax.evaluation.importance import permutation_importance
 from gr2_jax.evaluation.per_slate import write_per_slate
 from gr2_jax.evaluation.policy_answers import MeanOfOrders, RankFn, ask_policy, make_rank, make_scored_rank
 from gr2_jax.evaluation.reasons import CheckedReason, find_what_matters, judge_reasons
-from gr2_jax.evaluation.results import AVERAGED, COMPRESSED, POLICY, RankerAnswers, build_results, measure_rankers, write_results
+from gr2_jax.evaluation.reranked import RERANKED, rerank_as_chosen
+from gr2_jax.evaluation.results import AVERAGED, COMPRESSED, POLICY, Measured, RankerAnswers, build_results, measure_rankers, write_results
+from gr2_jax.evaluation.slate_metrics import SlateView, Truth, choice_probabilities
 from gr2_jax.evidence.facts import BASIC_FACTS, LM_SCORE
 from gr2_jax.evidence.requests import LogCounts
 from gr2_jax.files import write_json
@@ -27,14 +30,16 @@ from gr2_jax.models.pruning import prune_decoder
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.reports.card import render_console_table, write_card
 from gr2_jax.reports.names import ranker_title
+from gr2_jax.rewards.slate import SlateRewardConfig
 from gr2_jax.rollout.catalogue_scores import make_candidate_scores
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fact_tables import FactTables
+from gr2_jax.runs.feedback import read_attributes
 from gr2_jax.runs.load import load_policy, load_utilities
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord, read_policies
 from gr2_jax.runs.scored import Answer, ScoredSlates, make_answer, make_rescore, open_scorer
 from gr2_jax.runs.stages import Stage
-from gr2_jax.settings import check_settings, setting
+from gr2_jax.settings import check_settings, read_record, setting
 from gr2_jax.steps.start import load_params
 from gr2_jax.teachers.tree import describe_lambdamart, fit_lambdamart, lambdamart_scores
 
@@ -87,18 +92,21 @@ def run(stage: StageContext) -> None:
   slates = {split: stage.slates(split) for split in SPLITS}
   test = slates["test"] = slates["test"][: options.max_slates]
   labels = slate_labels(test)
-  trees, rankers = _classical_rankers(stage, slates, labels)
+  trees, rankers, scores = _classical_rankers(stage, slates, labels)
   stage.stop.check()
   policies = read_policies(stage.run)
   rankers |= _policy_rankers(stage, policies, test)
   scored = _ScoredPolicies(stage, [policy for policy in policies if policy.form == "scored"], len(test))
   for name in scored.records:
     rankers |= ask_policy(stage, name, scored.params(name), scored.rank(name), test)
+  view = _view_slates(stage, "test", test)
+  if view.config.pays_besides:
+    rankers |= _reranked(stage, view, scores | ({"rl_control": scored.scores("rl_control")} if "rl_control" in scored.records else {}))
   subsets = {"reasoning_hard": _find_hard_slates(stage, rankers["sft_direct"], labels)} if "sft_direct" in rankers else {}
   if stage.config.data.split == "time":
     subsets |= find_unseen(stage.split.train, [slate.user for slate in test], [item for slate in test for item in slate.targets])
   rankers |= _compressed_rankers(stage, policies, rankers[POLICY], test)
-  metrics = measure_rankers(rankers, labels, options.gain)
+  metrics = _measure_slates(view, rankers, measure_rankers(rankers, labels, options.gain))
   users, weights = [slate.user for slate in test], np.array([slate.weight for slate in test])
   declared = [ranker for policy in policies for ranker in policy.rankers]
   results = build_results(
@@ -111,6 +119,7 @@ def run(stage: StageContext) -> None:
       *((ranker.name, other) for ranker in declared for other in ranker.against),
       *((name, POLICY) for name in rankers if name.startswith(COMPRESSED)),
       *((name, name.removesuffix(AVERAGED)) for name in rankers if name.endswith(AVERAGED)),
+      *((POLICY, name) for name in rankers if name.endswith(RERANKED)),
     ],
     priors=[policy.rankers[0].name for policy in reversed(policies) if policy.prior],
     users=users,
@@ -145,6 +154,10 @@ def _titles(declared: Sequence[RankerRecord], rankers: Mapping[str, RankerAnswer
     yield ranker.name, ranker.title
     if ranker.name + AVERAGED in rankers:
       yield ranker.name + AVERAGED, f"{ranker.title}, mean of {orders} orders"
+  for name in rankers:
+    if name.endswith(RERANKED):
+      titles = {ranker.name: ranker.title for ranker in declared}
+      yield name, f"{ranker_title(name.removesuffix(RERANKED), titles)}, re-ranked"
 
 
 def name_data(data: ConfigDict) -> str:
@@ -157,17 +170,18 @@ def name_data(data: ConfigDict) -> str:
 
 def _classical_rankers(
   stage: StageContext, slates: Mapping[str, Sequence[Slate]], labels: np.ndarray
-) -> tuple[str, dict[str, RankerAnswers]]:
-  """(how the trees were chosen, the rankers that are no policies)."""
+) -> tuple[str, dict[str, RankerAnswers], dict[str, tuple[np.ndarray, np.ndarray]]]:
+  """(how the trees were chosen, the rankers that are no policies, the trees' scores of validation and test slates)."""
   test, catalogue = slates["test"], stage.catalogue
   utilities = load_utilities(stage.run, "test")
   counts, facts = LogCounts.fit(stage.log, catalogue), FactTables(stage.run)
   truth = {split: slate_labels(of_split) for split, of_split in slates.items()}
-  trees = {}
+  trees, scores = {}, {}
   for name, names in (("lambdamart", BASIC_FACTS), ("lambdamart_all", facts.codes.names)):
     read = {split: facts.read(split, names)[: len(of_split)] for split, of_split in slates.items()}
     model = fit_lambdamart(read["train"], truth["train"], read["validation"], truth["validation"], seed=stage.seed)
-    trees[name] = describe_lambdamart(model), baselines.rank_by_scores(lambdamart_scores(model, read["test"]), labels, name)
+    scores[name] = lambdamart_scores(model, read["validation"]), lambdamart_scores(model, read["test"])
+    trees[name] = describe_lambdamart(model), baselines.rank_by_scores(scores[name][1], labels, name)
   rankings = {
     "upstream": baselines.upstream_ranking(labels),
     "random": baselines.random_ranking(labels, stage.seed),
@@ -179,7 +193,38 @@ def _classical_rankers(
   }
   chosen = ", ".join(f"{ranker_title(name, {})} {description}" for name, (description, _) in trees.items())
   note = f"Trees, fitted on all training slates, chosen and stopped by N@10 of the validation slates: {chosen}."
-  return note, {name: RankerAnswers.of(ranking) for name, ranking in rankings.items()}
+  return note, {name: RankerAnswers.of(ranking) for name, ranking in rankings.items()}, scores
+
+
+def _view_slates(stage: StageContext, split: str, slates: Sequence[Slate]) -> SlateView:
+  """Slates of a split, the first ones, as whole slates are judged; what a market knows of them is of the test alone."""
+  config = read_record(SlateRewardConfig, stage.config, "rl.slate")
+  utilities = load_utilities(stage.run, split) if split == "test" and stage.config.data.market.labels == "single" else None
+  truth = None
+  if utilities is not None:
+    utilities = utilities[: len(slates)]
+    choice = choice_probabilities(utilities)
+    truth = Truth(choice, expected_gains(utilities) if stage.config.rl.feedback.source == "clicks" else choice)
+  return SlateView(slate_labels(slates), read_attributes(stage, slates, config.small_share), truth, config)
+
+
+def _measure_slates(view: SlateView, rankers: Mapping[str, RankerAnswers], metrics: Measured) -> Measured:
+  """The metrics of rankers, with what their first presentation's rankings make of whole slates."""
+  measured = {}
+  for name, by_presentation in metrics.items():
+    first = next(iter(by_presentation))
+    measured[name] = {**by_presentation, first: {**by_presentation[first], **view.measure(rankers[name].answers[first].rankings)}}
+  return measured
+
+
+def _reranked(stage: StageContext, test: SlateView, scores: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, RankerAnswers]:
+  """Rankers that know nothing of what the reward pays besides labels, by scores of validation and test slates, re-ranked for it."""
+  held_out, rankers = _view_slates(stage, "validation", stage.slates("validation")), {}
+  for name, of in scores.items():
+    rankings, chosen = rerank_as_chosen(of, held_out, test)
+    rankers[name + RERANKED] = RankerAnswers.of(rankings)
+    stage.say(f"{name}, re-ranked: " + ", ".join(f"{key} {value:g}" for key, value in chosen.items()))
+  return rankers
 
 
 def _midtrain_scores(stage: StageContext, facts: FactTables, test: Sequence[Slate]) -> np.ndarray:
@@ -219,6 +264,12 @@ class _ScoredPolicies:
   def answer(self, name: str) -> Answer:
     """How a policy answers."""
     return self._answer(self.records[name].mode, self.records[name].layers)
+
+  def scores(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A policy's scores `[n, K]` of validation and test slates."""
+    validation = ScoredSlates.load(self._stage, "validation")
+    asked = [self.answer(name)(self.params(name), slates).scores for slates in (validation, self.test)]
+    return asked[0], asked[1]
 
   def rank(self, name: str) -> RankFn:
     """How a policy ranks the test slates."""
@@ -336,5 +387,5 @@ STAGE = Stage(
   inputs=("data", "tokenize", "midtrain", "slates", "evidence", "rl"),
   uses=("compress",),
   uses_policies=True,
-  format=6,  # trees on the facts that policies read
+  format=7,  # what rankings make of whole slates
 )

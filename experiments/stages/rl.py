@@ -10,19 +10,22 @@ from experiments.checks import check_records, check_training
 from experiments.scored import check_reward
 from gr2_jax.data.schema import SPLITS
 from gr2_jax.errors import ConfigError
-from gr2_jax.evaluation.held_out import likelihood_of_labels, quality_of_order
+from gr2_jax.evaluation.held_out import likelihood_of_labels, quality_of_order, reward_of_order
 from gr2_jax.language.answers import bare_answer_length, render_answer
 from gr2_jax.models.scorer import SlateScorer
+from gr2_jax.rewards.own import RewardFn
+from gr2_jax.rewards.slate import SlateRewardConfig, make_slate_reward
+from gr2_jax.rewards.verifiable import RewardConfig
 from gr2_jax.rl.options import GroupOptions
 from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.feedback import FeedbackOptions, read_feedback
+from gr2_jax.runs.fingerprints import value_at
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.policy_training import train_by_reward
 from gr2_jax.runs.scored import (
-  ScoredSlates,
   is_reasoned,
   make_own_thoughts,
   make_truth_judge,
-  mix_targets,
   open_scorer,
   scored_mode,
   thought_constraint,
@@ -30,7 +33,7 @@ from gr2_jax.runs.scored import (
 )
 from gr2_jax.runs.stages import Init, Stage
 from gr2_jax.runs.training import TrainingOptions
-from gr2_jax.settings import check_settings, read_record, setting, spread
+from gr2_jax.settings import check_settings, read_record, setting, spread, to_section
 from gr2_jax.steps.scored import (
   THROUGH,
   ScoredLoss,
@@ -45,6 +48,7 @@ from gr2_jax.training.state import OptimizerConfig
 
 _SCORED_HEADLINE = ("reward", "recall@1", "near_identity_rate", "kept_fraction", "entropy")
 INIT = Init("rl.init", ("midtrain", "sft", "opd"))
+_OF_SCORED = ("through", "slate.top", "feedback.source", "feedback.share", "feedback.weighing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +77,18 @@ class RlStageOptions:
     "positives' places looks",
     choices=THROUGH,
   )
+  slate: SlateRewardConfig = setting(
+    SlateRewardConfig(), "of scored answers: a reward of their first places and of the slate that these make"
+  )
+  feedback: FeedbackOptions = setting(FeedbackOptions(), "of scored answers: what RL and its control are told of slates")
   groups: GroupOptions = spread(GroupOptions())
   training: TrainingOptions = spread(TrainingOptions(100, OptimizerConfig(1e-4, warmup_steps=5), save_every=25, log_every=1))
 
   def __post_init__(self) -> None:
     check_settings(self)
+
+
+_DEFAULTS = ConfigDict(to_section(RlStageOptions()))
 
 
 def run(stage: StageContext) -> None:
@@ -90,20 +101,19 @@ def run(stage: StageContext) -> None:
 
 
 def _train_scored(stage: StageContext) -> None:
-  """RL on rankings drawn from scores, after reasonings or none, and its control by supervision."""
+  """RL on rankings drawn from scores, after reasonings or none, and its control by supervision, which is told the same."""
   options, groups, reasoned = stage.options, stage.options.groups, is_reasoned(stage.config)
-  slates, validation = ScoredSlates.load(stage, "train"), ScoredSlates.load(stage, "validation")
+  told, held_out = (read_feedback(stage, split, options.feedback, options.slate.small_share) for split in ("train", "validation"))
   learning = functools.partial(
     train_scored,
     stage,
-    slates=slates,
     batch_size=groups.prompts,
-    validation=validation,
+    validation=held_out.slates,
     reasoned=reasoned,
     init=stage.checkpoints(options.init),
     drop_out=False,  # the answers that are judged are the policy's own
   )
-  held_out, opening = (validation.labels, validation.weights), stage.vocabulary.special("think")
+  reward, opening = _reward(options), stage.vocabulary.special("think")
   drawing = {"temperature": groups.temperature, "divide_by": groups.loss.divide_by, "through": options.through}
 
   def by_reward(model: SlateScorer) -> ScoredLoss:
@@ -111,7 +121,7 @@ def _train_scored(stage: StageContext) -> None:
       return make_reasoned_reward_loss(
         model,
         opening,
-        groups.reward.builtin,
+        reward,
         rankings=options.rankings,
         anchor=options.anchor,
         constraint=thought_constraint(stage.run),
@@ -119,17 +129,28 @@ def _train_scored(stage: StageContext) -> None:
         named_weight=options.named_weight,
         **drawing,
       )
-    return make_reward_loss(model, groups.reward.builtin, group=groups.group, **drawing)
+    return make_reward_loss(model, reward, group=groups.group, **drawing)
 
   start = load_params(open_scorer(stage.run), stage.checkpoints(options.init), stage.mesh) if reasoned else None
-  judge = make_truth_judge(stage, "train") if options.truth_weight or options.named_weight else None
+  judge = make_truth_judge(stage, told.records) if options.truth_weight or options.named_weight else None
   think = make_own_thoughts(stage, group=groups.group, start=start, judge=judge) if reasoned else None
-  learning(by_reward, learnt={"labels": slates.labels}, score=quality_of_order(*held_out), headline=_SCORED_HEADLINE, think=think)
+  quality = quality_of_order(held_out.labels, held_out.slates.weights)
+  if not isinstance(reward, RewardConfig):
+    quality = reward_of_order(reward, held_out.arrays, held_out.slates.weights)
+  learning(by_reward, slates=told.slates, learnt=told.arrays, score=quality, headline=_SCORED_HEADLINE, think=think)
   if options.control:
     by_labels = functools.partial(make_reasoned_target_loss, opening=opening) if reasoned else make_target_loss
-    targets = mix_targets(stage.run, slates, "label")
     think = make_own_thoughts(stage, group=groups.group) if reasoned else None
-    learning(by_labels, learnt={"targets": targets}, score=likelihood_of_labels(*held_out), name="control", think=think)
+    targets, weights = told.supervise(by_gains=options.slate.top is not None)
+    # Of whole slates and weighed clicks both are chosen by what the reward pays, lest the choice of a step be what differs.
+    score = likelihood_of_labels(held_out.labels, held_out.slates.weights) if isinstance(reward, RewardConfig) else quality
+    slates = dataclasses.replace(told.slates, weights=weights)
+    learning(by_labels, slates=slates, learnt={"targets": targets}, score=score, name="control", think=think)
+
+
+def _reward(options: RlStageOptions) -> RewardConfig | RewardFn:
+  """Of first places where they earn, else that of the section `reward`."""
+  return options.groups.reward.builtin if options.slate.top is None else make_slate_reward(options.slate)
 
 
 def check(config: ConfigDict) -> None:
@@ -142,8 +163,12 @@ def check(config: ConfigDict) -> None:
       )
   if config.answer.form == "scored":
     _check_scored(config)
-  elif config.rl.through != "whole":
-    raise ConfigError(f"--config.rl.through: {config.rl.through!r} is of scored answers; leave it out, or set answer.form to scored")
+  else:
+    for key in _OF_SCORED:
+      if value_at(config.rl, key) != value_at(_DEFAULTS, key):
+        raise ConfigError(
+          f"--config.rl.{key}: {value_at(config.rl, key)!r} is of scored answers; leave it out, or set answer.form to scored"
+        )
   check_records({"rl": lambda: read_record(RlStageOptions, config, "rl").groups.to_rl(config.decoding.max_new_tokens)}, config)
   check_training(config, "rl")
 
@@ -157,10 +182,25 @@ def _check_scored(config: ConfigDict) -> None:
       "--config.rl.through: 'target', but eq7 asks whether an answer is a copy, which is seen behind the target too; use whole, or another "
       "reward.condition"
     )
+  if config.rl.slate.top is not None and config.rl.through == "target":
+    raise ConfigError("--config.rl.through: 'target', but rl.slate looks at all of the first places; use whole, or leave slate.top out")
   check_reward(config, "rl")
+  _check_feedback(config)
   for name in ("minibatches", "microbatches"):
     if config.rl[name] != 1:
       raise ConfigError(f"--config.rl.{name}: {config.rl[name]}, but a batch of scored answers is one gradient step; set it to 1")
+
+
+def _check_feedback(config: ConfigDict) -> None:
+  """Clicks come of a market that knows utilities, and what is weighed is a gain."""
+  feedback = config.rl.feedback
+  if feedback.source == "clicks" and (config.data.source != "synthetic" or config.slates.source != "log"):
+    raise ConfigError("--config.rl.feedback.source: 'clicks' are drawn from the utilities of a synthetic market's own slates; use labels")
+  if feedback.weighing == "propensity" and config.rl.slate.top is None:
+    raise ConfigError(
+      "--config.rl.feedback.weighing: 'propensity', but the rewards of rl.reward are of ranks or normalised, which no weighing makes "
+      "unbiased; set rl.slate.top, or weighing to none"
+    )
 
 
 def foresee(stage: StageContext) -> list[str]:
@@ -211,8 +251,15 @@ def policies(config: ConfigDict) -> tuple[PolicyRecord, ...]:
 
 
 def unused(config: ConfigDict) -> tuple[str, ...]:
-  """What only scored policies read that reason first."""
-  return () if is_reasoned(config) else ("rl.anchor",)
+  """What only scored policies read that reason first, and what is said of feedback and of the slate that is not used."""
+  slate, feedback = config.rl.slate, config.rl.feedback
+  used = {
+    "rl.anchor": is_reasoned(config),
+    "rl.slate.small_share": bool(slate.small_brands),
+    "rl.feedback.decay": feedback.source == "clicks",
+    "rl.feedback.clip": feedback.weighing == "propensity",
+  }
+  return tuple(key for key, is_used in used.items() if not is_used)
 
 
 STAGE = Stage(

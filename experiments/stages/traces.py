@@ -128,5 +128,11 @@ def check(config: ConfigDict) -> None:
 
 
 STAGE = Stage(
-  "traces", run, reads=("seed", "prompt", "traces"), options=TracesOptions, inputs=("data", "tokenize", "slates", "evidence"), check=check
+  "traces",
+  run,
+  reads=("seed", "prompt", "traces"),
+  options=TracesOptions,
+  inputs=("data", "tokenize", "slates", "evidence"),
+  check=check,
+  format=2,  # a tree's reasons name the candidate before its facts
 )

@@ -48,8 +48,8 @@ class Slate:
 
   `labels [K]`: 0 none, 1 click, 2 conversion; a single target is the case of one 1.
   `upstream_scores [K]`: what the upstream ranker gave the candidates, when known; they never rise along the order.
-  `propensities [K]`: probability that the upstream position was examined, when the logger knew it. They stay in the record for
-  off-policy estimates; neither training nor metrics read them.
+  `propensities [K]`: probability that the upstream position was examined, when the logger knew it. RL on scored answers weighs
+  clicks by them where `rl.feedback.weighing` asks for it; nothing else reads them.
   `weight`: multiplies the slate's part in SFT, RL and every mean of the evaluation.
   `timestamp`: Unix seconds of the request; features may use only what happened before it.
   `segment`: a name by which tables split their users (for example `same_day` / `different_day`).

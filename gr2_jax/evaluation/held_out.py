@@ -3,7 +3,8 @@
 Each is built from `labels [n, K]`, -1 at padding, and `weights [n]` of the slates; higher is better.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from gr2_jax.evaluation.baselines import rank_by_scores
 from gr2_jax.evaluation.metrics import compute_metrics
 from gr2_jax.numerics import OUT_OF_REACH
 from gr2_jax.objectives.plackett_luce import ranking_log_probs
+from gr2_jax.rewards.own import Answers, RewardFn, Slates
 
 Score = Callable[[np.ndarray], float]
 _QUALITY = ("recall@1", "ndcg@3", "ndcg@10")
@@ -38,6 +40,31 @@ def likelihood_of_rankings(labels: np.ndarray, weights: np.ndarray, rankings: np
     return float(np.average(np.asarray(log_probs), weights=weights))
 
   return score
+
+
+def reward_of_order(reward: RewardFn, arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> Score:
+  """Mean reward of the order of scores, for a reward of one's own; `arrays [n, K]`: the fields of its `Slates`, the labels among them."""
+  judge = make_order_reward(reward, arrays)
+
+  def score(scores: np.ndarray) -> float:
+    return float(np.average(judge(rank_by_scores(scores, arrays["labels"], "the policy")), weights=weights))
+
+  return score
+
+
+def make_order_reward(reward: RewardFn, arrays: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+  """`judge(rankings [n, K]) -> rewards [n]` of full rankings, the padding last, of slates with the fields `arrays [n, K]`."""
+  real = arrays["labels"] >= 0
+  fields: dict[str, Any] = {name: jnp.asarray(of) for name, of in arrays.items()}
+  listed = np.arange(real.shape[1]) < real.sum(axis=1, keepdims=True)
+
+  @jax.jit
+  def judge(rankings: jax.Array) -> jax.Array:
+    answers = Answers(rankings, jnp.ones(rankings.shape[:2], bool), jnp.zeros(rankings.shape[:2], jnp.int32))
+    shown = jnp.broadcast_to(jnp.arange(real.shape[1]), real.shape)
+    return reward(answers, Slates(shown=shown, mask=jnp.asarray(real), **fields)).total[:, 0]
+
+  return lambda rankings: np.asarray(judge(np.where(listed, rankings, -1)[:, None]))
 
 
 def quality_of_order(labels: np.ndarray, weights: np.ndarray) -> Score:

@@ -67,8 +67,8 @@ class RankerAnswers:
 
 
 def mean_metrics(metrics: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, float]:
-  """Means of METRICS `[n]` over slates that count by weights `[n]`."""
-  return {name: float(weighted_mean(metrics[name], weights)) for name in METRICS}
+  """Means of metrics `[n]` over slates that count by weights `[n]`."""
+  return {name: float(weighted_mean(values, weights)) for name, values in metrics.items()}
 
 
 def compare_rankers(
@@ -80,14 +80,15 @@ def compare_rankers(
   resamples: int,
   weights: np.ndarray | None = None,
 ) -> dict[str, Any]:
-  """`{"NAME_vs_BASE": {METRIC: paired difference}}` of all (NAME, BASE) pairs, from one set of resamples.
+  """`{"NAME_vs_BASE": {METRIC: paired difference}}` of all (NAME, BASE) pairs, from one set of resamples, in the metrics that all have.
 
   `metrics`: NAME -> METRIC -> values `[n]` of the same n slates. `clusters [n]`: names of what is drawn together. `weights [n]`: how
   much each slate counts (default: alike). With one cluster there is nothing to resample: `delta_ci95`, `ci95` and `p` are null.
   """
   if not pairs:
     return {}
-  names, bases = (np.stack([metrics[pair[side]][m] for pair in pairs for m in METRICS], axis=1) for side in (0, 1))
+  shared = [name for name in next(iter(metrics.values())) if all(name in of for of in metrics.values())]
+  names, bases = (np.stack([metrics[pair[side]][m] for pair in pairs for m in shared], axis=1) for side in (0, 1))
   if len(set(clusters)) < 2:
     of = paired_means(names, bases, weights)
   else:
@@ -100,7 +101,7 @@ def compare_rankers(
     return [float(low), float(high)] if math.isfinite(low) and math.isfinite(high) else None
 
   compared: dict[str, Any] = {}
-  for column, (pair, metric) in enumerate((pair, m) for pair in pairs for m in METRICS):
+  for column, (pair, metric) in enumerate((pair, m) for pair in pairs for m in shared):
     compared.setdefault(f"{pair[0]}_vs_{pair[1]}", {})[metric] = {
       "delta": number(of.delta[column]),
       "delta_ci95": interval(of.delta_low[column], of.delta_high[column]),
@@ -126,7 +127,7 @@ Measured = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 def measure_rankers(
   rankers: Mapping[str, RankerAnswers], labels: np.ndarray, gain: Literal["exponential", "linear"] = "exponential"
 ) -> Measured:
-  """Every metric of every slate, in all presentations of all rankers; labels `[n, K]` in the upstream order (-1 at padding)."""
+  """METRICS of every slate, in all presentations of all rankers; labels `[n, K]` in the upstream order (-1 at padding)."""
   return {
     name: {shown: compute_metrics(answers.rankings, labels, gain) for shown, answers in ranker.answers.items()}
     for name, ranker in rankers.items()

@@ -1,8 +1,9 @@
-"""What an ablation asks of its variants: any two rankers compared in pairs, the share of a teacher's gain that students keep, and whose
-traces were accepted.
+"""What an ablation asks of its variants: any two rankers compared in pairs, fronts of two metrics, the share of a teacher's gain that
+students keep, and whose traces were accepted.
 
-A ranker is named VARIANT/RANKER, as in `opd_tiny/policy`. COMPARISONS: title -> pairs (ranker, the ranker it is compared with). SHARES:
-the teacher -> the students.
+A ranker is named VARIANT/RANKER, as in `opd_tiny/policy`. COMPARISONS: title -> pairs (ranker, the ranker it is compared with), in R@1 and
+N@3 or in the metrics that SHOWN has for that title. FRONTS: title -> {"axes": two metrics, "series": label -> rankers}. SHARES: the teacher
+-> the students.
 """
 
 import math
@@ -17,7 +18,7 @@ from gr2_jax.evaluation.metrics import METRICS
 from gr2_jax.evaluation.paired import share_of_gain
 from gr2_jax.evaluation.per_slate import PerSlate, Pooled, have_same_slates, pool_seeds
 from gr2_jax.evaluation.results import BASELINE, compare_rankers, mean_metrics
-from gr2_jax.reports.names import TABLE_METRICS, ranker_title
+from gr2_jax.reports.names import TABLE_METRICS, metric_title, ranker_title
 from gr2_jax.reports.tables import escape_markdown, format_lift, format_number, markdown_table
 from gr2_jax.runs.run import read_mark, read_object
 
@@ -62,6 +63,22 @@ def compare_variants(tested: Tested, comparisons: Mapping[str, Sequence[tuple[st
       values = mean_metrics(metrics[name], weights)
       line = {"order": name, "base": base, "n": len(clusters), "values": values, "paired": differences.get(f"{name}_vs_{base}", {})}
       found.setdefault(title, []).append(line)
+  return found
+
+
+def compute_fronts(tested: Tested, fronts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """`{title: {"axes", "series": {label: [{"order", METRIC: mean of both axes}]}}}` of the rankers that were measured in both metrics."""
+  found: dict[str, Any] = {}
+  for title, front in fronts.items():
+    series: dict[str, list[dict[str, Any]]] = {}
+    for label, names in front["series"].items():
+      pools = {name: pool_rankers(tested, (name,)) for name in names}
+      for name, pooled in pools.items():
+        if pooled is not None and all(metric in pooled.rankers[name] for metric in front["axes"]):
+          means = mean_metrics(pooled.rankers[name], pooled.weights)
+          series.setdefault(label, []).append({"order": name, **{metric: means[metric] for metric in front["axes"]}})
+    if series:
+      found[title] = {"axes": list(front["axes"]), "series": series}
   return found
 
 
@@ -121,7 +138,10 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 def comparison_sections(sweep: Mapping[str, Any]) -> dict[str, str]:
   """Title -> Markdown of what `sweep["comparisons"]`, `["shares"]` and `["acceptance"]` hold."""
   titles = sweep.get("titles", {})
-  sections = {title: _pairs_table(lines, titles) for title, lines in sweep["comparisons"].items()}
+  sections = {
+    title: _pairs_table(lines, titles, sweep.get("shown", {}).get(title, _SHOWN)) for title, lines in sweep["comparisons"].items()
+  }
+  sections |= {title: _front_table(front, titles) for title, front in sweep.get("fronts", {}).items()}
   if sweep["shares"]:
     sections["Share of the teacher's gain that a student keeps"] = _shares_table(sweep["shares"], titles)
   if sweep["acceptance"]:
@@ -143,14 +163,24 @@ def _title(name: str, titles: Mapping[str, str]) -> str:
   return f"{variant.replace('_', ' ')}: {ranker_title(ranker, titles)}"
 
 
-def _pairs_table(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> str:
-  header = ["ranker", "against", "n", *(label for metric in _SHOWN for label in (TABLE_METRICS[metric], "difference", "p"))]
+def _front_table(front: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+  header = ["series", "ranker", *(metric_title(metric) for metric in front["axes"])]
+  rows = [
+    [escape_markdown(label), escape_markdown(_title(of["order"], titles)), *(format_number(of[metric]) for metric in front["axes"])]
+    for label, points in front["series"].items()
+    for of in points
+  ]
+  return markdown_table(header, rows)
+
+
+def _pairs_table(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str], shown: Sequence[str]) -> str:
+  header = ["ranker", "against", "n", *(label for metric in shown for label in (metric_title(metric), "difference", "p"))]
   rows = []
   for of in lines:
     cells = []
-    for metric in _SHOWN:
+    for metric in shown:
       paired = of["paired"].get(metric)
-      cells += [format_number(of["values"][metric]), format_lift(paired), format_number(paired and paired["p"])]
+      cells += [format_number(of["values"].get(metric)), format_lift(paired), format_number(paired and paired["p"])]
     names = (escape_markdown(_title(of[side], titles)) for side in ("order", "base"))
     rows.append([*names, f"{of['n']:,}", *cells])
   return markdown_table(header, rows) + "\n\n" + _PAIRS_NOTE

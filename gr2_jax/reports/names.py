@@ -16,6 +16,21 @@ _CLASSICAL = {
 
 TABLE_METRICS = {"recall@1": "R@1", "recall@3": "R@3", "ndcg@3": "N@3", "ndcg@5": "N@5", "mrr": "MRR"}
 
+# What is measured besides, see `evaluation.slate_metrics`.
+_OTHER_METRICS = {
+  "true_recall@1": "true R@1",
+  "true_ndcg@3": "true N@3",
+  "brands@3": "distinct brands of the first three, share",
+  "small_brands@1": "small brands at the first place, share",
+  "price@3": "mean log price of the first three, over the slate's",
+  "slate_reward": "reward of the slate",
+}
+
+
+def metric_title(name: str) -> str:
+  """The name that a reader sees of a metric."""
+  return (TABLE_METRICS | _OTHER_METRICS).get(name, name)
+
 
 def ranker_title(name: str, titles: Mapping[str, str]) -> str:
   """The name that a reader sees; `titles`: those of the rankers that are no classical ones (`titles` of results.json)."""

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gr2_jax.data.schema import SPLITS
 from gr2_jax.files import replacing
-from gr2_jax.reports.names import TABLE_METRICS, ranker_title, sort_rankers
+from gr2_jax.reports.names import TABLE_METRICS, metric_title, ranker_title, sort_rankers
 from gr2_jax.reports.tables import is_decided
 
 BETTER, WORSE, UNDECIDED = "#0072B2", "#D55E00", "#666666"
@@ -96,6 +96,21 @@ def plot_differences(
   for label, (_, paired) in zip(axes[0].get_yticklabels(), rows, strict=True):
     label.set_fontweight("bold" if paired is None else "normal")
   _explain_differences(figure)
+  return figure
+
+
+def plot_fronts(fronts: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+  """A panel for each front of `reports.comparisons.compute_fronts`: rankers at the means of two metrics, those of a series in a line."""
+  if not fronts:
+    return None
+  figure = Figure(figsize=(4.6 * len(fronts), 4.2), layout="constrained")
+  for ax, (title, front) in zip(_axes(figure, 1, len(fronts))[0], fronts.items(), strict=True):
+    for place, (label, points) in enumerate(front["series"].items()):
+      x, y = ([of[metric] for of in points] for metric in front["axes"])
+      ax.plot(x, y, marker=_MARKERS[place % len(_MARKERS)], color=SERIES[place % len(SERIES)], label=label)
+    for axis, metric in zip((ax.xaxis, ax.yaxis), front["axes"], strict=True):
+      axis.set_label_text(metric_title(metric))
+    _legend_above(ax, title)
   return figure
 
 

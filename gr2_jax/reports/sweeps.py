@@ -15,7 +15,14 @@ from gr2_jax.evaluation.paired import RESAMPLES
 from gr2_jax.evaluation.per_slate import PerSlate, have_same_slates, load_per_slate, pool_seeds
 from gr2_jax.evaluation.results import BASELINE, POLICY, compare_rankers, load_results, mean_metrics
 from gr2_jax.reports import plots
-from gr2_jax.reports.comparisons import compare_variants, comparison_differences, comparison_sections, compute_shares, count_acceptance
+from gr2_jax.reports.comparisons import (
+  compare_variants,
+  comparison_differences,
+  comparison_sections,
+  compute_fronts,
+  compute_shares,
+  count_acceptance,
+)
 from gr2_jax.reports.compression import compression_table, pool_compressed
 from gr2_jax.reports.names import TABLE_METRICS, ranker_title
 from gr2_jax.reports.tables import (
@@ -59,8 +66,10 @@ def build_sweep(
   *,
   comparisons: Mapping[str, Sequence[tuple[str, str]]] | None = None,
   shares: Mapping[str, Sequence[str]] | None = None,
+  shown: Mapping[str, Sequence[str]] | None = None,
+  fronts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-  """The content of sweep.json; `changes`: variant -> dotted config key -> value. `comparisons`, `shares`: see `reports.comparisons`.
+  """The content of sweep.json; `changes`: variant -> dotted config key -> value. `comparisons` and all after it: see `reports.comparisons`.
 
   The slates of all seeds are pooled, and the users of each seed are what is resampled. The first variant is the reference of
   `policy_vs_reference`, which a variant that was tested on other slates lacks. Raises ResultsError for a run without results.
@@ -81,6 +90,8 @@ def build_sweep(
       for variant, of in runs.items()
     },
     "comparisons": compare_variants(tested, comparisons or {}, resamples),
+    "shown": {title: list(metrics) for title, metrics in (shown or {}).items()},
+    "fronts": compute_fronts(tested, fronts or {}),
     "shares": compute_shares(tested, shares or {}, resamples),
     "acceptance": count_acceptance(directories),
     "bootstrap": {"resamples": resamples, "seed": 0},
@@ -177,6 +188,7 @@ def write_sweep(directory: str | pathlib.Path, runs: Runs, sweep: Mapping[str, A
     "copying.png": (f"Copying over the RL steps, mean of {_count_seeds(sweep)}", plots.plot_sweep(lines)),
     "policies.png": (f"Policies against the upstream order, slates of {_count_seeds(sweep)}", plots.plot_rankers(_as_rankers(sweep))),
     "comparisons.png": ("What the ablation asks, in pairs", plots.plot_differences(comparison_differences(sweep))),
+    "fronts.png": ("What is paid for what", plots.plot_fronts(sweep["fronts"])),
   }
   captions = {}
   for name, (caption, figure) in drawn.items():

@@ -105,7 +105,7 @@ def _judge_by_config(config: RewardConfig, penalty: Callable[[jax.Array], jax.Ar
 
 
 def _judge_by_function(fn: RewardFn, penalty: Callable[[jax.Array], jax.Array], divide_by: str, keep_all: bool) -> Judge:
-  name, options = describe_reward(fn), RewardConfig().to_options()
+  name = describe_reward(fn)
 
   def finish(
     rewards: Rewards, rankings: jax.Array, codes: jax.Array, labels: jax.Array, shown: jax.Array, completion_mask: jax.Array
@@ -114,12 +114,7 @@ def _judge_by_function(fn: RewardFn, penalty: Callable[[jax.Array], jax.Array], 
     lengths = jnp.sum(completion_mask, axis=-1)
     total, raw = (jnp.asarray(x, jnp.float32) for x in rewards)
     wrong = ~(jnp.isfinite(total) & jnp.isfinite(raw)).reshape(-1)
-    total = total + penalty(lengths)
-    min_raw_std = 0.0 if keep_all else api.MIN_RAW_STD
-    advantages, keep = group_advantages(total, raw, divide_by=divide_by, min_raw_std=min_raw_std)
-    # Copies, Kendall tau and hits are monitored under any reward.
-    terms = api.rank_terms(rankings, labels, shown, mask=labels >= 0, options=options)
-    judged = RewardTerms(total, raw, terms.valid, advantages, keep, terms)
+    judged = complete_rewards(Rewards(total + penalty(lengths), raw), rankings, labels, shown, divide_by=divide_by, keep_all=keep_all)
     return _conclude(judged, rankings, codes, shown, lengths), jnp.where(jnp.any(wrong), jnp.argmax(wrong), -1)
 
   finish_compiled = jax.jit(finish)
@@ -129,7 +124,7 @@ def _judge_by_function(fn: RewardFn, penalty: Callable[[jax.Array], jax.Array], 
     rankings: jax.Array, codes: jax.Array, labels: jax.Array, shown: jax.Array, completion_mask: jax.Array
   ) -> tuple[Judgement, jax.Array]:
     answers, slates = _to_views(rankings, codes, labels, shown, completion_mask)
-    rewards = _check_shapes(fn(answers, slates), name, codes.shape)
+    rewards = check_shapes(fn(answers, slates), name, codes.shape)
     return finish(rewards, rankings, codes, labels, shown, completion_mask)
 
   def compute_on_host(arrays: tuple[jax.Array, ...], host: HostView | None) -> tuple[Judgement, jax.Array]:
@@ -137,7 +132,7 @@ def _judge_by_function(fn: RewardFn, penalty: Callable[[jax.Array], jax.Array], 
       raise ValueError(f"host: {name} runs on the host and needs the answers' texts and the slates' records")
     answers, slates = _to_views(*(np.asarray(x) for x in (arrays if host.mesh is None else to_local(arrays, host.mesh))))
     answers, slates = answers._replace(texts=host.texts), slates._replace(records=host.records, catalogue=host.catalogue)
-    rewards = _check_shapes(fn(answers, slates), name, answers.valid.shape)
+    rewards = check_shapes(fn(answers, slates), name, answers.valid.shape)
     as_arrays: list[Any] = [np.asarray(x, np.float32) for x in rewards]  # they may be lists
     on_host = Rewards(*as_arrays)
     return finish_compiled(on_host if host.mesh is None else to_global(on_host, host.mesh), *arrays)
@@ -159,7 +154,17 @@ def _to_views(rankings: Any, codes: Any, labels: Any, shown: Any, completion_mas
   return Answers(rankings, codes == 0, completion_mask.sum(axis=-1)), Slates(labels, shown, labels >= 0)
 
 
-def _check_shapes(rewards: Any, name: str, shape: tuple[int, ...]) -> Rewards:
+def complete_rewards(
+  rewards: Rewards, rankings: jax.Array, labels: jax.Array, shown: jax.Array, *, divide_by: str, keep_all: bool = False
+) -> RewardTerms:
+  """The advantages of rewards `[P, G]` of one's own for rankings `[P, G, K]`, and the terms that are monitored under any reward."""
+  min_raw_std = 0.0 if keep_all else api.MIN_RAW_STD
+  advantages, keep = group_advantages(rewards.total, rewards.raw, divide_by=divide_by, min_raw_std=min_raw_std)
+  terms = api.rank_terms(rankings, labels, shown, mask=labels >= 0, options=RewardConfig().to_options())
+  return RewardTerms(rewards.total, rewards.raw, terms.valid, advantages, keep, terms)
+
+
+def check_shapes(rewards: Any, name: str, shape: tuple[int, ...]) -> Rewards:
   """Raises ConfigError for anything but a total and a raw reward of every answer."""
   if not (isinstance(rewards, tuple) and len(rewards) == 2):
     raise ConfigError(f"reward.fn: {name} returned {type(rewards).__name__}; return Rewards(total, raw)")

@@ -31,7 +31,8 @@ class Slates(NamedTuple):
 
   `labels [P, K]`: by candidate (0 none, positive otherwise), -1 at padding. `shown [P, K]`: the candidate at each slot, padding last.
   `mask [P, K]`: which candidates there are. `records` and `catalogue`: on the host the slates and the items that they name; on the device
-  None.
+  None. Of scored answers besides, `[P, K]` each: `gains`, what the labels are worth, weighed by propensity where that is asked, -1 at
+  padding; and `brands`, `prices`, `small`, see `data.attributes`.
   """
 
   labels: jax.Array
@@ -39,6 +40,10 @@ class Slates(NamedTuple):
   mask: jax.Array
   records: Sequence[Slate] | None = None
   catalogue: Catalogue | None = None
+  gains: jax.Array | None = None
+  brands: jax.Array | None = None
+  prices: jax.Array | None = None
+  small: jax.Array | None = None
 
 
 class Rewards(NamedTuple):

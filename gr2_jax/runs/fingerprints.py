@@ -29,6 +29,8 @@ ADDED: Mapping[str, Any] = {
   "rl.truth_weight": 0.0,
   "rl.named_weight": 0.0,
   "tokenize.code_vectors": "",
+  "rl.slate": {"top": None, "diversity": 0.0, "price": 0.0, "small_brands": 0.0, "small_share": 0.25},
+  "rl.feedback": {"share": 1.0, "source": "labels", "decay": 1.0, "weighing": "none", "clip": 10.0},
 }
 """Settings that came after others of their section, and the value, as in config.json, by which an older run did what it did."""
 

@@ -276,10 +276,10 @@ def make_own_thoughts(
   return own_thoughts
 
 
-def make_truth_judge(stage: StageContext, split: str) -> JudgeThoughts:
-  """What reasonings about a split's slates say: `truth [P, G]`, the share of their statements that is true, 0 where they state nothing, and
-  `named [P, G]`, the candidate that they call the best, -1 for none."""
-  slates, facts = stage.slates(split), TabledFacts(stage.run, stage.catalogue)
+def make_truth_judge(stage: StageContext, slates: Sequence[Slate]) -> JudgeThoughts:
+  """What reasonings about some of the run's slates say: `truth [P, G]`, the share of their statements that is true, 0 where they state
+  nothing, and `named [P, G]`, the candidate that they call the best, -1 for none."""
+  facts = TabledFacts(stage.run, stage.catalogue)
 
   def judge(indices: np.ndarray, thoughts: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
     truth, named = np.zeros(thoughts.shape[:2], np.float32), np.full(thoughts.shape[:2], -1, np.int32)

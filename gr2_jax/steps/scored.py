@@ -12,7 +12,9 @@ from gr2_jax.objectives.advantages import group_advantages
 from gr2_jax.objectives.distillation import distilled_advantages
 from gr2_jax.objectives.listwise import listwise_cross_entropy
 from gr2_jax.objectives.plackett_luce import draw_rankings, first_place_entropy, ranking_log_probs
+from gr2_jax.rewards.judge import check_shapes, complete_rewards
 from gr2_jax.rewards.monitors import monitor_answers
+from gr2_jax.rewards.own import Answers, RewardFn, Slates, describe_reward
 from gr2_jax.rewards.verifiable import RewardConfig, RewardTerms, compute_rewards
 from gr2_jax.rollout.reasoned import Thoughts, ThoughtScores, score_thoughts
 from gr2_jax.rollout.true_facts import TrueFacts
@@ -22,6 +24,7 @@ from gr2_jax.training.metric import Metric
 ScoredLoss = Callable[..., tuple[jax.Array, dict[str, Metric]]]
 
 THROUGH = ("whole", "target")  # what of a ranking RL climbs
+REWARDED = ("gains", "brands", "prices", "small")  # what of slates a reward of one's own may read besides labels, see `rewards.own.Slates`
 _MOST_STRAYED = 10.0  # nats of one token up to which its divergence counts in a gradient, as in on-policy distillation
 
 
@@ -44,13 +47,13 @@ def make_imitation_loss(model: SlateScorer) -> ScoredLoss:
 
 
 def make_reward_loss(
-  model: SlateScorer, reward: RewardConfig, *, group: int, temperature: float, divide_by: str, through: str = "whole"
+  model: SlateScorer, reward: RewardConfig | RewardFn, *, group: int, temperature: float, divide_by: str, through: str = "whole"
 ) -> ScoredLoss:
   """Policy gradient on `group` rankings drawn of each slate, all from one pass of the model (REINFORCE with the group's advantages).
 
-  batch: besides, `labels [P, K]`, -1 at padding. Draws are the policy's own, so that there is no ratio to clip; their log-probabilities
-  are exact. Groups whose raw rewards do not vary count neither in the loss nor in its denominator. `through`, one of THROUGH: what of a
-  ranking is climbed, see `Judged.climb`.
+  batch: besides, `labels [P, K]`, -1 at padding, and what a reward of one's own reads of slates, see REWARDED. Draws are the policy's own,
+  so that there is no ratio to clip; their log-probabilities are exact. Groups whose raw rewards do not vary count neither in the loss nor
+  in its denominator. `through`, one of THROUGH: what of a ranking is climbed, see `Judged.climb`.
   Metrics: those of `rewards.monitors`, in which every answer is valid by construction, and `kept_fraction`.
   """
 
@@ -58,7 +61,7 @@ def make_reward_loss(
     slates, labels = batch["slates"], batch["labels"]
     drawing, dropping = jax.random.split(key)
     scores = score_slates(model, params, slates, edges, dropping) / temperature
-    judged = judge_draws(drawing, scores[:, None], slates, labels, reward, rankings=group, divide_by=divide_by)
+    judged = judge_draws(drawing, scores[:, None], batch, reward, rankings=group, divide_by=divide_by)
     rewards, gains = judged.rewards, judged.climb(scores[:, None], slates, labels, through)
     loss, metrics = conclude(-gains.mean(axis=(1, 2)), batch["weights"] * rewards.keep, scores, slates)
     monitors = judged.monitor(jnp.zeros(rewards.total.shape))
@@ -101,7 +104,7 @@ def make_reasoned_target_loss(model: SlateScorer, opening: int) -> ScoredLoss:
 def make_reasoned_reward_loss(
   model: SlateScorer,
   opening: int,
-  reward: RewardConfig,
+  reward: RewardConfig | RewardFn,
   *,
   rankings: int,
   temperature: float,
@@ -129,7 +132,7 @@ def make_reasoned_reward_loss(
     drawing, dropping = jax.random.split(key)
     found = _think_again(model, params, batch, edges, opening, dropping, constraint)
     scores = found.scores / temperature
-    judged = judge_draws(drawing, scores, slates, labels, reward, rankings=rankings, divide_by=divide_by)
+    judged = judge_draws(drawing, scores, batch, reward, rankings=rankings, divide_by=divide_by)
     counted = batch["thought_mask"] * batch["weights"][:, None, None]
     bonus, told = jnp.zeros(found.scores.shape[:2]), {}
     if truth_weight or named_weight:
@@ -203,14 +206,23 @@ class Judged(NamedTuple):
 
 
 def judge_draws(
-  key: jax.Array, scores: jax.Array, slates: PackedSlates, labels: jax.Array, reward: RewardConfig, *, rankings: int, divide_by: str
+  key: jax.Array, scores: jax.Array, batch: Mapping[str, Any], reward: RewardConfig | RewardFn, *, rankings: int, divide_by: str
 ) -> Judged:
-  """`rankings` drawn of each row of `scores [P, G, K]` for slates with `labels [P, K]`."""
-  real, (slots, group, size) = slates.real, scores.shape
+  """`rankings` drawn of each row of `scores [P, G, K]` for the batch's slates.
+
+  Raises ConfigError for a reward of one's own that gives other shapes than one a ranking.
+  """
+  labels, real, (slots, group, size) = batch["labels"], batch["slates"].real, scores.shape
   drawn = jax.lax.stop_gradient(draw_rankings(key, scores, real[:, None], rankings))
   named = jnp.where(jnp.arange(size) < real.sum(axis=-1)[:, None, None, None], drawn, -1).reshape(slots, group * rankings, size)
   shown = jnp.broadcast_to(jnp.arange(size), labels.shape)
-  return Judged(compute_rewards(reward, named, labels, shown, mask=real, divide_by=divide_by), drawn, named, shown)
+  if isinstance(reward, RewardConfig):
+    rewards = compute_rewards(reward, named, labels, shown, mask=real, divide_by=divide_by)
+  else:
+    all_of = jnp.ones(named.shape[:2], bool), jnp.zeros(named.shape[:2], jnp.int32)
+    earned = reward(Answers(named, *all_of), Slates(labels, shown, real, **{name: batch[name] for name in REWARDED if name in batch}))
+    rewards = complete_rewards(check_shapes(earned, describe_reward(reward), named.shape[:2]), named, labels, shown, divide_by=divide_by)
+  return Judged(rewards, drawn, named, shown)
 
 
 def climb_back(log_probs: jax.Array, log_ratio: jax.Array, counted: jax.Array, weight: jax.Array | float, clip: float) -> jax.Array:

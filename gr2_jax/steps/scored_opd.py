@@ -139,7 +139,7 @@ def _distil(
   """Draws `rankings` of each row of `scores [P, G, K]`; what they earn, the loss that they make, and its metrics."""
   slates = batch["slates"]
   scores, teacher_scores = scores / config.temperature, teacher_scores / config.temperature
-  judged = judge_draws(key, scores, slates, batch["labels"], reward, rankings=rankings, divide_by=config.policy.divide_by)
+  judged = judge_draws(key, scores, batch, reward, rankings=rankings, divide_by=config.policy.divide_by)
   advantages = config.reward_weight * judged.rewards.advantages.reshape(judged.drawn.shape[:3])
   losses, kl = distil_rankings(scores, teacher_scores, judged.drawn, slates.real[:, None], advantages, beta, config.distillation)
   loss, metrics = conclude(losses.mean(axis=(1, 2)), batch["weights"], scores.mean(axis=1), slates)

@@ -1,9 +1,11 @@
 """The scores that choose a step are those of their definition, on real candidates, by the slates' weights."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr2_jax.evaluation.held_out import likelihood_of_labels, likelihood_of_rankings, quality_of_order
+from gr2_jax.evaluation.held_out import likelihood_of_labels, likelihood_of_rankings, quality_of_order, reward_of_order
+from gr2_jax.rewards.own import Rewards
 
 LABELS = np.array([[0, 1, 0, -1], [1, 0, 2, 0]], np.int32)
 WEIGHTS = np.array([1.0, 3.0], np.float32)
@@ -67,3 +69,17 @@ def test_a_slate_without_weight_does_not_count():
     quality_of_order(LABELS, weights),
   ):
     assert score(changed) == score(SCORES) != 0
+
+
+def test_the_order_s_reward_is_that_of_the_function_on_full_rankings():
+  """The padding, whatever its score, is no candidate to the function."""
+
+  def reward(answers, slates):
+    assert answers.texts is None and answers.valid.shape == answers.rankings.shape[:2] == (2, 1)
+    first = jnp.take_along_axis(slates.gains, answers.rankings[:, 0, :1], axis=1)
+    listed = jnp.sum(answers.rankings[:, 0] >= 0, axis=-1, keepdims=True)
+    return Rewards(first + 10 * listed, first)
+
+  gains = np.float32([[0.5, 7.0, 0.1, -1], [2.0, 3.0, 4.0, 0.0]])
+  score = reward_of_order(reward, {"labels": LABELS, "gains": gains}, WEIGHTS)
+  assert score(SCORES) == score(PADDED) == pytest.approx((1 * (7 + 30) + 3 * (3 + 40)) / 4)

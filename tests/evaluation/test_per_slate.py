@@ -51,3 +51,14 @@ def test_seeds_are_pooled_and_their_users_are_others(tmp_path):
   assert metrics["upstream"]["recall@1"].tolist() == [1, 0, 1, 0]
   assert have_same_slates(one, one)
   assert not have_same_slates(one, one._replace(users=one.users[::-1])) and not have_same_slates(one, one._replace(weights=np.ones(2)))
+
+
+def test_what_was_measured_besides_comes_back_and_is_pooled_where_all_have_it(tmp_path):
+  metrics = measure_rankers({"upstream": RankerAnswers.of(np.array([[0, 1, 2], [0, 1, 2]]))}, LABELS)
+  more = {"upstream": {"upstream": metrics["upstream"]["upstream"] | {"brands@3": np.array([0.5, 1.0])}}}
+  for name, of in (("x", metrics), ("y", more)):
+    write_per_slate(tmp_path / f"{name}.npz", of, ["u1", "u2"])
+  plain, measured = (load_per_slate(tmp_path / f"{name}.npz") for name in "xy")
+  assert measured.rankers["upstream"]["brands@3"].tolist() == [0.5, 1] and "brands@3" not in plain.rankers["upstream"]
+  assert pool_seeds({0: measured, 1: measured}, ["upstream"]).rankers["upstream"]["brands@3"].tolist() == [0.5, 1, 0.5, 1]
+  assert set(pool_seeds({0: measured, 1: plain}, ["upstream"]).rankers["upstream"]) == set(METRICS)

@@ -39,6 +39,7 @@ CONFIGS = {
   "ablations/pruning.py": ("", "seed=1", "tiny"),
   "ablations/reward_hacking.py": ("", "seed=1", "tiny"),
   "ablations/true_reasons.py": ("", "seed=1", "tiny"),
+  "ablations/rl_value.py": ("", "seed=1", "tiny"),
   "ablations/compressor.py": ("", "seed=1", "tiny"),
 }
 

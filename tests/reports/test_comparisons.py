@@ -12,6 +12,7 @@ from gr2_jax.evaluation.per_slate import PerSlate
 from gr2_jax.reports.comparisons import (
   compare_variants,
   comparison_sections,
+  compute_fronts,
   compute_shares,
   count_acceptance,
   pool_rankers,
@@ -127,9 +128,23 @@ def test_the_tables(tested):
     "acceptance": {},
     "titles": {"policy": "RL policy"},
   }
+  sections = comparison_sections(sweep | {"shown": {"RL after OPD": ["mrr"]}})
+  assert "| MRR | difference |" in sections["RL after OPD"] and "N@3" not in sections["RL after OPD"]
   sections = comparison_sections(sweep)
   assert list(sections) == ["RL after OPD", "Share of the teacher's gain that a student keeps"]
   assert "| opd: RL policy | none: RL policy | 400 |" in sections["RL after OPD"]
   share = sweep["shares"][0]["recall@1"]
   assert f"{100 * share['share']:.0f} % [{100 * share['ci95'][0]:.0f}, " in sections["Share of the teacher's gain that a student keeps"]
   assert "| none: RL policy | none: RL policy | – |" in sections["Share of the teacher's gain that a student keeps"]
+
+
+def test_fronts_are_means_over_all_seeds_of_the_rankers_that_have_both_metrics(tested):
+  series = {"ours": ["opd/policy", "absent/policy"], "theirs": ["opd/upstream"], "none": ["absent/policy"]}
+  fronts = compute_fronts(tested, {"a front": {"axes": ("recall@1", "mrr"), "series": series}})
+  assert list(fronts["a front"]["series"]) == ["ours", "theirs"]
+  (point,) = fronts["a front"]["series"]["ours"]
+  assert point["order"] == "opd/policy"
+  assert point["mrr"] == pytest.approx(np.concatenate([of.rankers["policy"]["mrr"] for of in tested["opd"].values()]).mean())
+  assert compute_fronts(tested, {"a front": {"axes": ("recall@1", "brands@3"), "series": series}}) == {}
+  table = comparison_sections({"comparisons": {}, "shares": [], "acceptance": {}, "fronts": fronts})["a front"]
+  assert f"| ours | opd: policy | {point['recall@1']:.4f} |" in table

@@ -2,7 +2,18 @@
 
 import numpy as np
 
-from gr2_jax.reports.plots import BETTER, SERIES, UNDECIDED, WORSE, plot_differences, plot_losses, plot_rankers, plot_rl, plot_sweep
+from gr2_jax.reports.plots import (
+  BETTER,
+  SERIES,
+  UNDECIDED,
+  WORSE,
+  plot_differences,
+  plot_fronts,
+  plot_losses,
+  plot_rankers,
+  plot_rl,
+  plot_sweep,
+)
 
 
 def test_losses_have_a_panel_a_stage_and_a_line_a_kind_of_token():
@@ -88,3 +99,15 @@ def test_legends_of_curves_stand_outside_their_panels():
     assert legend.y0 >= panel.y1
     assert legend.y1 <= figure.bbox.y1 and legend.x1 <= figure.bbox.x1
   assert all(tick == int(tick) for tick in figure.axes[0].get_xticks())
+
+
+def test_fronts_have_a_panel_each_and_a_line_a_series():
+  def points(*of):
+    return [{"order": "v/policy", "true_ndcg@3": x, "brands@3": y} for x, y in of]
+
+  front = {"axes": ["true_ndcg@3", "brands@3"], "series": {"RL": points((0.7, 0.9), (0.6, 1.0)), "control": points((0.72, 0.8))}}
+  first, second = plot_fronts({"variety": front, "again": front}).axes
+  assert [line.get_xydata().tolist() for line in first.lines] == [[[0.7, 0.9], [0.6, 1.0]], [[0.72, 0.8]]]
+  assert first.get_xlabel() == "true N@3" and "brands" in first.get_ylabel() and second.get_title("left") == "again"
+  assert [text.get_text() for text in first.get_legend().get_texts()] == ["RL", "control"]
+  assert plot_fronts({}) is None

@@ -10,10 +10,13 @@ import numpy as np
 import optax
 import pytest
 
+from gr2_jax.errors import ConfigError
 from gr2_jax.models.config import preset
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
 from gr2_jax.models.transformer import init_params
 from gr2_jax.objectives.plackett_luce import ranking_log_probs
+from gr2_jax.rewards.own import Rewards
+from gr2_jax.rewards.slate import SlateRewardConfig, make_slate_reward
 from gr2_jax.rewards.verifiable import RewardConfig
 from gr2_jax.rollout.reasoned import Thoughts, score_thoughts
 from gr2_jax.steps.scored import (
@@ -194,6 +197,33 @@ def test_a_loss_climbs_what_it_is_told_to(params, through):
   found = jax.jit(lambda: make_reward_loss(MODEL, RewardConfig(rank="auc"), **drawing)(params, BATCH, EDGES, key=KEY)[0])()
   whole = jax.jit(lambda: REWARD(params, BATCH, EDGES, key=KEY)[0])()
   assert (abs(float(found - whole)) < 1e-6) == (through == "whole")
+
+
+def test_the_gain_of_one_label_in_all_places_is_the_kernel_s_ndcg(params):
+  """So that a reward of whole slates without terms is the ranking reward where one label ranks a slate, draw by draw."""
+  told = {"gains": BATCH["labels"].astype(np.float32)} | {
+    name: np.zeros((P, K), kind) for name, kind in (("brands", np.int32), ("prices", np.float32), ("small", bool))
+  }
+  drawing = {"group": 6, "temperature": 0.5, "divide_by": "none"}
+  rewards = RewardConfig(rank="ndcg", condition="naive", alpha=0.0), make_slate_reward(SlateRewardConfig(top=K))
+  by_kernel, by_function = (
+    jax.jit(lambda of=of: jax.value_and_grad(make_reward_loss(MODEL, of, **drawing), has_aux=True)(params, BATCH | told, EDGES, key=KEY))()
+    for of in rewards
+  )
+  assert by_function[0][0] == pytest.approx(float(by_kernel[0][0]), rel=1e-4)
+  assert by_function[0][1]["reward"].mean() == pytest.approx(float(by_kernel[0][1]["reward"].mean()), rel=1e-5)
+  assert {name: float(of.count) for name, of in by_function[0][1].items()} == {
+    name: float(of.count) for name, of in by_kernel[0][1].items()
+  }
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), by_function[1], by_kernel[1])
+
+
+def test_a_reward_of_another_shape_is_named(params):
+  def wrong(answers, slates):
+    return Rewards(answers.valid[:, 0], answers.valid[:, 0])
+
+  with pytest.raises(ConfigError, match=r"wrong returned total \(4,\); its shape must be \(4, 6\)"):
+    make_reward_loss(MODEL, wrong, group=6, temperature=1.0, divide_by="none")(params, BATCH, EDGES, key=KEY)
 
 
 G, L, OPENING = 3, 4, 7
