@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 from small_runs import tiny_config
 
-from experiments import retrieve
 from experiments.stages import evidence
 from experiments.stages import slates as slates_stage
 from experiments.stages.midtrain import STAGE
 from gr2_jax.data.jsonl import read_interactions, read_slates
 from gr2_jax.data.schema import SPLITS
 from gr2_jax.errors import UserError
+from gr2_jax.evaluation import retrieval_rows
+from gr2_jax.evaluation.retrieval_rows import measure_retrieval
 from gr2_jax.models.sasrec import SasrecConfig
+from gr2_jax.reports.retrieval import render_retrieval_table
 from gr2_jax.rollout.catalogue_scores import make_dense_scores, make_packed_beam_scores
 from gr2_jax.runs import packed_midtraining
 from gr2_jax.runs.fact_tables import FactTables
@@ -219,15 +221,22 @@ def test_slates_of_beams_are_the_best_of_them_by_the_dense_head(recorded):
 
 def retrieve_from(directory, **changes):
   options = {"beams": 30, "beam_weight": 0.5, "users": None, "split": "test", "sasrec": False}
-  return retrieve.measure(str(directory), Progress(), StopSignal(), **options | changes)
+  return measure_retrieval(str(directory), Progress(), StopSignal(), **options | changes)
 
 
 def test_retrieval_rows_stand_side_by_side(recorded, in_process, monkeypatch):
   run = recorded[0]
-  monkeypatch.setattr("gr2_jax.models.sasrec.SasrecConfig", lambda: SasrecConfig(epochs=1, width=16, layers=1))
+  monkeypatch.setattr("gr2_jax.evaluation.retrieval_rows.SasrecConfig", lambda: SasrecConfig(epochs=1, width=16, layers=1))
   with in_process():
     found = retrieve_from(run.directory, sasrec=True)
-  assert list(found["rows"]) == ["dense head", "beams", "beams by the dense head", "beams by both", retrieve.GRAPH, retrieve.SASREC]
+  assert list(found["rows"]) == [
+    "dense head",
+    "beams",
+    "beams by the dense head",
+    "beams by both",
+    retrieval_rows.GRAPH,
+    retrieval_rows.SASREC,
+  ]
   assert json.loads((run.directory / "retrieval.json").read_text()) == found
   assert found["n"] == len(open_context(run, STAGE, None, None).split.test)
   for name, of in found["rows"].items():
@@ -235,7 +244,7 @@ def test_retrieval_rows_stand_side_by_side(recorded, in_process, monkeypatch):
   delta = found["paired"]["beams by the dense head_vs_beams"]["recall@10"]["delta"]
   rows = found["rows"]
   assert delta == pytest.approx(rows["beams by the dense head"]["recall@10"]["value"] - rows["beams"]["recall@10"]["value"])
-  assert str(found["n"]) in retrieve._table(found).title
+  assert str(found["n"]) in render_retrieval_table(found).title
   with in_process():
     assert retrieve_from(run.directory, users=5, split="validation")["n"] == 5
 
