@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -22,6 +22,7 @@ from gr2_jax.data.jsonl import (
   write_slates,
 )
 from gr2_jax.data.market import MarketConfig, make_market
+from gr2_jax.data.market_bayes import has_few_sets
 from gr2_jax.data.schema import SPLITS, Catalogue, DataError, History, Slate
 from gr2_jax.data.slate_histories import histories_of_slates
 from gr2_jax.errors import ConfigError
@@ -63,7 +64,7 @@ class DataOptions:
 
 
 def run(stage: StageContext) -> None:
-  """Writes `items.jsonl.gz` and `interactions.jsonl.gz`; `slates_SPLIT.jsonl.gz` where the source has slates; a market's utilities."""
+  """Writes `items.jsonl.gz` and `interactions.jsonl.gz`; `slates_SPLIT.jsonl.gz` where the source has slates; a market's truth."""
   catalogue, histories, slates = _load(stage)
   check_slates(stage.config, slates)
   if histories is None:
@@ -143,6 +144,9 @@ def _synthetic(stage: StageContext) -> Records:
   market = make_market(stage.options.market, stage.options.market_seed)
   for split, utilities in market.utilities.items():
     np.save(stage.path(f"utilities_{split}.npy"), utilities)
+  if has_few_sets(stage.options.market):  # otherwise there is no Bayes order
+    shelf: dict[str, Any] = {**market.shelf}
+    np.savez(stage.path("shelf.npz"), **shelf)
   return Records(market.catalogue, market.histories, market.slates)
 
 

@@ -9,7 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.baselines import BASELINES
 from gr2_jax.compression.cache import FULL_HISTORIES, load_compressed, time_prefill
+from gr2_jax.data.market import MarketConfig
+from gr2_jax.data.market_bayes import choice_posterior
 from gr2_jax.data.schema import SPLITS, Slate
 from gr2_jax.data.slates import slate_labels
 from gr2_jax.evaluation import baselines
@@ -21,6 +24,7 @@ from gr2_jax.evaluation.results import AVERAGED, COMPRESSED, POLICY, RankerAnswe
 from gr2_jax.evidence.facts import BASIC_FACTS, LM_SCORE
 from gr2_jax.evidence.requests import LogCounts
 from gr2_jax.files import write_json
+from gr2_jax.models.listwise import ListwiseConfig
 from gr2_jax.models.pruning import prune_decoder
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.reports.card import render_console_table, write_card
@@ -28,11 +32,11 @@ from gr2_jax.reports.names import ranker_title
 from gr2_jax.rollout.catalogue_scores import make_candidate_scores
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fact_tables import FactTables
-from gr2_jax.runs.load import load_policy, load_utilities
+from gr2_jax.runs.load import load_policy, load_shelf, load_utilities
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord, read_policies
 from gr2_jax.runs.scored import Answer, ScoredSlates, make_answer, open_scorer
 from gr2_jax.runs.stages import Stage
-from gr2_jax.settings import check_settings, setting
+from gr2_jax.settings import check_settings, read_record, setting
 from gr2_jax.steps.start import load_params
 from gr2_jax.teachers.tree import describe_lambdamart, fit_lambdamart, lambdamart_scores
 
@@ -58,6 +62,10 @@ class EvaluationOptions:
     "over all presentations, at the cost of all of them",
     low=0,
   )
+  baselines: tuple[str, ...] = setting(
+    (), "more rankers that read facts and labels alone, fitted here: prm (self-attention over the slate), listwise_mlp", choices=BASELINES
+  )
+  listwise: ListwiseConfig = setting(ListwiseConfig(), "of prm and listwise_mlp")
 
   def __post_init__(self) -> None:
     check_settings(self)
@@ -73,6 +81,7 @@ def run(stage: StageContext) -> None:
   test = slates["test"] = slates["test"][: options.max_slates]
   labels = slate_labels(test)
   trees, rankers = _classical_rankers(stage, slates, labels)
+  rankers |= _chosen_baselines(stage, slates, labels)
   stage.stop.check()
   policies = read_policies(stage.run)
   rankers |= _policy_rankers(stage, policies, test)
@@ -91,7 +100,7 @@ def run(stage: StageContext) -> None:
     rankers=rankers,
     titles=dict(_titles(declared, rankers, options.shuffles + 1)),
     pairs=[
-      *((ranker.name, other) for ranker in declared for other in ranker.against),
+      *((ranker.name, other) for ranker in declared for other in (*ranker.against, *options.baselines)),
       *((name, POLICY) for name in rankers if name.startswith(COMPRESSED)),
       *((name, name.removesuffix(AVERAGED)) for name in rankers if name.endswith(AVERAGED)),
     ],
@@ -154,8 +163,29 @@ def _classical_rankers(
     **{name: ranking for name, (_, ranking) in trees.items()},
   }
   chosen = ", ".join(f"{ranker_title(name, {})} {description}" for name, (description, _) in trees.items())
+  if (bayes := _bayes_scores(stage, test)) is not None:
+    rankings["bayes"] = baselines.rank_by_scores(bayes, labels, "bayes")
   note = f"Trees, fitted on all training slates, chosen and stopped by N@10 of the validation slates: {chosen}."
   return note, {name: RankerAnswers.of(ranking) for name, ranking in rankings.items()}
+
+
+def _chosen_baselines(stage: StageContext, slates: Mapping[str, Sequence[Slate]], labels: np.ndarray) -> dict[str, RankerAnswers]:
+  """The rankers that `evaluation.baselines` names."""
+  scores = {name: BASELINES[name](stage, slates) for name in stage.options.baselines}
+  return {name: RankerAnswers.of(baselines.rank_by_scores(of, labels, name)) for name, of in scores.items()}
+
+
+def _bayes_scores(stage: StageContext, test: Sequence[Slate]) -> np.ndarray | None:
+  """Of a synthetic market's own slates the probability `[n, K]` of each candidate, given all that a request shows; None for others."""
+  shelf = load_shelf(stage.run)
+  if shelf is None:
+    return None
+  market = read_record(MarketConfig, stage.config, "data.market")
+  with stage.task("evaluation: bayes", len(test), "slates") as task:
+    found = choice_posterior(market, shelf, stage.catalogue, test, seed=stage.seed, on_progress=stage.on_progress(task))
+  low, middle = np.quantile(found.effective, (0.1, 0.5))
+  stage.say(f"bayes: {middle:.0f} effective draws of a user's tastes in the median, {low:.0f} or fewer in a tenth of the slates")
+  return found.probabilities
 
 
 def _midtrain_scores(stage: StageContext, facts: FactTables, test: Sequence[Slate]) -> np.ndarray:
@@ -278,6 +308,11 @@ def _find_hard_slates(stage: StageContext, answers: RankerAnswers, labels: np.nd
   return hard
 
 
+def unused(config: ConfigDict) -> tuple[str, ...]:
+  """How listwise rankers are trained where none is asked for."""
+  return () if {"prm", "listwise_mlp"} & {*config.evaluation.baselines} else ("evaluation.listwise",)
+
+
 STAGE = Stage(
   "evaluation",
   run,
@@ -286,5 +321,6 @@ STAGE = Stage(
   inputs=("data", "tokenize", "midtrain", "slates", "evidence", "rl"),
   uses=("compress",),
   uses_policies=True,
-  format=6,  # trees on the facts that policies read
+  unused=unused,
+  format=7,  # the Bayes order
 )

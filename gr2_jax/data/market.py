@@ -231,7 +231,7 @@ def draw_tastes(config: MarketConfig, shelf: Shelf, users: int, rng: np.random.G
 
 
 def value_items(config: MarketConfig, shelf: Shelf, tastes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """What no purchase changes of users' utilities, `[U, N]`: `base` (taste, scent, price and quality parts), its `taste` part, and `brand`."""
+  """What no purchase changes of users' utilities, `[U, N]`: `base` (taste, scent, price, quality), its `taste` part, and `brand`."""
   loyal = np.zeros((len(tastes["pays"]), config.num_brands), np.float32)
   np.put_along_axis(loyal, tastes["favourites"], 1.0, axis=1)
   quality = config.quality_weight * shelf["quality"].astype(np.float32)

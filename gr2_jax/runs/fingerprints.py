@@ -19,6 +19,11 @@ ADDED: Mapping[str, Any] = {
   "opd.rankings": 8,
   "rl.anchor": 0.0,
   "rl.through": "whole",
+  "evaluation.baselines": [],
+  "evaluation.listwise": {
+    **{"width": 64, "layers": 2, "heads": 2, "dropout": 0.2},
+    **{"learning_rate": 5e-4, "weight_decay": 0.05, "batch": 64, "epochs": 40, "patience": 6},
+  },
 }
 """Settings that came after others of their section, and the value, as in config.json, by which an older run did what it did."""
 
