@@ -45,6 +45,10 @@ TIME_NOTE = (
   "Counts (popularity, transitions, co-occurrence; in features and in prompts) use only events before the request's timestamp; events of "
   "the same day do not count. Upstream rankers are fitted across users and may have seen later events of other users."
 )
+BAYES_NOTE = (
+  "The Bayes order knows the market and not the user: it sorts by the probability of being taken given the whole history, the candidates "
+  "and their upstream scores. In expectation no ranker is above it; the oracle knows the user too."
+)
 UNTIMED_NOTE = "The slates carry no timestamps: every event of the log counts, and the log holds none of their targets."
 
 
@@ -110,7 +114,11 @@ def run(stage: StageContext) -> None:
     segments=[slate.segment for slate in test],
     subsets=subsets,
     train_labels=slate_labels(slates["train"]),
-    notes=[TIME_NOTE if any(slate.timestamp is not None for slate in test) else UNTIMED_NOTE, trees],
+    notes=[
+      TIME_NOTE if any(slate.timestamp is not None for slate in test) else UNTIMED_NOTE,
+      trees,
+      *([BAYES_NOTE] if "bayes" in rankers else []),
+    ],
     gain=options.gain,
     metrics=metrics,
     bootstrap_seed=stage.seed,
@@ -162,9 +170,9 @@ def _classical_rankers(
     "midtrain": baselines.rank_by_scores(_midtrain_scores(stage, facts, test), labels, "midtrain"),
     **{name: ranking for name, (_, ranking) in trees.items()},
   }
-  chosen = ", ".join(f"{ranker_title(name, {})} {description}" for name, (description, _) in trees.items())
   if (bayes := _bayes_scores(stage, test)) is not None:
     rankings["bayes"] = baselines.rank_by_scores(bayes, labels, "bayes")
+  chosen = ", ".join(f"{ranker_title(name, {})} {description}" for name, (description, _) in trees.items())
   note = f"Trees, fitted on all training slates, chosen and stopped by N@10 of the validation slates: {chosen}."
   return note, {name: RankerAnswers.of(ranking) for name, ranking in rankings.items()}
 

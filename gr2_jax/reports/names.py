@@ -11,9 +11,9 @@ _CLASSICAL = {
   "midtrain": "mid-trained model",
   "lambdamart": "LambdaMART",
   "lambdamart_all": "LambdaMART, all facts",
-  "prm": "PRM (self-attention over facts)",
+  "prm": "PRM",
   "listwise_mlp": "listwise MLP",
-  "bayes": "Bayes order (knows the market, not the user)",
+  "bayes": "Bayes order",
   "oracle": "oracle",
 }
 

@@ -44,6 +44,7 @@ def test_results_hold_every_row_the_line_that_validation_chose_and_its_facts(sco
   valid = {name: results["diagnostics"][name]["valid_rate"] for name in ("sft", "policy", "direct")}
   assert set(valid.values()) == {1.0}
   card = (scored_run / "evaluation" / "card.md").read_text(encoding="utf-8")
+  assert "| Bayes order |" in card and "knows the market and not the user" in card and "| PRM |" in card
   assert "## Evidence" in card and f"`{next(iter(facts))}`" in card
 
 
