@@ -75,7 +75,7 @@ def make_scored_log(config, large):
   config.slates.source = "ctr"
   # Some 17 epochs of the users' histories: docs/results/retrieval.md says what fewer cost.
   config.midtrain.update({"steps": 1200, "batch_size": 52, "max_history": 20})
-  config.midtrain.packed.update({"folds": 4, "negatives": 1024, "dropout": 0.2, "evaluate_every": 100})
+  config.midtrain.packed.update({"folds": 4, "negatives": 1024, "dropout": 0.2, "chosen_by": "ndcg@10", "evaluate_every": 200})
   # Slates are few: fewer passes, and draws that stay near what was taught.
   config.rl.temperature = 0.25
   if large:
@@ -87,6 +87,7 @@ def make_strong(config):
   """A strong upstream order finds the targets of few training histories that it has not seen: slates of the click model stand beside."""
   config.name += "_strong"
   config.slates.update({"source": "sasrec", "also": "ctr"})
+  config.evaluation.baselines = ("prm", "listwise_mlp", "transition_graph")
 
 
 def make_small(config):

@@ -90,7 +90,8 @@ def scored_run(shared_folder):
   """
 
   def run(folder):
-    _run_config("configs/quickstart.py:tiny", folder / "run", "--config.answer.texts=True")
+    baselines = ("--config.evaluation.baselines=('prm','listwise_mlp')", "--config.evaluation.listwise.epochs=1")
+    _run_config("configs/quickstart.py:tiny", folder / "run", "--config.answer.texts=True", *baselines)
 
   return shared_folder("scored", run) / "run"
 

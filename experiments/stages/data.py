@@ -22,6 +22,7 @@ from gr2_jax.data.jsonl import (
   write_slates,
 )
 from gr2_jax.data.market import MarketConfig, make_market
+from gr2_jax.data.market_bayes import has_few_sets
 from gr2_jax.data.schema import SPLITS, TIME_LIMIT, Catalogue, DataError, History, Slate
 from gr2_jax.data.slate_histories import histories_of_slates
 from gr2_jax.data.splits import SPLITTERS, find_unseen, first_days, split_by_time, write_day
@@ -70,7 +71,7 @@ class DataOptions:
 
 
 def run(stage: StageContext) -> None:
-  """Writes `items.jsonl.gz` and `interactions.jsonl.gz`; `slates_SPLIT.jsonl.gz` where the source has slates; a market's utilities."""
+  """Writes `items.jsonl.gz` and `interactions.jsonl.gz`; `slates_SPLIT.jsonl.gz` where the source has slates; a market's truth."""
   catalogue, histories, slates = _load(stage)
   check_slates(stage.config, slates)
   if histories is None:
@@ -172,6 +173,9 @@ def _synthetic(stage: StageContext) -> Records:
   market = make_market(stage.options.market, stage.options.market_seed)
   for split, utilities in market.utilities.items():
     np.save(stage.path(f"utilities_{split}.npy"), utilities)
+  if has_few_sets(stage.options.market):  # otherwise there is no Bayes order
+    shelf: dict[str, Any] = {**market.shelf}
+    np.savez(stage.path("shelf.npz"), **shelf)
   return Records(market.catalogue, market.histories, market.slates)
 
 

@@ -9,8 +9,11 @@ from typing import Any, Literal
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.baselines import BASELINES
 from gr2_jax.compression.cache import FULL_HISTORIES, load_compressed, time_prefill
 from gr2_jax.data.clicks import expected_gains
+from gr2_jax.data.market import MarketConfig
+from gr2_jax.data.market_bayes import choice_posterior
 from gr2_jax.data.schema import SPLITS, Slate
 from gr2_jax.data.slates import slate_labels
 from gr2_jax.data.splits import find_unseen
@@ -26,6 +29,7 @@ from gr2_jax.evaluation.slate_metrics import SlateView, Truth, choice_probabilit
 from gr2_jax.evidence.facts import BASIC_FACTS, LM_SCORE
 from gr2_jax.evidence.requests import LogCounts
 from gr2_jax.files import write_json
+from gr2_jax.models.listwise import ListwiseConfig
 from gr2_jax.models.pruning import prune_decoder
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.reports.card import render_console_table, write_card
@@ -35,7 +39,7 @@ from gr2_jax.rollout.catalogue_scores import make_candidate_scores
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.feedback import read_attributes
-from gr2_jax.runs.load import load_policy, load_utilities
+from gr2_jax.runs.load import load_policy, load_shelf, load_utilities
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord, read_policies
 from gr2_jax.runs.scored import Answer, ScoredSlates, make_answer, make_rescore, open_scorer
 from gr2_jax.runs.stages import Stage
@@ -61,6 +65,10 @@ CROSS_FIT_NOTE = (
   "have seen later events of others there."
 )
 BEAMS_NOTE = "Training slates are requests of the validation's days, validation slates the last of these."
+BAYES_NOTE = (
+  "The Bayes order knows the market and not the user: it sorts by the probability of being taken given the whole history, the candidates "
+  "and their upstream scores. In expectation no ranker is above it; the oracle knows the user too."
+)
 UNTIMED_NOTE = "The slates carry no timestamps: every event of the log counts, and the log holds none of their targets."
 
 
@@ -78,6 +86,13 @@ class EvaluationOptions:
     "over all presentations, at the cost of all of them",
     low=0,
   )
+  baselines: tuple[str, ...] = setting(
+    (),
+    "more rankers: prm (self-attention over the slate) and listwise_mlp, which are fitted here on facts and labels; transition_graph, "
+    "which reads what followed the last items, and text",
+    choices=BASELINES,
+  )
+  listwise: ListwiseConfig = setting(ListwiseConfig(), "of prm and listwise_mlp")
 
   def __post_init__(self) -> None:
     check_settings(self)
@@ -93,6 +108,7 @@ def run(stage: StageContext) -> None:
   test = slates["test"] = slates["test"][: options.max_slates]
   labels = slate_labels(test)
   trees, rankers, scores = _classical_rankers(stage, slates, labels)
+  rankers |= _chosen_baselines(stage, slates, labels)
   stage.stop.check()
   policies = read_policies(stage.run)
   rankers |= _policy_rankers(stage, policies, test)
@@ -116,7 +132,7 @@ def run(stage: StageContext) -> None:
     rankers=rankers,
     titles=dict(_titles(declared, rankers, options.shuffles + 1)),
     pairs=[
-      *((ranker.name, other) for ranker in declared for other in ranker.against),
+      *((ranker.name, other) for ranker in declared for other in (*ranker.against, *options.baselines)),
       *((name, POLICY) for name in rankers if name.startswith(COMPRESSED)),
       *((name, name.removesuffix(AVERAGED)) for name in rankers if name.endswith(AVERAGED)),
       *((POLICY, name) for name in rankers if name.endswith(RERANKED)),
@@ -127,7 +143,7 @@ def run(stage: StageContext) -> None:
     segments=[slate.segment for slate in test],
     subsets=subsets,
     train_labels=slate_labels(slates["train"]),
-    notes=[_note_time(stage, test), trees],
+    notes=[_note_time(stage, test), trees, *([BAYES_NOTE] if "bayes" in rankers else [])],
     gain=options.gain,
     metrics=metrics,
     bootstrap_seed=stage.seed,
@@ -191,6 +207,8 @@ def _classical_rankers(
     "midtrain": baselines.rank_by_scores(_midtrain_scores(stage, facts, test), labels, "midtrain"),
     **{name: ranking for name, (_, ranking) in trees.items()},
   }
+  if (bayes := _bayes_scores(stage, test)) is not None:
+    rankings["bayes"] = baselines.rank_by_scores(bayes, labels, "bayes")
   chosen = ", ".join(f"{ranker_title(name, {})} {description}" for name, (description, _) in trees.items())
   note = f"Trees, fitted on all training slates, chosen and stopped by N@10 of the validation slates: {chosen}."
   return note, {name: RankerAnswers.of(ranking) for name, ranking in rankings.items()}, scores
@@ -225,6 +243,25 @@ def _reranked(stage: StageContext, test: SlateView, scores: Mapping[str, tuple[n
     rankers[name + RERANKED] = RankerAnswers.of(rankings)
     stage.say(f"{name}, re-ranked: " + ", ".join(f"{key} {value:g}" for key, value in chosen.items()))
   return rankers
+
+
+def _chosen_baselines(stage: StageContext, slates: Mapping[str, Sequence[Slate]], labels: np.ndarray) -> dict[str, RankerAnswers]:
+  """The rankers that `evaluation.baselines` names."""
+  scores = {name: BASELINES[name](stage, slates) for name in stage.options.baselines}
+  return {name: RankerAnswers.of(baselines.rank_by_scores(of, labels, name)) for name, of in scores.items()}
+
+
+def _bayes_scores(stage: StageContext, test: Sequence[Slate]) -> np.ndarray | None:
+  """Of a synthetic market's own slates the probability `[n, K]` of each candidate, given all that a request shows; None for others."""
+  shelf = load_shelf(stage.run)
+  if shelf is None:
+    return None
+  market = read_record(MarketConfig, stage.config, "data.market")
+  with stage.task("evaluation: bayes", len(test), "slates") as task:
+    found = choice_posterior(market, shelf, stage.catalogue, test, seed=stage.seed, on_progress=stage.on_progress(task))
+  low, middle = np.quantile(found.effective, (0.1, 0.5))
+  stage.say(f"bayes: {middle:.0f} effective draws of a user's tastes in the median, {low:.0f} or fewer in a tenth of the slates")
+  return found.probabilities
 
 
 def _midtrain_scores(stage: StageContext, facts: FactTables, test: Sequence[Slate]) -> np.ndarray:
@@ -379,6 +416,11 @@ def _find_hard_slates(stage: StageContext, answers: RankerAnswers, labels: np.nd
   return hard
 
 
+def unused(config: ConfigDict) -> tuple[str, ...]:
+  """How listwise rankers are trained where none is asked for."""
+  return () if {"prm", "listwise_mlp"} & {*config.evaluation.baselines} else ("evaluation.listwise",)
+
+
 STAGE = Stage(
   "evaluation",
   run,
@@ -387,5 +429,6 @@ STAGE = Stage(
   inputs=("data", "tokenize", "midtrain", "slates", "evidence", "rl"),
   uses=("compress",),
   uses_policies=True,
-  format=7,  # what rankings make of whole slates
+  unused=unused,
+  format=8,  # rankers that are fitted on request, and a synthetic market's Bayes order
 )

@@ -52,6 +52,10 @@ TRAITS = ("Gentle", "Intense", "Daily", "Organic", "Repair", "Fresh", "Rich", "L
 SCENTS = ("Rose", "Mint", "Coconut", "Lavender", "Citrus", "Almond", "Honey", "Vanilla", "Aloe", "Jasmine")
 PACKS = ("Mini", "Classic", "Family Size")
 
+PAYS = (2.3, 0.5)  # mean and standard deviation over users of the log price that they tend to pay
+
+Shelf = Mapping[str, np.ndarray]  # what is true of items, see `_draw_shelf`
+
 
 @dataclasses.dataclass(frozen=True)
 class MarketConfig:
@@ -101,12 +105,16 @@ class MarketConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Market:
-  """The log before the requests, and per split the slates and their true utilities, float32 `[n, K]` in the order of `Slate.candidates`."""
+  """The log before the requests, and per split the slates and their true utilities, float32 `[n, K]` in the order of `Slate.candidates`.
+
+  `shelf`: what is true of items, arrays by name, among them the `exposure [N]` that the upstream ranker takes for merit.
+  """
 
   catalogue: Catalogue
   histories: tuple[History, ...]
   slates: Mapping[str, tuple[Slate, ...]]
   utilities: Mapping[str, np.ndarray]
+  shelf: Shelf
 
 
 def make_market(config: MarketConfig, seed: int) -> Market:
@@ -116,13 +124,15 @@ def make_market(config: MarketConfig, seed: int) -> Market:
     np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(7)
   )
   shelf = _draw_shelf(config, shelf_rng)
-  users = _draw_users(config, shelf, user_rng)
+  users = value_items(config, shelf, draw_tastes(config, shelf, sum(_split_sizes(config).values()), user_rng))
   bought, lengths = _simulate_purchases(config, shelf, users, choice_rng)
   times = _draw_times(config, lengths, clock_rng)
 
   parts = _utility_parts(config, shelf, users, bought, lengths)
   candidates = _draw_candidates(config, shelf, parts, bought, lengths, slate_rng)
-  upstream = _upstream_scores(config, shelf, parts, candidates, upstream_rng)
+  shelf = {**shelf, "exposure": _exposure(config, shelf, candidates, upstream_rng)}
+  taken = {name: np.take_along_axis(parts[name], candidates, axis=1) for name in ("taste", "hidden")}
+  upstream = upstream_means(config, shelf, candidates, **taken) + upstream_rng.normal(0, config.upstream_noise, candidates.shape)
   order = np.argsort(-upstream, axis=1, kind="stable")
   candidates, upstream = (np.take_along_axis(x, order, axis=1) for x in (candidates, upstream))
   utilities = np.take_along_axis(parts["utility"], candidates, axis=1)
@@ -158,6 +168,7 @@ def make_market(config: MarketConfig, seed: int) -> Market:
     histories=tuple(histories),
     slates={split: tuple(slates[span]) for split, span in spans.items()},
     utilities={split: utilities[span] for split, span in spans.items()},
+    shelf=shelf,
   )
 
 
@@ -176,7 +187,7 @@ def _split_sizes(config: MarketConfig) -> dict[str, int]:
   return {"train": config.train_slates, "validation": config.validation_slates, "test": config.test_slates}
 
 
-def _draw_shelf(config: MarketConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _draw_shelf(config: MarketConfig, rng: np.random.Generator) -> Shelf:
   """Item attributes, each `[N]`, the complement of each leaf `[C]`, and the items that tend to follow an item `[N, F]`."""
   per_broad, num_leaves = config.leaves_per_broad, config.broad_categories * config.leaves_per_broad
   leaf = np.arange(config.num_items) % num_leaves
@@ -208,20 +219,25 @@ def _draw_shelf(config: MarketConfig, rng: np.random.Generator) -> dict[str, np.
   }
 
 
-def _draw_users(config: MarketConfig, shelf: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-  """Latent tastes: `base [U, N]` (taste, scent, price and quality parts, which no purchase changes) and `brand [U, N]` (loyalty)."""
-  num_users = sum(_split_sizes(config).values())
-  num_leaves = len(shelf["complement"])
-  taste = rng.normal(0, 1, (num_users, num_leaves)).astype(np.float32)
-  scent_taste = rng.normal(0, 1, (num_users, len(SCENTS))).astype(np.float32)
-  pays = rng.normal(2.3, 0.5, (num_users, 1)).astype(np.float32)
-  favourites = np.argsort(rng.random((num_users, config.num_brands)), axis=1)[:, : config.favourite_brands]
-  loyal = np.zeros((num_users, config.num_brands), np.float32)
-  np.put_along_axis(loyal, favourites, 1.0, axis=1)
+def draw_tastes(config: MarketConfig, shelf: Shelf, users: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+  """What users hide: liking of leaf categories `leaf [U, C]` and of scents `scent [U, S]`, what they tend to pay (log) `pays [U, 1]`, and
+  their `favourites [U, F]` among the brands."""
+  return {
+    "leaf": rng.normal(0, 1, (users, len(shelf["complement"]))).astype(np.float32),
+    "scent": rng.normal(0, 1, (users, len(SCENTS))).astype(np.float32),
+    "pays": rng.normal(*PAYS, (users, 1)).astype(np.float32),
+    "favourites": np.argsort(rng.random((users, config.num_brands)), axis=1)[:, : config.favourite_brands],
+  }
+
+
+def value_items(config: MarketConfig, shelf: Shelf, tastes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """What no purchase changes of users' utilities, `[U, N]`: `base` (taste, scent, price, quality), its `taste` part, and `brand`."""
+  loyal = np.zeros((len(tastes["pays"]), config.num_brands), np.float32)
+  np.put_along_axis(loyal, tastes["favourites"], 1.0, axis=1)
   quality = config.quality_weight * shelf["quality"].astype(np.float32)
-  taste_part = config.taste_weight * taste[:, shelf["leaf"]]
-  price_part = -config.price_weight * np.abs(shelf["log_price"].astype(np.float32) - pays)
-  scent_part = config.scent_weight * scent_taste[:, shelf["scent"]]
+  taste_part = config.taste_weight * tastes["leaf"][:, shelf["leaf"]]
+  price_part = -config.price_weight * np.abs(shelf["log_price"].astype(np.float32) - tastes["pays"])
+  scent_part = config.scent_weight * tastes["scent"][:, shelf["scent"]]
   return {
     "taste": taste_part,
     "base": taste_part + scent_part + price_part + quality,
@@ -229,7 +245,7 @@ def _draw_users(config: MarketConfig, shelf: Mapping[str, np.ndarray], rng: np.r
   }
 
 
-def _sequence_part(config: MarketConfig, shelf: Mapping[str, np.ndarray], last: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
+def sequence_part(config: MarketConfig, shelf: Shelf, last: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
   """The parts that depend on what was bought last, `[U, N]`; `last` and `second` are rows `[U]`, -1 for none."""
   weight = config.complement_weight
   leaf, complement = shelf["leaf"], shelf["complement"]
@@ -244,7 +260,7 @@ def _sequence_part(config: MarketConfig, shelf: Mapping[str, np.ndarray], last: 
 
 
 def _simulate_purchases(
-  config: MarketConfig, shelf: Mapping[str, np.ndarray], users: Mapping[str, np.ndarray], rng: np.random.Generator
+  config: MarketConfig, shelf: Shelf, users: Mapping[str, np.ndarray], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """Item rows in time order `[U, max_history]`, -1 after the end, and lengths `[U]`; nobody buys an item twice."""
   num_users, num_items = users["base"].shape
@@ -254,7 +270,7 @@ def _simulate_purchases(
   everyone = np.arange(num_users)
   none = np.full(num_users, -1)
   for t in range(config.max_history):
-    state = _sequence_part(config, shelf, bought[:, t - 1] if t else none, bought[:, t - 2] if t > 1 else none)
+    state = sequence_part(config, shelf, bought[:, t - 1] if t else none, bought[:, t - 2] if t > 1 else none)
     gumbel = _gumbel(rng, (num_users, num_items))
     choice = np.argmax(utility + state["complement"] + state["follow"] + gumbel, axis=1)
     bought[:, t] = choice
@@ -277,19 +293,27 @@ def _draw_times(config: MarketConfig, lengths: np.ndarray, rng: np.random.Genera
 
 
 def _utility_parts(
-  config: MarketConfig, shelf: Mapping[str, np.ndarray], users: Mapping[str, np.ndarray], bought: np.ndarray, lengths: np.ndarray
+  config: MarketConfig, shelf: Shelf, users: Mapping[str, np.ndarray], bought: np.ndarray, lengths: np.ndarray
 ) -> dict[str, np.ndarray]:
   """The utility at the request and the parts that the upstream ranker sees to different degrees, `[U, N]` each."""
   everyone = np.arange(len(lengths))
   second = np.where(lengths > 1, bought[everyone, lengths - 2], -1)
-  state = _sequence_part(config, shelf, bought[everyone, lengths - 1], second)
+  state = sequence_part(config, shelf, bought[everyone, lengths - 1], second)
   hidden = state["complement"] + state["follow"] + users["brand"]
   return {**state, "taste": users["taste"], "brand": users["brand"], "hidden": hidden, "utility": users["base"] + hidden}
 
 
+def candidate_logits(shelf: Shelf, last: np.ndarray, complement: np.ndarray, brand: np.ndarray, follow: np.ndarray) -> np.ndarray:
+  """Log-weights `[U, N]` by which candidates are drawn without replacement, after the rows `last [U]` were bought, from parts `[U, N]`."""
+  logits = 0.7 * shelf["quality"].astype(np.float32)[None, :] + np.float32(1.2) * (shelf["leaf"] == shelf["leaf"][last][:, None])
+  logits = logits + np.float32(0.8) * (shelf["broad"] == shelf["broad"][last][:, None])
+  logits += 1.4 * np.minimum(complement, 1) + 1.6 * np.minimum(brand, 1) + 1.5 * np.minimum(follow, 1)
+  return logits
+
+
 def _draw_candidates(
   config: MarketConfig,
-  shelf: Mapping[str, np.ndarray],
+  shelf: Shelf,
   parts: Mapping[str, np.ndarray],
   bought: np.ndarray,
   lengths: np.ndarray,
@@ -297,23 +321,15 @@ def _draw_candidates(
 ) -> np.ndarray:
   """Rows `[U, K]` of a plausible slate: complements, favourite brands, followers, the last category, popular items; nothing bought."""
   last = bought[np.arange(len(lengths)), lengths - 1]
-  logits = 0.7 * shelf["quality"].astype(np.float32)[None, :] + np.float32(1.2) * (shelf["leaf"] == shelf["leaf"][last][:, None])
-  logits = logits + np.float32(0.8) * (shelf["broad"] == shelf["broad"][last][:, None])
-  logits += 1.4 * np.minimum(parts["complement"], 1) + 1.6 * np.minimum(parts["brand"], 1) + 1.5 * np.minimum(parts["follow"], 1)
+  logits = candidate_logits(shelf, last, **{name: parts[name] for name in ("complement", "brand", "follow")})
   logits += _gumbel(rng, logits.shape)
   rows, steps = np.nonzero(bought >= 0)
   logits[rows, bought[rows, steps]] = -np.inf
   return np.argpartition(-logits, config.slate_size, axis=1)[:, : config.slate_size]
 
 
-def _upstream_scores(
-  config: MarketConfig,
-  shelf: Mapping[str, np.ndarray],
-  parts: Mapping[str, np.ndarray],
-  candidates: np.ndarray,
-  rng: np.random.Generator,
-) -> np.ndarray:
-  """Float64 `[U, K]`: quality and taste, a small share of the rest, exposure bias and noise."""
+def _exposure(config: MarketConfig, shelf: Shelf, candidates: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """How much more an item was examined than others, standardised, `[N]`."""
   quality = config.quality_weight * shelf["quality"]
   # An older order by popularity decided what was examined; a click model that ignores this credits the item with its position.
   older = np.argsort(np.argsort(-(quality[candidates] + rng.normal(0, 1, candidates.shape)), axis=1), axis=1)
@@ -322,10 +338,15 @@ def _upstream_scores(
     candidates.ravel(), examination(config.slate_size, config.examination_decay)[older].ravel(), minlength=len(quality)
   )
   exposure = np.log((examined + 1) / (seen + 1))
-  exposure = (exposure - exposure.mean()) / (exposure.std() + 1e-9)
-  taken = {name: np.take_along_axis(parts[name], candidates, axis=1).astype(np.float64) for name in ("taste", "hidden")}
-  scores = quality[candidates] + taken["taste"] + config.upstream_sight * taken["hidden"] + config.upstream_exposure * exposure[candidates]
-  return np.asarray(scores + rng.normal(0, config.upstream_noise, candidates.shape))
+  return np.asarray((exposure - exposure.mean()) / (exposure.std() + 1e-9))
+
+
+def upstream_means(config: MarketConfig, shelf: Shelf, candidates: np.ndarray, taste: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+  """The upstream scores of candidate rows `[..., K]` without their noise, float64 like `[..., K]` of the parts: quality and taste, a small
+  share of what the ranker hardly sees, and exposure bias."""
+  seen = config.upstream_sight * hidden.astype(np.float64)
+  quality = config.quality_weight * shelf["quality"][candidates]
+  return np.asarray(quality + taste.astype(np.float64) + seen + config.upstream_exposure * shelf["exposure"][candidates])
 
 
 def _draw_labels(
@@ -336,10 +357,23 @@ def _draw_labels(
     choice = np.argmax(utilities + _gumbel(rng, utilities.shape), axis=1)
     return np.asarray(np.arange(config.slate_size) == choice[:, None], np.int64)
   relative = utilities - utilities.mean(axis=1, keepdims=True)
-  attraction = 1 / (1 + np.exp(2.5 - relative))
-  clicks = _clicks_given_any(attraction * examined, rng)
+  clicks = _clicks_given_any(_attraction(utilities) * examined, rng)
   buys = rng.random(clicks.shape) < 1 / (1 + np.exp(1.0 - 0.5 * relative + 0.5 * (log_price - 2.3)))
   return np.asarray(clicks * (1 + buys))
+
+
+def _attraction(utilities: np.ndarray) -> np.ndarray:
+  """P(click) of graded slates' candidates that are examined, from utilities `[..., K]`, before one click at least is asked for."""
+  return np.asarray(1 / (1 + np.exp(2.5 - (utilities - utilities.mean(axis=-1, keepdims=True)))))
+
+
+def label_probabilities(config: MarketConfig, utilities: np.ndarray) -> np.ndarray:
+  """P(label above 0) of candidates with utilities `[..., K]`, all of them examined."""
+  if config.labels == "single":
+    shares = np.exp(utilities - utilities.max(axis=-1, keepdims=True))
+    return np.asarray(shares / shares.sum(axis=-1, keepdims=True))
+  attraction = _attraction(utilities)
+  return np.asarray(attraction / (1 - np.prod(1 - attraction, axis=-1, keepdims=True)))
 
 
 def _clicks_given_any(probability: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -354,7 +388,7 @@ def _clicks_given_any(probability: np.ndarray, rng: np.random.Generator) -> np.n
   return clicks
 
 
-def _catalogue(shelf: Mapping[str, np.ndarray]) -> Catalogue:
+def _catalogue(shelf: Shelf) -> Catalogue:
   """Items with titles of brand, trait, scent, category word and pack, e.g. 'Velora Gentle Rose Shampoo, Mini'."""
   broad_names = list(SHELVES)
   per_broad = int(np.max(np.bincount(shelf["broad"][np.unique(shelf["leaf"], return_index=True)[1]])))

@@ -40,6 +40,12 @@ def last_states(states: jax.Array, histories: jax.Array) -> jax.Array:
   return jnp.take_along_axis(states, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
 
 
+def _is_followed(rows: ItemRows) -> jax.Array:
+  """Where the same history has a next item, `[B, T - 1]`."""
+  read, following = rows.segment_ids[:, :-1], rows.segment_ids[:, 1:]
+  return (read == following) & (read > 0)
+
+
 class PackedItems(nn.Module):
   """A causal decoder over items, each the sum of its semantic ID's codes, its projected text vector and an embedding of its own.
 
@@ -112,12 +118,20 @@ class PackedItems(nn.Module):
     vectors = self.item_vectors(table)
     read, following = ItemRows(*(of[:, :-1] for of in rows)), rows.items[:, 1:]
     states = self.states(read, vectors, deterministic=deterministic)
-    real = (rows.segment_ids[:, 1:] == read.segment_ids) & (read.segment_ids > 0)
     target = jnp.sum(states * vectors[following], axis=-1).astype(jnp.float32)
     others = (states @ vectors[negatives].T).astype(jnp.float32)
     others = jnp.where(following[..., None] == negatives, -jnp.inf, others)
     dense = jnp.logaddexp(target, jax.nn.logsumexp(others, axis=-1)) - target
-    return dense, -self.code_log_probs(states, table.codes[following]).sum(axis=-1), real
+    return dense, -self.code_log_probs(states, table.codes[following]).sum(axis=-1), _is_followed(rows)
+
+  def next_item_ranks(self, rows: ItemRows, table: ItemTable) -> tuple[jax.Array, jax.Array]:
+    """Ranks `[B, T - 1]`, 0 = first, of the next items of rows `[B, T]` among all items by the dense head, and where there is one."""
+    vectors = self.item_vectors(table)
+    read, following = ItemRows(*(of[:, :-1] for of in rows)), rows.items[:, 1:]
+    states = self.states(read, vectors)
+    scores = (states @ vectors.T).astype(jnp.float32)
+    own = jnp.take_along_axis(scores, following[..., None], axis=-1)
+    return jnp.sum(scores >= own, axis=-1) - 1, _is_followed(rows)
 
   def example(self) -> tuple[jax.Array, ItemTable]:
     """The smallest arguments, see `init_boxed`."""

@@ -11,8 +11,14 @@ _CLASSICAL = {
   "midtrain": "mid-trained model",
   "lambdamart": "LambdaMART",
   "lambdamart_all": "LambdaMART, all facts",
+  "prm": "PRM",
+  "listwise_mlp": "listwise MLP",
+  "transition_graph": "transition graph with text",
+  "bayes": "Bayes order",
   "oracle": "oracle",
 }
+
+CEILINGS = ("bayes", "oracle")  # they know what no ranker can, the second even the user
 
 TABLE_METRICS = {"recall@1": "R@1", "recall@3": "R@3", "ndcg@3": "N@3", "ndcg@5": "N@5", "mrr": "MRR"}
 
@@ -38,10 +44,10 @@ def ranker_title(name: str, titles: Mapping[str, str]) -> str:
 
 
 def sort_rankers(names: Iterable[str], titles: Mapping[str, str]) -> list[str]:
-  """The classical rankers, those of `titles` in its order, the others in their own, and the oracle at the end."""
-  known = [*(name for name in _CLASSICAL if name != "oracle"), *titles]
+  """The classical rankers, those of `titles` in its order, the others in their own, and at the end those that know what none can."""
+  known = [*(name for name in _CLASSICAL if name not in CEILINGS), *titles]
 
   def place(name: str) -> int:
-    return known.index(name) if name in known else len(known) + (name == "oracle")
+    return known.index(name) if name in known else len(known) + (CEILINGS.index(name) + 1 if name in CEILINGS else 0)
 
   return sorted(names, key=place)

@@ -1,5 +1,6 @@
 """What decides an artifact, as values that can be compared: configs as JSON, their differences, hashes of files."""
 
+import copy
 import hashlib
 import json
 import pathlib
@@ -29,19 +30,28 @@ ADDED: Mapping[str, Any] = {
   "rl.truth_weight": 0.0,
   "rl.named_weight": 0.0,
   "tokenize.code_vectors": "",
+  "midtrain.packed.chosen_by": "loss",
   "rl.slate": {"top": None, "diversity": 0.0, "price": 0.0, "small_brands": 0.0, "small_share": 0.25},
   "rl.feedback": {"share": 1.0, "source": "labels", "decay": 1.0, "weighing": "none", "clip": 10.0},
+  "evaluation.baselines": [],
+  "evaluation.listwise": {
+    **{"width": 64, "layers": 2, "heads": 2, "dropout": 0.2},
+    **{"learning_rate": 5e-4, "weight_decay": 0.05, "batch": 64, "epochs": 40, "patience": 6},
+  },
 }
 """Settings that came after others of their section, and the value, as in config.json, by which an older run did what it did."""
 
 
 def fill_added(config: Mapping[str, Any]) -> dict[str, Any]:
   """A config, or the sections of one, with the settings that it is older than; sections that it lacks stay away."""
-  filled = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+  filled = copy.deepcopy({**config})
   for key, value in ADDED.items():
-    section, name = key.split(".")
-    if isinstance(filled.get(section), dict):
-      filled[section].setdefault(name, value)
+    *path, name = key.split(".")
+    section: Any = filled
+    for part in path:
+      section = section.get(part) if isinstance(section, dict) else None
+    if isinstance(section, dict):
+      section.setdefault(name, value)
   return filled
 
 

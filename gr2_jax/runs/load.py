@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gr2_jax.data.jsonl import read_interactions, read_items, read_slates
+from gr2_jax.data.market import Shelf
 from gr2_jax.data.schema import SPLITS, Catalogue, DataError, History, Slate
 from gr2_jax.data.splits import SPLITTERS, Split
 from gr2_jax.evidence.codes import FactCodes
@@ -62,6 +63,15 @@ def load_utilities(run: Run, split: str) -> np.ndarray | None:
   """True utilities `[n, K]` of a synthetic market's own slates; None for real data and for slates that were built here."""
   path = run.path("data", f"utilities_{split}.npy")
   return np.load(path) if run.config.slates.source == "log" and path.exists() else None
+
+
+def load_shelf(run: Run) -> Shelf | None:
+  """What is true of a synthetic market's items, for its own slates; None for others, and for a market whose truth was not kept."""
+  path = run.path("data", "shelf.npz")
+  if run.config.slates.source != "log" or not path.exists():
+    return None
+  with np.load(path) as file:
+    return dict(file)
 
 
 def load_codes(run: Run) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Mid-training on packed items with a run's files: the model of all users, and for training slates cut from the log one for each fold."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,12 +20,13 @@ from gr2_jax.runs.run import Run
 from gr2_jax.runs.training import begin, train
 from gr2_jax.semantic_ids.table import SemanticIDTable
 from gr2_jax.settings import check_settings, setting
-from gr2_jax.steps.packed_items import make_next_item_loss
+from gr2_jax.steps.packed_items import make_next_item_loss, make_next_item_ndcg
 from gr2_jax.steps.start import load_params
 from gr2_jax.steps.update import make_update
 from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.loop import batch_step
 from gr2_jax.training.mesh import jit_update, put_replicated
+from gr2_jax.training.metric import Metric
 
 _SCORED = 256  # slates, or held-out histories, at a time
 
@@ -38,8 +38,14 @@ class PackedOptions:
   dropout: float = setting(0.15, "share of what is read, and of the states, that is left out in training", low=0, below=1)
   negatives: int = setting(256, "against which the dense head tells the next item", unit="items", low=1)
   code_weight: float = setting(0.1, "of the semantic ID's loss beside the dense head's", low=0)
-  held_out: int = setting(500, "whose loss chooses the step that is kept; at most a tenth of all", unit="users", low=1)
-  evaluate_every: int = setting(50, "between losses of the held-out users", unit="steps", low=1)
+  held_out: int = setting(500, "who choose the step that is kept; at most a tenth of all", unit="users", low=1)
+  chosen_by: str = setting(
+    "loss",
+    "of the held-out users' next items: the dense head's loss, or their NDCG@10 among all items, which still rises where the loss does not "
+    "fall any more, and takes longer",
+    choices=("loss", "ndcg@10"),
+  )
+  evaluate_every: int = setting(50, "between looks at the held-out users", unit="steps", low=1)
   whole_log: bool = setting(
     False, "the last two items of each user are learnt as well: where slates come with the log, and their requests after it"
   )
@@ -149,7 +155,7 @@ def _folds(histories: Sequence[History], folds: int, seed: int) -> list[np.ndarr
 
 
 def _train(stage: StageContext, histories: Sequence[History], name: str) -> Any:
-  """The parameters at the step with the lowest loss of held-out users, kept in `RUN/midtrain/NAME`."""
+  """The parameters at the step that held-out users choose, kept in `RUN/midtrain/NAME`."""
   options, section = stage.options, stage.options.packed
   model, table = open_packed_items(stage.run, stage.catalogue)
   rows = [np.asarray(stage.catalogue.to_rows(history.items)) for history in histories if len(history.items) > 1]
@@ -170,15 +176,21 @@ def _train(stage: StageContext, histories: Sequence[History], name: str) -> Any:
 
   update = make_update(optimizer, loss, whole_batch=lambda step, batch: {"key": jax.random.fold_in(key, step)})
   step = batch_step(jit_update(update, stage.mesh, shardings, frozen=(on_devices,)), lambda _: to_rows(next(batches)))
-  held_out_loss = jax.jit(functools.partial(loss, key=key, deterministic=True))
+  ndcg = make_next_item_ndcg(model)
+
+  @jax.jit
+  def judge(params: Any, batch: ItemRows, table: ItemTable) -> Metric:
+    if section.chosen_by == "ndcg@10":
+      return ndcg(params, batch, table)
+    nll = loss(params, batch, table, key=key, deterministic=True)[1]["nll_dense"]
+    return Metric(-nll.sum, nll.count)
 
   def score(params: Any) -> float:
     total = count = 0.0
     for start in range(0, len(held_out), _SCORED):
-      part = held_out[start : start + _SCORED]
-      metrics = held_out_loss(params, one_a_row(part), on_devices)[1]["nll_dense"]
-      total, count = total + float(metrics.sum), count + float(metrics.count)
-    return -total / count
+      metric = judge(params, one_a_row(held_out[start : start + _SCORED]), on_devices)
+      total, count = total + float(metric.sum), count + float(metric.count)
+    return total / count
 
   return train(stage, stage.name, state, step, batches, name=name, best=(score, section.evaluate_every)).params
 

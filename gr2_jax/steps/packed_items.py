@@ -1,4 +1,4 @@
-"""The loss of mid-training on packed items."""
+"""The loss of mid-training on packed items, and how well they retrieve."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,3 +33,14 @@ def make_next_item_loss(model: PackedItems, *, negatives: int, code_weight: floa
     return loss, terms | {"loss": Metric(loss, jnp.ones(()))}
 
   return loss_fn
+
+
+def make_next_item_ndcg(model: PackedItems, *, cutoff: int = 10) -> Callable[[Any, ItemRows, ItemTable], Metric]:
+  """Builds `ndcg(params, batch, table)`: NDCG@`cutoff` of the next items of histories among all items of the catalogue."""
+
+  def ndcg(params: Any, batch: ItemRows, table: ItemTable) -> Metric:
+    ranks, real = model.apply({"params": params}, batch, table, method="next_item_ranks")
+    gains = jnp.where(real & (ranks < cutoff), 1 / jnp.log2(ranks + 2.0), 0.0)
+    return Metric(jnp.sum(gains), jnp.sum(real))
+
+  return ndcg

@@ -352,6 +352,18 @@ def test_a_compressor_that_could_not_work_is_named(key, value, message):
   check_values(tiny_config(**on))
 
 
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("baselines", ("prm", "mlp"), r"\.baselines: 'mlp' is not known; choose prm or listwise_mlp"),
+    ("listwise__heads", 3, r"\.listwise\.heads: 3 cannot share a width of 64"),
+  ],
+)
+def test_baselines_that_are_not_there_are_named(key, value, message):
+  with pytest.raises(ConfigError, match=r"^--config\.evaluation" + message):
+    check_values(tiny_config(**{f"evaluation__{key}": value}))
+
+
 def test_a_rewriter_is_trained_in_one_process():
   with pytest.raises(ConfigError, match=r"--config\.compress\.variants: the rewriter is trained in one process"):
     check_values(tiny_config(compress__variants=("rewriter",), distributed=True))

@@ -289,6 +289,8 @@ def test_a_stage_that_nothing_else_needs_runs_where_the_config_asks_for_it():
       {"midtrain__row_length": 64},
     ),
     ("compress", {"compress__variants": ("rules",)}, {"compress__rewriter__steps": 9}, {"compress__budget": 9}),
+    ("evaluation", {"evaluation__shuffles": 1}, {"evaluation__listwise__epochs": 3}, {"evaluation__baselines": ("prm",)}),
+    ("evaluation", {"evaluation__baselines": ("prm",)}, {}, {"evaluation__listwise__epochs": 3}),
   ],
 )
 def test_keys_that_decide_nothing_do_not_count(stage, source, unused, used):

@@ -34,9 +34,9 @@ def test_what_a_stage_leaves_says_how_it_answers(scored_run):
 
 
 def test_results_hold_every_row_the_line_that_validation_chose_and_its_facts(scored_run, results):
-  assert {"upstream", "midtrain", "lambdamart", "lambdamart_all", "sft", "rl_control", "policy", "direct", "oracle"} <= set(
-    results["orders"]
-  )
+  trained, others = {"sft", "rl_control", "policy", "direct"}, {"upstream", "midtrain", "lambdamart", "lambdamart_all", "oracle"}
+  assert trained | others | {"prm", "listwise_mlp", "bayes"} <= set(results["orders"])
+  assert {f"{name}_vs_{other}" for name in trained for other in ("prm", "listwise_mlp")} <= set(results["paired"])
   assert {"policy_vs_sft", "policy_vs_rl_control", "direct_vs_lambdamart_all"} <= set(results["paired"])
   assert results["main_line"] == max(("policy", "direct"), key=results["validation"].__getitem__)
   facts = results["importance"][results["main_line"]]
@@ -44,6 +44,7 @@ def test_results_hold_every_row_the_line_that_validation_chose_and_its_facts(sco
   valid = {name: results["diagnostics"][name]["valid_rate"] for name in ("sft", "policy", "direct")}
   assert set(valid.values()) == {1.0}
   card = (scored_run / "evaluation" / "card.md").read_text(encoding="utf-8")
+  assert "| Bayes order |" in card and "knows the market and not the user" in card and "| PRM |" in card
   assert "## Evidence" in card and f"`{next(iter(facts))}`" in card
 
 

@@ -228,11 +228,12 @@ def test_the_console_leaves_out_no_digit_of_a_wide_interval():
 
 
 def test_rankers_stand_from_upstream_to_oracle():
-  assert sort_rankers(["oracle", "policy", "mine", "sft", "upstream"], {"sft": "SFT", "policy": "RL"}) == [
+  assert sort_rankers(["oracle", "bayes", "policy", "mine", "sft", "upstream"], {"sft": "SFT", "policy": "RL"}) == [
     "upstream",
     "sft",
     "policy",
     "mine",
+    "bayes",
     "oracle",
   ]
   assert sort_rankers(["policy", "sft"], {"policy": "RL", "sft": "SFT"}) == ["policy", "sft"]

@@ -52,6 +52,12 @@ def test_an_older_config_has_what_its_run_did_and_no_section_that_it_lacked():
   assert old["answer"] == {"form": "scored", "past": 4} and fill_added(CONFIG)["data"] == CONFIG["data"] | {"split": "leave_one_out"}
 
 
+def test_a_setting_deep_inside_is_added_where_its_section_is():
+  old = {"midtrain": {"form": "packed", "packed": {"folds": 2}}}
+  assert fill_added(old)["midtrain"]["packed"] == {"folds": 2, "chosen_by": "loss"} and old["midtrain"]["packed"] == {"folds": 2}
+  assert "packed" not in fill_added({"midtrain": {"form": "tokens"}})["midtrain"]
+
+
 def test_what_older_runs_are_given_are_settings_of_today_and_values_that_they_hold():
   config = base().lock()
   for key, value in ADDED.items():

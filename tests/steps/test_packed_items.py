@@ -10,7 +10,7 @@ from gr2_jax.models.config import preset
 from gr2_jax.models.packed_items import ItemRows, ItemTable, PackedItems, one_a_row
 from gr2_jax.models.transformer import init_params
 from gr2_jax.rollout.catalogue_scores import make_dense_scores
-from gr2_jax.steps.packed_items import make_next_item_loss
+from gr2_jax.steps.packed_items import make_next_item_loss, make_next_item_ndcg
 from gr2_jax.steps.update import make_update
 from gr2_jax.training.state import init_state
 
@@ -44,6 +44,19 @@ def test_the_loss_is_the_dense_one_and_so_much_of_that_of_codes(params, loss):
   dense, codes, real = jax.jit(lambda: MODEL.apply({"params": params}, one_a_row(SEQUENCES), TABLE, rows, method="losses"))()
   for name, nll in (("nll_dense", dense), ("nll_codes", codes)):
     assert metrics[name].sum == pytest.approx(float(nll[real].sum()), rel=1e-5)
+
+
+def test_ndcg_is_of_the_next_items_places_among_all_items(params):
+  found = jax.jit(make_next_item_ndcg(MODEL, cutoff=4))(params, one_a_row(SEQUENCES), TABLE)
+  dense = make_dense_scores(MODEL, params, TABLE, max_history=4)
+  gains = []
+  for sequence in SEQUENCES:
+    for end in range(1, np.count_nonzero(sequence >= 0)):
+      history = np.where(np.arange(4) < end, sequence[:4], -1)[None]
+      rank = int((-np.asarray(dense(history))[0]).argsort().tolist().index(sequence[end]))
+      gains.append(1 / np.log2(rank + 2) if rank < 9 else 0.0)
+  assert found.count == len(gains) == 5 and 0 < sum(gains) < 5
+  assert found.sum == pytest.approx(sum(gains), rel=1e-5)
 
 
 def test_padding_counts_nowhere(loss):
