@@ -90,7 +90,7 @@ def scored_run(shared_folder):
   """
 
   def run(folder):
-    baselines = ("--config.evaluation.baselines=('prm','listwise_mlp')", "--config.evaluation.listwise.epochs=1")
+    baselines = ("--config.evaluation.baselines=('prm','listwise_mlp','transition_graph')", "--config.evaluation.listwise.epochs=1")
     _run_config("configs/quickstart.py:tiny", folder / "run", "--config.answer.texts=True", *baselines)
 
   return shared_folder("scored", run) / "run"
