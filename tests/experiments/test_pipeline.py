@@ -128,7 +128,7 @@ def test_a_stopped_run_goes_on_and_ends_as_if_it_had_never_stopped(tiny_run, pro
 
 def test_a_wrong_flag_ends_before_the_run_directory_is_made(program_environment, tmp_path):
   wrong = {
-    "--config.rl.stepz=3": "ERROR: --config.rl.stepz: config.rl has no key 'stepz'; did you mean steps?\n",
+    "--config.rl.stepz=3": "ERROR: --config.rl.stepz: config.rl has no key 'stepz'; did you mean steps or slate?\n",
     "--config.rl.steps=3.5": "ERROR: --config.rl.steps: expected int (now 2), got float '3.5'\n",
     "--config.rl.reward.rank=mrr": "ERROR: --config.rl.reward.rank: ",
   }

@@ -35,8 +35,8 @@ VOCABULARY = Vocabulary.train(["a rose", "a balm"] * 8, num_levels=2, codebook_s
 def run(tmp_path):
   sections = {
     "model": {"preset": "test"},
-    "answer": {"dropout": 0.25, "text_dropout": 0.5, "texts": False, "past": 2},
-    "decoding": {"max_new_tokens": 5},
+    "answer": {"dropout": 0.25, "text_dropout": 0.5, "texts": False, "past": 2, "names": False},
+    "decoding": {"max_new_tokens": 5, "constraint": "none"},
   }
   run = Run(pathlib.Path(tmp_path), ConfigDict(sections))
   run.path("tokenize").mkdir(parents=True)
