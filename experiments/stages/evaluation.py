@@ -170,9 +170,9 @@ def _titles(declared: Sequence[RankerRecord], rankers: Mapping[str, RankerAnswer
     yield ranker.name, ranker.title
     if ranker.name + AVERAGED in rankers:
       yield ranker.name + AVERAGED, f"{ranker.title}, mean of {orders} orders"
+  titles = {ranker.name: ranker.title for ranker in declared}
   for name in rankers:
     if name.endswith(RERANKED):
-      titles = {ranker.name: ranker.title for ranker in declared}
       yield name, f"{ranker_title(name.removesuffix(RERANKED), titles)}, re-ranked"
 
 
@@ -296,6 +296,7 @@ class _ScoredPolicies:
     self.records = {record.rankers[0].name: record for record in records}
     self._stage, self._test = stage, test
     self._answer = functools.cache(lambda mode, layers: make_answer(stage.run, reasoned=mode == "reason", layers=layers))
+    self._rescore = functools.cache(lambda layers: make_rescore(stage.run, layers=layers))
     self.params = functools.cache(self._load)
 
   def answer(self, name: str) -> Answer:
@@ -319,15 +320,19 @@ class _ScoredPolicies:
 
   def matters(self, name: str, checked: Sequence[CheckedReason]) -> list[tuple[bool | None, ...]]:
     """Whether a policy's scores heed what its reasonings state of the first test slates, see `find_what_matters`."""
-    slates, train = self.test.take(np.arange(len(checked))), ScoredSlates.load(self._stage, "train")
-    params, score = self.params(name), make_rescore(self._stage.run, layers=self.records[name].layers)
-    medians = np.median(train.facts[train.labels >= 0], axis=0)
+    slates, params, score = self.test.take(np.arange(len(checked))), self.params(name), self._rescore(self.records[name].layers)
 
     def rescore(rows: np.ndarray, facts: np.ndarray) -> np.ndarray:
       return score(params, dataclasses.replace(slates.take(rows), facts=facts), [checked[row].tokens for row in rows])
 
     names = FactTables(self._stage.run).codes.names
-    return find_what_matters(rescore, [of.reason for of in checked], slates.facts, slates.labels >= 0, names, medians)
+    return find_what_matters(rescore, [of.reason for of in checked], slates.facts, slates.labels >= 0, names, self._medians)
+
+  @functools.cached_property
+  def _medians(self) -> np.ndarray:
+    """Of each fact `[F]`, over the candidates of training slates."""
+    train = ScoredSlates.load(self._stage, "train")
+    return np.asarray(np.median(train.facts[train.labels >= 0], axis=0))
 
   def _load(self, name: str) -> Any:
     record = self.records[name]

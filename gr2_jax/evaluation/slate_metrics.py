@@ -1,7 +1,8 @@
 """What rankings make of slates besides finding what was taken: variety, price, exposure, and quality by a market's own truth."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -61,7 +62,11 @@ class SlateView:
 
   def reward(self, rankings: np.ndarray) -> np.ndarray:
     """What the reward pays for rankings `[n, K]`, float64 `[n]`."""
-    return make_order_reward(make_slate_reward(self.config), self._arrays())(rankings).astype(np.float64)
+    return self._judge(rankings).astype(np.float64)
+
+  @functools.cached_property
+  def _judge(self) -> Callable[[np.ndarray], np.ndarray]:
+    return make_order_reward(make_slate_reward(self.config), self._arrays())  # compiled once for all rankings
 
   def _arrays(self) -> dict[str, Any]:
     gains = 2.0 ** np.maximum(self.labels, 0) - 1 if self.truth is None else self.truth.gains
