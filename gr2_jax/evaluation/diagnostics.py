@@ -11,6 +11,7 @@ from gr2_jax.evaluation.weights import check_weights, weighted_mean
 from gr2_jax.kernels.rank_reward import api
 from gr2_jax.kernels.rank_reward.api import RankRewardOptions
 from gr2_jax.language.answers import ERROR_KINDS, NOT_FINITE
+from gr2_jax.numerics import filled_batches
 
 _ROWS = 4096
 
@@ -33,11 +34,9 @@ def _compare(rankings: np.ndarray, shown: np.ndarray, mask: np.ndarray) -> dict[
   """How each ranking `[n, K]` stands to the order it was shown and to the upstream order; each `[n]`."""
   rows = min(len(rankings), max((1 << 24) // rankings.shape[1] ** 2, 1), _ROWS)
   blocks = []
-  for start in range(0, len(rankings), rows):
-    chosen = np.arange(start, start + rows) % len(rankings)
-    block = jax.device_get(_copies_of_block(*(jnp.asarray(x[chosen]) for x in (rankings, shown, mask))))
-    blocks.append({name: x[: len(rankings) - start] for name, x in block.items()})
-  return {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
+  for chosen in filled_batches(len(rankings), rows):
+    blocks.append(jax.device_get(_copies_of_block(*(jnp.asarray(x[chosen]) for x in (rankings, shown, mask)))))
+  return {name: np.concatenate([b[name] for b in blocks])[: len(rankings)] for name in blocks[0]}
 
 
 def _mean(values: np.ndarray, where: np.ndarray, weights: np.ndarray) -> float | None:

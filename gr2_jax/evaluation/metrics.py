@@ -9,6 +9,7 @@ import numpy as np
 
 from gr2_jax.kernels.rank_reward import api
 from gr2_jax.kernels.rank_reward.api import RankRewardOptions
+from gr2_jax.numerics import filled_batches
 
 METRICS = ("recall@1", "recall@3", "recall@5", "ndcg@3", "ndcg@5", "ndcg@10", "mrr", "auc")
 _CUTOFFS = (1, 3, 5, 10)
@@ -42,8 +43,6 @@ def compute_metrics(
     raise ValueError("labels: hold a NaN or infinity; use 0 none, 1 click, 2 conversion, -1 padding")
   rows = min(len(labels), max(_BLOCK // labels.shape[1] ** 2, 1))
   blocks = []
-  for start in range(0, len(labels), rows):
-    chosen = np.arange(start, start + rows) % len(labels)  # the last block is filled up, so that one shape is compiled
-    block = jax.device_get(_metrics_of_block(jnp.asarray(rankings[chosen]), jnp.asarray(labels[chosen]), gain))
-    blocks.append({name: values[: len(labels) - start] for name, values in block.items()})
-  return {name: np.concatenate([b[name] for b in blocks]).astype(np.float64) for name in METRICS}
+  for chosen in filled_batches(len(labels), rows):
+    blocks.append(jax.device_get(_metrics_of_block(jnp.asarray(rankings[chosen]), jnp.asarray(labels[chosen]), gain)))
+  return {name: np.concatenate([b[name] for b in blocks])[: len(labels)].astype(np.float64) for name in METRICS}

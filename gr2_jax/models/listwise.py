@@ -17,6 +17,7 @@ import optax
 from flax import linen as nn
 
 from gr2_jax.models.scorer import piecewise_linear
+from gr2_jax.numerics import filled_batches
 from gr2_jax.objectives.listwise import listwise_cross_entropy
 from gr2_jax.settings import check_settings, setting
 from gr2_jax.training.guard import check_finite
@@ -92,8 +93,7 @@ class FittedRanker:
   def scores(self, facts: np.ndarray, real: np.ndarray) -> np.ndarray:
     """Scores `[n, K]` of facts `[n, K, F]` whose candidates are `real [n, K]`."""
     size = min(_SCORED, len(facts))
-    parts = [np.arange(start, start + size) % len(facts) for start in range(0, len(facts), size)]
-    found = [_score(self.model, self.params, facts[part], real[part], self.edges) for part in parts]
+    found = [_score(self.model, self.params, facts[part], real[part], self.edges) for part in filled_batches(len(facts), size)]
     return np.concatenate([np.asarray(of_part) for of_part in found])[: len(facts)]
 
 

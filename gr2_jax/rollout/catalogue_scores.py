@@ -17,6 +17,7 @@ from gr2_jax.language.midtrain_tasks import next_item_prompt
 from gr2_jax.language.prompts import PromptContext
 from gr2_jax.models.packed_items import ItemTable, PackedItems, last_states, one_a_row
 from gr2_jax.models.transformer import Decoder
+from gr2_jax.numerics import filled_batches
 from gr2_jax.rollout.beam import Beams, legal_log_probs, make_beam_search, packed_beam_search
 from gr2_jax.rollout.completions import completion_hidden
 from gr2_jax.semantic_ids.trie import CompressedTrie, DenseTrie, SidTrie
@@ -60,8 +61,7 @@ def make_candidate_scores(
   def scores(slates: Sequence[Slate]) -> np.ndarray:
     rows = pad_rows([catalogue.to_rows(slate.candidates) for slate in slates]).astype(np.int64)
     found = []
-    for start in range(0, len(slates), batch_size):
-      batch = np.arange(start, start + batch_size) % len(slates)  # the last one is filled up, so that all have one shape
+    for batch in filled_batches(len(slates), batch_size):
       prompts, mask = _render([catalogue.to_rows(slates[i].history) for i in batch.tolist()], context, max_history)
       found.append(np.asarray(score(params, prompts, mask, context.codes[rows[batch]])))
     return np.where(rows >= 0, np.concatenate(found)[: len(slates)], np.nan)

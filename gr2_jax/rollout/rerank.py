@@ -11,6 +11,7 @@ from gr2_jax.data.schema import DataError, Slate
 from gr2_jax.language.answers import NOT_FINITE, VERDICTS, reference_tokens
 from gr2_jax.language.prompts import PromptContext, PromptStyle, render_prompt
 from gr2_jax.language.vocabulary import Vocabulary
+from gr2_jax.numerics import filled_batches
 from gr2_jax.rollout.generate import Rollout
 from gr2_jax.rollout.parse import parse_completions
 from gr2_jax.rollout.sampling import Sampling
@@ -128,7 +129,7 @@ def rank_slates(
   prompts = render_prompts(slates, shown, context, style, length=length, histories=histories)
   presented = pad_shown(shown, max(len(slate.candidates) for slate in slates))
   batch_size = -(-len(slates) // -(-len(slates) // batch_size))
-  batches = [np.arange(start, start + batch_size) % len(slates) for start in range(0, len(slates), batch_size)]
+  batches = list(filled_batches(len(slates), batch_size))
 
   def decode(rows: np.ndarray) -> Rollout:
     return generate(params, prompts.tokens[rows], prompts.mask[rows], key, sampling, row_ids=rows, references=prompts.references[rows])

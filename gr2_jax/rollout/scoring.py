@@ -16,6 +16,7 @@ from gr2_jax.language.prompts import PromptContext, PromptStyle, direct_opening
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.cache import Prefix
 from gr2_jax.models.transformer import Decoder
+from gr2_jax.numerics import filled_batches
 from gr2_jax.objectives.token_loss import token_log_probs
 from gr2_jax.rollout.completions import completion_hidden, make_to_logits
 from gr2_jax.rollout.rerank import RankedSlates, pad_shown, render_prompts
@@ -111,11 +112,10 @@ def score_in_batches(
   count = len(tokens)
   batch_size = min(batch_size, count)
   parts = []
-  for start in range(0, count, batch_size):
-    rows = np.arange(start, start + batch_size) % count
+  for number, rows in enumerate(filled_batches(count, batch_size), start=1):
     parts.append(np.asarray(score(params, tokens[rows], mask[rows], references[rows])))
     if on_progress is not None:
-      on_progress(min(start + batch_size, count))
+      on_progress(min(number * batch_size, count))
   return np.concatenate(parts)[:count]
 
 

@@ -14,6 +14,7 @@ from gr2_jax.data.slates import deal_folds, pad_rows
 from gr2_jax.evidence.items import unit_vectors
 from gr2_jax.models.config import preset
 from gr2_jax.models.packed_items import ItemRows, ItemTable, PackedItems, one_a_row
+from gr2_jax.numerics import filled_batches
 from gr2_jax.rollout.catalogue_scores import make_packed_candidate_scores, pad_histories
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.run import Run
@@ -106,8 +107,7 @@ def load_packed_scores(run: Run, catalogue: Catalogue, mesh: Any, name: str = "c
     rows = pad_rows([catalogue.to_rows(slate.candidates) for slate in slates])
     past = pad_histories([catalogue.to_rows(slate.history) for slate in slates], max_history)
     found = np.zeros(rows.shape, np.float32)
-    for start in range(0, len(slates), _SCORED):
-      batch = np.arange(start, start + _SCORED) % len(slates)  # the last one is filled up, so that all have one shape
+    for batch in filled_batches(len(slates), _SCORED):
       found[batch] = score(past[batch], rows[batch])
     return np.where(rows >= 0, found, np.nan)
 

@@ -16,7 +16,7 @@ from gr2_jax.evidence.items import unit_vectors
 from gr2_jax.language.statements import are_true, read_reason
 from gr2_jax.models.config import preset
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
-from gr2_jax.numerics import OUT_OF_REACH
+from gr2_jax.numerics import OUT_OF_REACH, filled_batches
 from gr2_jax.rl.draw import draw_indices
 from gr2_jax.rollout.reasoned import Thoughts, make_think, score_thoughts
 from gr2_jax.rollout.sampling import Sampling
@@ -131,8 +131,7 @@ class ScoredSlates:
   def parts(self) -> Iterator[PackedSlates]:
     """All of them, some at a time and always as many: behind the last come the first again."""
     size = min(_SCORED, len(self))
-    for start in range(0, len(self), size):
-      yield self.pack(np.arange(start, start + size) % len(self))
+    yield from map(self.pack, filled_batches(len(self), size))
 
   def pack(self, indices: np.ndarray) -> PackedSlates:
     """Some of them, as the model reads them."""
@@ -343,8 +342,7 @@ def make_rescore(run: Run, *, layers: int | None = None) -> Callable[[Any, Score
     mask = np.zeros(tokens.shape, bool)
     for row, thought in enumerate(thoughts):
       tokens[row, 0, : len(thought)], mask[row, 0, : len(thought)] = thought, True
-    size = min(_SCORED, len(slates))
-    parts = [np.arange(start, start + size) % len(slates) for start in range(0, len(slates), size)]
+    parts = filled_batches(len(slates), min(_SCORED, len(slates)))
     found = [jax.device_get(score(params, slates.pack(rows), Thoughts(tokens[rows], mask[rows]))) for rows in parts]
     return np.concatenate(found)[: len(slates)]
 
