@@ -16,6 +16,7 @@ import optax
 
 from gr2_jax.data.schema import DataError
 from gr2_jax.settings import check_settings, setting
+from gr2_jax.training.epoch import scan_epoch
 from gr2_jax.training.guard import check_finite
 
 Params = dict[str, jax.Array]
@@ -110,21 +111,11 @@ def _run_epoch(
   params: Params, opt_state: optax.OptState, past: jax.Array, target: jax.Array, key: jax.Array, config: CtrConfig
 ) -> tuple[Params, optax.OptState, jax.Array]:
   """A pass over the purchases `past [E, H]`, `target [E]` in a fresh order (a last part batch waits for another order); mean loss last."""
-  optimiser = optax.adam(config.learning_rate)
-  batch = min(config.batch, len(target))
-  steps = len(target) // batch
   order_key, negative_key = jax.random.split(key)
-  order = jax.random.permutation(order_key, len(target))[: steps * batch].reshape(steps, batch)
-  num_items = len(params["bias"])
 
-  def step(carry: tuple[Params, optax.OptState], scanned: tuple[jax.Array, jax.Array]) -> tuple[tuple[Params, optax.OptState], jax.Array]:
-    params, opt_state = carry
-    chosen, step_index = scanned
-    sampled = jax.random.randint(jax.random.fold_in(negative_key, step_index), (batch, config.negatives), 0, num_items)
-    items = jnp.concatenate([target[chosen][:, None], sampled], axis=1)
-    loss, grads = jax.value_and_grad(_loss)(params, past[chosen], items)
-    updates, opt_state = optimiser.update(grads, opt_state, params)
-    return (optax.apply_updates(params, updates), opt_state), loss
+  def loss_of(params: Params, chosen: jax.Array, key: jax.Array) -> jax.Array:
+    sampled = jax.random.randint(key, (len(chosen), config.negatives), 0, len(params["bias"]))
+    return _loss(params, past[chosen], jnp.concatenate([target[chosen][:, None], sampled], axis=1))
 
-  (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), (order, jnp.arange(steps)))
-  return params, opt_state, losses.mean()
+  batch, optimizer = min(config.batch, len(target)), optax.adam(config.learning_rate)
+  return scan_epoch(loss_of, optimizer, params, opt_state, count=len(target), batch=batch, order_key=order_key, step_key=negative_key)

@@ -20,6 +20,7 @@ from gr2_jax.models.scorer import piecewise_linear
 from gr2_jax.numerics import filled_batches
 from gr2_jax.objectives.listwise import listwise_cross_entropy
 from gr2_jax.settings import check_settings, setting
+from gr2_jax.training.epoch import scan_epoch
 from gr2_jax.training.guard import check_finite
 
 Params = Any
@@ -150,23 +151,13 @@ def _run_epoch(
 ) -> tuple[Params, optax.OptState, jax.Array]:
   """A pass over the slates in a fresh order (a last part batch waits for another order); the mean loss last."""
   facts, labels, weights, edges = data
-  optimizer, batch = _optimizer(model.config), min(model.config.batch, len(facts))
-  steps = len(facts) // batch
-  order = jax.random.permutation(key, len(facts))[: steps * batch].reshape(steps, batch)
 
-  def loss_fn(params: Params, chosen: jax.Array, key: jax.Array) -> jax.Array:
+  def loss_of(params: Params, chosen: jax.Array, key: jax.Array) -> jax.Array:
     real = labels[chosen] >= 0
     scores = model.apply({"params": params}, facts[chosen], real, edges, deterministic=False, rngs={"dropout": key})
     losses, learnt = listwise_cross_entropy(scores, labels[chosen], real)
     counted = weights[chosen] * learnt
     return jnp.sum(losses * counted) / jnp.maximum(counted.sum(), 1e-9)
 
-  def step(carry: tuple[Params, optax.OptState], scanned: tuple[jax.Array, jax.Array]) -> tuple[tuple[Params, optax.OptState], jax.Array]:
-    params, opt_state = carry
-    chosen, number = scanned
-    loss, grads = jax.value_and_grad(loss_fn)(params, chosen, jax.random.fold_in(key, number))
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    return (optax.apply_updates(params, updates), opt_state), loss
-
-  (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), (order, jnp.arange(steps)))
-  return params, opt_state, losses.mean()
+  sizes = {"count": len(facts), "batch": min(model.config.batch, len(facts))}
+  return scan_epoch(loss_of, _optimizer(model.config), params, opt_state, **sizes, order_key=key, step_key=key)

@@ -22,6 +22,7 @@ from gr2_jax.models.config import preset
 from gr2_jax.models.packed_items import ItemRows, ItemTable, PackedItems, last_states, one_a_row
 from gr2_jax.models.transformer import init_params
 from gr2_jax.settings import check_settings, setting
+from gr2_jax.training.epoch import scan_epoch
 from gr2_jax.training.guard import check_finite
 from gr2_jax.training.state import OptimizerConfig, make_optimizer
 
@@ -92,14 +93,12 @@ def _model(config: SasrecConfig, num_items: int, text_dim: int) -> PackedItems:
 
 def _optimizer(config: SasrecConfig, rows: ItemRows) -> optax.GradientTransformation:
   rule = OptimizerConfig(config.learning_rate, rule="muon", schedule="cosine", weight_decay=config.weight_decay)
-  return make_optimizer(rule, config.epochs * _batches(config, rows)[0])
+  return make_optimizer(rule, config.epochs * (len(rows.items) // _rows_of_batch(config, rows)))
 
 
-def _batches(config: SasrecConfig, rows: ItemRows) -> tuple[int, int]:
-  """(how many of an epoch, rows of each); a last part batch is left out."""
+def _rows_of_batch(config: SasrecConfig, rows: ItemRows) -> int:
   total, length = rows.items.shape
-  size = min(max(config.batch // length, 1), total)
-  return total // size, size
+  return min(max(config.batch // length, 1), total)
 
 
 def _pack(histories: Sequence[np.ndarray], length: int) -> ItemRows:
@@ -118,9 +117,8 @@ def _run_epoch(
   params: Any, opt_state: optax.OptState, rows: ItemRows, table: ItemTable, key: jax.Array, config: SasrecConfig
 ) -> tuple[Any, optax.OptState, jax.Array]:
   """A pass over `rows [R, T]` in a fresh order (a last part batch waits for another order); mean loss last."""
-  model, optimizer, (steps, size) = _model(config, *table.text.shape), _optimizer(config, rows), _batches(config, rows)
+  model = _model(config, *table.text.shape)
   order_key, step_key = jax.random.split(key)
-  order = jax.random.permutation(order_key, len(rows.items))[: steps * size].reshape(steps, size)
 
   def loss_of(params: Any, chosen: jax.Array, key: jax.Array) -> jax.Array:
     drawing, dropping = jax.random.split(key)
@@ -129,12 +127,5 @@ def _run_epoch(
     nll, _, real = model.apply({"params": params}, of_batch, table, negatives, deterministic=False, rngs=rngs, method="losses")
     return jnp.sum(jnp.where(real, nll, 0.0)) / jnp.sum(real)
 
-  def step(carry: tuple[Any, optax.OptState], scanned: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, optax.OptState], jax.Array]:
-    params, opt_state = carry
-    chosen, index = scanned
-    loss, grads = jax.value_and_grad(loss_of)(params, chosen, jax.random.fold_in(step_key, index))
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    return (optax.apply_updates(params, updates), opt_state), loss
-
-  (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), (order, jnp.arange(steps)))
-  return params, opt_state, losses.mean()
+  sizes = {"count": len(rows.items), "batch": _rows_of_batch(config, rows)}
+  return scan_epoch(loss_of, _optimizer(config, rows), params, opt_state, **sizes, order_key=order_key, step_key=step_key)
