@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from experiments.baselines import BASELINES
 from gr2_jax.compression.cache import FULL_HISTORIES, load_compressed, time_prefill
 from gr2_jax.data.clicks import expected_gains
-from gr2_jax.data.market import MarketConfig
+from gr2_jax.data.market import MarketConfig, choice_probabilities
 from gr2_jax.data.market_bayes import choice_posterior
 from gr2_jax.data.schema import SPLITS, Slate
 from gr2_jax.data.slates import slate_labels
@@ -25,7 +25,7 @@ from gr2_jax.evaluation.policy_answers import MeanOfOrders, RankFn, ask_policy, 
 from gr2_jax.evaluation.reasons import CheckedReason, find_what_matters, judge_reasons
 from gr2_jax.evaluation.reranked import RERANKED, rerank_as_chosen
 from gr2_jax.evaluation.results import AVERAGED, COMPRESSED, POLICY, Measured, RankerAnswers, build_results, measure_rankers, write_results
-from gr2_jax.evaluation.slate_metrics import SlateView, Truth, choice_probabilities
+from gr2_jax.evaluation.slate_metrics import SlateView, Truth
 from gr2_jax.evidence.facts import BASIC_FACTS, LM_SCORE
 from gr2_jax.evidence.requests import LogCounts
 from gr2_jax.files import write_json

@@ -7,7 +7,7 @@ A session may have no click. The market's own graded labels are of sessions with
 
 import numpy as np
 
-from gr2_jax.data.market import examination
+from gr2_jax.data.market import attraction, examination
 
 
 def draw_clicks(utilities: np.ndarray, decay: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -15,19 +15,19 @@ def draw_clicks(utilities: np.ndarray, decay: float, rng: np.random.Generator) -
 
   `decay`: position s is examined with probability (s + 1) ** -decay; at 0 everything is.
   """
-  attraction, buying = _probabilities(utilities)
+  clicked, bought = _probabilities(utilities)
   examined = np.broadcast_to(examination(utilities.shape[1], decay), utilities.shape)
-  clicks = rng.random(utilities.shape) < attraction * examined
-  return (clicks * (1 + (rng.random(utilities.shape) < buying))).astype(np.int32), examined
+  clicks = rng.random(utilities.shape) < clicked * examined
+  return (clicks * (1 + (rng.random(utilities.shape) < bought))).astype(np.int32), examined
 
 
 def expected_gains(utilities: np.ndarray) -> np.ndarray:
   """The mean gain 2^label - 1 `[n, K]` of candidates that are all examined."""
-  attraction, buying = _probabilities(utilities)
-  return attraction * (1 + 2 * buying)
+  clicked, bought = _probabilities(utilities)
+  return clicked * (1 + 2 * bought)
 
 
 def _probabilities(utilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Of a click where it is examined, and of a conversion where it is clicked."""
   relative = utilities.astype(np.float64) - utilities.mean(axis=1, keepdims=True)
-  return 1 / (1 + np.exp(2.5 - relative)), 1 / (1 + np.exp(1.0 - 0.5 * relative))
+  return attraction(relative), 1 / (1 + np.exp(1.0 - 0.5 * relative))

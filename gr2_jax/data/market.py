@@ -357,23 +357,28 @@ def _draw_labels(
     choice = np.argmax(utilities + _gumbel(rng, utilities.shape), axis=1)
     return np.asarray(np.arange(config.slate_size) == choice[:, None], np.int64)
   relative = utilities - utilities.mean(axis=1, keepdims=True)
-  clicks = _clicks_given_any(_attraction(utilities) * examined, rng)
+  clicks = _clicks_given_any(attraction(relative) * examined, rng)
   buys = rng.random(clicks.shape) < 1 / (1 + np.exp(1.0 - 0.5 * relative + 0.5 * (log_price - 2.3)))
   return np.asarray(clicks * (1 + buys))
 
 
-def _attraction(utilities: np.ndarray) -> np.ndarray:
-  """P(click) of graded slates' candidates that are examined, from utilities `[..., K]`, before one click at least is asked for."""
-  return np.asarray(1 / (1 + np.exp(2.5 - (utilities - utilities.mean(axis=-1, keepdims=True)))))
+def attraction(relative: np.ndarray) -> np.ndarray:
+  """P(click) of a candidate that is examined, from its utility over its slate's mean; whatever else is clicked."""
+  return np.asarray(1 / (1 + np.exp(2.5 - relative)))
+
+
+def choice_probabilities(utilities: np.ndarray) -> np.ndarray:
+  """P(choice) of candidates with utilities `[..., K]`, of which one is taken: the logit model."""
+  shares = np.exp(utilities - utilities.max(axis=-1, keepdims=True))
+  return np.asarray(shares / shares.sum(axis=-1, keepdims=True))
 
 
 def label_probabilities(config: MarketConfig, utilities: np.ndarray) -> np.ndarray:
   """P(label above 0) of candidates with utilities `[..., K]`, all of them examined."""
   if config.labels == "single":
-    shares = np.exp(utilities - utilities.max(axis=-1, keepdims=True))
-    return np.asarray(shares / shares.sum(axis=-1, keepdims=True))
-  attraction = _attraction(utilities)
-  return np.asarray(attraction / (1 - np.prod(1 - attraction, axis=-1, keepdims=True)))
+    return choice_probabilities(utilities)
+  clicked = attraction(utilities - utilities.mean(axis=-1, keepdims=True))
+  return np.asarray(clicked / (1 - np.prod(1 - clicked, axis=-1, keepdims=True)))
 
 
 def _clicks_given_any(probability: np.ndarray, rng: np.random.Generator) -> np.ndarray:

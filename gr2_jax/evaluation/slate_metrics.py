@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -24,11 +23,6 @@ class Truth(NamedTuple):
 
   choice: np.ndarray
   gains: np.ndarray
-
-
-def choice_probabilities(utilities: np.ndarray) -> np.ndarray:
-  """The logit model's `[n, K]`."""
-  return np.asarray(jax.nn.softmax(jnp.asarray(utilities), axis=-1))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from gr2_jax.data.attributes import SlateAttributes
+from gr2_jax.data.market import choice_probabilities
 from gr2_jax.evaluation.reranked import rerank_as_chosen, rerank_greedily
-from gr2_jax.evaluation.slate_metrics import SLATE_METRICS, SlateView, Truth, choice_probabilities
+from gr2_jax.evaluation.slate_metrics import SLATE_METRICS, SlateView, Truth
 from gr2_jax.rewards.slate import SlateRewardConfig
 
 LABELS = np.array([[0, 1, 0, 0], [1, 0, -1, -1]])
