@@ -13,7 +13,7 @@ from experiments.checks import check_training
 from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.data.splits import NextItem, find_unseen
 from gr2_jax.errors import ConfigError
-from gr2_jax.evaluation.retrieval import retrieval_metrics, retrieval_ranks
+from gr2_jax.evaluation.retrieval import draw_users, retrieval_metrics, retrieval_ranks
 from gr2_jax.files import write_json
 from gr2_jax.language.midtrain_tasks import MidtrainCorpus, Mixture
 from gr2_jax.rollout.catalogue_scores import make_beam_scores, make_dense_scores
@@ -115,10 +115,7 @@ def _evaluate(stage: StageContext, scores: Callable[[np.ndarray], np.ndarray], f
     write_json(stage.path("retrieval.json"), found | {"requests": 0})
     stage.say("full catalogue: not measured, since no user has three items, of which the last could be the target")
     return
-  users = list(dict.fromkeys(request.user for request in requests))
-  if options.eval_users is not None and len(users) > options.eval_users:
-    chosen = {users[i] for i in np.random.default_rng(stage.seed).choice(len(users), options.eval_users, replace=False)}
-    requests = [request for request in requests if request.user in chosen]
+  requests = draw_users(requests, options.eval_users, stage.seed)
   with stage.task("midtrain: retrieval", len(requests), "requests") as task:
     report = stage.on_progress(task)
     ranker = "the mid-trained model (config.midtrain)"

@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 from experiments.stages.data import check_slates
 from gr2_jax.data.jsonl import read_slates, write_slates
 from gr2_jax.data.schema import SPLITS, DataError, History, Slate
-from gr2_jax.data.slates import SHORTEST_CUT, RetrievedSlates, check_slate_size, cross_fit_examples, slates_from_scores
+from gr2_jax.data.slates import SHORTEST_CUT, RetrievedSlates, check_slate_size, cross_fit_examples, latest_rows, slates_from_scores
 from gr2_jax.data.splits import NextItem, find_unseen
 from gr2_jax.errors import ConfigError
 from gr2_jax.evaluation.retrieval import retrieval_metrics, retrieval_ranks
 from gr2_jax.evidence.items import unit_vectors
 from gr2_jax.files import write_json
-from gr2_jax.models.ctr import CtrConfig, ctr_scores, fit_ctr, history_rows
+from gr2_jax.models.ctr import CtrConfig, ctr_scores, fit_ctr
 from gr2_jax.models.sasrec import SasrecConfig, fit_sasrec, sasrec_scores
 from gr2_jax.rollout.catalogue_scores import make_beam_scores, make_dense_scores, make_packed_beam_scores, reorder_beams
 from gr2_jax.runs.context import StageContext
@@ -140,10 +140,10 @@ def _fit(stage: StageContext, name: str, histories: Sequence[History], fit_numbe
 
     if name == "ctr":
       of_ctr = fit_ctr(rows, len(catalogue), config, seed, on_progress)
-      return lambda past: np.asarray(ctr_scores(of_ctr, jnp.asarray(_latest(past, config.max_history))))
+      return lambda past: np.asarray(ctr_scores(of_ctr, jnp.asarray(latest_rows(past, config.max_history))))
     vectors = unit_vectors(catalogue, np.load(stage.run.path("tokenize", "vectors.npy")))
     of_sasrec = fit_sasrec(rows, vectors, config, seed, on_progress)
-    return lambda past: np.asarray(sasrec_scores(of_sasrec, jnp.asarray(_latest(past, config.max_history)), config))
+    return lambda past: np.asarray(sasrec_scores(of_sasrec, jnp.asarray(latest_rows(past, config.max_history)), config))
 
 
 def _count_retrieved(**found: RetrievedSlates) -> dict[str, dict[str, int]]:
@@ -159,11 +159,6 @@ def _count_unseen(stage: StageContext, slates: Sequence[Slate]) -> dict[str, dic
   return {
     f"test, {group.replace('_', ' ')}": {"requests": int(of.sum()), "retrieved": int(found[group].sum())} for group, of in asked.items()
   }
-
-
-def _latest(past: np.ndarray, width: int) -> np.ndarray:
-  """The last `width` items of histories that are padded at their end."""
-  return history_rows([row[row >= 0].tolist() for row in past], width)
 
 
 def _beam_scores(stage: StageContext) -> Callable[[np.ndarray], np.ndarray]:

@@ -175,3 +175,17 @@ def pad_rows(rows: Sequence[Sequence[float]], *, fill: float = -1, left: bool = 
   for i, row in enumerate(rows):
     out[i, width - len(row) if left else 0 : width if left else len(row)] = row
   return out
+
+
+def pad_histories(histories: Sequence[Sequence[int] | np.ndarray], length: int) -> np.ndarray:
+  """The last `length` rows of each history `[n, length]`, -1 behind them."""
+  rows = np.full((len(histories), length), -1, np.int32)
+  for row, history in zip(rows, histories, strict=True):
+    latest = history[-length:]
+    row[: len(latest)] = latest
+  return rows
+
+
+def latest_rows(histories: np.ndarray, length: int) -> np.ndarray:
+  """The last `length` rows of histories `[B, H]` that have -1 behind them, `[B, length]`, likewise."""
+  return pad_histories([history[history >= 0] for history in histories], length)

@@ -77,6 +77,15 @@ def ranks_by_row(
   return {name: np.concatenate(parts) for name, parts in ranks.items()}
 
 
+def draw_users(requests: Sequence[NextItem], users: int | None, seed: int) -> Sequence[NextItem]:
+  """The requests of so many users, drawn by the seed; all where there are no more, or None."""
+  names = list(dict.fromkeys(request.user for request in requests))
+  if users is None or len(names) <= users:
+    return requests
+  chosen = {names[i] for i in np.random.default_rng(seed).choice(len(names), users, replace=False)}
+  return [request for request in requests if request.user in chosen]
+
+
 def retrieval_metrics(ranks: np.ndarray, cutoffs: Sequence[int] = (5, 10)) -> dict[str, float]:
   """R@k and N@k of a single target each; `n` is the number of requests."""
   metrics: dict[str, float] = {"n": len(ranks)}

@@ -1,19 +1,20 @@
 """Rankers of the whole catalogue side by side: what a run's mid-trained model of packed items retrieves, and what others do."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from gr2_jax.data.schema import Catalogue
-from gr2_jax.data.splits import Split
+from gr2_jax.data.slates import latest_rows
+from gr2_jax.data.splits import NextItem, Split
 from gr2_jax.errors import UserError
-from gr2_jax.evaluation.retrieval import compare_retrieval, ranks_by_row
+from gr2_jax.evaluation.retrieval import compare_retrieval, draw_users, ranks_by_row
 from gr2_jax.evidence.items import unit_vectors
 from gr2_jax.files import write_json
 from gr2_jax.models.sasrec import SasrecConfig, fit_sasrec, sasrec_scores
 from gr2_jax.models.transition_graph import TransitionGraph
-from gr2_jax.rollout.catalogue_scores import make_dense_scores, make_packed_beam_scores, pad_histories, reorder_beams
+from gr2_jax.rollout.catalogue_scores import make_dense_scores, make_packed_beam_scores, reorder_beams
 from gr2_jax.runs.load import load_catalogue, load_split
 from gr2_jax.runs.packed_midtraining import load_packed_items
 from gr2_jax.runs.run import Run
@@ -44,12 +45,10 @@ def measure_retrieval(
   _check(run)
   catalogue = load_catalogue(run)
   of_log = load_split(run, catalogue)
-  requests = of_log.test if split == "test" else of_log.validation
+  requests: Sequence[NextItem] = of_log.test if split == "test" else of_log.validation
   if len(requests) < 2:
     raise UserError(f"--run: of the log of {directory} {len(requests)} users have three items or more, and an interval needs two")
-  if users is not None and len(requests) > users:
-    chosen = np.sort(np.random.default_rng(run.config.seed).choice(len(requests), users, replace=False))
-    requests = tuple(requests[i] for i in chosen)
+  requests = draw_users(requests, users, run.config.seed)
   score_rows = _of_mid_training(run, catalogue, beams, beam_weight)
   others = [_of_graph(run, catalogue, of_log)] + ([_of_sasrec(run, catalogue, of_log, progress, stop)] if sasrec else [])
   with progress.task("retrieve", len(requests), "users") as task:
@@ -112,7 +111,6 @@ def _of_sasrec(run: Run, catalogue: Catalogue, split: Split, progress: Progress,
     params = fit_sasrec(rows, vectors, config, run.config.seed, report)
 
   def score_rows(histories: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    past = pad_histories([row[row >= 0] for row in histories], config.max_history)
-    yield SASREC, np.asarray(sasrec_scores(params, past, config))
+    yield SASREC, np.asarray(sasrec_scores(params, latest_rows(histories, config.max_history), config))
 
   return score_rows

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from gr2_jax.data.schema import DataError
+from gr2_jax.data.slates import pad_histories
 from gr2_jax.settings import check_settings, setting
 from gr2_jax.training.epoch import scan_epoch
 from gr2_jax.training.guard import check_finite
@@ -37,15 +38,6 @@ class CtrConfig:
     check_settings(self)
 
 
-def history_rows(histories: Sequence[Sequence[int] | np.ndarray], max_history: int) -> np.ndarray:
-  """The latest `max_history` rows of each history, int32 `[B, H]`, padded with -1."""
-  out = np.full((len(histories), max_history), -1, np.int32)
-  for i, rows in enumerate(histories):
-    latest = rows[-max_history:]
-    out[i, : len(latest)] = latest
-  return out
-
-
 def fit_ctr(
   histories: Sequence[np.ndarray],
   num_items: int,
@@ -62,7 +54,7 @@ def fit_ctr(
   pairs = [(rows[max(0, t - config.max_history) : t], rows[t]) for rows in arrays for t in range(1, len(rows))]
   if not pairs:
     raise DataError("interactions: no history has two items, so there is no purchase to predict; give a longer log")
-  past = jnp.asarray(history_rows([rows for rows, _ in pairs], config.max_history))
+  past = jnp.asarray(pad_histories([rows for rows, _ in pairs], config.max_history))
   target = jnp.asarray([row for _, row in pairs], jnp.int32)
   init_key, key = jax.random.split(jax.random.key(seed))
   params = _init_params(init_key, num_items, config.width)

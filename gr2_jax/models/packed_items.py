@@ -40,12 +40,6 @@ def last_states(states: jax.Array, histories: jax.Array) -> jax.Array:
   return jnp.take_along_axis(states, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
 
 
-def _is_followed(rows: ItemRows) -> jax.Array:
-  """Where the same history has a next item, `[B, T - 1]`."""
-  read, following = rows.segment_ids[:, :-1], rows.segment_ids[:, 1:]
-  return (read == following) & (read > 0)
-
-
 class PackedItems(nn.Module):
   """A causal decoder over items, each the sum of its semantic ID's codes, its projected text vector and an embedding of its own.
 
@@ -116,22 +110,26 @@ class PackedItems(nn.Module):
     The dense head tells the next item from `negatives [M]`, catalogue rows drawn alike for all; where one is the next item it counts once.
     """
     vectors = self.item_vectors(table)
-    read, following = ItemRows(*(of[:, :-1] for of in rows)), rows.items[:, 1:]
-    states = self.states(read, vectors, deterministic=deterministic)
+    states, following, followed = self._look_ahead(rows, vectors, deterministic)
     target = jnp.sum(states * vectors[following], axis=-1).astype(jnp.float32)
     others = (states @ vectors[negatives].T).astype(jnp.float32)
     others = jnp.where(following[..., None] == negatives, -jnp.inf, others)
     dense = jnp.logaddexp(target, jax.nn.logsumexp(others, axis=-1)) - target
-    return dense, -self.code_log_probs(states, table.codes[following]).sum(axis=-1), _is_followed(rows)
+    return dense, -self.code_log_probs(states, table.codes[following]).sum(axis=-1), followed
 
   def next_item_ranks(self, rows: ItemRows, table: ItemTable) -> tuple[jax.Array, jax.Array]:
     """Ranks `[B, T - 1]`, 0 = first, of the next items of rows `[B, T]` among all items by the dense head, and where there is one."""
     vectors = self.item_vectors(table)
-    read, following = ItemRows(*(of[:, :-1] for of in rows)), rows.items[:, 1:]
-    states = self.states(read, vectors)
+    states, following, followed = self._look_ahead(rows, vectors, True)
     scores = (states @ vectors.T).astype(jnp.float32)
     own = jnp.take_along_axis(scores, following[..., None], axis=-1)
-    return jnp.sum(scores >= own, axis=-1) - 1, _is_followed(rows)
+    return jnp.sum(scores >= own, axis=-1) - 1, followed
+
+  def _look_ahead(self, rows: ItemRows, vectors: jax.Array, deterministic: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The states `[B, T - 1, D]` of rows `[B, T]`, the items that follow, and where these are of the same history."""
+    read = ItemRows(*(of[:, :-1] for of in rows))
+    followed = (rows.segment_ids[:, 1:] == read.segment_ids) & (read.segment_ids > 0)
+    return self.states(read, vectors, deterministic=deterministic), rows.items[:, 1:], followed
 
   def example(self) -> tuple[jax.Array, ItemTable]:
     """The smallest arguments, see `init_boxed`."""

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import sparse
 
 from gr2_jax.data.schema import Catalogue, History, Slate
-from gr2_jax.data.slates import pad_rows
+from gr2_jax.data.slates import latest_rows, pad_rows
 from gr2_jax.evidence.counts import Interactions, ItemCounts, TransitionCounts
 from gr2_jax.evidence.items import unit_vectors
 from gr2_jax.evidence.requests import STEPS, times_before
@@ -83,7 +83,7 @@ class TransitionGraph:
 
 def _latest(histories: np.ndarray) -> np.ndarray:
   """The last items of each history, -1 behind them."""
-  return pad_rows([row[row >= 0][-_PAST:] for row in histories]).astype(np.int64)
+  return latest_rows(histories, _PAST).astype(np.int64)
 
 
 def _weights(past: np.ndarray) -> np.ndarray:

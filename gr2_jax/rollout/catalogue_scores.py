@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr2_jax.data.schema import Slate
-from gr2_jax.data.slates import pad_rows
+from gr2_jax.data.slates import latest_rows, pad_rows
 from gr2_jax.language.midtrain_tasks import next_item_prompt
 from gr2_jax.language.prompts import PromptContext
 from gr2_jax.models.packed_items import ItemTable, PackedItems, last_states, one_a_row
@@ -82,7 +82,7 @@ def make_dense_scores(model: PackedItems, params: Any, table: ItemTable, *, max_
     return jnp.where(_is_known(histories), log_probs, jnp.nan)
 
   def scores(histories: np.ndarray) -> np.ndarray:
-    return np.asarray(score(params, table, pad_histories([row[row >= 0] for row in histories], max_history)))
+    return np.asarray(score(params, table, latest_rows(histories, max_history)))
 
   return scores
 
@@ -103,7 +103,7 @@ def make_packed_beam_scores(
     return packed_beam_search(model, params, last_states(states, histories), trie, beams=beams)
 
   def scores(histories: np.ndarray) -> np.ndarray:
-    past = pad_histories([row[row >= 0] for row in histories], max_history)
+    past = latest_rows(histories, max_history)
     found = search(params, table, device_trie, past)
     return np.where(_is_known(past), trie.spread(np.asarray(found.states), np.asarray(found.log_probs)), np.nan)
 
@@ -144,15 +144,6 @@ def make_packed_candidate_scores(
 def _is_known(histories: Any) -> Any:
   """Whether there is a past item, `[B, 1]`."""
   return (histories >= 0).any(axis=1, keepdims=True)
-
-
-def pad_histories(histories: Sequence[Sequence[int] | np.ndarray], length: int) -> np.ndarray:
-  """The last `length` rows of each history `[n, length]`, -1 behind them."""
-  rows = np.full((len(histories), length), -1, np.int32)
-  for row, history in zip(rows, histories, strict=True):
-    latest = history[-length:]
-    row[: len(latest)] = latest
-  return rows
 
 
 def _render(histories: Sequence[Sequence[int]], context: PromptContext, max_history: int) -> tuple[np.ndarray, np.ndarray]:

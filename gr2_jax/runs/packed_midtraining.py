@@ -10,12 +10,12 @@ import numpy as np
 
 from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.data.schema import Catalogue, DataError, History, Slate
-from gr2_jax.data.slates import deal_folds, pad_rows
+from gr2_jax.data.slates import deal_folds, pad_histories, pad_rows
 from gr2_jax.evidence.items import unit_vectors
 from gr2_jax.models.config import preset
 from gr2_jax.models.packed_items import ItemRows, ItemTable, PackedItems, one_a_row
 from gr2_jax.numerics import filled_batches
-from gr2_jax.rollout.catalogue_scores import make_packed_candidate_scores, pad_histories
+from gr2_jax.rollout.catalogue_scores import make_packed_candidate_scores
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.run import Run
 from gr2_jax.runs.training import begin, train

@@ -12,12 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gr2_jax.data.schema import Catalogue, DataError, Item, Slate
+from gr2_jax.data.slates import pad_histories
 from gr2_jax.evidence.facts import LM_SCORE
 from gr2_jax.evidence.growing import Event, GrowingLog
 from gr2_jax.evidence.items import ItemArrays
 from gr2_jax.evidence.table import slate_features
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
-from gr2_jax.rollout.catalogue_scores import pad_histories
 from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.load import load_catalogue, load_log, load_vocabulary
 from gr2_jax.runs.packed_midtraining import load_packed_candidate_scores

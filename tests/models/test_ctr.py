@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from gr2_jax.data.schema import DataError
-from gr2_jax.models.ctr import CtrConfig, _loss, ctr_scores, fit_ctr, history_rows
+from gr2_jax.data.slates import pad_histories
+from gr2_jax.models.ctr import CtrConfig, _loss, ctr_scores, fit_ctr
 from gr2_jax.training.guard import DivergedError
 
 CONFIG = CtrConfig(width=8, epochs=25, learning_rate=0.02, batch=32, max_history=4)
@@ -20,7 +21,7 @@ def two_worlds(users=60):
 
 
 def test_history_rows_keep_the_latest_and_pad():
-  assert history_rows([[1, 2, 3], [4], []], 2).tolist() == [[2, 3], [4, -1], [-1, -1]]
+  assert pad_histories([[1, 2, 3], [4], []], 2).tolist() == [[2, 3], [4, -1], [-1, -1]]
 
 
 def test_scores_are_pooled_dot_products_and_padding_changes_nothing():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gr2_jax.data.schema import Catalogue, Item, Slate
-from gr2_jax.data.slates import pad_rows
+from gr2_jax.data.slates import pad_histories, pad_rows
 from gr2_jax.language.prompts import PromptContext
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
@@ -18,7 +18,6 @@ from gr2_jax.rollout.catalogue_scores import (
   make_dense_scores,
   make_packed_beam_scores,
   make_packed_candidate_scores,
-  pad_histories,
   reorder_beams,
 )
 
