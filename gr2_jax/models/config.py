@@ -4,12 +4,42 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-  """Shape and arithmetic of a decoder of the Qwen3 family (RMSNorm, GQA, QK-norm, RoPE, SwiGLU).
+class Llama3Rope:
+  """Llama 3's rescaled rotary frequencies for contexts longer than those it was first trained on (arXiv 2407.21783, the released code).
 
+  Wavelengths beyond `length / low` tokens are stretched by `factor`, those below `length / high` stay, and between them it is blended.
+  """
+
+  factor: float
+  low: float
+  high: float
+  length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalLayers:
+  """Layers that see the last `window` tokens alone, with a rotary base of their own (Gemma 3, arXiv 2503.19786); `layers` says which do."""
+
+  window: int
+  rope_base: float
+  layers: tuple[bool, ...]
+
+  def __post_init__(self) -> None:
+    if self.window < 1:
+      raise ValueError(f"window: {self.window} must be at least 1 token")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Shape and arithmetic of a decoder (RMSNorm, GQA, RoPE on halves, a gated MLP); the defaults are those of the Qwen3 family.
+
+  What families do differently is data: `qk_norm` normalises queries and keys by head; a norm multiplies by `norm_offset + weight`;
+  with `extra_norms` what attention and MLP give is normalised too; `activation` gates the MLP; embeddings are multiplied by `embed_scale`;
+  scores by `query_scale` (None: head_dim^-1/2); `attention_cap` and `logits_cap` bound scores and logits by cap tanh(x / cap).
+  `rope_base`, stretched by the factor `rope_stretch` or by `llama3_rope`, holds for all layers that are not `local`.
   `dtype` is the type of activations; parameters are held in `param_dtype`, softmax and losses always in float32.
   `remat` recomputes each layer in the backward pass; tiny models on a CPU are faster without.
-  `attention` is how attention is computed, a name in `transformer.ATTENTION`; it changes no result beyond rounding.
+  `attention` is how attention is computed, a name in `attention.ATTENTION`; it changes no result beyond rounding.
   """
 
   vocab_size: int
@@ -22,6 +52,17 @@ class ModelConfig:
   rope_base: float = 1e6
   norm_eps: float = 1e-6
   tie_embedding: bool = True
+  qk_norm: bool = True
+  norm_offset: float = 0.0
+  extra_norms: bool = False
+  activation: str = "silu"
+  embed_scale: float = 1.0
+  query_scale: float | None = None
+  attention_cap: float | None = None
+  logits_cap: float | None = None
+  rope_stretch: float = 1.0
+  llama3_rope: Llama3Rope | None = None
+  local: LocalLayers | None = None
   dtype: str = "float32"
   param_dtype: str = "float32"
   remat: bool = False
@@ -32,6 +73,13 @@ class ModelConfig:
       raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
     if self.head_dim % 2:
       raise ValueError(f"head_dim {self.head_dim} must be even: RoPE turns pairs")
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(f"activation {self.activation!r} is none of {', '.join(ACTIVATIONS)}")
+    if self.local is not None and len(self.local.layers) != self.num_layers:
+      raise ValueError(f"local.layers names {len(self.local.layers)} layers, and the model has {self.num_layers}")
+
+
+ACTIVATIONS = ("silu", "gelu")  # gelu: its tanh approximation
 
 
 # (layers, width, heads, kv heads, head dim, mlp width); Qwen3 sizes as in the published configurations.

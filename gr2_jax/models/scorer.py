@@ -75,7 +75,8 @@ class SlateScorer(nn.Module):
     """Keys and values of the slates, behind which a reasoning begins."""
     packed = self._behind_history(slates, self._pack(slates, edges, deterministic), deterministic)
     _, (k, v) = self._decode(packed, slates)
-    return Prefix(k=k, v=v, mask=self._seen(slates, packed.shape[1]))
+    rows, length = packed.shape[:2]
+    return Prefix(k=k, v=v, mask=self._seen(slates, length), positions=self._places(slates, rows, length))
 
   def answer(self, slates: PackedSlates, edges: jax.Array, thought: Prefix, lengths: jax.Array, *, deterministic: bool = True) -> jax.Array:
     """Scores `[P * G, K]` behind G reasonings about each slate: their keys and values `thought`, `lengths [P * G]`, slate included."""
@@ -109,10 +110,12 @@ class SlateScorer(nn.Module):
 
   def _decode(self, packed: jax.Array, slates: PackedSlates) -> tuple[jax.Array, Any]:
     rows, length = packed.shape[:2]
-    past = length - slates.real.shape[1]
-    ids = jnp.broadcast_to(-1 - jnp.arange(length), (rows, length))
-    places = jnp.broadcast_to(jnp.minimum(jnp.arange(length), past), (rows, length))
+    ids, places = jnp.broadcast_to(-1 - jnp.arange(length), (rows, length)), self._places(slates, rows, length)
     return self.decoder(ids, places, self._seen(slates, length).astype(jnp.int32), memory=packed)
+
+  def _places(self, slates: PackedSlates, rows: int, length: int) -> jax.Array:
+    """Positions `[rows, length]`: past items one after the other, and all candidates behind them."""
+    return jnp.broadcast_to(jnp.minimum(jnp.arange(length), length - slates.real.shape[1]), (rows, length))
 
   def _score(self, hidden: jax.Array, slates: PackedSlates) -> jax.Array:
     scores = jnp.einsum("pkd,d->pk", hidden.astype(jnp.float32), self.head.astype(jnp.float32))

@@ -1,6 +1,5 @@
 """Beam search over the catalogue: only semantic IDs that exist are spelled, and every prompt or packed history is computed once."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -62,7 +61,7 @@ def _reorder(cache: Cache, parents: jax.Array) -> Cache:
   """Give every beam the cache of the beam that it continues. `parents [P, beams]` index beams of the same prompt."""
   num_prompts = parents.shape[0]
   rows = (jnp.arange(num_prompts)[:, None] * (cache.mask.shape[0] // num_prompts) + parents).reshape(-1)
-  return dataclasses.replace(cache, k=cache.k[:, rows], v=cache.v[:, rows], mask=cache.mask[rows])
+  return Cache(cache.k[:, rows], cache.v[:, rows], cache.mask[rows], cache.positions[rows], cache.length)
 
 
 def beam_search(

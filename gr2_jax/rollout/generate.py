@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from gr2_jax.language.vocabulary import Vocabulary
-from gr2_jax.models.cache import Cache, Prefix, empty_cache
+from gr2_jax.models.cache import Cache, Prefix, empty_cache, join_prefixes
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.copy_constraint import CopyConstraint
 from gr2_jax.rollout.sampling import Sampling, draw_uniforms, sample_tokens
@@ -127,11 +127,8 @@ def prefill(
   lengths = prompt_mask.astype(jnp.int32).sum(axis=1)
   last = jnp.maximum(lengths - 1, 0)
   last_hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-  mask = prompt_mask > 0
-  if prefix is not None:
-    k, v = jnp.concatenate([prefix.k, k], axis=2), jnp.concatenate([prefix.v, v], axis=2)
-    mask = jnp.concatenate([prefix.mask, mask], axis=1)
-  return last_hidden, Prefix(k=k, v=v, mask=mask), before + lengths
+  read = Prefix(k=k, v=v, mask=prompt_mask > 0, positions=positions)
+  return last_hidden, read if prefix is None else join_prefixes(prefix, read), before + lengths
 
 
 def suffix_cache(decoder: Decoder, rows: int, capacity: int) -> Cache:

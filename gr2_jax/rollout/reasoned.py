@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gr2_jax.language.vocabulary import Vocabulary
-from gr2_jax.models.cache import Prefix
+from gr2_jax.models.cache import Prefix, join_prefixes, repeat_prefix
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.token_loss import token_log_probs
@@ -88,10 +88,7 @@ def follow_thoughts(
   places = before[:, None] + jnp.arange(length + 1)
   decoder = Decoder(model.config)
   hidden, (k, v) = decoder.apply({"params": params["decoder"]}, tokens, places, own.astype(jnp.int32), prefix=prefix)
-  shared = [jnp.repeat(x, group, axis=axis) for x, axis in ((prefix.k, 1), (prefix.v, 1), (prefix.mask, 0))]
-  thought = Prefix(
-    k=jnp.concatenate([shared[0], k], axis=2), v=jnp.concatenate([shared[1], v], axis=2), mask=jnp.concatenate([shared[2], own], axis=1)
-  )
+  thought = join_prefixes(repeat_prefix(prefix, group), Prefix(k=k, v=v, mask=own, positions=places))
   scores = model.apply({"params": params}, slates, edges, thought, before + own.sum(axis=1), method="answer", **call)
   return ThoughtStates(*(x.reshape(slots, group, *x.shape[1:]) for x in (hidden[:, :-1], scores)))
 

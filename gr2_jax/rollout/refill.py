@@ -6,7 +6,6 @@ completions (`RolloutConfig.rows`). Rows that pick any prompt of a window would 
 prefix at every step, as decoding without a shared prefix does.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gr2_jax.models.cache import Prefix
 from gr2_jax.rollout.generate import Decoding, Lanes, Rollout, RolloutConfig, begin, decode_while, generate, start_decoding, to_rollout
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.training.mesh import batch_parts, constrain
@@ -45,7 +45,12 @@ def _put(lanes: Lanes, new: Lanes, lane: jax.Array) -> Lanes:
     return constrain(x.at[:, lane].set(y), "layers", "batch", "seq", "kv_heads", "head_dim")
 
   old, prefix = lanes.prefix, new.prefix
-  prefix = dataclasses.replace(old, k=put_layers(old.k, prefix.k), v=put_layers(old.v, prefix.v), mask=old.mask.at[lane].set(prefix.mask))
+  prefix = Prefix(
+    k=put_layers(old.k, prefix.k),
+    v=put_layers(old.v, prefix.v),
+    mask=old.mask.at[lane].set(prefix.mask),
+    positions=old.positions.at[lane].set(prefix.positions),
+  )
   _, *old_rest = lanes
   _, *new_rest = new
   return Lanes(prefix, *jax.tree.map(lambda x, y: x.at[lane].set(y), old_rest, new_rest))

@@ -36,8 +36,9 @@ class SlatePool:
 
   def read(self, entries: jax.Array, length: int) -> Prefix:
     """The slates of `entries [B]`, none of which has more than `length` tokens."""
-    mask = jnp.arange(length) < self.lengths[entries][:, None]
-    return Prefix(k=self.k[:, entries, :length], v=self.v[:, entries, :length], mask=mask)
+    positions = jnp.broadcast_to(jnp.arange(length), (len(entries), length))
+    mask = positions < self.lengths[entries][:, None]
+    return Prefix(k=self.k[:, entries, :length], v=self.v[:, entries, :length], mask=mask, positions=positions)
 
 
 class SlateIndex:

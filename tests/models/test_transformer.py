@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr2_jax.models import transformer
+from gr2_jax.models import attention, transformer
 from gr2_jax.models.cache import Prefix, empty_cache
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder, init_params
@@ -139,11 +139,11 @@ def split_forward(model, prompts, lengths, suffixes):
   """Hidden states of suffixes `[P, G, Lc]` behind shared prompts `[P, Lp]` of the given lengths."""
   num_prompts, group, size = suffixes.shape
   mask = jnp.arange(prompts.shape[1]) < lengths[:, None]
-  positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
-  _, (k, v) = forward(model, prompts, positions, mask.astype(jnp.int32))
+  places = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
+  _, (k, v) = forward(model, prompts, places, mask.astype(jnp.int32))
   tokens = suffixes.reshape(-1, size)
   positions = jnp.repeat(lengths, group)[:, None] + jnp.arange(size)
-  prefix = Prefix(k=k, v=v, mask=mask)
+  prefix = Prefix(k=k, v=v, mask=mask, positions=places)
   return tokens, positions, prefix
 
 
@@ -183,12 +183,13 @@ def test_remat_and_untied_output_run(model):
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
 
 
-def _attend_plainly(q, sources):
+def _attend_plainly(q, sources, cap=None):
   """One softmax over the keys of all sources, each laid out for every row of `q`."""
   k, v = (jnp.concatenate([jnp.repeat(s[i], len(q) // len(s[i]), axis=0) for s in sources], axis=1) for i in (0, 1))
   masks = [jnp.broadcast_to(mask, (len(k), q.shape[1], k.shape[1])) for k, _, mask in sources]
   mask = jnp.concatenate([jnp.repeat(m, len(q) // len(m), axis=0) for m in masks], axis=-1)
   scores = jnp.einsum("btkrd,blkd->bkrtl", q, k) * q.shape[-1] ** -0.5
+  scores = scores if cap is None else cap * jnp.tanh(scores / cap)
   weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -jnp.inf), axis=-1)
   return jnp.einsum("bkrtl,blkd->btkrd", weights, v)
 
@@ -210,7 +211,7 @@ def test_attention_and_its_gradients_equal_one_plain_softmax():
 
     return jax.value_and_grad(value, argnums=(0, 1, 2))(q, prompt, own)
 
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), run(transformer.attend), run(_attend_plainly))
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), run(attention.attend), run(_attend_plainly))
 
 
 def test_attention_is_looked_up_by_its_name(model, monkeypatch):
@@ -222,7 +223,7 @@ def test_attention_is_looked_up_by_its_name(model, monkeypatch):
 
   with pytest.raises(ValueError, match=r"attention: .*matrices"):
     hidden("rows")
-  monkeypatch.setitem(transformer.ATTENTION, "plain", _attend_plainly)
+  monkeypatch.setitem(attention.ATTENTION, "plain", _attend_plainly)
   np.testing.assert_allclose(hidden("plain"), hidden("matrices"), atol=1e-5)
 
 
