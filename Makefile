@@ -12,19 +12,23 @@ BENCHMARK_VENV ?= .venv-benchmark
 # Tests run in a process for each processor, at most four (each may take 6 GB), a file in one of them, in the order of the folders.
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-slow test-aot lint benchmark
+.PHONY: quickstart test test-slow test-aot parity lint benchmark
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: $(VENV)/installed
-	$(PYTEST) -m "not slow and not aot"
+	$(PYTEST) -m "not slow and not aot and not parity"
 
 test-slow: $(VENV)/installed
 	$(PYTEST) -m slow
 
 test-aot: $(VENV)/installed-aot
 	$(PYTEST) -m aot
+
+# Decoders against transformers itself, in the environment of the benchmarks' peers.
+parity: $(BENCHMARK_VENV)/installed-parity
+	$(BENCHMARK_VENV)/bin/python -m pytest -q -m parity tests/models/test_parity.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy
@@ -51,6 +55,10 @@ $(BENCHMARK_VENV)/installed: setup.py
 	@touch $@
 
 SUITE_PEERS := $(wildcard experiments/benchmarks/$(SUITE).txt)
+$(BENCHMARK_VENV)/installed-parity: $(BENCHMARK_VENV)/installed experiments/benchmarks/parity.txt
+	$(BENCHMARK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r experiments/benchmarks/parity.txt
+	@touch $@
+
 $(BENCHMARK_VENV)/installed-$(SUITE): $(BENCHMARK_VENV)/installed $(SUITE_PEERS)
 	$(if $(SUITE_PEERS),$(BENCHMARK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $(SUITE_PEERS))
 	@touch $@

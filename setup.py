@@ -25,6 +25,7 @@ setup(
     "grain>=0.2.12",
     "array_record>=0.8",
     "threadpoolctl>=3",
+    "safetensors>=0.5",
     "sentencepiece>=0.2",
     "ml-collections>=1.0",
     "tensorflow-datasets>=4.9.8",

@@ -14,33 +14,32 @@ Source = tuple[jax.Array, jax.Array, jax.Array]
 _Kept = tuple[jax.Array, list[Source], jax.Array, list[jax.Array]]
 
 
-def attend(q: jax.Array, sources: list[Source], implementation: str = "matrices", cap: float | None = None) -> jax.Array:
+def attend(q: jax.Array, sources: list[Source], implementation: str = "matrices") -> jax.Array:
   """One softmax over several sources of keys and values.
 
   `q [B, T, KV, R, Dh]` (R query heads for each key head). A source is `k, v [S, L, KV, Dh]` with a mask that broadcasts to
   `[S, T, L]`: S may divide B, and then each B/S successive rows of `q` share one row of the source, under a mask of S rows or of B.
-  `cap`: scores x become cap tanh(x / cap) (Gemma 2, arXiv 2408.00118). `implementation`: a name in ATTENTION; raises ValueError for
-  another.
+  `implementation`: a name in ATTENTION; raises ValueError for another.
   """
   if implementation not in ATTENTION:
     raise ValueError(f"attention: {implementation!r} is none of {', '.join(ATTENTION)}")
-  return ATTENTION[implementation](q, sources, cap)
+  return ATTENTION[implementation](q, sources)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _attend_in_matrices(q: jax.Array, sources: list[Source], cap: float | None) -> jax.Array:
+@jax.custom_vjp
+def _attend_in_matrices(q: jax.Array, sources: list[Source]) -> jax.Array:
   """Each source is attended on its own, read once for all rows that share it, and the parts are merged by log-sum-exp.
 
   The backward pass computes the weights again from each query's log-sum-exp, so that nothing of size T x L outlives a layer
   (FlashAttention, arXiv 2205.14135, in whole matrices).
   """
-  return _attend_forward(q, sources, cap)[0]
+  return _attend_forward(q, sources)[0]
 
 
-def _attend_forward(q: jax.Array, sources: list[Source], cap: float | None) -> tuple[jax.Array, _Kept]:
+def _attend_forward(q: jax.Array, sources: list[Source]) -> tuple[jax.Array, _Kept]:
   parts = []
   for k, v, mask in sources:
-    scores = _scores(q, k, mask, cap)
+    scores = _scores(q, k, mask)
     top = scores.max(axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
     out = jnp.einsum("nml,nld->nmd", weights.astype(v.dtype), _by_head(v), preferred_element_type=jnp.float32)
@@ -55,7 +54,7 @@ def _attend_forward(q: jax.Array, sources: list[Source], cap: float | None) -> t
   return out, (q, sources, out, [_fold(log_total, len(k)) for k, _, _ in sources])
 
 
-def _attend_backward(cap: float | None, kept: _Kept, d_out: jax.Array) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array, None]]]:
+def _attend_backward(kept: _Kept, d_out: jax.Array) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array, None]]]:
   q, sources, out, log_totals = kept
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   delta = jnp.sum(d_out.astype(jnp.float32) * out, axis=-1, keepdims=True)
@@ -63,14 +62,10 @@ def _attend_backward(cap: float | None, kept: _Kept, d_out: jax.Array) -> tuple[
   for (k, v, mask), log_total in zip(sources, log_totals, strict=True):
     rows = len(k)
     # The barrier takes it out of the layers' stack once, and not inside exp for every key.
-    scores = _scores(q, k, mask, cap)
-    weights = jnp.exp(scores - jax.lax.optimization_barrier(log_total))
+    weights = jnp.exp(_scores(q, k, mask) - jax.lax.optimization_barrier(log_total))
     folded = _fold(d_out, rows)
     d_weights = product("nmd,nld->nml", folded, _by_head(v))
-    wide = weights * (d_weights - _fold(delta, rows))
-    if cap is not None:  # the derivative of the cap; of a masked score, whose weight is 0, it would overflow
-      wide *= 1 - jnp.square(jnp.clip(scores / cap, -1, 1))
-    d_scores = wide.astype(k.dtype)
+    d_scores = (weights * (d_weights - _fold(delta, rows))).astype(k.dtype)
     d_v = product("nml,nmd->nld", weights.astype(v.dtype), folded)
     d_k = product("nml,nmd->nld", d_scores, _fold(q, rows)) * q.shape[-1] ** -0.5
     d_q += _unfold(product("nml,nld->nmd", d_scores, _by_head(k)) * q.shape[-1] ** -0.5, q.shape)
@@ -81,17 +76,15 @@ def _attend_backward(cap: float | None, kept: _Kept, d_out: jax.Array) -> tuple[
 _attend_in_matrices.defvjp(_attend_forward, _attend_backward)
 
 # Every implementation of `attend`, with gradients.
-ATTENTION: Mapping[str, Callable[[jax.Array, list[Source], float | None], jax.Array]] = {"matrices": _attend_in_matrices}
+ATTENTION: Mapping[str, Callable[[jax.Array, list[Source]], jax.Array]] = {"matrices": _attend_in_matrices}
 
 
-def _scores(q: jax.Array, k: jax.Array, mask: jax.Array, cap: float | None) -> jax.Array:
+def _scores(q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
   """Masked scores `[S * KV, G * R * T, L]` of one source."""
   # Tied to the layer's queries and added: XLA would lay out a mask, or a constant to select, for every head ahead of the loop over layers.
   q, mask = jax.lax.optimization_barrier((q, mask))
   rows, keys = k.shape[:2]
   scores = jnp.einsum("nmd,nld->nml", _fold(q * q.shape[-1] ** -0.5, rows), _by_head(k), preferred_element_type=jnp.float32)
-  if cap is not None:
-    scores = cap * jnp.tanh(scores / cap)
   # As `_fold` has them: rows, key heads, what shares a row, queries of a head, tokens.
   shared, masks = len(q) // rows, max(len(mask) // rows, 1)
   shape = (rows, scores.shape[0] // rows, shared, -1, q.shape[1], keys)

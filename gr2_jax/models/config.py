@@ -35,7 +35,7 @@ class ModelConfig:
 
   What families do differently is data: `qk_norm` normalises queries and keys by head; a norm multiplies by `norm_offset + weight`;
   with `extra_norms` what attention and MLP give is normalised too; `activation` gates the MLP; embeddings are multiplied by `embed_scale`;
-  scores by `query_scale` (None: head_dim^-1/2); `attention_cap` and `logits_cap` bound scores and logits by cap tanh(x / cap).
+  scores by `query_scale` (None: head_dim^-1/2); `logits_cap` bounds logits by cap tanh(x / cap).
   `rope_base`, stretched by the factor `rope_stretch` or by `llama3_rope`, holds for all layers that are not `local`.
   `dtype` is the type of activations; parameters are held in `param_dtype`, softmax and losses always in float32.
   `remat` recomputes each layer in the backward pass; tiny models on a CPU are faster without.
@@ -58,7 +58,6 @@ class ModelConfig:
   activation: str = "silu"
   embed_scale: float = 1.0
   query_scale: float | None = None
-  attention_cap: float | None = None
   logits_cap: float | None = None
   rope_stretch: float = 1.0
   llama3_rope: Llama3Rope | None = None

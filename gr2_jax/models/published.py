@@ -69,7 +69,7 @@ def open_published(folder: str | os.PathLike[str]) -> Published:
     if kind not in _DTYPES:
       raise PublishedError(f"{files[name]}: {name} is held as {kind}, which is not read; give a model in {', '.join(_DTYPES)}")
     if shape != (wanted := _published_shape(_at(abstract, tensor.path).shape, tensor, layer)):
-      raise PublishedError(f"{files[name]}: {name} has the shape {shape}, and config.json makes it {wanted}; the two are of different models")
+      raise PublishedError(f"{files[name]}: {name} has the shape {shape}, config.json makes it {wanted}; they are of different models")
   return Published(folder, family, config, raw, files)
 
 
@@ -87,7 +87,7 @@ def load_published(published: Published, config: ModelConfig, mesh: Mesh) -> Any
   def place(path: Any, leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
     names = sources[tuple(key.key for key in path)]
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index: Any) -> np.ndarray:
       dtype, stacked = np.dtype(leaf.dtype), names[0][1].path[0] == "layers"
       if not stacked:
         return _read_part(published, *names[0], index, leaf.shape).astype(dtype)
@@ -168,10 +168,11 @@ def _check_names(folder: pathlib.Path, expected: Mapping[str, Any], files: Mappi
   if missing:
     raise PublishedError(f"{folder}: {len(missing)} tensors are missing, the first {missing[0]}; fetch the model again")
   if more:
-    raise PublishedError(f"{folder}: {len(more)} tensors belong to no parameter, the first {more[0]}; the model is of another kind than it says")
+    raise PublishedError(f"{folder}: {len(more)} tensors belong to no parameter, the first {more[0]}; it is another model than it says")
 
 
-def _read_headers(files: Mapping[str, pathlib.Path]) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]] | Any:
+def _read_headers(files: Mapping[str, pathlib.Path]) -> dict[str, tuple[tuple[int, ...], str]]:
+  """Name -> (shape, type) of the tensors, of which nothing else is read."""
   headers = {}
   for path in sorted(set(files.values())):
     with _open(path) as file:
@@ -221,7 +222,8 @@ def _flat_range(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
   """The range of the flattened axes that a slice of the first one takes; the others are whole."""
   start, stop, _ = index[0].indices(shape[0])
   inner = int(np.prod(shape[1:]))
-  assert all(one.indices(size) == (0, size, 1) for one, size in zip(index[1:], shape[1:], strict=True)), "a mesh cuts heads, not within them"
+  whole = all(one.indices(size) == (0, size, 1) for one, size in zip(index[1:], shape[1:], strict=True))
+  assert whole, "a mesh cuts heads, and not within them"
   return slice(start * inner, stop * inner)
 
 

@@ -143,6 +143,7 @@ class Block(nn.Module):
     if c.query_scale is not None:  # attention itself multiplies by head_dim^-1/2
       q *= c.query_scale * c.head_dim**0.5
     if cache_kv is not None:
+      assert shared.written is not None  # as the cache is there
       k = jax.lax.dynamic_update_slice_in_dim(cache_kv[0], k, shared.written, axis=1)
       v = jax.lax.dynamic_update_slice_in_dim(cache_kv[1], v, shared.written, axis=1)
     prompt: list[Source] = [] if prefix_kv is None else [(*prefix_kv, prefix_mask)]
@@ -153,12 +154,11 @@ class Block(nn.Module):
       blocks = [(slice(end - _QUERY_BLOCK, end), slice(end)) for end in ends]
       parts = []
       for own, seen in blocks:
-        of_prompt = [(*kv, mask[:, own] if mask.shape[1] > 1 else mask) for *kv, mask in prompt]
-        sources = [*of_prompt, (k[:, seen], v[:, seen], own_mask[:, own, seen])]
-        parts.append(attend(grouped[:, own], sources, c.attention, c.attention_cap))
+        of_prompt = [(read_k, read_v, mask[:, own] if mask.shape[1] > 1 else mask) for read_k, read_v, mask in prompt]
+        parts.append(attend(grouped[:, own], [*of_prompt, (k[:, seen], v[:, seen], own_mask[:, own, seen])], c.attention))
       out = jnp.concatenate(parts, axis=1)
     else:
-      out = attend(grouped, [*prompt, (k, v, own_mask)], c.attention, c.attention_cap)
+      out = attend(grouped, [*prompt, (k, v, own_mask)], c.attention)
     out = _dense(c.width, ("heads", "head_dim", "embed"), "out", c, axis=(-2, -1))(out.reshape(q.shape))
     x = x + (RMSNorm(c, name="attention_out_norm")(out) if c.extra_norms else out)
 

@@ -21,7 +21,6 @@ CONFIGS = {
     activation="gelu",
     embed_scale=32**0.5,
     query_scale=24**-0.5,
-    attention_cap=20.0,
     logits_cap=10.0,
     local=LocalLayers(5, 1e4, tuple((layer + 1) % 6 != 0 for layer in range(7))),
   ),

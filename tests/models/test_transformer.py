@@ -183,13 +183,12 @@ def test_remat_and_untied_output_run(model):
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
 
 
-def _attend_plainly(q, sources, cap=None):
+def _attend_plainly(q, sources):
   """One softmax over the keys of all sources, each laid out for every row of `q`."""
   k, v = (jnp.concatenate([jnp.repeat(s[i], len(q) // len(s[i]), axis=0) for s in sources], axis=1) for i in (0, 1))
   masks = [jnp.broadcast_to(mask, (len(k), q.shape[1], k.shape[1])) for k, _, mask in sources]
   mask = jnp.concatenate([jnp.repeat(m, len(q) // len(m), axis=0) for m in masks], axis=-1)
   scores = jnp.einsum("btkrd,blkd->bkrtl", q, k) * q.shape[-1] ** -0.5
-  scores = scores if cap is None else cap * jnp.tanh(scores / cap)
   weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -jnp.inf), axis=-1)
   return jnp.einsum("bkrtl,blkd->btkrd", weights, v)
 

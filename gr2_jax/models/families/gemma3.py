@@ -1,4 +1,7 @@
-"""Gemma 3, text (arXiv 2503.19786): most layers see a window alone, norms before and after, scaled embeddings, GELU."""
+"""Gemma 3, text (arXiv 2503.19786): most layers see a window alone, norms before and after, scaled embeddings, GELU.
+
+config.json may name `attn_logit_softcapping`, which Gemma 2 had: as in transformers, nothing is made of it.
+"""
 
 from typing import Any
 
@@ -36,7 +39,6 @@ def _read(config: Json) -> ModelConfig:
     activation="gelu",
     embed_scale=shape["width"] ** 0.5,
     query_scale=config.get("query_pre_attn_scalar", 256) ** -0.5,
-    attention_cap=config.get("attn_logit_softcapping"),
     logits_cap=config.get("final_logit_softcapping"),
     local=local,
   )
@@ -49,8 +51,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     "layer_types": [_LOCAL if local else _GLOBAL for local in config.local.layers],
     "sliding_window": config.local.window,
     "rope_parameters": {_GLOBAL: write_scaling(config), _LOCAL: {"rope_type": "default", "rope_theta": config.local.rope_base}},
-    "query_pre_attn_scalar": round(config.query_scale**-2, 6),
-    "attn_logit_softcapping": config.attention_cap,
+    "query_pre_attn_scalar": round(config.query_scale**-2),
     "final_logit_softcapping": config.logits_cap,
   }
 

@@ -3,7 +3,18 @@
 from typing import Any
 
 from gr2_jax.models.config import ModelConfig
-from gr2_jax.models.families.family import LAYER, ONCE, QK_NORM, Family, Json, read_rope, read_scaling, read_shape, write_scaling, write_shape
+from gr2_jax.models.families.family import (
+  LAYER,
+  ONCE,
+  QK_NORM,
+  Family,
+  Json,
+  read_rope,
+  read_scaling,
+  read_shape,
+  write_scaling,
+  write_shape,
+)
 
 
 def _read(config: Json) -> ModelConfig:

@@ -1,0 +1,143 @@
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from small_families import CONFIGS, TOKENS, draw_params
+
+from gr2_jax.models import published as module
+from gr2_jax.models.families import FAMILIES
+from gr2_jax.models.published import PublishedError, load_published, open_published, write_published
+from gr2_jax.models.transformer import Decoder
+from gr2_jax.training.mesh import make_mesh
+
+GOLDEN = pathlib.Path(__file__).with_name("golden_logits.npz")
+
+
+def _write(folder, name):
+  params = draw_params(CONFIGS[name])
+  write_published(folder, FAMILIES[name], CONFIGS[name], params, {"max_position_embeddings": 512})
+  return params
+
+
+def _equal(one, other):
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("files", ["one file", "several files"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_in_and_out_and_in_again_changes_no_bit(tmp_path, monkeypatch, name, files):
+  if files == "several files":
+    monkeypatch.setattr(module, "_SHARD_BYTES", 20_000)
+  params = _write(tmp_path, name)
+  assert (len(list(tmp_path.glob("*.safetensors"))) > 2) == (files == "several files")
+  found = open_published(tmp_path)
+  assert (found.family.name, found.config) == (name, CONFIGS[name])
+  read = load_published(found, found.config, make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+  _equal(read, params)
+  write_published(tmp_path / "again", found.family, found.config, read, {})
+  _equal(load_published(open_published(tmp_path / "again"), found.config, make_mesh()), params)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_device_of_a_mesh_reads_its_own_part(tmp_path, name):
+  params = _write(tmp_path, name)
+  found = open_published(tmp_path)
+  read = load_published(found, found.config, make_mesh(2, 2, 2))
+  _equal(read, params)
+  gate = read["layers"]["gate"]["kernel"]
+  assert {shard.data.shape for shard in gate.addressable_shards} == {(7, 16, 24)}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_are_those_of_transformers(name):
+  """`make parity` compares with the library itself; these are its logits of every third token, written down."""
+  decoder, params = Decoder(CONFIGS[name]), draw_params(CONFIGS[name])
+  places = jnp.broadcast_to(jnp.arange(24), TOKENS.shape)
+  hidden, _ = decoder.apply({"params": params}, jnp.asarray(TOKENS), places, jnp.ones(TOKENS.shape, jnp.int32))
+  logits = decoder.apply({"params": params}, hidden, method="logits")
+  np.testing.assert_allclose(logits[:, ::3], np.load(GOLDEN)[name], atol=1e-4, rtol=0)
+
+
+def test_older_config_files_read_alike(tmp_path):
+  """transformers 4 wrote rotary settings under other names."""
+  for name, older in {
+    "llama": {
+      "rope_theta": 5e5,
+      "rope_scaling": {
+        **{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        "original_max_position_embeddings": 16,
+      },
+    },
+    "gemma3": {
+      **{"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 6, "layer_types": None},
+      "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
+  }.items():
+    written = json.loads(json.dumps(FAMILIES[name].write(CONFIGS[name])))
+    del written["rope_parameters"]
+    assert FAMILIES[name].read(written | older) == CONFIGS[name]
+
+
+def _change_config(folder, **values):
+  path = folder / "config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def _change_tensors(folder, change):
+  tensors = load_file(folder / "model.safetensors")
+  change(tensors)
+  save_file(tensors, folder / "model.safetensors")
+
+
+def _cut(folder):
+  path = folder / "model.safetensors"
+  path.write_bytes(path.read_bytes()[:-100])
+
+
+def _add(tensors):
+  tensors["model.layers.0.self_attn.q_proj.bias"] = np.zeros(64, np.float32)
+
+
+def _turn(tensors):
+  tensors["model.layers.3.mlp.up_proj.weight"] = np.ascontiguousarray(tensors["model.layers.3.mlp.up_proj.weight"].T)
+
+
+@pytest.mark.parametrize(
+  "spoil, words",
+  [
+    (lambda folder: (folder / "config.json").unlink(), r"config\.json is missing; give a folder"),
+    (lambda folder: (folder / "config.json").write_text("{"), r"config\.json: is no JSON"),
+    (lambda folder: (folder / "model.safetensors").unlink(), r"neither model\.safetensors nor"),
+    (_cut, r"model\.safetensors: is damaged or cut short .*fetch that file again"),
+    (lambda folder: _change_config(folder, architectures=["Mamba"]), r"Mamba is not known; there are Qwen3ForCausalLM"),
+    (lambda folder: _change_config(folder, vision_config={}), r"reads images"),
+    (lambda folder: _change_config(folder, quantization_config={"quant_method": "gptq"}), r"quantised \(gptq\)"),
+    (lambda folder: _change_config(folder, attention_bias=True), r"attention_bias: True is not computed"),
+    (lambda folder: _change_config(folder, rope_parameters={"rope_type": "yarn"}), r"'yarn' is not computed"),
+    (lambda folder: _change_config(folder, intermediate_size=64), r"has the shape .* config\.json makes it"),
+    (lambda folder: _change_config(folder, num_hidden_layers=8), r"11 tensors are missing, the first model\.layers\.7"),
+    (lambda folder: _change_tensors(folder, _add), r"1 tensors belong to no parameter, the first .*q_proj\.bias"),
+    (lambda folder: _change_tensors(folder, _turn), r"up_proj\.weight has the shape \(32, 48\)"),
+    (
+      lambda folder: _change_tensors(folder, lambda of: of.update({k: v.astype(np.int8) for k, v in of.items()})),
+      r"held as I8, which is not read",
+    ),
+  ],
+)
+def test_a_folder_that_cannot_be_read_is_said_in_a_sentence(tmp_path, spoil, words):
+  _write(tmp_path, "qwen3")
+  spoil(tmp_path)
+  with pytest.raises(PublishedError, match=words):
+    open_published(tmp_path)
+
+
+def test_a_missing_file_of_several_is_named(tmp_path, monkeypatch):
+  monkeypatch.setattr(module, "_SHARD_BYTES", 20_000)
+  _write(tmp_path, "qwen3")
+  (tmp_path / "model-00002.safetensors").unlink()
+  with pytest.raises(PublishedError, match=r"model-00002\.safetensors is missing"):
+    open_published(tmp_path)
