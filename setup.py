@@ -53,9 +53,11 @@ setup(
       "nbclient>=0.10",
       "ipykernel>=6",
       "httpx>=0.27",
+      "gguf>=0.17",
       *SERVING,
     ],
     "serving": SERVING,
+    "gguf": ["gguf>=0.17"],
     "aot": ["libtpu>=0.0.42"],  # compiles for TPUs on a machine without one
     # The peers of experiments/benchmarks; the fork of pytrec_eval has wheels.
     "benchmark": ["rax>=0.4", "ranx>=0.3.20", "pytrec-eval-terrier>=0.5.6"],

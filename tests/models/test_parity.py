@@ -8,7 +8,8 @@ from small_families import CONFIGS, TOKENS, draw_params
 from test_published import GOLDEN
 
 from gr2_jax.models.families import FAMILIES
-from gr2_jax.models.published import tensor_names, write_published
+from gr2_jax.models.hf_folders import write_folder
+from gr2_jax.models.published import tensor_names
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.generate import RolloutConfig, make_generate
 from gr2_jax.rollout.sampling import Sampling
@@ -26,7 +27,7 @@ def pair(request, tmp_path_factory):
   name, folder = request.param, tmp_path_factory.mktemp(request.param)
   config, params = CONFIGS[name], draw_params(CONFIGS[name])
   no_ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0, "max_position_embeddings": 512}
-  write_published(folder, FAMILIES[name], config, params, no_ends)
+  write_folder(folder, FAMILIES[name], config, params, no_ends)
   model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
   return name, Decoder(config), params, model.eval()
 
@@ -94,7 +95,7 @@ def write_golden():
   found = {}
   for name, config in CONFIGS.items():
     with tempfile.TemporaryDirectory() as folder:
-      write_published(folder, FAMILIES[name], config, draw_params(config), {"max_position_embeddings": 512, "pad_token_id": 0})
+      write_folder(folder, FAMILIES[name], config, draw_params(config), {"max_position_embeddings": 512, "pad_token_id": 0})
       model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
       with torch.no_grad():
         found[name] = model(torch.from_numpy(TOKENS)).logits[:, ::3].numpy()

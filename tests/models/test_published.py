@@ -8,9 +8,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from small_families import CONFIGS, TOKENS, draw_params
 
-from gr2_jax.models import published as module
+from gr2_jax.models import hf_folders as module
 from gr2_jax.models.families import FAMILIES
-from gr2_jax.models.published import PublishedError, load_published, open_published, write_published
+from gr2_jax.models.hf_folders import open_folder, write_folder
+from gr2_jax.models.published import PublishedError, load_published
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.training.mesh import make_mesh
 
@@ -19,7 +20,7 @@ GOLDEN = pathlib.Path(__file__).with_name("golden_logits.npz")
 
 def _write(folder, name):
   params = draw_params(CONFIGS[name])
-  write_published(folder, FAMILIES[name], CONFIGS[name], params, {"max_position_embeddings": 512})
+  write_folder(folder, FAMILIES[name], CONFIGS[name], params, {"max_position_embeddings": 512})
   return params
 
 
@@ -34,18 +35,18 @@ def test_in_and_out_and_in_again_changes_no_bit(tmp_path, monkeypatch, name, fil
     monkeypatch.setattr(module, "_SHARD_BYTES", 20_000)
   params = _write(tmp_path, name)
   assert (len(list(tmp_path.glob("*.safetensors"))) > 2) == (files == "several files")
-  found = open_published(tmp_path)
+  found = open_folder(tmp_path)
   assert (found.family.name, found.config) == (name, CONFIGS[name])
   read = load_published(found, found.config, make_mesh(1, 1, 1, devices=jax.devices()[:1]))
   _equal(read, params)
-  write_published(tmp_path / "again", found.family, found.config, read, {})
-  _equal(load_published(open_published(tmp_path / "again"), found.config, make_mesh()), params)
+  write_folder(tmp_path / "again", found.family, found.config, read, {})
+  _equal(load_published(open_folder(tmp_path / "again"), found.config, make_mesh()), params)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_each_device_of_a_mesh_reads_its_own_part(tmp_path, name):
   params = _write(tmp_path, name)
-  found = open_published(tmp_path)
+  found = open_folder(tmp_path)
   read = load_published(found, found.config, make_mesh(2, 2, 2))
   _equal(read, params)
   gate = read["layers"]["gate"]["kernel"]
@@ -118,7 +119,7 @@ def _turn(tensors):
     (lambda folder: _change_config(folder, quantization_config={"quant_method": "gptq"}), r"quantised \(gptq\)"),
     (lambda folder: _change_config(folder, attention_bias=True), r"attention_bias: True is not computed"),
     (lambda folder: _change_config(folder, rope_parameters={"rope_type": "yarn"}), r"'yarn' is not computed"),
-    (lambda folder: _change_config(folder, intermediate_size=64), r"has the shape .* config\.json makes it"),
+    (lambda folder: _change_config(folder, intermediate_size=64), r"has the shape .* its config makes it"),
     (lambda folder: _change_config(folder, num_hidden_layers=8), r"11 tensors are missing, the first model\.layers\.7"),
     (lambda folder: _change_tensors(folder, _add), r"1 tensors belong to no parameter, the first .*q_proj\.bias"),
     (lambda folder: _change_tensors(folder, _turn), r"up_proj\.weight has the shape \(32, 48\)"),
@@ -132,7 +133,7 @@ def test_a_folder_that_cannot_be_read_is_said_in_a_sentence(tmp_path, spoil, wor
   _write(tmp_path, "qwen3")
   spoil(tmp_path)
   with pytest.raises(PublishedError, match=words):
-    open_published(tmp_path)
+    open_folder(tmp_path)
 
 
 def test_a_missing_file_of_several_is_named(tmp_path, monkeypatch):
@@ -140,4 +141,4 @@ def test_a_missing_file_of_several_is_named(tmp_path, monkeypatch):
   _write(tmp_path, "qwen3")
   (tmp_path / "model-00002.safetensors").unlink()
   with pytest.raises(PublishedError, match=r"model-00002\.safetensors is missing"):
-    open_published(tmp_path)
+    open_folder(tmp_path)
