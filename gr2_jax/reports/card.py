@@ -165,6 +165,6 @@ def render_console_table(results: Mapping[str, Any]) -> RenderableType:
     monitors.add_row(
       console_text(ranker_title(name, titles)), *(format_number(results["diagnostics"][name].get(key), ".3f") for key in MONITORS)
     )
-  lines = [console_text(line) for line in list_comparisons(results)]
   warnings = [console_text(line, "dark_orange") for line in list_suspicions(results)]
-  return Group(rankers, monitors, *warnings, *lines, console_text(verdict(results), "bold"))
+  comparisons = [console_text(line) for line in list_comparisons(results)]
+  return Group(rankers, monitors, *warnings, *comparisons, console_text(verdict(results), "bold"))

@@ -116,10 +116,11 @@ def _suspect_places(name: str, results: Mapping[str, Any]) -> Iterator[str]:
 
 def _find_habit(shares: Any, expected: np.ndarray, margin: float, n: int) -> tuple[int, float, float] | None:
   """(place from 1, its share, what was expected) of the most conspicuous place, where it stands out."""
-  excess = np.asarray(shares) - expected
+  found = np.asarray(shares)
+  excess = found - expected
   place = int(excess.argmax())
-  error = math.sqrt(2 * expected[place] * (1 - expected[place]) / n)  # both shares are of n slates
-  return (place + 1, float(shares[place]), float(expected[place])) if excess[place] > max(margin, ERRORS * error) else None
+  error = math.sqrt(sum(of[place] * (1 - of[place]) for of in (found, expected)) / n)  # both shares are of n slates
+  return (place + 1, float(found[place]), float(expected[place])) if excess[place] > max(margin, ERRORS * error) else None
 
 
 def _suspect_presentations(presented: Mapping[str, Mapping[str, float]], n: int) -> Iterator[str]:

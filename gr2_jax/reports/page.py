@@ -111,6 +111,7 @@ def _name_sections(tokens: Sequence[Token]) -> list[tuple[str, str]]:
   for place, token in enumerate(tokens):
     if token.type == "heading_open" and token.tag == "h2":
       title = tokens[place + 1].content
-      token.attrs["id"] = re.sub(r"\W+", "-", title.lower())
-      sections.append((token.attrs["id"], title))
+      identity = re.sub(r"\W+", "-", title.lower())
+      token.attrs["id"] = identity
+      sections.append((identity, title))
   return sections

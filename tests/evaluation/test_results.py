@@ -99,8 +99,10 @@ def test_subsets_are_tables_of_their_own_and_may_overlap():
   labels = make_labels()
   hard, rankers = labels[:, 0] == 0, make_rankers(labels)
   subsets = {"hard": hard, "all": np.ones(120, bool), "none": np.zeros(120, bool)}
-  results = build_results(dataset="toy", seeds=[0], labels=labels, rankers=rankers, subsets=subsets, resamples=300)
-  assert set(results["subsets"]) == {"hard", "all"}
+  results = build_results(
+    dataset="toy", seeds=[0], labels=labels, rankers=rankers, subsets=subsets, buckets={"kind": subsets, "none": {}}, resamples=300
+  )
+  assert set(results["subsets"]) == {"hard", "all"} and results["buckets"] == {"kind": results["subsets"], "none": {}}
   assert results["subsets"]["all"]["paired"] == results["paired"]
   of = results["subsets"]["hard"]
   assert of["n"] == hard.sum() and of["orders"]["upstream"]["recall@1"] == 0 and of["orders"]["oracle"]["recall@1"] == 1
