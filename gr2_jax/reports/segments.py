@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gr2_jax.evaluation.results import BASELINE, POLICY
+from gr2_jax.evaluation.results import BASELINE, POLICY, TREES
 from gr2_jax.evaluation.segments import DAYS, HEAD, TORSO
 from gr2_jax.reports.names import TABLE_METRICS
 from gr2_jax.reports.rankers import rankers_table, titles_of, write_ranker
 from gr2_jax.reports.tables import count_slates, escape_markdown, format_lift, format_number, markdown_table
-from gr2_jax.reports.verdict import TREES, main_line
+from gr2_jax.reports.verdict import main_line
 
 FEWEST = 50  # slates of a group that is shown: of fewer, R@1 is known to no more than 0.14 either way
 _METRIC = "ndcg@3"

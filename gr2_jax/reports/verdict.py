@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from gr2_jax.evaluation.results import BASELINE, CEILING, POLICY
+from gr2_jax.evaluation.results import BASELINE, CEILING, POLICY, TREES
 from gr2_jax.reports.names import TABLE_METRICS, ranker_title
 from gr2_jax.reports.tables import ONE_USER_NOTE, format_lift, is_decided
 
 _METRICS = ("recall@1", "ndcg@3")
-TREES = ("lambdamart", "lambdamart_all")
 _PRIOR, _CONTROL, _DIRECT, _START = "sft", "rl_control", "direct", "midtrain"
 _STANDINGS = ("above", "behind", "level with", "not told apart from")
 
