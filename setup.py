@@ -37,6 +37,7 @@ setup(
     "lightgbm>=4.3",
     "matplotlib>=3.8",
     "rich>=13",
+    "markdown-it-py>=3",
   ],
   extras_require={
     "tpu": [JAX.replace("jax", "jax[tpu]", 1)],

@@ -1,4 +1,4 @@
-"""Makes a run's card.md and plots again from its artifacts.
+"""Makes a run's card again from its artifacts: card.md with its plots, and card.html, the same in one file to send on.
 
 python -m experiments.card --run=RUN
 """
@@ -30,7 +30,8 @@ def rebuild(directory: str | None) -> int:
     if not pathlib.Path(directory).is_dir():
       raise UserError(f"--run: {directory} is no folder; give the --workdir of a run")
     check_intact(Run(pathlib.Path(directory), ConfigDict(), main=False), "evaluation", "results.json", "per_slate.npz")
-    print(write_card(directory))
+    card = write_card(directory)
+    print(card, card.with_suffix(".html"), sep="\n")
 
   return exit_code_of(program, directory)
 

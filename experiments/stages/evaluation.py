@@ -1,4 +1,4 @@
-"""Stage `evaluation`: every ranker of the test slates, measured side by side; `results.json`, `per_slate.npz` and `card.md`."""
+"""Stage `evaluation`: every ranker of the test slates, measured side by side; `results.json`, `per_slate.npz` and the card."""
 
 import dataclasses
 import functools
@@ -24,7 +24,18 @@ from gr2_jax.evaluation.per_slate import write_per_slate
 from gr2_jax.evaluation.policy_answers import MeanOfOrders, RankFn, ask_policy, make_rank, make_scored_rank
 from gr2_jax.evaluation.reasons import CheckedReason, find_what_matters, judge_reasons
 from gr2_jax.evaluation.reranked import RERANKED, rerank_as_chosen
-from gr2_jax.evaluation.results import AVERAGED, COMPRESSED, POLICY, Measured, RankerAnswers, build_results, measure_rankers, write_results
+from gr2_jax.evaluation.results import (
+  AVERAGED,
+  CEILING,
+  COMPRESSED,
+  POLICY,
+  Measured,
+  RankerAnswers,
+  build_results,
+  measure_rankers,
+  write_results,
+)
+from gr2_jax.evaluation.segments import bucket_slates
 from gr2_jax.evaluation.slate_metrics import SlateView, Truth
 from gr2_jax.evidence.facts import BASIC_FACTS, LM_SCORE
 from gr2_jax.evidence.requests import LogCounts
@@ -99,7 +110,8 @@ class EvaluationOptions:
 
 
 def run(stage: StageContext) -> None:
-  """Writes `results.json`, `per_slate.npz`, `card.md` with its plots, and `answers_RANKER.jsonl` (what the language models answered).
+  """Writes `results.json`, `per_slate.npz`, `card.md` with its plots, `card.html`, and `answers_RANKER.jsonl` (what the
+  language models answered).
 
   With an SFT policy that was taught without reasoning also `hard_slates.json`.
   """
@@ -136,14 +148,16 @@ def run(stage: StageContext) -> None:
       *((name, POLICY) for name in rankers if name.startswith(COMPRESSED)),
       *((name, name.removesuffix(AVERAGED)) for name in rankers if name.endswith(AVERAGED)),
       *((POLICY, name) for name in rankers if name.endswith(RERANKED)),
+      *((name, CEILING) for name in _LINES),
     ],
     priors=[policy.rankers[0].name for policy in reversed(policies) if policy.prior],
     users=users,
     weights=weights,
     segments=[slate.segment for slate in test],
     subsets=subsets,
+    buckets=bucket_slates(test, labels, stage.log if stage.config.slates.source == "log" else stage.split.train),
     train_labels=slate_labels(slates["train"]),
-    notes=[_note_time(stage, test), trees, *([BAYES_NOTE] if "bayes" in rankers else [])],
+    notes=[_note_time(stage, test), trees, *([BAYES_NOTE] if CEILING in rankers else [])],
     gain=options.gain,
     metrics=metrics,
     bootstrap_seed=stage.seed,
@@ -208,7 +222,7 @@ def _classical_rankers(
     **{name: ranking for name, (_, ranking) in trees.items()},
   }
   if (bayes := _bayes_scores(stage, test)) is not None:
-    rankings["bayes"] = baselines.rank_by_scores(bayes, labels, "bayes")
+    rankings[CEILING] = baselines.rank_by_scores(bayes, labels, CEILING)
   chosen = ", ".join(f"{ranker_title(name, {})} {description}" for name, (description, _) in trees.items())
   note = f"Trees, fitted on all training slates, chosen and stopped by N@10 of the validation slates: {chosen}."
   return note, {name: RankerAnswers.of(ranking) for name, ranking in rankings.items()}, scores

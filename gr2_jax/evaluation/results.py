@@ -20,6 +20,8 @@ from gr2_jax.evaluation.weights import check_weights, weighted_mean
 from gr2_jax.files import write_json
 
 BASELINE = "upstream"
+TREES = ("lambdamart", "lambdamart_all")  # on the basic facts, and on all that scored policies read
+CEILING = "bayes"  # a synthetic market's Bayes order: in expectation no ranker is above it
 POLICY = "policy"  # the policy after reinforcement learning, on full histories
 AVERAGED = "_averaged"  # behind a policy's name: its order by the mean log-probability over several orders shown
 COMPRESSED = "policy_compressed_"  # with the name of a compressor: the same policy on compressed ones
@@ -146,6 +148,7 @@ def build_results(
   users: Sequence[str] | None = None,
   segments: Sequence[str | None] | None = None,
   subsets: Mapping[str, np.ndarray] | None = None,
+  buckets: Mapping[str, Mapping[str, np.ndarray]] | None = None,
   weights: np.ndarray | None = None,
   train_labels: np.ndarray | None = None,
   notes: Sequence[str] = (),
@@ -161,9 +164,11 @@ def build_results(
   are there. `priors`: the policies from which another may have been trained on, the latest stage first.
 
   `users [n]`: slates of one user are resampled together. `segments [n]`: tables of their own for each name, as for `subsets`, NAME ->
-  `[n]` bool, which may overlap and are left out where empty. `weights [n]`: how much each slate counts in every mean (default: alike);
-  counts of slates do not heed them. `train_labels [m, K]`: for the histogram of the target's upstream rank. `notes`: sentences for the
-  card, such as how features treat time. `metrics`: what `measure_rankers` made of the rankers, where it is at hand.
+  `[n]` bool, which may overlap and are left out where empty. `buckets`: the same by dimension, see `segments.bucket_slates`,
+  where the rankers of `titles` alone are compared, with the upstream order and the trees.
+  `weights [n]`: how much each slate counts in every mean (default: alike); counts of slates do not heed them. `train_labels [m, K]`: for
+  the histogram of the target's upstream rank. `notes`: sentences for the card, such as how features treat time. `metrics`: what
+  `measure_rankers` made of the rankers, where it is at hand.
 
   In `paired`, `ci95` is the interval of `relative`, both null where the baseline's mean is 0, and `delta_ci95` that of `delta`; slates of
   one user leave both intervals and p null. Raises ValueError for rankers without `upstream` or of other slates, and for weights that are
@@ -184,13 +189,19 @@ def build_results(
   compared = [(name, BASELINE) for name in rankers if name != BASELINE]
   compared += [(name, base) for name, base in pairs if name in rankers and base in rankers]
 
-  def table(where: np.ndarray) -> dict[str, Any]:
+  # A run has a dozen buckets, in which only policies are compared: all pairs would take minutes and megabytes.
+  told = [(name, base) for name, base in compared if name in (titles or {}) and base in (BASELINE, *TREES)]
+
+  def table(where: np.ndarray, compared: Sequence[tuple[str, str]] = compared) -> dict[str, Any]:
     of_table = {name: {metric: values[where] for metric, values in of.items()} for name, of in main.items()}
     return {
       "n": int(where.sum()),
       "orders": {name: mean_metrics(of, weights[where]) for name, of in of_table.items()},
       "paired": compare_rankers(of_table, compared, clusters[where], seed=bootstrap_seed, resamples=resamples, weights=weights[where]),
     }
+
+  def tables(of: Mapping[str, np.ndarray], compared: Sequence[tuple[str, str]] = compared) -> dict[str, Any]:
+    return {name: table(np.asarray(where, bool), compared) for name, where in of.items() if np.any(where)}
 
   return {
     "dataset": dataset,
@@ -206,7 +217,8 @@ def build_results(
       if len(by_presentation) > 1
     },
     "segments": {str(s): table(segment_of == s) for s in sorted({s for s in segment_of if s is not None})},
-    "subsets": {name: table(np.asarray(where, bool)) for name, where in (subsets or {}).items() if np.any(where)},
+    "subsets": tables(subsets or {}),
+    "buckets": {dimension: tables(of, told) for dimension, of in (buckets or {}).items()},
     "upstream_rank_histogram": {"test": rank_histogram(labels)} | ({} if train_labels is None else {"train": rank_histogram(train_labels)}),
     "slate_size": {"mean": float((labels >= 0).sum(axis=1).mean()), "max": labels.shape[1]},
     "gain": gain,

@@ -18,6 +18,12 @@ _CLASSICAL = {
   "oracle": "oracle",
 }
 
+# The rows that a reader looks for first, of those that a run has.
+HEADLINE = (
+  *("upstream", "lambdamart", "lambdamart_all", "midtrain", "sft", "opd", "policy", "rl_control", "direct", "direct_scores"),
+  *("bayes", "oracle"),
+)
+
 CEILINGS = ("bayes", "oracle")  # they know what no ranker can, the second even the user
 
 TABLE_METRICS = {"recall@1": "R@1", "recall@3": "R@3", "ndcg@3": "N@3", "ndcg@5": "N@5", "mrr": "MRR"}

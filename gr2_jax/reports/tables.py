@@ -16,6 +16,8 @@ TABLE_STYLE: dict[str, Any] = {
   "title_justify": "left",
   "caption_justify": "left",
 }
+# Signs of Markdown; underscores begin or end emphasis outside words only, and an ampersand is read only where it begins an entity.
+_SIGNS = re.compile(r"[\\`|<*~\[\]]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)")
 ONE_USER = "[one user]"  # in place of an interval
 ONE_USER_NOTE = f"{ONE_USER}: there is no interval from one user."
 
@@ -38,6 +40,11 @@ def format_lift(of: Mapping[str, Any] | None, digits: int = 1) -> str:
     value, interval, unit = 100 * of["relative"], of["ci95"] and [100 * x for x in of["ci95"]], " %"
   between = ONE_USER if interval is None else f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
   return f"{value:+.{digits}f}{unit} {between}"
+
+
+def count_slates(count: int, kind: str = "") -> str:
+  """`1 slate`, `1,000 test slates`."""
+  return f"{count:,} {kind}{'slate' if count == 1 else 'slates'}"
 
 
 def is_decided(of: Mapping[str, Any]) -> bool:
@@ -69,7 +76,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def escape_markdown(text: str) -> str:
   """Text that Markdown shows as it is: its own signs, HTML's and control characters lose their effect, inside tables too."""
-  return re.sub(r"([\\`|<*\[\]])", r"\\\1", escape_controls(text))
+  return _SIGNS.sub(r"\\\g<0>", escape_controls(text))
 
 
 def code_span(text: str) -> str:

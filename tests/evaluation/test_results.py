@@ -99,9 +99,24 @@ def test_subsets_are_tables_of_their_own_and_may_overlap():
   labels = make_labels()
   hard, rankers = labels[:, 0] == 0, make_rankers(labels)
   subsets = {"hard": hard, "all": np.ones(120, bool), "none": np.zeros(120, bool)}
-  results = build_results(dataset="toy", seeds=[0], labels=labels, rankers=rankers, subsets=subsets, resamples=300)
-  assert set(results["subsets"]) == {"hard", "all"}
-  assert results["subsets"]["all"]["paired"] == results["paired"]
+  results = build_results(
+    dataset="toy",
+    seeds=[0],
+    labels=labels,
+    rankers=rankers,
+    titles={"policy": "RL policy"},
+    pairs=[("policy", "random")],
+    subsets=subsets,
+    buckets={"kind": subsets, "none": {}},
+    resamples=300,
+  )
+  assert set(results["subsets"]) == {"hard", "all"} and results["buckets"]["none"] == {}
+  # Buckets are the same tables, with policies alone compared, and with the upstream order and trees alone.
+  for name, bucket in results["buckets"]["kind"].items():
+    whole = results["subsets"][name]
+    assert bucket["n"] == whole["n"] and bucket["orders"] == whole["orders"] and list(bucket["paired"]) == ["policy_vs_upstream"]
+    one, other = (of["paired"]["policy_vs_upstream"]["mrr"] for of in (bucket, whole))
+    assert one["delta_ci95"] == pytest.approx(other["delta_ci95"]) and one["p"] == other["p"]
   of = results["subsets"]["hard"]
   assert of["n"] == hard.sum() and of["orders"]["upstream"]["recall@1"] == 0 and of["orders"]["oracle"]["recall@1"] == 1
   low, high = of["paired"]["policy_vs_upstream"]["mrr"]["delta_ci95"]

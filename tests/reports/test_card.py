@@ -21,8 +21,8 @@ PNG = b"\x89PNG"
 
 # What the columns of a section's table mean stands below it.
 LEGENDS = {
-  "Re-ranking": "R@k:",
-  "Hacking monitors": "valid:",
+  "All rankers": "R@k:",
+  "Monitors": "valid:",
   "Presentations": "shown:",
   "Semantic IDs": "largest prefix bucket:",
   "Full catalogue": "n: test requests",
@@ -99,7 +99,9 @@ def full_run(bare_run):
 def test_card_of_a_full_run(full_run):
   card = write_card(full_run).read_text(encoding="utf-8")
   results = load_results(full_run / "evaluation" / "results.json")
-  assert card.startswith("# tiny: toy, seed 7\n\n**The RL policy beats the upstream order: R@1 ")
+  assert card.startswith(
+    "# tiny: toy, seed 7\n\n**The RL policy is above the upstream order.**\n\n## Who beats whom\n\n- The RL policy is above "
+  )
   row = next(line for line in card.splitlines() if line.startswith("| RL policy |"))
   lift = results["paired"]["policy_vs_upstream"]["recall@1"]
   low, high = lift["ci95"]
@@ -127,12 +129,16 @@ def test_card_of_a_full_run(full_run):
     "my\\|order",
   ):
     assert part in card, part
-  sections = {section.partition("\n")[0]: section for section in card.split("\n## ")}
+  sections = {section.partition("\n")[0]: section for section in re.split("\n###? ", card)}
+  assert list(sections)[1:8] == [
+    *("Who beats whom", "Headline", "Monitors", "Curves", "Segments", "Latency against quality", "What was run"),
+  ]
+  assert "my\\|order" not in sections["Headline"]
   for name, word in LEGENDS.items():
-    assert word in sections[name][sections[name].rindex("|") :], name
+    assert word in sections[name][sections[name].rindex("|\n") :], name
   assert "nan" not in card.lower() and "None" not in card
   pictures = re.findall(r"\(plots/(\w+\.png)\)", card)
-  assert pictures == ["orders.png", "upstream_rank.png", "rl.png", "top1_share.png", "sid_usage.png"]
+  assert pictures == ["orders.png", "top1_share.png", "rl.png", "upstream_rank.png", "sid_usage.png"]
   assert all((full_run / "evaluation" / "plots" / name).read_bytes().startswith(PNG) for name in pictures)
 
 
@@ -142,7 +148,10 @@ def test_text_of_users_stays_text(bare_run):
   write_results(bare_run / "evaluation" / "results.json", results | {"dataset": "my[/x]`data`"})
   write(bare_run / "config.json", {"name": "my[/x]`data`"})  # the config's name and the data's are one, and told once
   write(bare_run / "command.txt", "python -m experiments.run --config.name='```\n# not a title\u202e'\n")
-  card = write_card(bare_run).read_text(encoding="utf-8")
+  path = write_card(bare_run)
+  card, page = path.read_text(encoding="utf-8"), path.with_suffix(".html").read_text(encoding="utf-8")
+  assert "<title>my[/x]`data`, seed 7</title>" in page and "<strong>a`|\\x1b[2J&lt;b&gt;</strong>" in page
+  assert "\n# not a title\\u202e'" in page and "<h1>not" not in page
   assert card.splitlines()[0] == r"# my\[/x\]\`data\`, seed 7" and r"**a\`\|\\x1b\[2J\<b>**" in card
   assert "````\npython" in card and not set("\x1b\u202e") & set(card)
   console = Console(width=80, file=io.StringIO())
@@ -163,14 +172,16 @@ def test_one_user_leaves_no_interval_and_is_told(tmp_path):
 
 def test_card_says_what_is_missing(bare_run):
   card = write_card(bare_run).read_text(encoding="utf-8")
-  for sentence in ("No tokenizer report", "No full-catalogue metrics", "No traces", "command.txt is missing"):
+  for sentence in ("No tokenizer report", "No full-catalogue metrics", "No traces", "No training left curves", "command.txt is missing"):
     assert sentence in card
-  assert re.findall(r"\(plots/(\w+\.png)\)", card) == ["orders.png", "upstream_rank.png", "top1_share.png"]
+  assert re.findall(r"\(plots/(\w+\.png)\)", card) == ["orders.png", "top1_share.png", "upstream_rank.png"]
 
 
 def test_what_another_run_shares_by_links_stays_as_it_is(bare_run, tmp_path):
   (tmp_path / "other").mkdir()
-  shared = {path: tmp_path / "other" / path.name for path in (write_card(bare_run), bare_run / "evaluation" / "plots" / "orders.png")}
+  card = write_card(bare_run)
+  written = (card, card.with_suffix(".html"), card.parent / "plots" / "orders.png")
+  shared = {path: tmp_path / "other" / path.name for path in written}
   for path, other in shared.items():
     os.link(path, other)
   write_card(bare_run)
@@ -184,9 +195,11 @@ def test_stages_stand_in_the_order_that_their_records_tell_and_the_others_by_nam
 
 
 def test_the_same_run_gives_the_same_card(full_run):
-  first = {p.name: p.read_bytes() for p in [write_card(full_run), *(full_run / "evaluation" / "plots").iterdir()]}
-  second = {p.name: p.read_bytes() for p in [write_card(full_run), *(full_run / "evaluation" / "plots").iterdir()]}
-  assert first == second
+  def written():
+    card = write_card(full_run)
+    return {path.name: path.read_bytes() for path in (card, card.with_suffix(".html"), *(card.parent / "plots").iterdir())}
+
+  assert written() == written()
 
 
 def test_a_run_without_results_is_refused(tmp_path, capsys):
@@ -199,7 +212,8 @@ def test_a_run_without_results_is_refused(tmp_path, capsys):
 
 def test_program_prints_where_the_card_lies(bare_run, capsys):
   assert rebuild(str(bare_run)) == 0
-  assert capsys.readouterr().out.strip() == str(bare_run / "evaluation" / "card.md")
+  cards = [bare_run / "evaluation" / name for name in ("card.md", "card.html")]
+  assert capsys.readouterr().out.split() == [*map(str, cards)] and all(card.exists() for card in cards)
 
 
 def test_console_table_fits_into_80_columns():

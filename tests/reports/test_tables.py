@@ -35,6 +35,8 @@ def test_text_of_users_stays_in_its_cell_and_in_its_code():
   cell = escape_markdown("a|b\\|c`d`\n<img src=x> *e* [f](g) \u202eh\x1b[0m")
   # A control character is told with a backslash, which is escaped in its turn.
   assert cell == r"a\|b\\\|c\`d\`\\n\<img src=x> \*e\* \[f\](g) \\u202eh\\x1b\[0m"
+  # Within words underscores and ampersands are what they are.
+  assert escape_markdown("my_data AT&T _x_ &lt; ~~y~~") == r"my_data AT&T \_x\_ \&lt; \~\~y\~\~"
   row = markdown_table(["title"], [[cell], ["mine|yours"]]).splitlines()
   assert row[2] == f"| {cell} |" and row[3] == r"| mine\|yours |"
 
