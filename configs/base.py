@@ -5,6 +5,8 @@ docs/config.md lists them: what each means, its unit, default and values, and wh
 inside. The main line stands at GR2's published constants where there are any.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from experiments.settings import RunOptions
@@ -19,6 +21,6 @@ def base() -> ConfigDict:
   return ConfigDict(to_section(RunOptions()) | sections)
 
 
-def optimizer(learning_rate: float, **changes) -> ConfigDict:
+def optimizer(learning_rate: float, **changes: Any) -> ConfigDict:
   """A section of an optimizer."""
   return ConfigDict(to_section(OptimizerConfig(learning_rate, **changes)))

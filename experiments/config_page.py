@@ -3,13 +3,12 @@
 python -m experiments.config_page
 """
 
+import argparse
 import inspect
 import pathlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from absl import app
 from ml_collections import ConfigDict
 
 from gr2_jax.files import replacing
@@ -28,7 +27,7 @@ stages of a run read it. Written by `python -m experiments.config_page`; the tex
 - A config file is a short list of changes to these defaults. Over it go files of changes, in the order given, and over them single values:
   `python -m experiments.run --config=configs/quickstart.py --overrides=FILE.toml --config.rl.steps=200 --workdir=RUN`. The file is TOML,
   with a table for a section (`[rl]`, then `steps = 200`) or dotted keys (`rl.steps = 200`); arrays are tuples.
-- Where the default is `None`, a number or a text can be set; to come back to `None`, leave the key out.
+- `None` is the default of a key, or set by a config file; neither a file of changes nor the command line can write it.
 - *Read by*: the stages whose files a key decides; a changed value makes these anew, and all that follow them. In brackets stands the one
   setting on which it depends whether they look at the key, the others at their defaults. A key that no stage reads (-) changes no result.
 """
@@ -139,18 +138,15 @@ def _render_value(value: Any) -> str:
   return "empty" if value == "" else f"`{value}`"
 
 
-def main(argv: Sequence[str]) -> int:
+def main() -> None:
   """Writes the page and says where."""
-  if len(argv) > 1:
-    print(f"ERROR: {argv[1]!r} is no flag; the program takes none", file=sys.stderr)
-    return 1
+  argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
   from configs.base import base
 
   with replacing(PAGE) as partial:
     partial.write_text(render_page(base()), encoding="utf-8")
   print(PAGE)
-  return 0
 
 
 if __name__ == "__main__":
-  app.run(main)
+  main()

@@ -13,9 +13,7 @@ from gr2_jax.training.mesh import MeshOptions
 class ModelOptions:
   """The language model. Raises ValueError."""
 
-  preset: str = setting(
-    "tiny", "the model's size, a name in gr2_jax/models/config.py; test to small start anew, the others are Qwen3's", choices=PRESETS
-  )
+  preset: str = setting("tiny", "the model's size, a name in gr2_jax/models/config.py", choices=PRESETS)
 
   def __post_init__(self) -> None:
     check_settings(self)

@@ -34,8 +34,8 @@ class CompressOptions:
   budget: int = setting(48, "tokens of a shortened history", unit="tokens", low=1)
   splits: tuple[str, ...] = setting(("test",), "slates whose histories are shortened; the evaluation reads those of test", choices=SPLITS)
   batch_size: int = setting(64, "histories shortened at a time", unit="histories", low=1)
-  rewriter: RewriterOptions = setting(RewriterOptions(), "the trained rewriter")
-  soft_tokens: SoftTokenOptions = setting(SoftTokenOptions(), "vectors that stand for items")
+  rewriter: RewriterOptions = setting(RewriterOptions(), "the variant rewriter: a model that writes shorter histories")
+  soft_tokens: SoftTokenOptions = setting(SoftTokenOptions(), "the variant soft_tokens: vectors that stand for items")
 
   def __post_init__(self) -> None:
     check_settings(self)

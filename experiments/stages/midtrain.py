@@ -40,13 +40,13 @@ class NewRowsOptions:
 class MidtrainOptions:
   """What the language model learns from the log, and how its retrieval is measured. Raises ValueError."""
 
-  mixture: Mixture = setting(Mixture(), "shares of the tasks")
+  mixture: Mixture = setting(Mixture(), "shares of the tasks of the form tokens, which are normalised")
   form: str = setting(
     "tokens",
     "what is read: the tokens of semantic IDs and text, or packed: one position an item, with a dense head beside the codes",
     choices=("tokens", "packed"),
   )
-  packed: PackedOptions = setting(PackedOptions(), "what is said of the form packed")
+  packed: PackedOptions = setting(PackedOptions(), "settings of the form packed")
   corpus_epochs: int = setting(64, "passes over the log after which the corpus repeats its draws", unit="epochs", low=1)
   max_history: int = setting(20, "latest items of a history", unit="items", low=1)
   batch_size: int = setting(32, "rows of an update", unit="rows", low=1)

@@ -78,17 +78,15 @@ class MarketConfig:
   labels: Literal["single", "graded"] = setting(
     "single", "what users do: one purchase a slate, or clicks and purchases under position bias"
   )
-  complement_weight: float = setting(
-    3.4, "weight in what a user likes of the chain of categories, that is of what completes the last items", unit="logits"
-  )
-  brand_weight: float = setting(3.6, "weight in what a user likes of the favourite brands", unit="logits")
-  follow_weight: float = setting(3.0, "weight in what a user likes of the items that follow the last one", unit="logits")
-  taste_weight: float = setting(0.8, "weight in what a user likes of the user's categories", unit="logits")
-  scent_weight: float = setting(1.0, "weight in what a user likes of the user's scents", unit="logits")
-  price_weight: float = setting(0.6, "weight in what a user likes of the distance from what the user tends to pay", unit="logits")
-  quality_weight: float = setting(0.8, "weight in what a user likes of the item's quality", unit="logits")
+  complement_weight: float = setting(3.4, "how much a user likes what completes the last items by the chain of categories", unit="logits")
+  brand_weight: float = setting(3.6, "how much a user likes the favourite brands", unit="logits")
+  follow_weight: float = setting(3.0, "how much a user likes the items that follow the last one", unit="logits")
+  taste_weight: float = setting(0.8, "how much a user's taste in categories counts", unit="logits")
+  scent_weight: float = setting(1.0, "how much a user's taste in scents counts", unit="logits")
+  price_weight: float = setting(0.6, "how much a price counts against an item that is far from what the user tends to pay", unit="logits")
+  quality_weight: float = setting(0.8, "how much the item's quality counts", unit="logits")
   favourite_brands: int = setting(2, "favourite brands of a user", low=1)
-  upstream_sight: float = setting(0.25, "share of the complement, brand and follow parts that the upstream ranker sees", low=0)
+  upstream_sight: float = setting(0.25, "share of complement_weight, brand_weight and follow_weight that the upstream ranker sees", low=0)
   upstream_noise: float = setting(1.0, "standard deviation of the upstream ranker's noise", unit="logits", low=0)
   upstream_exposure: float = setting(0.5, "weight that past exposure has in the upstream ranker's scores", unit="logits")
   examination_decay: float = setting(0.5, "a user looks at place s of a slate, from 0 on, with probability `(s + 1) ** -decay`", low=0)

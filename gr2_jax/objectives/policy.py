@@ -31,8 +31,8 @@ class PolicyLossConfig:
     "what is clipped, the ratio of the trained to the sampling policy: of each token, or of the sequence, exp(mean_t log r_t), the same "
     "at all of its tokens (GSPO, arXiv 2507.18071)",
   )
-  clip_low: float = setting(0.2, "the ratio counts from 1 - clip_low on", low=0, below=1)
-  clip_high: float = setting(0.28, "the ratio counts up to 1 + clip_high", low=0)
+  clip_low: float = setting(0.2, "lower clip: the ratio of the trained to the sampling policy counts from 1 - clip_low on", low=0, below=1)
+  clip_high: float = setting(0.28, "upper clip: that ratio counts up to 1 + clip_high", low=0)
   importance_cap: float | None = setting(
     None, "C of the weight min(π_trainer / π_sampler, C) of a token's term, against the gap between both; None: no weight", low=1
   )

@@ -55,7 +55,7 @@ class AnswerOptions:
   )
   names: bool = setting(
     False,
-    "whether a scored policy reads with a candidate's facts the name by which reasonings call it, and so need not learn that of the "
+    "whether a scored policy reads with a candidate's facts the name by which reasonings call it, and so need not learn it from the "
     "upstream rank",
   )
   evaluate_every: int = setting(50, "steps between validations of a scored policy, of which the best step is kept", unit="steps", low=1)

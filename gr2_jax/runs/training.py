@@ -27,7 +27,7 @@ from gr2_jax.training.state import OptimizerConfig, TrainState, make_optimizer
 class TrainingOptions:
   """How long a training goes on, and how often it saves and tells. Raises ValueError."""
 
-  steps: int = setting(100, "updates of the training", unit="steps", low=0)
+  steps: int = setting(100, "length of the training; a step is an update, of RL all updates on a batch of answers", unit="steps", low=0)
   optimizer: OptimizerConfig = setting(OptimizerConfig(1e-3), "how parameters are updated")
   save_every: int = setting(100, "steps between checkpoints", unit="steps", low=1)
   log_every: int = setting(10, "steps between lines of metrics", unit="steps", low=1)
