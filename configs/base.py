@@ -1,9 +1,11 @@
 """Every setting of a run with its default; an experiment is this plus a small diff (see quickstart.py, amazon.py).
 
-What a setting means, in which unit and which values it holds, its record says: `experiments/settings.py` has what all stages share,
-`experiments/stages/STAGE.py` the section of a stage, and they name the records inside. The main line stands at GR2's published
-constants where there are any.
+docs/config.md lists them: what each means, its unit, default and values, and which stages read it. It is made from the records:
+`experiments/settings.py` has what all stages share, `experiments/stages/STAGE.py` the section of a stage, and they name the records
+inside. The main line stands at GR2's published constants where there are any.
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -19,6 +21,6 @@ def base() -> ConfigDict:
   return ConfigDict(to_section(RunOptions()) | sections)
 
 
-def optimizer(learning_rate: float, **changes) -> ConfigDict:
+def optimizer(learning_rate: float, **changes: Any) -> ConfigDict:
   """A section of an optimizer."""
   return ConfigDict(to_section(OptimizerConfig(learning_rate, **changes)))

@@ -1,15 +1,17 @@
-"""The whole main line on a synthetic market, in minutes on two CPU cores: scored answers over packed evidence.
-
-    python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
-    python -m experiments.run --config=configs/quickstart.py:tiny --workdir=runs/tiny      # seconds, learns next to nothing: for tests
+"""Purpose: the whole main line on a synthetic market, in minutes: reasonings and scored answers over packed evidence.
+Paper: its line on industrial logs ranks R@1 +18.7 %, R@3 +7.1 %, N@3 +9.6 % above the production order.
+Expected: N@3 of the direct policy +.012 [.005, .018] above LambdaMART on 19 facts; of the RL policy +.061 [.050, .071] above the SFT policy
+  that it starts from, which saw no label (95 % intervals, seeds 0 to 2 together).
+Hardware: 2 CPU cores, 2 to 9 minutes by machine.
+Command: python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
+Measured: docs/results/main.md
 
 Two lines. Reasoned, the report's: SFT on a teacher that saw no label, then RL on the verified reward, both write a reasoning and are scored
 behind it, beside a control by supervision (`rl.control`). Direct: half labels and half a tree are learnt, and answers come at once.
 `at_once` leaves the reasonings out of the first line too; `teacher=tree` lets SFT learn a tree's orders and its reasons for them, facts
 that are true by construction, and the tree saw labels, of other users. The report's own form of answer, written token by token after a
-reasoning, is in `written.py` and `small_market.py`.
-Hardware: 2 CPU cores. `seed=N` repeats it on another market with other draws.
-Measured: docs/results/main.md
+reasoning, is in `written.py` and `small_market.py`. `seed=N`: another market with other draws; `tiny`: seconds, learns next to nothing,
+for tests.
 """
 
 from configs.base import optimizer

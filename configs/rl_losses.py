@@ -1,11 +1,14 @@
-"""The published RL algorithms by name, each a diff on `config.rl`, and each a config: the small market's main line with it.
+"""Purpose: the published RL algorithms by name, each a diff on `config.rl` and a config: the small market's main line with it.
+Paper: trained by DAPO (Eq 8 and 9); no figure of the others.
+Expected: not measured; `dapo` is `small_market.py`, and the others differ from it in `config.rl` alone.
+Hardware: 2 CPU cores, two minutes.
+Command: python -m experiments.run --config=configs/rl_losses.py:grpo --workdir=runs/grpo
+Measured: nothing yet; docs/results/README.md lists what is.
 
-    python -m experiments.run --config=configs/rl_losses.py:grpo --workdir=runs/rl_grpo
-
-`dapo`, `grpo`, `dr_grpo`, `gspo` or `tis`; hardware 2 CPU cores, two minutes. `seed=N` is another market; `tiny` is for tests.
+`dapo`, `grpo`, `dr_grpo`, `gspo` or `tis`; `seed=N`: another market with other draws; `tiny`: for tests.
 None has a KL term: no initial policy is kept beside the trained one. The elements of DAPO have a switch each: clip-higher
 `loss.clip_high`, token-level loss `loss.aggregation`, refilled groups `dynamic_sampling`, overlong shaping `overlong_zone`, and, in its
-place, overlong filtering `loss.mask_truncated`. Expected result: not measured; the algorithms differ in `config.rl` alone.
+place, overlong filtering `loss.mask_truncated`.
 """
 
 from collections.abc import Callable

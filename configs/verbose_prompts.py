@@ -1,10 +1,12 @@
-"""The report's own form of prompt and answer on the small market: full instructions and knowledge priming, items with semantic ID, title
-and category, free answers as one JSON object with an explanation.
+"""Purpose: the report's own form of prompt and answer on the small market: full instructions, knowledge priming, titles, one JSON object.
+Paper: v1 on Beauty, prompts of about 2,200 tokens: N@5 .5234 after RL with knowledge priming, .5172 without.
+Expected: not measured; shows the form end to end.
+Hardware: 2 CPU cores; not timed, `tiny` two minutes.
+Command: python -m experiments.run --config=configs/verbose_prompts.py --workdir=runs/verbose
+Measured: nothing yet; docs/results/README.md lists what is.
 
-    python -m experiments.run --config=configs/verbose_prompts.py --workdir=runs/verbose_prompts
-
-Hardware: 2 CPU cores; not timed. `seed=N` is another market with other draws; `tiny` is for tests.
-Expected result: not measured; shows the report's form end to end.
+Items come with semantic ID, title and category, and free answers with an explanation. `seed=N`: another market with other draws; `tiny`:
+for tests.
 """
 
 from ml_collections import ConfigDict

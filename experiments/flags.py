@@ -1,4 +1,4 @@
-"""`--config=file.py:args` with locked dotted overrides, checked before anything starts."""
+"""`--config=file.py:args` with locked overrides, of files and single ones, checked before anything starts."""
 
 import ast
 import difflib
@@ -6,7 +6,8 @@ import importlib.util
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,10 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from gr2_jax.errors import ConfigError
+from gr2_jax.printable import escape_controls
 
 NAME = "config"
+_FILES = "overrides"
 
 # What flags may name, spelt out, since the packages that define it bring JAX, for which --help should not wait.
 MODES = ("reason", "direct", "score")
@@ -28,8 +31,10 @@ _PARSERS = {int: flags.IntegerParser(), float: flags.FloatParser(), bool: flags.
 
 
 def define_config() -> flags.FlagHolder:
-  """The flag `--config`, whose value is the locked config with its overrides; parse it with `parse_flags`."""
+  """The flags `--config`, whose value is the locked config with its overrides, and `--overrides`; parse them with `parse_flags`."""
   usage = "experiment: FILE.py or FILE.py:args; single values by --config.key=value"
+  of_files = "TOML file whose values go over the config's; of several (--overrides=A --overrides=B) the last wins, --config.key over all"
+  flags.DEFINE_multi_string(_FILES, [], of_files)
   return config_flags.DEFINE_config_file(NAME, None, usage, lock_config=True)
 
 
@@ -40,7 +45,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     if asked:
       return flags.FLAGS([argv[0], *asked])  # alone, since a config brings JAX
     check_overrides(load_config(_config_path(argv)), _overrides(argv))
-    return flags.FLAGS(list(argv))
+    others = flags.FLAGS(list(argv))
+    _apply_files(flags.FLAGS[NAME], flags.FLAGS[_FILES].value)
+    return others
   except (ConfigError, flags.Error) as error:
     print(f"ERROR: {error}", file=sys.stderr)
     sys.exit(1)
@@ -76,18 +83,45 @@ def load_module(path: str) -> ModuleType:
 def check_overrides(config: config_dict.ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
   """Raises ConfigError for a key that `config` lacks or a value of another type. `overrides`: (dotted key, text) pairs."""
   for key, text in overrides:
-    holder = config
-    parts = key.split(".")
-    kind = config_dict.ConfigDict
-    for depth, part in enumerate(parts):
-      here = ".".join((NAME, *parts[:depth]))
-      if not isinstance(holder, config_dict.ConfigDict):
-        raise ConfigError(f"--{NAME}.{key}: {here} is a {type(holder).__name__}, not a section; it has no keys")
-      if part not in holder:
-        raise ConfigError(f"--{NAME}.{key}: {here} has no key {part!r}{_near(part, list(holder.keys()), _paths(config))}")
-      kind = holder.get_type(part)
-      holder = holder[part]
-    _check_value(f"--{NAME}.{key}", kind, holder, text)
+    flag = f"--{NAME}.{key}"
+    _check_value(flag, *_find(config, key.split("."), flag), text)
+
+
+def read_overrides(path: str, config: config_dict.ConfigDict) -> dict[str, Any]:
+  """Dotted key -> value of a TOML file, sections as tables or dotted keys, arrays as tuples; nothing in it is executed.
+
+  Raises ConfigError, naming file and key, for a file that is missing or no TOML, a key that `config` lacks or a value of another type.
+  """
+  file = pathlib.Path(path)
+  if not file.is_file():
+    beside = sorted(str(p) for p in file.parent.glob("*.toml")) if file.parent.is_dir() else []
+    raise ConfigError(f"--{_FILES}: no file {path!r}{_near(path, beside)}")
+  try:
+    given = list(_flatten(tomllib.loads(file.read_text(encoding="utf-8"))))
+  except (OSError, ValueError, RecursionError) as error:
+    raise ConfigError(f"--{_FILES}={path}: no TOML ({escape_controls(str(error))}); write lines such as rl.steps = 200") from None
+  values: dict[str, Any] = {}
+  for parts, value in given:
+    key = ".".join(parts)
+    flag = f"--{_FILES}={path}: {escape_controls(key)}"
+    kind, now = _find(config, parts, flag)
+    if value == {} and kind is config_dict.ConfigDict:
+      continue  # a table without a value
+    _check_no_section(flag, kind, now)
+    if _is_huge(value):
+      raise ConfigError(f"{flag}: a whole number that does not fit 64 bits")
+    fits = list if kind is tuple else (int, float) if kind is float else kind
+    if not isinstance(value, fits) or (isinstance(value, bool) and kind is not bool):
+      raise ConfigError(f"{flag}: expected {kind.__name__} (now {now!r}), got {type(value).__name__} {value!r}")
+    values[key] = kind(value)
+  return values
+
+
+def command_of(program: str) -> list[str]:
+  """The command as it was given, for the record, and after it what its files of overrides set, since they may change."""
+  given = {key for key, _ in _overrides(sys.argv)}
+  of_files = [f"--{NAME}.{key}={value}" for key, value in flags.FLAGS[NAME].override_values.items() if key not in given]
+  return ["python", "-m", program, *sys.argv[1:], *of_files]
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> SimpleNamespace:
@@ -107,6 +141,43 @@ def parse_arg(arg: str | None, **defaults: Any) -> SimpleNamespace:
     _check_value(f"config argument {name}", kind, defaults[name], text if given else "true")
     values[name] = True if not given else _PARSERS[kind].parse(text) if kind in _PARSERS else text
   return SimpleNamespace(**values)
+
+
+def _apply_files(flag: Any, paths: Sequence[str]) -> None:
+  """Sets what the files say in the parsed config and its `override_values`, but for keys that stand on the command line."""
+  values: dict[str, Any] = {}
+  for path in paths:
+    values |= read_overrides(path, flag.value)
+  values = {key: value for key, value in values.items() if key not in flag.override_values}
+  flag.value.update_from_flattened_dict(values)
+  flag.override_values.update(values)
+
+
+def _flatten(table: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+  for name, value in table.items():
+    if isinstance(value, Mapping) and value:
+      yield from _flatten(value, (*above, name))
+    else:
+      yield (*above, name), value
+
+
+def _is_huge(value: Any) -> bool:
+  """Whether an integer is, or is in, the value that cannot even be printed."""
+  return any(map(_is_huge, value)) if isinstance(value, list) else isinstance(value, int) and value.bit_length() > 63
+
+
+def _find(config: config_dict.ConfigDict, parts: Sequence[str], flag: str) -> tuple[type, Any]:
+  """(type, value) at a dotted key; raises ConfigError, which begins with `flag`, where there is none."""
+  value: Any = config
+  kind: type = config_dict.ConfigDict
+  for depth, part in enumerate(parts):
+    here = ".".join((NAME, *parts[:depth]))
+    if not isinstance(value, config_dict.ConfigDict):
+      raise ConfigError(f"{flag}: {here} is a {type(value).__name__}, not a section; it has no keys")
+    if part not in value:
+      raise ConfigError(f"{flag}: {here} has no key {part!r}{_near(part, list(value.keys()), _paths(config))}")
+    kind, value = value.get_type(part), value[part]
+  return kind, value
 
 
 def _config_path(argv: Sequence[str]) -> str:
@@ -135,11 +206,15 @@ def _overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
   return found
 
 
-def _check_value(flag: str, kind: type, now: Any, text: str) -> None:
+def _check_no_section(flag: str, kind: type, now: Any) -> None:
   if kind is config_dict.ConfigDict:
     raise ConfigError(f"{flag} is a section; set one of its keys: {', '.join(now.keys())}")
   if kind is type(None):
     raise ConfigError(f"{flag} is None and has no type; declare it in the config as config_dict.placeholder(TYPE)")
+
+
+def _check_value(flag: str, kind: type, now: Any, text: str) -> None:
+  _check_no_section(flag, kind, now)
   try:
     if kind in _PARSERS:
       _PARSERS[kind].parse(text)

@@ -2,6 +2,8 @@
 
     python -m experiments.run --config=configs/quickstart.py --workdir=RUN [--stages=tokenize,midtrain] [--from=OTHER_RUN]
 
+Values go over each other in this order: the config file with its argument, the files of `--overrides=FILE.toml` as they are given, then
+`--config.key=value`.
 Exit codes: 0 done, 1 error, 143 stopped by SIGTERM, 130 stopped by Ctrl-C; after a stop the same command goes on.
 """
 
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from experiments.compilation_cache import define_compilation_cache, use_compilation_cache
-from experiments.flags import define_config, parse_flags
+from experiments.flags import command_of, define_config, parse_flags
 
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; the same one goes on where it stopped")
@@ -30,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
   from experiments.pipeline import execute
 
   use_compilation_cache(_CACHE.value)
-  command = ["python", "-m", "experiments.run", *sys.argv[1:]]
+  command = command_of("experiments.run")
   return execute(_CONFIG.value, _WORKDIR.value, _STAGES.value, command, check=check_values, source=_FROM.value)
 
 

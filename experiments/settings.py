@@ -13,7 +13,7 @@ from gr2_jax.training.mesh import MeshOptions
 class ModelOptions:
   """The language model. Raises ValueError."""
 
-  preset: str = setting("tiny", "its size", choices=PRESETS)
+  preset: str = setting("tiny", "the model's size, a name in gr2_jax/models/config.py", choices=PRESETS)
 
   def __post_init__(self) -> None:
     check_settings(self)
@@ -25,9 +25,9 @@ class DecodingOptions:
 
   constraint: str = setting(
     "none",
-    "slate: every answer is a full permutation by construction, with the same mask in every loss, and a rewritten history names its "
-    "items by whole semantic IDs; facts: of reasonings before scored answers, likewise, words for facts stand only behind the name of a "
-    "candidate of which they are true; none: free answers, strict parser",
+    "what can be written. none: anything, read by a strict parser; slate: full permutations alone, by the same mask in every loss, and "
+    "rewritten histories name their items by whole semantic IDs; facts, of reasonings before scored answers: words for facts stand only "
+    "behind the name of a candidate of which they are true",
     choices=("none", "slate", "facts"),
   )
   max_new_tokens: int = setting(48, "limit of an answer with its reasoning", unit="tokens", low=1)
@@ -40,15 +40,15 @@ class DecodingOptions:
 class RunOptions:
   """The settings outside the stages' sections. Raises ValueError."""
 
-  name: str = setting("base", "of the experiment")
-  seed: int = setting(0, "of all draws of the stages", low=0)
-  distributed: bool = setting(False, "jax.distributed.initialize() before anything else")
-  wandb_project: str = setting("", "of Weights & Biases, for the metrics; empty: none")
-  mesh: MeshOptions = setting(MeshOptions(), "of devices")
-  model: ModelOptions = setting(ModelOptions(), "of language")
+  name: str = setting("base", "name of the experiment")
+  seed: int = setting(0, "seed of all draws of the stages", low=0)
+  distributed: bool = setting(False, "whether several processes share the run: jax.distributed.initialize() comes before anything else")
+  wandb_project: str = setting("", "project of Weights & Biases that gets the metrics; empty: none")
+  mesh: MeshOptions = setting(MeshOptions(), "how devices are arranged")
+  model: ModelOptions = setting(ModelOptions(), "the language model")
   prompt: PromptStyle = setting(PromptStyle(), "how slates are put to the model")
-  decoding: DecodingOptions = setting(DecodingOptions(), "of answers")
-  answer: AnswerOptions = setting(AnswerOptions(), "of a policy")
+  decoding: DecodingOptions = setting(DecodingOptions(), "how answers are decoded")
+  answer: AnswerOptions = setting(AnswerOptions(), "the form of a policy's answers")
 
   def __post_init__(self) -> None:
     check_settings(self)

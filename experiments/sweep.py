@@ -2,7 +2,8 @@
 
     python -m experiments.sweep --config=configs/ablations/reward_hacking.py --workdir=DIR [--only=naive_upstream] [--seeds=0,1]
 
-`--config.key=value` holds for all runs and `--stages` for each, as in experiments.run; `--from` also takes another sweep.
+`--overrides=FILE.toml` and `--config.key=value` hold for all runs, under the changes of a variant, and `--stages` for each, as in
+experiments.run; `--from` also takes another sweep.
 An ablation file has `get_config(arg)`, which takes `seed=N`; `VARIANTS`: name -> {dotted config key: value}; and `SEEDS`;
 `get_variants(arg)` where some variant is another one for another `arg`. The runs lie at
 DIR/VARIANT/seed_N; the value `run:VARIANT` names that of an earlier variant with the same seed. A stage that had the same inputs in another
@@ -15,9 +16,9 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-import experiments.run  # defines --config, --workdir, --stages, --from and --compilation_cache
+import experiments.run  # defines --config, --overrides, --workdir, --stages, --from and --compilation_cache
 from experiments.compilation_cache import use_compilation_cache
-from experiments.flags import NAME, parse_flags
+from experiments.flags import NAME, command_of, parse_flags
 
 _ONLY = flags.DEFINE_list("only", None, "variants to run (all)")
 _SEEDS = flags.DEFINE_list("seeds", None, "seeds to run (those of the ablation)")
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
   return execute(
     given.config_filename,
     flags.FLAGS.workdir,
-    ["python", "-m", "experiments.sweep", *sys.argv[1:]],
+    command_of("experiments.sweep"),
     overrides=given.override_values,
     names=flags.FLAGS.stages,
     only=_ONLY.value,

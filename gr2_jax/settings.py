@@ -6,7 +6,7 @@ import numbers
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from ml_collections import config_dict
 
@@ -16,6 +16,26 @@ Record = TypeVar("Record")
 _INT32 = 2**31 - 1
 _FLOAT32 = 3.4e38
 _NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "text", tuple: "a tuple"}
+_PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
+
+
+class Setting(NamedTuple):
+  """A setting for its reader: the dotted key, and in words what may stand there, of which `choices` are the names."""
+
+  key: str
+  meaning: str
+  unit: str
+  default: Any
+  values: str
+  choices: tuple[str, ...]
+
+
+class Section(NamedTuple):
+  """A section of a config for its reader: the dotted key, empty for the outermost one, and the settings right in it."""
+
+  key: str
+  meaning: str
+  settings: tuple[Setting, ...]
 
 
 def setting(
@@ -70,6 +90,24 @@ def to_section(record: Any) -> dict[str, Any]:
     else:
       section[field.name] = config_dict.placeholder(_kinds(hint)[0]) if value is None else value
   return section
+
+
+def describe_sections(record: Any, key: str = "", meaning: str = "") -> list[Section]:
+  """The record's section at a dotted key, and the sections inside, each after the one that holds it."""
+  own: list[Setting] = []
+  inside: list[Section] = []
+  for field, hint in settings_of(type(record)):
+    value, name = getattr(record, field.name), f"{key}.{field.name}" if key else field.name
+    if "spread" in field.metadata:
+      beside, *others = describe_sections(value, key)
+      own += beside.settings
+      inside += others
+    elif dataclasses.is_dataclass(value):
+      inside += describe_sections(value, name, field.metadata["meaning"])
+    else:
+      values, choices = _name_values(hint, field.metadata), tuple(_choices_of(_kinds(hint)[0], field.metadata))
+      own.append(Setting(name, field.metadata["meaning"], field.metadata["unit"], value, values, choices))
+  return [Section(key, meaning, tuple(own)), *inside]
 
 
 def read_section(kind: type[Record], section: Mapping[str, Any], key: str = "") -> tuple[Record | None, list[str]]:
@@ -131,6 +169,31 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
   return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
+def _choices_of(kind: Any, metadata: Mapping[str, Any]) -> Collection[str]:
+  return typing.get_args(kind) if typing.get_origin(kind) is Literal else metadata["choices"]
+
+
+def _name_values(hint: Any, metadata: Mapping[str, Any]) -> str:
+  """What may stand there, in words."""
+  kind, limits = _kinds(hint)[0], _name_limits(metadata["limits"])
+  choices, members, is_tuple = _choices_of(kind, metadata), typing.get_args(kind), typing.get_origin(kind) is tuple
+  if choices:
+    text = f"{'any' if is_tuple else 'one'} of {', '.join(choices)}"
+  elif is_tuple:
+    text = _PLURALS[members[0]] if Ellipsis in members else f"{len(members)} {_PLURALS[members[0]]}"
+    text += f", each {limits}" if limits else ""
+  else:
+    text = _NAMES[kind] + (f", {limits}" if limits else "")
+  return text + (", or None" if types.NoneType in _kinds(hint) else "")
+
+
+def _name_limits(limits: Mapping[str, float | None]) -> str:
+  low, high, above, below = (limits[name] for name in ("low", "high", "above", "below"))
+  wanted = [f"at least {low:g}"] if low is not None else [f"above {above:g}"] if above is not None else []
+  wanted += [f"at most {high:g}"] if high is not None else [f"below {below:g}"] if below is not None else []
+  return " and ".join(wanted)
+
+
 def _find_fault(value: Any, hint: Any, metadata: Mapping[str, Any]) -> str | None:
   """What is wrong with a value, or None."""
   if "spread" in metadata or dataclasses.is_dataclass(hint):
@@ -139,7 +202,7 @@ def _find_fault(value: Any, hint: Any, metadata: Mapping[str, Any]) -> str | Non
   if value is None:
     return None if types.NoneType in kinds else "None is no value here"
   kind = kinds[0]
-  choices: Collection[str] = typing.get_args(kind) if typing.get_origin(kind) is Literal else metadata["choices"]
+  choices = _choices_of(kind, metadata)
   if typing.get_origin(kind) is tuple or isinstance(value, list | tuple):
     return _find_fault_in_tuple(value, kind, metadata)
   if choices:
@@ -170,13 +233,11 @@ def _find_fault_of_number(value: Any, limits: Mapping[str, float | None]) -> str
   if abs(value) > (_INT32 if isinstance(value, numbers.Integral) else _FLOAT32):
     return f"{value} does not fit 32 bits"
   low, high, above, below = (limits[name] for name in ("low", "high", "above", "below"))
-  wanted = [f"at least {low:g}"] if low is not None else [f"above {above:g}"] if above is not None else []
-  wanted += [f"at most {high:g}"] if high is not None else [f"below {below:g}"] if below is not None else []
   if (
     (low is not None and value < low)
     or (above is not None and value <= above)
     or (high is not None and value > high)
     or (below is not None and value >= below)
   ):
-    return f"{value} must be {' and '.join(wanted)}"
+    return f"{value} must be {_name_limits(limits)}"
   return None

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from gr2_jax.errors import ConfigError
-from gr2_jax.settings import check_settings, read_record, read_section, setting, spread, to_section
+from gr2_jax.settings import Setting, check_settings, describe_sections, read_record, read_section, setting, spread, to_section
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,3 +117,23 @@ def test_missing_and_unknown_settings_are_faults():
   del values["size"], values["kind"]
   faults = read_section(Outer, values, "outer")[1]
   assert [fault.partition(": ")[0] for fault in faults] == ["--config.outer.sise", "--config.outer.size", "--config.outer.kind"]
+
+
+def test_sections_are_described_with_full_keys_limits_and_choices_in_words():
+  outer, inner = describe_sections(Outer(), "outer", "the whole")
+  assert (outer.key, outer.meaning, inner.key, inner.meaning) == ("outer", "the whole", "outer.inner", "a section inside")
+  assert [setting.key for setting in outer.settings] == [
+    *(f"outer.{name}" for name in ("size", "limit", "flag", "widths", "pair", "fields", "rate", "kind"))
+  ]
+  assert outer.settings[0] == Setting("outer.size", "of all", "items", 2, "a whole number, at least 1", ())
+  assert {setting.key.rpartition(".")[2]: setting.values for setting in outer.settings[1:]} == {
+    "limit": "a whole number, at least 1, or None",
+    "flag": "True or False",
+    "widths": "whole numbers, each at least 1",
+    "pair": "2 numbers, each at least 0 and below 2",
+    "fields": "any of title, brand",
+    "rate": "a number, above 0 and at most 1",
+    "kind": "one of a, b",
+  }
+  assert [setting.default for setting in inner.settings] == [0.5, "a"] and inner.settings[1].choices == ("a", "b")
+  assert [section.key for section in describe_sections(Outer())] == ["", "inner"]

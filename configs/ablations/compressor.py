@@ -1,12 +1,13 @@
-"""Over 80 % of a prompt's tokens can go at little loss: by semantic IDs alone, rules, a trained rewriter, or soft tokens.
-
-    python -m experiments.sweep --config=configs/ablations/compressor.py --workdir=runs/compressor
-
-Four budgets (tokens of a history), two seeds; all budgets share the stages before `compress`. Hardware: 2 CPU cores, about half an hour
-a seed. `seed=N` is another market with other draws; `tiny` is for tests.
-Expected (95 % intervals, against full prompts at budget 12): soft tokens 84 % fewer prompt tokens, R@3 -1.4 % [-3.4, .6], N@3 -1.3 %
-[-3.7, 1.1]; semantic IDs alone 83 % fewer, R@3 -2.4 % [-4.7, 0.0], N@3 -1.0 % [-3.9, 2.0].
+"""Claim: over 80 % of a prompt's tokens can go at little loss: by semantic IDs alone, rules, a trained rewriter, or soft tokens.
+Paper: over 80 % fewer input tokens at equal or slightly better R@3 and N@3.
+Expected: against full prompts, at budget 12: soft tokens 84 % fewer prompt tokens, R@3 -1.4 % [-3.4, .6], N@3 -1.3 % [-3.7, 1.1]; semantic
+  IDs alone 83 % fewer, R@3 -2.4 % [-4.7, 0.0], N@3 -1.0 % [-3.9, 2.0] (95 % intervals, seed 0).
+Hardware: 2 CPU cores, about half an hour a seed.
+Command: python -m experiments.sweep --config=configs/ablations/compressor.py --workdir=runs/compressor
 Measured: docs/results/compressor.md
+
+Four budgets (tokens of a history), two seeds; all budgets share the stages before `compress`. `seed=N`: another market with other draws;
+`tiny`: for tests.
 """
 
 from configs import small_market

@@ -1,11 +1,13 @@
-"""A layer of three can go at no loss, once the full policy has taught the pruned one on its own answers; two of three cannot.
-
-    python -m experiments.sweep --config=configs/ablations/pruning.py --workdir=runs/pruning
-
-Layers go by block influence (ShortGPT, arXiv 2403.03853). Three seeds, which share their stages up to RL. Hardware: 2 CPU cores, about
-half an hour. `seed=N` is another market with other draws; `tiny` is for tests.
-Expected (95 % intervals): two layers, as cut R@1 -24 % [-29, -18], recovered +3 % [0, 6]; one layer -70 % [-74, -66] and -51 % [-56, -46].
+"""Claim: a layer of three can go at no loss, once the full policy has taught the pruned one on its own answers; two of three cannot.
+Paper: prunes depth and recovers by distillation; how many layers and at which loss we do not know.
+Expected: R@1 against the full policy: with two layers -24 % [-29, -18] as cut, +3 % [0, 6] recovered; with one -70 % [-74, -66] and -51 %
+  [-56, -46] (95 % intervals, seeds 0 and 1).
+Hardware: 2 CPU cores, about half an hour.
+Command: python -m experiments.sweep --config=configs/ablations/pruning.py --workdir=runs/pruning
 Measured: docs/results/pruning.md
+
+Layers go by block influence (ShortGPT, arXiv 2403.03853). Three seeds, which share their stages up to RL. `seed=N`: another market with
+other draws; `tiny`: for tests.
 """
 
 from configs import small_market

@@ -1,12 +1,12 @@
-"""Shuffled presentation keeps a policy from copying the order it is given; a condition on the reward alone leaves a hole or costs quality.
-
-    python -m experiments.sweep --config=configs/ablations/reward_hacking.py --workdir=runs/reward_hacking
-
-Five rewards, two presentations, three seeds. Hardware: 2 CPU cores, 35 minutes. `seed=N` is another market with other draws; `tiny` is
-for tests.
-Expected (95 % intervals): shown the upstream order, the naive reward ends in about a third of copies among the sampled answers, and R@1
-+32 % [26, 37] of it is position; shown shuffled, every reward has 1 % of copies, and `improving` R@1 +20 % [14, 26], N@3 +7 % [4, 10].
+"""Claim: shuffled presentation keeps a policy from copying its input order; a condition on the reward leaves a hole or costs quality.
+Paper: a condition (Eq 7) keeps a policy from copying; no figure that we know of.
+Expected: shown the upstream order, the naive reward ends in about a third of copies among the sampled answers, and R@1 +32 % [26, 37] of it
+  is position; shown shuffled, every reward has 1 % of copies, and `improving` R@1 +20 % [14, 26], N@3 +7 % [4, 10] (95 % intervals).
+Hardware: 2 CPU cores, 35 minutes.
+Command: python -m experiments.sweep --config=configs/ablations/reward_hacking.py --workdir=runs/reward_hacking
 Measured: docs/results/reward_hacking.md
+
+Five rewards, two presentations, three seeds (1 to 3). `seed=N`: another market with other draws; `tiny`: for tests.
 """
 
 from configs import small_market

@@ -1,12 +1,14 @@
-"""Where RL is worth it, and where supervision does as well: whole slates, biased clicks, few labels, reasonings, copying.
-
-    python -m experiments.sweep --config=configs/ablations/rl_value.py --workdir=runs/rl_value
+"""Purpose: where RL is worth it, and where supervision does as well: whole slates, biased clicks, few labels, reasonings, copying.
+Paper: v1 on Beauty: R@1 .2784 after SFT, .2977 after RL; no control by supervision on the same labels that we know of.
+Expected: on clicks weighed by propensity RL over its control, weighed alike, N@3 by the market's truth +.008 [.004, .011]; with all labels
+  level, -.001 [-.003, .002] (95 % intervals, seeds 0 to 2).
+Hardware: 2 CPU cores, two hours or more (estimated).
+Command: python -m experiments.sweep --config=configs/ablations/rl_value.py --workdir=runs/rl_value
+Measured: docs/results/rl_value.md
 
 Each variant trains RL and, from the same start and told the same, its control by cross-entropy; what a reward pays besides labels a third
 rival gets by re-ranking the control's scores greedily. Three seeds, which share their stages up to RL; the policies of whole slates read
-texts, which name brands. Hardware: 2 CPU cores, two hours or more. `seed=N` is another market with other draws; `tiny` is for tests.
-Expected (95 % intervals): on clicks weighed by propensity RL over its control, weighed alike, N@3 by the market's truth +.008 [.004, .011].
-Measured: docs/results/rl_value.md
+texts, which name brands. `seed=N`: another market with other draws; `tiny`: for tests.
 """
 
 from configs import quickstart

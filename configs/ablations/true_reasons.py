@@ -1,10 +1,13 @@
-"""Are the facts in reasonings true, and does RL keep them so: free reasonings, truth rewarded, and truth by construction.
-
-    python -m experiments.sweep --config=configs/ablations/true_reasons.py --workdir=runs/true_reasons
+"""Purpose: whether the facts in reasonings are true, and RL keeps them so: free reasonings, truth rewarded, and truth by construction.
+Paper: Diffusion-GR2 has GR2's reasonings on Beauty judged, of 5: grounding in the history 4.50, consistency 4.94.
+Expected: the sweep is not measured; true by construction and the name rewarded, after RL, seed 0: facts true 100 % [100, 100], the answer's
+  first named 55.7 % [51.6, 60.2] (95 % intervals).
+Hardware: 2 CPU cores; not timed.
+Command: python -m experiments.sweep --config=configs/ablations/true_reasons.py --workdir=runs/true_reasons
+Measured: docs/results/true_reasons.md
 
 The reasoned line of `quickstart.py:teacher=tree`, three seeds; the variants share their stages up to SFT. Each run's card has the table, of
-SFT (before RL), RL and its control by supervision. Hardware: 2 CPU cores. `seed=N` is another market with other draws; `tiny` is for tests.
-Measured: docs/results/true_reasons.md
+SFT (before RL), RL and its control by supervision. `seed=N`: another market with other draws; `tiny`: for tests.
 """
 
 from configs import quickstart

@@ -26,14 +26,16 @@ _LONGEST = 256  # histories that are looked at ahead
 class CompressOptions:
   """Which shorter histories are made; without a variant the stage is left out. Raises ValueError."""
 
-  variants: tuple[str, ...] = setting((), "semantic IDs alone, fixed rules, a trained rewriter, vectors of items", choices=VARIANTS)
-  budget: int = setting(48, "of a compressed history", unit="tokens", low=1)
-  splits: tuple[str, ...] = setting(
-    ("test",), "whose histories are compressed; the evaluation reads those of the test slates", choices=SPLITS
+  variants: tuple[str, ...] = setting(
+    (),
+    "how histories are shortened: to semantic IDs alone, by fixed rules, by a trained rewriter, to vectors of items; empty: not at all",
+    choices=VARIANTS,
   )
-  batch_size: int = setting(64, "compressed at a time", unit="histories", low=1)
-  rewriter: RewriterOptions = setting(RewriterOptions(), "the trained rewriter")
-  soft_tokens: SoftTokenOptions = setting(SoftTokenOptions(), "the vectors of items")
+  budget: int = setting(48, "tokens of a shortened history", unit="tokens", low=1)
+  splits: tuple[str, ...] = setting(("test",), "slates whose histories are shortened; the evaluation reads those of test", choices=SPLITS)
+  batch_size: int = setting(64, "histories shortened at a time", unit="histories", low=1)
+  rewriter: RewriterOptions = setting(RewriterOptions(), "the variant rewriter: a model that writes shorter histories")
+  soft_tokens: SoftTokenOptions = setting(SoftTokenOptions(), "the variant soft_tokens: vectors that stand for items")
 
   def __post_init__(self) -> None:
     check_settings(self)

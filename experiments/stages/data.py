@@ -47,24 +47,25 @@ class DataOptions:
 
   source: str = setting(
     "synthetic",
-    "synthetic; a folder with items.jsonl[.gz] and interactions.jsonl[.gz], slates_*.jsonl[.gz] or both; or tfds:NAME (beauty, sports, "
-    "toys, own_log)",
+    "where items, interactions and slates come from: synthetic; a folder with items.jsonl[.gz] and interactions.jsonl[.gz], "
+    "slates_*.jsonl[.gz] or both; or tfds:NAME (beauty, sports, toys, own_log)",
   )
-  manual_dir: str = setting("", "folder of the files that tfds:NAME reads, where it does not download them")
+  manual_dir: str = setting("", "folder of the files that tfds:NAME reads; empty: it downloads them")
   on_error: str = setting(
     "stop",
-    "at a bad line; skip leaves out bad lines and events of unknown items, counts them, and lists them in RUN/data/bad_lines.jsonl",
+    "what happens at a bad line; skip leaves out bad lines and events of unknown items, counts them, and lists them in "
+    "RUN/data/bad_lines.jsonl",
     choices=("stop", "skip"),
   )
   split: str = setting(
     "leave_one_out",
-    "of the log, for slates that are built here: of each user the last item is the test's and the one before it the validation's; or time: "
-    "the last tenth of days is the test's and the tenth before it the validation's",
+    "how a log is split where slates are built of it: leave_one_out: of each user the last item is the test's and the one before it the "
+    "validation's; time: the last tenth of days is the test's and the tenth before it the validation's",
     choices=tuple(SPLITTERS),
   )
-  max_history: int = setting(50, "the latest of a request that is built from the log", unit="items", low=1)
-  market_seed: int = setting(0, "of the synthetic market", low=0)
-  market: MarketConfig = setting(MarketConfig(), "the synthetic one")
+  max_history: int = setting(50, "latest items of a request that is built from the log", unit="items", low=1)
+  market_seed: int = setting(0, "seed of the synthetic market", low=0)
+  market: MarketConfig = setting(MarketConfig(), "the synthetic market")
 
   def __post_init__(self) -> None:
     check_settings(self)

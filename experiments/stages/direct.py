@@ -39,16 +39,17 @@ class DirectOptions:
   """A second pass in which the policy learns to answer without reasoning. Raises ValueError."""
 
   enabled: bool = setting(False, "whether there is a direct policy")
-  init: str = setting("rl", "the policy that it starts from", choices=INIT.choices)
+  init: str = setting("rl", "the stage whose policy it starts from", choices=INIT.choices)
   method: str = setting(
     "rl",
-    "rl; sft on the answers of init; distil: init, after its own reasoning, scores the answers; scores: listwise, for one-pass scoring",
+    "how it learns. rl: by reward; sft: from the answers of init; distil: init, after its own reasoning, scores its answers; scores: "
+    "listwise from labels, for one-pass scoring",
     choices=_METHODS,
   )
   targets: str = setting(
-    "mixture", "of a scored policy, which starts anew: labels, the out-of-fold tree's scores, or half and half", choices=TARGETS
+    "mixture", "what a scored policy learns, which starts anew: labels, the out-of-fold tree's scores, or half and half", choices=TARGETS
   )
-  max_slates: int | None = setting(None, "of training that init answers for sft; None: all", unit="slates", low=1)
+  max_slates: int | None = setting(None, "training slates that init answers for sft; None: all", unit="slates", low=1)
   groups: GroupOptions = spread(GroupOptions())
   training: TrainingOptions = spread(TrainingOptions(60, OptimizerConfig(1e-4, warmup_steps=5), save_every=25, log_every=1))
 

@@ -87,14 +87,14 @@ UNTIMED_NOTE = "The slates carry no timestamps: every event of the log counts, a
 class EvaluationOptions:
   """How all rankers are measured. Raises ValueError."""
 
-  batch_size: int = setting(64, "that a policy answers at a time", unit="slates", low=1)
-  max_slates: int | None = setting(None, "of the test; None: all", unit="slates", low=1)
-  gain: Literal["exponential", "linear"] = setting("exponential", "of labels in NDCG")
-  resamples: int = setting(10_000, "of the bootstrap", low=1)
+  batch_size: int = setting(64, "slates that a policy answers at a time", unit="slates", low=1)
+  max_slates: int | None = setting(None, "test slates that are asked about; None: all", unit="slates", low=1)
+  gain: Literal["exponential", "linear"] = setting("exponential", "what a label g counts in NDCG: 2^g - 1, or g itself")
+  resamples: int = setting(10_000, "draws of the paired bootstrap that gives intervals", low=1)
   shuffles: int = setting(
     2,
-    "shuffled presentations, beside the upstream one; with any, policies that write are also sorted by the mean of their log-probabilities "
-    "over all presentations, at the cost of all of them",
+    "shuffled presentations of each slate, beside the upstream one; with any, policies that write are also sorted by the mean of their "
+    "log-probabilities over all presentations, at the cost of all of them",
     low=0,
   )
   baselines: tuple[str, ...] = setting(
@@ -103,7 +103,7 @@ class EvaluationOptions:
     "which reads what followed the last items, and text",
     choices=BASELINES,
   )
-  listwise: ListwiseConfig = setting(ListwiseConfig(), "of prm and listwise_mlp")
+  listwise: ListwiseConfig = setting(ListwiseConfig(), "form and training of prm and listwise_mlp")
 
   def __post_init__(self) -> None:
     check_settings(self)

@@ -26,9 +26,9 @@ from gr2_jax.teachers.tree import FoldTrees
 class TreeOptions:
   """LambdaMART as a teacher. Raises ValueError."""
 
-  enabled: bool = setting(False, "training slates get its scores, each from a tree that saw no slate of the user")
-  folds: int = setting(5, "of users", low=2)
-  leaves: int = setting(15, "of each of its trees", low=2)
+  enabled: bool = setting(False, "whether training slates get a tree's scores, each from one that saw no slate of the user")
+  folds: int = setting(5, "groups of users, each scored by trees that did not see it", low=2)
+  leaves: int = setting(15, "leaves of each tree", low=2)
 
   def __post_init__(self) -> None:
     check_settings(self)
@@ -38,10 +38,12 @@ class TreeOptions:
 class EvidenceOptions:
   """What is known of a candidate before the request. Raises ValueError."""
 
-  facts: tuple[str, ...] = setting((), "that models and prompts read, names of `evidence.facts.FACTS`; none named: all")
-  max_history: int = setting(20, "the latest of a history", unit="items", low=1)
-  bins: int = setting(16, "of each fact's piecewise-linear code, ended by quantiles of the training slates", low=1)
-  tree: TreeOptions = setting(TreeOptions(), "the teacher")
+  facts: tuple[str, ...] = setting((), "facts of candidates that models and prompts read, names of `evidence.facts.FACTS`; empty: all")
+  max_history: int = setting(20, "latest items of a history that facts are made of", unit="items", low=1)
+  bins: int = setting(
+    16, "quantile bins of a fact, by its values on the training slates; within a bin the code that models read is linear", low=1
+  )
+  tree: TreeOptions = setting(TreeOptions(), "LambdaMART as a teacher")
 
   def __post_init__(self) -> None:
     check_settings(self)

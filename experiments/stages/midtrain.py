@@ -29,7 +29,7 @@ from gr2_jax.training.state import OptimizerConfig
 class NewRowsOptions:
   """A training of the new token rows alone: what a pretrained backbone needs first (OneRec-Think's learning rate). Raises ValueError."""
 
-  enabled: bool = setting(False, "the new token rows are trained first, the rest held still")
+  enabled: bool = setting(False, "whether the rows of new tokens are trained first, all else held still")
   training: TrainingOptions = spread(TrainingOptions(100, OptimizerConfig(5e-4), save_every=500, log_every=20))
 
   def __post_init__(self) -> None:
@@ -40,23 +40,28 @@ class NewRowsOptions:
 class MidtrainOptions:
   """What the language model learns from the log, and how its retrieval is measured. Raises ValueError."""
 
-  mixture: Mixture = setting(Mixture(), "of the tasks")
+  mixture: Mixture = setting(Mixture(), "shares of the tasks of the form tokens, which are normalised")
   form: str = setting(
     "tokens",
-    "of what is read: the tokens of semantic IDs and text, or packed: one position an item, with a dense head beside the codes",
+    "what is read: the tokens of semantic IDs and text, or packed: one position an item, with a dense head beside the codes",
     choices=("tokens", "packed"),
   )
-  packed: PackedOptions = setting(PackedOptions(), "items")
-  corpus_epochs: int = setting(64, "after which the corpus repeats its draws", unit="epochs", low=1)
-  max_history: int = setting(20, "the latest of a history", unit="items", low=1)
-  batch_size: int = setting(32, "of an update", unit="rows", low=1)
-  row_length: int = setting(256, "into which examples are packed", unit="tokens, or items where they are packed", low=2)
+  packed: PackedOptions = setting(PackedOptions(), "settings of the form packed")
+  corpus_epochs: int = setting(64, "passes over the log after which the corpus repeats its draws", unit="epochs", low=1)
+  max_history: int = setting(20, "latest items of a history", unit="items", low=1)
+  batch_size: int = setting(32, "rows of an update", unit="rows", low=1)
+  row_length: int = setting(
+    256,
+    "length of the rows into which examples are packed: in tokens, or in items of the form packed",
+    unit="tokens, or items where they are packed",
+    low=2,
+  )
   training: TrainingOptions = spread(
     TrainingOptions(1000, OptimizerConfig(1e-3, schedule="cosine", warmup_steps=50, weight_decay=0.01), save_every=500, log_every=20)
   )
-  warmup_rows: NewRowsOptions = setting(NewRowsOptions(), "before everything is trained")
-  beams: int = setting(20, "of the search that measures retrieval", low=1)
-  eval_users: int | None = setting(None, "whose test requests measure it; None: all", unit="users", low=1)
+  warmup_rows: NewRowsOptions = setting(NewRowsOptions(), "a training of the rows of new tokens alone, before all is trained")
+  beams: int = setting(20, "beams of the search that measures retrieval", low=1)
+  eval_users: int | None = setting(None, "users whose test requests measure retrieval; None: all", unit="users", low=1)
 
   def __post_init__(self) -> None:
     check_settings(self)

@@ -33,23 +33,30 @@ INIT = Init("opd.init", ("midtrain", "sft"))
 class OpdStageOptions:
   """Learning from the teacher's scores; the stage runs where `rl.init` is opd. Raises ValueError."""
 
-  teacher_run: str = setting("", "directory of a finished run on the same semantic IDs and vocabulary, of any size")
-  teacher_stage: str = setting("rl", "whose policy is the teacher", choices=("rl", "sft"))
-  init: str = setting("midtrain", "what the student starts from; from midtrain a scored policy starts anew", choices=INIT.choices)
-  prompts: int = setting(16, "of a batch, over all processes", unit="slates", low=1)
-  group: int = setting(8, "to a prompt; rewards are compared within", unit="answers", low=1)
-  rankings: int = setting(8, "drawn after each reasoning where answers are scored, whose mean reward is the reasoning's", low=1)
-  decode_prompts: int | None = setting(None, "decoded at a time; None: all (see rl)", unit="slates", low=1)
-  decode_rows: int | None = setting(None, "for a prompt's answers; None: all (see rl)", unit="rows", low=1)
-  overlong_zone: int = setting(8, "before the limit that cost reward", unit="tokens", low=0)
+  teacher_run: str = setting("", "folder of the teacher's run, finished, on the same semantic IDs and vocabulary, of any size")
+  teacher_stage: str = setting("rl", "the stage of that run whose policy is the teacher", choices=("rl", "sft"))
+  init: str = setting(
+    "midtrain", "the stage whose parameters the student starts from; from midtrain a scored policy starts anew", choices=INIT.choices
+  )
+  prompts: int = setting(16, "slates of a batch, over all processes", unit="slates", low=1)
+  group: int = setting(8, "answers to a prompt, whose rewards are compared with each other", unit="answers", low=1)
+  rankings: int = setting(8, "rankings drawn after each reasoning where answers are scored; their mean reward is the reasoning's", low=1)
+  decode_prompts: int | None = setting(None, "prompts decoded at a time, to save memory; None: all", unit="slates", low=1)
+  decode_rows: int | None = setting(
+    None,
+    "rows in which a prompt's answers are decoded; with fewer than `group`, answers that have ended make room for others; None: a row each",
+    unit="rows",
+    low=1,
+  )
+  overlong_zone: int = setting(8, "last tokens before the limit, in which an answer loses reward the longer it is", unit="tokens", low=0)
   microbatches: int = setting(1, "parts of a gradient step, to save memory", low=1)
-  temperature: float = setting(1.0, "at which answers are drawn, and both models compared", above=0)
-  distillation: DistillationConfig = setting(DistillationConfig(), "the reverse KL")
-  reward_weight: float = setting(1.0, "of the ranking reward beside the distillation; 0: the teacher alone", low=0)
-  clip_low: float = setting(0.2, "the ratio counts from 1 - clip_low on", low=0, below=1)
-  clip_high: float = setting(0.28, "the ratio counts up to 1 + clip_high", low=0)
-  presentation: str = setting("shuffled", "how candidates are shown", choices=PRESENTATIONS)
-  reward: RewardOptions = setting(RewardOptions(), "of an answer")
+  temperature: float = setting(1.0, "temperature at which answers are drawn, and both models compared", above=0)
+  distillation: DistillationConfig = setting(DistillationConfig(), "the reverse KL from the student to the teacher")
+  reward_weight: float = setting(1.0, "weight of the ranking reward beside the reverse KL; 0: the teacher alone", low=0)
+  clip_low: float = setting(0.2, "lower clip: the ratio of the trained to the sampling policy counts from 1 - clip_low on", low=0, below=1)
+  clip_high: float = setting(0.28, "upper clip: that ratio counts up to 1 + clip_high", low=0)
+  presentation: str = setting("shuffled", "the order in which candidates are shown", choices=PRESENTATIONS)
+  reward: RewardOptions = setting(RewardOptions(), "what an answer earns")
   training: TrainingOptions = spread(TrainingOptions(100, OptimizerConfig(1e-3, warmup_steps=5), save_every=25, log_every=1))
 
   def __post_init__(self) -> None:

@@ -45,13 +45,13 @@ class PruneOptions:
   """Which layers are dropped, and how the rest recovers: the full model teaches it on its own answers. Raises ValueError."""
 
   enabled: bool = setting(False, "whether there is a pruned policy")
-  layers: int = setting(2, "that are kept: those that change the hidden state most", low=1)
+  layers: int = setting(2, "layers that are kept: those that change the hidden state most", low=1)
   init: str = setting("rl", "the policy that is cut; with direct its answers come without reasoning", choices=INIT.choices)
-  slates: int = setting(64, "of training on whose prompts the layers' influence is measured", unit="slates", low=1)
-  prompts: int = setting(16, "of a batch, over all processes", unit="slates", low=1)
-  group: int = setting(8, "to a prompt", unit="answers", low=1)
-  temperature: float = setting(1.0, "at which answers are drawn", above=0)
-  presentation: str = setting("shuffled", "how candidates are shown", choices=PRESENTATIONS)
+  slates: int = setting(64, "training slates on whose prompts the layers' influence is measured", unit="slates", low=1)
+  prompts: int = setting(16, "slates of a batch, over all processes", unit="slates", low=1)
+  group: int = setting(8, "answers to a prompt", unit="answers", low=1)
+  temperature: float = setting(1.0, "temperature at which answers are drawn", above=0)
+  presentation: str = setting("shuffled", "the order in which candidates are shown", choices=PRESENTATIONS)
   # With 0 steps of recovery the policy stays as it is cut.
   training: TrainingOptions = spread(TrainingOptions(60, OptimizerConfig(1e-3, warmup_steps=5), save_every=25, log_every=1))
 

@@ -55,20 +55,22 @@ _OF_SCORED = ("through", "slate.top", "feedback.source", "feedback.share", "feed
 class RlStageOptions:
   """Reinforcement learning. Raises ValueError."""
 
-  init: str = setting("sft", "the prior; midtrain for none. Stages that are not needed for it are left out", choices=INIT.choices)
-  control: bool = setting(
-    False, "of scored answers: beside RL, from the same start, on the same slates and steps, cross-entropy on their labels"
+  init: str = setting(
+    "sft", "the stage whose policy RL starts from; midtrain: no prior. Stages that are not needed for it are left out", choices=INIT.choices
   )
-  rankings: int = setting(8, "drawn after each reasoning where answers are scored, whose mean reward is the reasoning's", low=2)
+  control: bool = setting(
+    False, "whether scored answers have a control beside RL: cross-entropy on the labels, from the same start, on the same slates and steps"
+  )
+  rankings: int = setting(8, "rankings drawn after each reasoning where answers are scored; their mean reward is the reasoning's", low=2)
   anchor: float = setting(
-    0.1, "of scored answers: weight of the divergence of the reasoning's tokens from those of the start, which keeps them legible", low=0
+    0.1, "scored answers: weight of the divergence of the reasoning's tokens from those of the start, which keeps them legible", low=0
   )
   truth_weight: float = setting(
-    0.0, "of scored answers: what a reasoning earns besides, times the share of its statements that is true by the evidence table", low=0
+    0.0, "scored answers: what a reasoning earns besides, times the share of its statements that is true by the evidence table", low=0
   )
   named_weight: float = setting(
     0.0,
-    "of scored answers: what a reasoning earns besides where the candidate that it calls the best is scored the highest",
+    "scored answers: what a reasoning earns besides where the candidate that it calls the best is scored the highest",
     low=0,
   )
   through: str = setting(
@@ -77,10 +79,8 @@ class RlStageOptions:
     "positives' places looks",
     choices=THROUGH,
   )
-  slate: SlateRewardConfig = setting(
-    SlateRewardConfig(), "of scored answers: a reward of their first places and of the slate that these make"
-  )
-  feedback: FeedbackOptions = setting(FeedbackOptions(), "of scored answers: what RL and its control are told of slates")
+  slate: SlateRewardConfig = setting(SlateRewardConfig(), "scored answers: a reward of their first places and of the slate that these make")
+  feedback: FeedbackOptions = setting(FeedbackOptions(), "scored answers: what RL and its control are told of slates")
   groups: GroupOptions = spread(GroupOptions())
   training: TrainingOptions = spread(TrainingOptions(100, OptimizerConfig(1e-4, warmup_steps=5), save_every=25, log_every=1))
 

@@ -36,22 +36,24 @@ MOST_LEFT_OUT = 0.1  # share of traces too long for a row above which the row le
 class SftOptions:
   """Fine-tuning on traces. Raises ValueError."""
 
-  reasoning_weight: float = setting(0.1, "λ_r of the loss, below λ_o (Eq 3)", low=0)
-  answer_weight: float = setting(1.0, "λ_o of the loss", above=0)
+  reasoning_weight: float = setting(0.1, "weight λ_r of reasonings in the loss, below that of answers (Eq 3)", low=0)
+  answer_weight: float = setting(1.0, "weight λ_o of answers in the loss (Eq 3)", above=0)
   compressed_share: float = setting(
-    0.0, "of the examples, whose history the rules shorten to a random number of items: a policy that reads both", low=0, high=1
+    0.0, "share of the examples whose history the rules shorten to a random number of items, for a policy that reads both", low=0, high=1
   )
-  without_reasoning: bool = setting(False, "once more, on the answers alone: the policy whose failures are the reasoning-hard slates")
+  without_reasoning: bool = setting(
+    False, "whether one more policy learns the answers alone; slates where it fails are the reasoning-hard ones"
+  )
   targets: str = setting(
     "unlabelled",
-    "of a scored policy: the teacher's first ranking of every slate, of which no label was asked; the rankings of accepted traces; the "
-    "labels; the out-of-fold tree's scores; or half labels, half tree. A policy that reasons learns the traces' reasonings besides, with "
-    "labels or the tree those of first attempts",
+    "what a scored policy learns: the teacher's first ranking of every slate, of which no label was asked; the rankings of accepted "
+    "traces; the labels; the out-of-fold tree's scores; or half labels, half tree. A policy that reasons learns the traces' reasonings "
+    "besides, with labels or the tree those of first attempts",
     choices=("unlabelled", "accepted", *TARGETS),
   )
-  presentation: str = setting("shuffled", "how candidates are shown", choices=PRESENTATIONS)
-  batch_size: int = setting(16, "of an update", unit="rows", low=1)
-  row_length: int = setting(512, "into which examples are packed", unit="tokens", low=2)
+  presentation: str = setting("shuffled", "the order in which candidates are shown", choices=PRESENTATIONS)
+  batch_size: int = setting(16, "rows of an update", unit="rows", low=1)
+  row_length: int = setting(512, "length of the rows into which examples are packed", unit="tokens", low=2)
   training: TrainingOptions = spread(
     TrainingOptions(500, OptimizerConfig(1e-3, schedule="cosine", warmup_steps=20, weight_decay=0.01), save_every=200)
   )

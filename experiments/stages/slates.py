@@ -39,19 +39,18 @@ class SlatesOptions:
 
   source: str = setting(
     "log",
-    "the source's own slates, the best items of a click model or of SASRec (cross-fitted), or the mid-trained model's beams",
+    "what is re-ranked: the slates that came with the data (log), the best items of a click model (ctr) or of SASRec, both cross-fitted, "
+    "or the mid-trained model's beams",
     choices=("log", "ctr", "sasrec", "beam"),
   )
-  also: str = setting(
-    "none", "a second upstream order, whose training slates are learnt beside those of sasrec; it has no others", choices=("none", "ctr")
-  )
-  size: int = setting(10, "of a slate that is built here", unit="items", low=2)
-  folds: int = setting(4, "of users, for the cross-fitting of the ranker", low=2)
-  per_user: int = setting(3, "the latest positions of a user that become training slates", low=1)
+  also: str = setting("none", "a second upstream order beside sasrec, of which training slates alone are taken", choices=("none", "ctr"))
+  size: int = setting(10, "candidates of a slate that is built here", unit="items", low=2)
+  folds: int = setting(4, "groups of users, for the cross-fitting of the ranker", low=2)
+  per_user: int = setting(3, "latest positions of a user that become training slates", low=1)
   ctr: CtrConfig = setting(CtrConfig(), "the click model")
-  sasrec: SasrecConfig = setting(SasrecConfig(), "the strong ranker, which reads text and order")
-  beams: int = setting(20, "of the mid-trained model's search", low=1)
-  validation_share: float = setting(0.15, "of the slates of beams", above=0, below=1)
+  sasrec: SasrecConfig = setting(SasrecConfig(), "the strong ranker, which reads order and text")
+  beams: int = setting(20, "beams of the mid-trained model's search", low=1)
+  validation_share: float = setting(0.15, "share of the slates of beams that is for validation", above=0, below=1)
 
   def __post_init__(self) -> None:
     check_settings(self)

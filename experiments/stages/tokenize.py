@@ -31,15 +31,23 @@ class TokenizeOptions:
   vectors: str = setting("", "a .npy file of item vectors; empty: TF-IDF and SVD of the items' text")
   code_vectors: str = setting(
     "",
-    "a .npy file of item vectors of which the codes are made instead, such as midtrain/item_vectors.npy of an earlier run; empty: the same",
+    "a .npy file of item vectors of which the semantic IDs are made instead, such as midtrain/item_vectors.npy of an earlier run; empty: "
+    "the same",
   )
   dim: int = setting(256, "width of the vectors that are made of text", low=1)
-  rqvae: RqVaeOptions = setting(RqVaeOptions(), "size of the tokenizer")
-  training: TokenizerConfig = setting(TokenizerConfig(epochs=500), "of the tokenizer")
-  last_level: str = setting("random", "how codes of equal items are made distinct", choices=("random", "independent", "nearest"))
-  allow_collisions: bool = setting(False, "items may share a semantic ID")
-  text_pieces: int = setting(4096, "of the vocabulary, at most; bytes and the characters of names among them", low=FEWEST_PIECES)
-  num_candidates: int = setting(32, "that answers can name, in the longest slate", low=2)
+  rqvae: RqVaeOptions = setting(RqVaeOptions(), "the network that turns an item's vector into codes, its semantic ID")
+  training: TokenizerConfig = setting(TokenizerConfig(epochs=500), "training of that network")
+  last_level: str = setting(
+    "random",
+    "the last code of an item: drawn, distinct among items with the same codes before it; drawn for each by itself; or the nearest, as "
+    "trained",
+    choices=("random", "independent", "nearest"),
+  )
+  allow_collisions: bool = setting(False, "whether items may share a semantic ID")
+  text_pieces: int = setting(
+    4096, "pieces of text in the vocabulary, at most; bytes and the characters of names are among them", low=FEWEST_PIECES
+  )
+  num_candidates: int = setting(32, "candidates that answers can name: those of the longest slate", low=2)
 
   def __post_init__(self) -> None:
     check_settings(self)

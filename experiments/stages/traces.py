@@ -33,13 +33,15 @@ class TracesOptions:
     choices=("scripted", "tree"),
   )
   sampling: str = setting(
-    "rejection", "by a teacher that sees no label of the slate (Eq 2), or one that is shown it (Eq 1)", choices=("rejection", "targeted")
+    "rejection",
+    "rejection: the teacher sees no label, and reasonings whose answer is right are kept (Eq 2); targeted: it is shown the label (Eq 1)",
+    choices=("rejection", "targeted"),
   )
-  attempts: int = setting(8, "at a slate, until one is accepted", low=1)
-  temperature: float = setting(0.8, "of the teacher", low=0)
-  presentation: str = setting("shuffled", "how candidates are shown", choices=PRESENTATIONS)
-  max_slates: int | None = setting(None, "of training; None: all", unit="slates", low=1)
-  teacher: TeacherWeights = setting(TeacherWeights(), "what the scripted teacher goes by")
+  attempts: int = setting(8, "attempts at a slate, until one is accepted", low=1)
+  temperature: float = setting(0.8, "temperature of the teacher; 0: its best order", low=0)
+  presentation: str = setting("shuffled", "the order in which candidates are shown", choices=PRESENTATIONS)
+  max_slates: int | None = setting(None, "training slates that are asked about; None: all", unit="slates", low=1)
+  teacher: TeacherWeights = setting(TeacherWeights(), "what the scripted teacher goes by: weights of what it looks at in a candidate")
 
   def __post_init__(self) -> None:
     check_settings(self)

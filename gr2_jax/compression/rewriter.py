@@ -49,8 +49,8 @@ _UNJUDGED = Verdict(False, 0.0, 0.0)
 class WarmUpOptions:
   """The rewriter's fine-tuning on what the rules write. Raises ValueError."""
 
-  batch_size: int = setting(16, "of an update", unit="rows", low=1)
-  row_length: int = setting(512, "into which histories with their compressions are packed", unit="tokens", low=1)
+  batch_size: int = setting(16, "rows of an update", unit="rows", low=1)
+  row_length: int = setting(512, "length of the rows into which histories with their compressions are packed", unit="tokens", low=1)
   training: TrainingOptions = spread(TrainingOptions(300, OptimizerConfig(1e-3, schedule="cosine", warmup_steps=20, weight_decay=0.01)))
 
   def __post_init__(self) -> None:
@@ -61,17 +61,17 @@ class WarmUpOptions:
 class RewriterOptions:
   """How the rewriter learns: from the mid-trained model, fine-tuned on what the rules write, then GRPO on Eq 11. Raises ValueError."""
 
-  prompts: int = setting(8, "of a step", unit="histories", low=1)
-  group: int = setting(8, "to a history, each judged by the others", unit="texts", low=2)
-  temperature: float = setting(1.0, "at which texts are drawn", above=0)
+  prompts: int = setting(8, "histories of a step of GRPO", unit="histories", low=1)
+  group: int = setting(8, "texts drawn for a history, each judged by the others", unit="texts", low=2)
+  temperature: float = setting(1.0, "temperature at which texts are drawn", above=0)
   alpha: tuple[float, float] = setting(
-    (0.3, 0.5), "weight of length against quality (Eq 11), from the first to the last step", low=0, high=1
+    (0.3, 0.5), "weight of length against quality (Eq 11), in the first and in the last step", low=0, high=1
   )
-  loss: PolicyLossConfig = setting(GRPO, "of the rewriter")
-  warmup: WarmUpOptions = setting(WarmUpOptions(), "before GRPO")
-  judge: str = setting("ranker", "the run's policy, or an OpenAI-compatible endpoint", choices=("ranker", "chat"))
-  metric: Literal["auc", "ndcg"] = setting("auc", "by which the ranker judges")
-  chat: ChatConfig = setting(ChatConfig(), "the endpoint of the judge chat")
+  loss: PolicyLossConfig = setting(GRPO, "the policy loss of the rewriter")
+  warmup: WarmUpOptions = setting(WarmUpOptions(), "fine-tuning on what the rules write, before GRPO")
+  judge: str = setting("ranker", "who judges the texts: the run's policy, or an OpenAI-compatible endpoint", choices=("ranker", "chat"))
+  metric: Literal["auc", "ndcg"] = setting("auc", "the ranking reward by which the policy judges")
+  chat: ChatConfig = setting(ChatConfig(), "the endpoint of the judge `chat`")
   training: TrainingOptions = spread(TrainingOptions(60, OptimizerConfig(5e-5, warmup_steps=5), save_every=20, log_every=1))
 
   def __post_init__(self) -> None:

@@ -37,10 +37,12 @@ _ENCODED = 512  # items at once
 class SoftTokenOptions:
   """Vectors of an item, which the frozen policy reads instead of its tokens. Raises ValueError."""
 
-  per_item: int = setting(1, "of an item", unit="soft tokens", low=1)
-  width: int = setting(128, "of the encoder", low=1)
-  batch_size: int = setting(16, "of an update", unit="slates", low=1)
-  temperature: float = setting(1.0, "of the policy's answers to full prompts, on which both are compared", above=0)
+  per_item: int = setting(1, "vectors of an item", unit="soft tokens", low=1)
+  width: int = setting(128, "width of the encoder that makes them", low=1)
+  batch_size: int = setting(16, "slates of an update", unit="slates", low=1)
+  temperature: float = setting(
+    1.0, "temperature of the policy's answers to full prompts, by which full and shortened ones are compared", above=0
+  )
   training: TrainingOptions = spread(TrainingOptions(300, OptimizerConfig(1e-3, schedule="cosine", warmup_steps=20)))
 
   def __post_init__(self) -> None:

@@ -30,10 +30,10 @@ class Example:
 class Mixture:
   """Shares of the tasks; they are normalised. The defaults are OneRec-Think's, its general text left out. Raises ValueError."""
 
-  next_item: float = setting(0.66, "share of histories as codes alone", low=0)
-  persona: float = setting(0.24, "share of histories with their items' names, summed up in a sentence", low=0)
-  item_to_text: float = setting(0.05, "share of items described from their codes", low=0)
-  text_to_item: float = setting(0.05, "share of items found from their text", low=0)
+  next_item: float = setting(0.66, "share of examples that are histories as semantic IDs alone", low=0)
+  persona: float = setting(0.24, "share of examples that are histories with their items' names, summed up in a sentence", low=0)
+  item_to_text: float = setting(0.05, "share of examples that describe an item from its semantic ID", low=0)
+  text_to_item: float = setting(0.05, "share of examples that find an item's semantic ID from its text", low=0)
 
   def __post_init__(self) -> None:
     check_settings(self)

@@ -33,35 +33,45 @@ class PromptStyle:
   policy can be asked in both ways about the same slates. Raises ValueError.
   """
 
-  knowledge_priming: bool = setting(False, "the log's most frequent successions of categories stand in the instructions")
-  order: str = setting("history_first", "which part comes first", choices=("history_first", "candidates_first"))
-  answer: str = setting("compact", "a list of names between frames, or one JSON object with an explanation", choices=("compact", "json"))
+  knowledge_priming: bool = setting(False, "whether the log's most frequent successions of categories stand in the instructions")
+  order: str = setting("history_first", "which part of a prompt comes first", choices=("history_first", "candidates_first"))
+  answer: str = setting(
+    "compact",
+    "form of a written answer: a list of names between frames, or one JSON object with an explanation",
+    choices=("compact", "json"),
+  )
   reference: str = setting(
-    "slot", "candidates are named by the token of their slot, or by their semantic ID alone", choices=("slot", "sid")
+    "slot", "how candidates are named: by the token of their slot, or by their semantic ID alone", choices=("slot", "sid")
   )
   instructions: str = setting(
-    "short", "a few words and bare item fields, or five principles in sentences and labelled fields", choices=("short", "full")
+    "short",
+    "how a prompt asks: in a few words, with bare item fields, or by five principles in sentences, with labelled ones",
+    choices=("short", "full"),
   )
   item_fields: tuple[str, ...] = setting(
-    ("category", "brand"), "what stands beside a candidate's codes; category is the leaf, categories the path", choices=_FIELDS
+    ("category", "brand"), "what stands beside a candidate's semantic ID; category is the leaf, categories the path", choices=_FIELDS
   )
-  history_fields: tuple[str, ...] = setting(("category", "brand"), "the same beside the codes of a history's items", choices=_FIELDS)
-  sid_markers: bool = setting(False, "<sid> and </sid> stand around codes")
+  history_fields: tuple[str, ...] = setting(("category", "brand"), "the same beside the semantic ID of a past item", choices=_FIELDS)
+  sid_markers: bool = setting(False, "whether `<sid>` and `</sid>` stand around semantic IDs")
   hints: tuple[str, ...] = setting(
-    (), "behind a candidate: its upstream rank (1 is the top), how often it followed the last item before the request", choices=tuple(HINTS)
+    (),
+    "what stands behind a candidate: its upstream rank (1 is the top), how often it followed the last item before the request",
+    choices=tuple(HINTS),
   )
   facts: tuple[str, ...] = setting(
-    (), "behind a candidate's hints, and what the tree teacher may speak of; names of `evidence.facts.FACTS`", choices=tuple(FACTS)
+    (),
+    "facts behind a candidate's hints, which are also those that the tree teacher may speak of; names of `evidence.facts.FACTS`",
+    choices=tuple(FACTS),
   )
   fact_form: str = setting(
     "words",
-    "one token of its own for each quantile bucket of `evidence.bins`, or 'bought after the last item 41 times, more than 90 % of "
-    "candidates', for pretrained models",
+    "how a fact is written: by a token for each quantile bucket of `evidence.bins`, or as 'bought after the last item 41 times, more than "
+    "90 % of candidates', for pretrained models",
     choices=("words", "sentences"),
   )
-  max_history: int = setting(8, "the latest that a prompt shows", unit="items", low=1)
-  max_prompt_tokens: int = setting(192, "above which the oldest items of the history go first", unit="tokens", low=1)
-  direct: bool = setting(False, "answers come without reasoning")
+  max_history: int = setting(8, "latest items of a history that a prompt shows", unit="items", low=1)
+  max_prompt_tokens: int = setting(192, "longest prompt; above it the oldest items of the history go first", unit="tokens", low=1)
+  direct: bool = setting(False, "whether answers come without reasoning, in the whole run")
 
   def __post_init__(self) -> None:
     for name in ("item_fields", "history_fields", "hints", "facts"):

@@ -27,12 +27,12 @@ Params = dict[str, jax.Array]
 class CtrConfig:
   """Size and training of the click model. Raises ValueError."""
 
-  width: int = setting(64, "of the embeddings", low=1)
-  negatives: int = setting(8, "drawn for each purchase", unit="items", low=1)
-  epochs: int = setting(20, "over all purchases", unit="epochs", low=1)
-  learning_rate: float = setting(3e-3, "of Adam", above=0)
-  batch: int = setting(1024, "of an update", unit="purchases", low=1)
-  max_history: int = setting(20, "the latest that are pooled", unit="items", low=1)
+  width: int = setting(64, "width of the embeddings", low=1)
+  negatives: int = setting(8, "items drawn against each purchase", unit="items", low=1)
+  epochs: int = setting(20, "passes over all purchases", unit="epochs", low=1)
+  learning_rate: float = setting(3e-3, "learning rate of Adam", above=0)
+  batch: int = setting(1024, "purchases of an update", unit="purchases", low=1)
+  max_history: int = setting(20, "latest items of a history that are pooled", unit="items", low=1)
 
   def __post_init__(self) -> None:
     check_settings(self)

@@ -32,15 +32,15 @@ _SCORED = 1024  # slates at a time
 class ListwiseConfig:
   """Form and training of the neural rankers on evidence alone. Raises ValueError."""
 
-  width: int = setting(64, "of hidden layers and of attention", low=2)
-  layers: int = setting(2, "hidden ones, or of attention", low=1)
-  heads: int = setting(2, "of attention, which share the width", low=1)
+  width: int = setting(64, "width of hidden layers and of attention", low=2)
+  layers: int = setting(2, "hidden layers, or layers of attention", low=1)
+  heads: int = setting(2, "heads of attention, which share the width", low=1)
   dropout: float = setting(0.2, "share of hidden values that is left out in training", low=0, below=1)
-  learning_rate: float = setting(5e-4, "of AdamW", above=0)
-  weight_decay: float = setting(0.05, "of AdamW", low=0)
-  batch: int = setting(64, "of an update", unit="slates", low=1)
-  epochs: int = setting(40, "at most", low=1)
-  patience: int = setting(6, "that may bring nothing on the validation slates before training stops", unit="epochs", low=1)
+  learning_rate: float = setting(5e-4, "learning rate of AdamW", above=0)
+  weight_decay: float = setting(0.05, "weight decay of AdamW", low=0)
+  batch: int = setting(64, "slates of an update", unit="slates", low=1)
+  epochs: int = setting(40, "passes over the training slates, at most", low=1)
+  patience: int = setting(6, "passes that may bring nothing on the validation slates before training stops", unit="epochs", low=1)
 
   def __post_init__(self) -> None:
     check_settings(self)

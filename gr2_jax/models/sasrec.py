@@ -31,15 +31,15 @@ from gr2_jax.training.state import OptimizerConfig, make_optimizer
 class SasrecConfig:
   """Size and training of SASRec. Raises ValueError."""
 
-  width: int = setting(64, "of the item vectors", low=1)
-  layers: int = setting(2, "of the transformer", low=1)
+  width: int = setting(64, "width of the item vectors", low=1)
+  layers: int = setting(2, "layers of the transformer", low=1)
   dropout: float = setting(0.1, "share of what is read, and of the states, that is left out in training", low=0, below=1)
-  negatives: int = setting(1024, "drawn for each update", unit="items", low=1)
-  epochs: int = setting(16, "over all histories", unit="epochs", low=1)
-  learning_rate: float = setting(1e-2, "of Muon at first; it falls to 0 as a cosine", above=0)
-  weight_decay: float = setting(0.05, "of all but the scales of norms", low=0)
-  batch: int = setting(2048, "of an update", unit="items", low=1)
-  max_history: int = setting(50, "the latest that are read", unit="items", low=1)
+  negatives: int = setting(1024, "items drawn against the next ones, for each update", unit="items", low=1)
+  epochs: int = setting(16, "passes over all histories", unit="epochs", low=1)
+  learning_rate: float = setting(1e-2, "learning rate of Muon at first; it falls to 0 as a cosine", above=0)
+  weight_decay: float = setting(0.05, "weight decay of all parameters but the scales of norms", low=0)
+  batch: int = setting(2048, "items of an update", unit="items", low=1)
+  max_history: int = setting(50, "latest items of a history that are read", unit="items", low=1)
 
   def __post_init__(self) -> None:
     check_settings(self)

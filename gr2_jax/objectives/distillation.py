@@ -34,11 +34,15 @@ class DistillationConfig:
   that a token that the teacher all but excludes does not decide a step. Raises ValueError for values that cannot hold.
   """
 
-  kl: Literal["exact", "top_k", "per_token"] = setting("exact", "form of the reverse KL")
-  top_k: int = setting(64, "likeliest of both models in the form top_k", unit="tokens", low=1)
-  beta: float = setting(0.5, "weight in the first step", low=0)
-  beta_end: float = setting(0.05, "weight in the last step", low=0)
-  clip: float = setting(10.0, "log-ratio of a token up to which it counts", unit="nats", above=0)
+  kl: Literal["exact", "top_k", "per_token"] = setting(
+    "exact",
+    "how the reverse KL to the teacher is taken: over the vocabulary, over the likeliest tokens of both models, or of the sampled tokens "
+    "alone, as a part of their advantages",
+  )
+  top_k: int = setting(64, "likeliest tokens of each model that the form top_k compares", unit="tokens", low=1)
+  beta: float = setting(0.5, "weight of the reverse KL in the first step; it goes linearly to beta_end", low=0)
+  beta_end: float = setting(0.05, "weight of the reverse KL in the last step", low=0)
+  clip: float = setting(10.0, "up to where a token's log-ratio counts in the gradient", unit="nats", above=0)
 
   def __post_init__(self) -> None:
     if self.kl not in KL_FORMS:

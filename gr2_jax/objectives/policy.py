@@ -21,17 +21,25 @@ class PolicyLossConfig:
   There is no KL term to an initial policy, and no forward pass of one. Raises ValueError for values that cannot hold.
   """
 
-  aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = setting("token_mean", "of the terms of all tokens")
-  ratio: Literal["token", "sequence"] = setting(
-    "token", "of each token, or of the sequence, exp(mean_t log r_t), the same at all of its tokens (GSPO, arXiv 2507.18071)"
+  aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = setting(
+    "token_mean",
+    "how tokens become a loss: their mean over all (DAPO), the mean of each sequence's mean (GRPO), or the mean of each sequence's sum "
+    "by the completion limit (Dr. GRPO)",
   )
-  clip_low: float = setting(0.2, "the ratio counts from 1 - clip_low on", low=0, below=1)
-  clip_high: float = setting(0.28, "the ratio counts up to 1 + clip_high", low=0)
-  importance_cap: float | None = setting(None, "C: a token's term is weighed by min(π_trainer / π_sampler, C); None leaves it out", low=1)
+  ratio: Literal["token", "sequence"] = setting(
+    "token",
+    "what is clipped, the ratio of the trained to the sampling policy: of each token, or of the sequence, exp(mean_t log r_t), the same "
+    "at all of its tokens (GSPO, arXiv 2507.18071)",
+  )
+  clip_low: float = setting(0.2, "lower clip: the ratio of the trained to the sampling policy counts from 1 - clip_low on", low=0, below=1)
+  clip_high: float = setting(0.28, "upper clip: that ratio counts up to 1 + clip_high", low=0)
+  importance_cap: float | None = setting(
+    None, "C of the weight min(π_trainer / π_sampler, C) of a token's term, against the gap between both; None: no weight", low=1
+  )
   divide_by: str = setting(
     "std", "what advantages are divided by: their group's standard deviation, its mean, or nothing (Dr. GRPO)", choices=DIVISORS
   )
-  mask_truncated: bool = setting(False, "completions cut off at the limit are not learnt from (DAPO's overlong filtering)")
+  mask_truncated: bool = setting(False, "whether completions cut off at the limit are left out of the loss (DAPO's overlong filtering)")
 
   def __post_init__(self) -> None:
     check_settings(self)

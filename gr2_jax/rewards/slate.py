@@ -17,11 +17,16 @@ from gr2_jax.settings import check_settings, setting
 class SlateRewardConfig:
   """The sum of a DCG, which is linear in its labels' gains, and of weighed terms. Raises ValueError."""
 
-  top: int | None = setting(None, "first places that earn, in place of the section `reward`; None: none do", unit="places", low=1)
-  diversity: float = setting(0.0, "weight of the share of distinct brands among them", low=0)
-  price: float = setting(0.0, "weight of their mean log price, the slate's taken off; below 0 for cheap ones")
-  small_brands: float = setting(0.0, "weight of a first place for a small brand", low=0)
-  small_share: float = setting(0.25, "of the brands, those with the fewest purchases in the log, which are the small ones", low=0, high=1)
+  top: int | None = setting(
+    None,
+    "first places of an answer, which earn their DCG and the terms below in place of the section `reward`; None: that section holds",
+    unit="places",
+    low=1,
+  )
+  diversity: float = setting(0.0, "weight of the share of distinct brands among these places", low=0)
+  price: float = setting(0.0, "weight of the mean log price of these places, the slate's taken off; below 0 for cheap ones")
+  small_brands: float = setting(0.0, "weight of a small brand at the first place", low=0)
+  small_share: float = setting(0.25, "share of the brands, those with the fewest purchases in the log, that are small", low=0, high=1)
 
   def __post_init__(self) -> None:
     check_settings(self)

@@ -18,12 +18,18 @@ class RewardConfig:
   """
 
   rank: Literal["promotion", "auc", "ndcg"] = setting(
-    "auc", "of an answer: promotion of the target by v1, AUC (Eq 5, binary labels) or NDCG (Eq 6, graded labels)"
+    "auc", "the ranking reward R of an answer: how far the target moved up (v1), AUC (Eq 5, binary labels) or NDCG (Eq 6, graded labels)"
   )
-  condition: str = setting("relative", "under which the ranking reward and the format term are paid", choices=CONDITIONS.keys())
-  alpha: float | None = setting(None, "weight of the format term; None: the condition's published one", low=0)
-  invalid: float | None = setting(None, "reward of an invalid answer; None: the condition's published one")
-  gain: Literal["exponential", "linear"] = setting("exponential", "of labels in NDCG")
+  condition: str = setting(
+    "relative",
+    "when R and the format term alpha are paid. naive: always, to copies too; v1: alpha only where R > 0 or a best upstream order is "
+    "kept; eq7: a copy that is not best earns alpha alone; relative: R less that of the upstream order, alpha where this is above 0 or a "
+    "best order is kept; improving: R only where it is above that of the upstream order or a best order is kept",
+    choices=CONDITIONS.keys(),
+  )
+  alpha: float | None = setting(None, "weight of the format term; None: the condition's own", low=0)
+  invalid: float | None = setting(None, "reward of an answer that is no full permutation; None: the condition's own")
+  gain: Literal["exponential", "linear"] = setting("exponential", "what a label g counts in NDCG: 2^g - 1, or g itself")
 
   def __post_init__(self) -> None:
     check_settings(self)

@@ -95,7 +95,7 @@ class RewardOptions:
   """A reward as it stands in a config: built in, or a function of one's own."""
 
   builtin: RewardConfig = spread(RewardConfig())
-  fn: str | None = setting(None, 'a reward of one\'s own, "module:function", in place of the built-in one')
+  fn: str | None = setting(None, 'a reward of one\'s own, "module:function", in place of the built-in one; None: the built-in one')
 
   def __post_init__(self) -> None:
     check_settings(self)
@@ -109,28 +109,34 @@ class RewardOptions:
 class GroupOptions:
   """Learning from groups as it stands in a config; `to_rl` gives the records that the library reads, and raises what they raise."""
 
-  prompts: int = setting(16, "of a batch, over all processes", unit="slates", low=1)
-  group: int = setting(8, "to a prompt, each judged by the others", unit="answers", low=2)
-  temperature: float = setting(1.0, "at which answers are drawn", above=0)
-  presentation: str = setting("shuffled", "how candidates are shown", choices=PRESENTATIONS)
-  decode_prompts: int | None = setting(None, "decoded at a time; None: all", unit="slates", low=1)
+  prompts: int = setting(16, "slates of a batch, over all processes", unit="slates", low=1)
+  group: int = setting(8, "answers to a prompt, each judged by the others", unit="answers", low=2)
+  temperature: float = setting(1.0, "temperature at which answers are drawn", above=0)
+  presentation: str = setting("shuffled", "the order in which candidates are shown", choices=PRESENTATIONS)
+  decode_prompts: int | None = setting(None, "prompts decoded at a time, to save memory; None: all", unit="slates", low=1)
   decode_rows: int | None = setting(
-    None, "for a prompt's answers; below all of them, those that have ended make room for others; None: all", unit="rows", low=1
+    None,
+    "rows in which a prompt's answers are decoded; with fewer than `group`, answers that have ended make room for others; None: a row each",
+    unit="rows",
+    low=1,
   )
-  overlong_zone: int = setting(8, "before the limit that cost reward", unit="tokens", low=0)
-  dynamic_sampling: bool = setting(True, "groups without a signal are left out and replaced; without it one round is played, and all count")
-  max_rounds: int = setting(3, "of replacing", low=1)
-  min_filled: float = setting(1.0, "share of the batch at which no further round is begun", above=0, high=1)
+  overlong_zone: int = setting(8, "last tokens before the limit, in which an answer loses reward the longer it is", unit="tokens", low=0)
+  dynamic_sampling: bool = setting(
+    True, "whether groups without a signal (all rewards equal) are left out and replaced; without it one round is played, and all count"
+  )
+  max_rounds: int = setting(3, "rounds of answers in which a batch is filled, at most", low=1)
+  min_filled: float = setting(1.0, "share of a batch that is enough for no further round to begin", above=0, high=1)
   minibatches: int = setting(1, "gradient steps on a batch, each on its share of the prompts", low=1)
   microbatches: int = setting(1, "parts of a gradient step, to save memory", low=1)
   packed_rows: int | None = setting(
     None,
-    "of max_new_tokens, into which the update packs a group; a little above group x mean length; None: one an answer",
+    "rows, each of decoding.max_new_tokens, into which an update packs a group's answers; best a little above group x mean length; None: "
+    "a row an answer",
     unit="rows",
     low=1,
   )
-  loss: PolicyLossConfig = setting(DAPO, "of the policy; configs/rl_losses.py has the published ones by name")
-  reward: RewardOptions = setting(RewardOptions(), "of an answer")
+  loss: PolicyLossConfig = setting(DAPO, "the policy loss; configs/rl_losses.py has the published ones by name")
+  reward: RewardOptions = setting(RewardOptions(), "what an answer earns")
 
   def __post_init__(self) -> None:
     check_settings(self)

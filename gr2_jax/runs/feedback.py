@@ -21,15 +21,18 @@ WEIGHINGS = ("none", "propensity")
 class FeedbackOptions:
   """What RL on scored answers and its control are told of slates. Raises ValueError."""
 
-  share: float = setting(1.0, "of the training slates, drawn by the seed; labels of the others are not looked at", above=0, high=1)
+  share: float = setting(
+    1.0, "share of the training slates, drawn by the seed, whose labels are told; those of the others are not looked at", above=0, high=1
+  )
   source: str = setting(
     "labels",
-    "the slates' own labels, or clicks: drawn anew from a market's true utilities, of what was examined, on training and validation slates",
+    "what is told: the slates' own labels, or clicks, drawn anew from a market's true utilities, of what was examined, on training and "
+    "validation slates",
     choices=("labels", "clicks"),
   )
-  decay: float = setting(1.0, "of clicks: position s of the upstream order is examined with probability (s + 1) ** -decay", low=0)
-  weighing: str = setting("none", "of a label's gain: by one over the probability that it was examined, or not", choices=WEIGHINGS)
-  clip: float = setting(10.0, "the largest such weight, which bounds the variance at the price of some bias", low=1)
+  decay: float = setting(1.0, "clicks: place s of the upstream order, from 0 on, is examined with probability `(s + 1) ** -decay`", low=0)
+  weighing: str = setting("none", "whether a label's gain is divided by the probability that it was examined", choices=WEIGHINGS)
+  clip: float = setting(10.0, "the largest weight that this gives, which bounds the variance at the price of some bias", low=1)
 
   def __post_init__(self) -> None:
     check_settings(self)

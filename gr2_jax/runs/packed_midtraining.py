@@ -37,21 +37,21 @@ class PackedOptions:
   """Mid-training on packed items. Raises ValueError."""
 
   dropout: float = setting(0.15, "share of what is read, and of the states, that is left out in training", low=0, below=1)
-  negatives: int = setting(256, "against which the dense head tells the next item", unit="items", low=1)
-  code_weight: float = setting(0.1, "of the semantic ID's loss beside the dense head's", low=0)
-  held_out: int = setting(500, "who choose the step that is kept; at most a tenth of all", unit="users", low=1)
+  negatives: int = setting(256, "drawn items from which the dense head tells the next one", unit="items", low=1)
+  code_weight: float = setting(0.1, "weight of the semantic ID's loss beside the dense head's", low=0)
+  held_out: int = setting(500, "users who choose the step that is kept; at most a tenth of all", unit="users", low=1)
   chosen_by: str = setting(
     "loss",
-    "of the held-out users' next items: the dense head's loss, or their NDCG@10 among all items, which still rises where the loss does not "
-    "fall any more, and takes longer",
+    "how the held-out users' next items choose it: by the dense head's loss, or by NDCG@10 among all items, which still rises where the "
+    "loss does not fall any more, and takes longer",
     choices=("loss", "ndcg@10"),
   )
-  evaluate_every: int = setting(50, "between looks at the held-out users", unit="steps", low=1)
+  evaluate_every: int = setting(50, "steps between looks at the held-out users", unit="steps", low=1)
   whole_log: bool = setting(
-    False, "the last two items of each user are learnt as well: where slates come with the log, and their requests after it"
+    False, "whether the last two items of each user are learnt as well: right where slates come with the log, and their requests after it"
   )
   folds: int = setting(
-    0, "of users, each scored by a model that has not seen it: needed where training slates are cut from the log; 0: none", low=0
+    0, "groups of users, each scored by a model that has not seen it: needed where training slates are cut from the log; 0: none", low=0
   )
 
   def __post_init__(self) -> None:

@@ -44,20 +44,21 @@ class AnswerOptions:
 
   form: str = setting(
     "written",
-    "a permutation token by token, or scored: one pass gives every candidate a score, of which the answer is a Plackett-Luce draw",
+    "written: a permutation token by token; scored: one pass gives every candidate a score, of which the answer is a Plackett-Luce draw",
     choices=("written", "scored"),
   )
-  dropout: float = setting(0.1, "share of a scored slate's packed values that is left out in supervised training", low=0, below=1)
-  texts: bool = setting(False, "a scored policy reads past items and candidates by their text vectors as well, not by facts alone")
-  past: int = setting(10, "latest of a history that are read where texts are", unit="items", low=1)
+  dropout: float = setting(0.1, "share of what a scored policy reads of a slate that is left out in supervised training", low=0, below=1)
+  texts: bool = setting(False, "whether a scored policy reads past items and candidates by their text vectors as well, not by facts alone")
+  past: int = setting(10, "latest items of a history that are read where texts are", unit="items", low=1)
   text_dropout: float = setting(
     0.2, "share of slates in supervised training whose candidates come without their text vectors", low=0, below=1
   )
   names: bool = setting(
     False,
-    "a scored policy reads with a candidate's facts the name by which reasonings call it, and so need not learn that of the upstream rank",
+    "whether a scored policy reads with a candidate's facts the name by which reasonings call it, and so need not learn it from the "
+    "upstream rank",
   )
-  evaluate_every: int = setting(50, "between validations of a scored policy, of which the best step is kept", unit="steps", low=1)
+  evaluate_every: int = setting(50, "steps between validations of a scored policy, of which the best step is kept", unit="steps", low=1)
 
   def __post_init__(self) -> None:
     check_settings(self)

@@ -27,12 +27,15 @@ from gr2_jax.training.state import OptimizerConfig, TrainState, make_optimizer
 class TrainingOptions:
   """How long a training goes on, and how often it saves and tells. Raises ValueError."""
 
-  steps: int = setting(100, "of the training", unit="steps", low=0)
-  optimizer: OptimizerConfig = setting(OptimizerConfig(1e-3), "of the training")
-  save_every: int = setting(100, "between checkpoints", unit="steps", low=1)
-  log_every: int = setting(10, "between lines of metrics", unit="steps", low=1)
+  steps: int = setting(100, "length of the training; a step is an update, of RL all updates on a batch of answers", unit="steps", low=0)
+  optimizer: OptimizerConfig = setting(OptimizerConfig(1e-3), "how parameters are updated")
+  save_every: int = setting(100, "steps between checkpoints", unit="steps", low=1)
+  log_every: int = setting(10, "steps between lines of metrics", unit="steps", low=1)
   max_skips: int = setting(
-    10, "in a row, skipped because loss or gradient is not finite (or no group carries a signal), at which it stops", unit="steps", low=1
+    10,
+    "steps in a row without an update, since loss or gradient is not finite (or no group carries a signal), at which the run stops",
+    unit="steps",
+    low=1,
   )
 
   def __post_init__(self) -> None:

@@ -34,11 +34,11 @@ class RqVaeConfig:
 
   levels: int = 4
   codebook_size: int = 256
-  latent: int = setting(32, "width of what is quantised", low=1)
-  hidden: tuple[int, ...] = setting((512, 256, 128), "widths of the layers towards it", low=1)
-  beta: float = setting(0.25, "weight of the commitment", low=0)
-  ema_decay: float = setting(0.99, "γ of the codebooks; the paper's range is 0.95 to 0.99", low=0, below=1)
-  kmeans_samples: int = setting(8192, "at most, to start the codebooks", unit="items", low=1)
+  latent: int = setting(32, "width of the vector that is quantised", low=1)
+  hidden: tuple[int, ...] = setting((512, 256, 128), "widths of the encoder's layers, which the decoder mirrors", low=1)
+  beta: float = setting(0.25, "weight of the commitment loss", low=0)
+  ema_decay: float = setting(0.99, "decay γ of the codebooks' moving averages; the paper's range is 0.95 to 0.99", low=0, below=1)
+  kmeans_samples: int = setting(8192, "items from which k-means starts the codebooks, at most", unit="items", low=1)
 
   def __post_init__(self) -> None:
     if not 1 <= self.levels <= MOST_LEVELS:
@@ -54,8 +54,8 @@ class RqVaeOptions:
   ValueError.
   """
 
-  levels: int | None = setting(None, "of an item; None: by the size of the catalogue", unit="codes", low=1, high=MOST_LEVELS)
-  codebook_size: int | None = setting(None, "of a level; None: by the size of the catalogue", unit="codes", low=2)
+  levels: int | None = setting(None, "codes of an item; None: by the size of the catalogue", unit="codes", low=1, high=MOST_LEVELS)
+  codebook_size: int | None = setting(None, "values of a code; None: by the size of the catalogue", unit="codes", low=2)
   network: RqVaeConfig = spread(RqVaeConfig())
 
   def __post_init__(self) -> None:

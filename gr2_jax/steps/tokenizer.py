@@ -46,11 +46,11 @@ class TokenizerConfig:
   """
 
   rqvae: RqVaeConfig = dataclasses.field(default_factory=RqVaeConfig)
-  epochs: int = setting(400, "over the catalogue", unit="epochs", low=1)
+  epochs: int = setting(400, "passes over the catalogue", unit="epochs", low=1)
   warmup_epochs: int = 40
-  batch_size: int = setting(2048, "of an update; the whole catalogue where it is smaller", unit="items", low=1)
-  learning_rate: float = setting(1e-3, "of AdamW", above=0)
-  report_every: int = setting(10, "between counts of collisions, at which the best codes are kept", unit="epochs", low=1)
+  batch_size: int = setting(2048, "items of an update; the whole catalogue where it is smaller", unit="items", low=1)
+  learning_rate: float = setting(1e-3, "learning rate of AdamW", above=0)
+  report_every: int = setting(10, "passes between counts of items with equal codes, by which the best codes are kept", unit="epochs", low=1)
 
   def __post_init__(self) -> None:
     check_settings(self)

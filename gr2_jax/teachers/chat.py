@@ -39,14 +39,14 @@ class ChatConfig:
   Raises ValueError for values that cannot hold.
   """
 
-  url: str = setting("", "of an OpenAI-compatible endpoint; it ends before /chat/completions")
-  model: str = setting("", "name by which the endpoint knows it")
+  url: str = setting("", "address of an OpenAI-compatible endpoint; it ends before /chat/completions")
+  model: str = setting("", "name of the model at the endpoint")
   api_key_variable: str = setting("", "name of the environment variable that holds the key; empty: none is needed")
-  max_tokens: int = setting(4096, "of an answer, its reasoning included", unit="tokens", low=1)
-  attempts: int = setting(6, "at a question, in all", low=1)
-  timeout: float = setting(300.0, "of an attempt", unit="seconds", above=0)
-  backoff: float = setting(1.0, "after the first failed attempt, doubled after each", unit="seconds", low=0)
-  requests_per_minute: float | None = setting(60.0, "at most; None: no limit", above=0)
+  max_tokens: int = setting(4096, "limit of an answer, its reasoning included", unit="tokens", low=1)
+  attempts: int = setting(6, "attempts at a question, in all", low=1)
+  timeout: float = setting(300.0, "time after which an attempt is given up", unit="seconds", above=0)
+  backoff: float = setting(1.0, "pause after the first failed attempt, doubled after each", unit="seconds", low=0)
+  requests_per_minute: float | None = setting(60.0, "questions a minute, at most; None: no limit", above=0)
   workers: int = setting(4, "questions asked at the same time", low=1)
 
   def __post_init__(self) -> None:

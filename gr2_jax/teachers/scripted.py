@@ -23,11 +23,11 @@ class TeacherWeights:
   against a candidate. Raises ValueError.
   """
 
-  complement: float = setting(2.0, "of how often its category follows those of the latest items")
-  taste: float = setting(1.0, "of the history's share in its category")
-  brand: float = setting(1.5, "of the history's share of its brand")
-  after: float = setting(1.5, "of how often it followed the latest items")
-  upstream: float = setting(1.0, "of its upstream rank; 0 where prompts neither show the upstream order nor hint at it")
+  complement: float = setting(2.0, "weight of how often the candidate's category follows those of the latest items")
+  taste: float = setting(1.0, "weight of the history's share in the candidate's category")
+  brand: float = setting(1.5, "weight of the history's share of the candidate's brand")
+  after: float = setting(1.5, "weight of how often the candidate followed the latest items")
+  upstream: float = setting(1.0, "weight of the candidate's upstream rank; 0 where prompts neither show the upstream order nor hint at it")
 
   def __post_init__(self) -> None:
     check_settings(self)

@@ -33,9 +33,16 @@ LOGICAL_RULES = (
 class MeshOptions:
   """How devices are arranged; one axis may be -1 and takes the devices that are left. Raises ValueError."""
 
-  data: int = setting(-1, "copies of the model, each with its share of a batch", unit="devices", low=-1)
-  fsdp: int = setting(1, "parts along the model's width, each also with its share of a batch", unit="devices", low=-1)
-  tensor: int = setting(1, "parts along heads, feed-forward layers and vocabulary", unit="devices", low=-1)
+  data: int = setting(
+    -1,
+    "copies of the model, each with its share of every batch; one of the three axes may be -1: all devices that are left",
+    unit="devices",
+    low=-1,
+  )
+  fsdp: int = setting(
+    1, "parts into which parameters are cut along the model's width, each also with its share of every batch", unit="devices", low=-1
+  )
+  tensor: int = setting(1, "parts into which heads, feed-forward layers and vocabulary are cut", unit="devices", low=-1)
 
   def __post_init__(self) -> None:
     check_settings(self)

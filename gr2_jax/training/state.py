@@ -36,11 +36,15 @@ class OptimizerConfig:
   updates are scaled to the size of AdamW's (arXiv 2502.16982), so that both take the same learning rates. Raises ValueError.
   """
 
-  learning_rate: float = setting(meaning="the highest of the schedule", above=0)
-  rule: Literal["adamw", "muon"] = setting("adamw", "how a gradient becomes an update")
-  schedule: Literal["constant", "cosine", "linear"] = setting("constant", "the learning rate after the warm-up; cosine and linear end at 0")
-  warmup_steps: int = setting(0, "over which the learning rate rises linearly from 0", unit="updates", low=0)
-  weight_decay: float = setting(0.0, "of all but the scales of norms", low=0)
+  learning_rate: float = setting(meaning="the highest learning rate of the schedule", above=0)
+  rule: Literal["adamw", "muon"] = setting(
+    "adamw", "how gradients become updates: by AdamW, or by Muon for the layers' matrices and AdamW for the rest"
+  )
+  schedule: Literal["constant", "cosine", "linear"] = setting(
+    "constant", "course of the learning rate after the warm-up; cosine and linear end at 0"
+  )
+  warmup_steps: int = setting(0, "updates over which the learning rate rises linearly from 0", unit="updates", low=0)
+  weight_decay: float = setting(0.0, "weight decay of all parameters but the scales of norms", low=0)
   clip_norm: float = setting(1.0, "global norm to which larger gradients are scaled down", above=0)
   b1: float = setting(0.9, "decay of Adam's first moment", low=0, below=1)
   b2: float = setting(0.95, "decay of Adam's second moment", low=0, below=1)

@@ -38,7 +38,7 @@ def test_help_loads_nothing_heavy(program):
 @pytest.mark.parametrize("program", ["run", "sweep"])
 def test_help_lists_all_flags_and_reads_no_config(program):
   text = told(program, "--config=configs/written.py:tiny", "--config.rl.steps=3")
-  for flag in ("--config:", "--stages:", "--workdir:"):
+  for flag in ("--config:", "--overrides:", "--stages:", "--workdir:"):
     assert flag in text, text
 
 
