@@ -4,7 +4,7 @@ Expected: `beauty,small` over the upstream order: RL policy R@1 +94 % [78, 112],
   N@3 +64 % [56, 72] (95 % intervals, seeds 0 to 2 together).
 Hardware: 2 CPU cores, under an hour with `small`; without it one GPU or a TPU host, not timed.
 Command: python -m experiments.run --config=configs/amazon.py:beauty,small --workdir=runs/beauty
-Measured: docs/results/beauty.md; retrieval docs/results/retrieval.md; the order of `strong` docs/results/strong.md
+Measured: docs/results/beauty.md; retrieval docs/results/retrieval.md; `strong` docs/results/strong.md; `time` docs/results/time.md
 
 `beauty`, `sports`, `toys` choose the catalogue; TFDS downloads it, or `--config.data.source=FOLDER` names one with items.jsonl[.gz] and
 interactions.jsonl[.gz].
