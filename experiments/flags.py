@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from gr2_jax.errors import ConfigError
+from gr2_jax.errors import ConfigError, UserError
 
 NAME = "config"
 
@@ -29,8 +29,19 @@ _PARSERS = {int: flags.IntegerParser(), float: flags.FloatParser(), bool: flags.
 
 def define_config() -> flags.FlagHolder:
   """The flag `--config`, whose value is the locked config with its overrides; parse it with `parse_flags`."""
-  usage = "experiment: FILE.py or FILE.py:args; single values by --config.key=value"
-  return config_flags.DEFINE_config_file(NAME, None, usage, lock_config=True)
+  usage = (
+    "experiment: FILE.py or FILE.py:args; FILE.gr2 or FILE.gr2:VARIANT/seed_N repeats a shared run; single values by --config.key=value"
+  )
+  defined = config_flags.DEFINE_config_file(NAME, None, usage, lock_config=True)
+  flags.FLAGS[NAME].parser = _ConfigParser()
+  return defined
+
+
+class _ConfigParser(flags.ArgumentParser):
+  """Configs as `load_config` reads them, where ml_collections knows Python alone."""
+
+  def parse(self, path: str) -> config_dict.ConfigDict:
+    return load_config(path)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -41,17 +52,29 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
       return flags.FLAGS([argv[0], *asked])  # alone, since a config brings JAX
     check_overrides(load_config(_config_path(argv)), _overrides(argv))
     return flags.FLAGS(list(argv))
-  except (ConfigError, flags.Error) as error:
+  except (UserError, flags.Error) as error:
     print(f"ERROR: {error}", file=sys.stderr)
     sys.exit(1)
 
 
 def load_config(path: str) -> config_dict.ConfigDict:
-  """The locked config of `FILE.py` or `FILE.py:args`. Raises ConfigError for a missing file."""
+  """The locked config of `FILE.py` or `FILE.py:args`, or of a shared run, `FILE.gr2` or `FILE.gr2:VARIANT/seed_N`.
+
+  Raises ConfigError for a missing file, and ArchiveError for a shared one that cannot be read.
+  """
+  if is_shared(path):
+    from experiments.repeat import load_shared_config
+
+    return load_shared_config(path)
   config = load_module(path).get_config(*path.split(":", 1)[1:])
   if not isinstance(config, config_dict.ConfigDict):
     raise ConfigError(f"--{NAME}: get_config() of {path} returned {type(config).__name__}; return an ml_collections.ConfigDict")
   return config.lock()
+
+
+def is_shared(path: str) -> bool:
+  """Whether a config's path means a file of `experiments.share`."""
+  return re.fullmatch(r".*\.gr2(:.*)?", path, re.DOTALL) is not None
 
 
 def load_module(path: str) -> ModuleType:

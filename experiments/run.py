@@ -1,6 +1,7 @@
 """All stages of a config, in order, into a run directory; started again, it does only what is missing.
 
     python -m experiments.run --config=configs/quickstart.py --workdir=RUN [--stages=tokenize,midtrain] [--from=OTHER_RUN]
+    python -m experiments.run --config=FILE.gr2 --workdir=NEW      # repeats a run that experiments.share wrote, and says whether it agrees
 
 Exit codes: 0 done, 1 error, 143 stopped by SIGTERM, 130 stopped by Ctrl-C; after a stop the same command goes on.
 """
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from experiments.compilation_cache import define_compilation_cache, use_compilation_cache
-from experiments.flags import define_config, parse_flags
+from experiments.flags import NAME, define_config, is_shared, parse_flags
 
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; the same one goes on where it stopped")
@@ -28,10 +29,13 @@ def main(argv: Sequence[str]) -> int:
   # Here, since --help should not wait for JAX.
   from experiments.check import check_values
   from experiments.pipeline import execute
+  from experiments.repeat import Repetition
 
   use_compilation_cache(_CACHE.value)
   command = ["python", "-m", "experiments.run", *sys.argv[1:]]
-  return execute(_CONFIG.value, _WORKDIR.value, _STAGES.value, command, check=check_values, source=_FROM.value)
+  given = flags.FLAGS[NAME]
+  repeats = Repetition(given.config_filename, given.override_values) if is_shared(given.config_filename) else None
+  return execute(_CONFIG.value, _WORKDIR.value, _STAGES.value, command, check=check_values, source=_FROM.value, repeats=repeats)
 
 
 if __name__ == "__main__":
