@@ -21,6 +21,7 @@ from gr2_jax.runs.archive import Archive, ArchiveError, dump_json, read_archive,
 from gr2_jax.runs.artifacts import check_intact
 from gr2_jax.runs.fingerprints import fill_added
 from gr2_jax.runs.run import Run, RunError, read_object
+from gr2_jax.runs.versions import version_of
 from gr2_jax.training.writers import read_metrics
 
 SUFFIX = ".gr2"
@@ -136,8 +137,6 @@ def write_run_file(
   `pages`: more files by the name under which they go in (a sweep's table). `policy`: its description for the manifest, and its files, see
   `portable.pack_policy`. Raises RunError for a run that is damaged.
   """
-  from gr2_jax import __version__
-
   members: dict[str, bytes | pathlib.Path] = dict(pages)
   told = {}
   for name, run in runs.items():
@@ -146,7 +145,7 @@ def write_run_file(
     commit = {key: record.versions.get(key) for key in ("gr2_jax", "git_commit", "git_tree")}
     told[name] = {"seed": record.seed, "dataset": record.results.get("dataset"), **commit}
   about: dict[str, Any] = {"project": PROJECT, "format": FORMAT, "kind": "run" if [*runs] == [SINGLE] else "sweep"}
-  about |= {"written_by": __version__, "runs": told}
+  about |= {"written_by": version_of(PROJECT), "runs": told}
   if policy is not None:
     about["policy"], files = policy
     members |= files

@@ -21,7 +21,7 @@ def compute_versions() -> dict[str, str | None]:
   device = jax.devices()[0]
   return {
     "python": platform.python_version(),
-    **{name: _version_of(name) for name in PACKAGES},
+    **{name: version_of(name) for name in PACKAGES},
     "system": platform.platform(),
     "platform": device.platform,
     "device_kind": device.device_kind,
@@ -41,11 +41,12 @@ def describe_machine(packages: tuple[str, ...]) -> dict[str, Any]:
     "devices": jax.device_count(),
     "processors": os.cpu_count(),
     "python": platform.python_version(),
-    "versions": {package: _version_of(package) for package in packages},
+    "versions": {package: version_of(package) for package in packages},
   }
 
 
-def _version_of(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+  """The installed version of a package; None where it is not installed."""
   try:
     return importlib.metadata.version(package)
   except importlib.metadata.PackageNotFoundError:
