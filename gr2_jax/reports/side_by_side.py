@@ -340,7 +340,7 @@ def render_comparison(compared: Mapping[str, Any]) -> RenderableType:
       for metric in _SHORT:
         difference = paired.get(name, {}).get(metric)
         cells += [Text(format_number(orders[name][metric], ".3f")) for orders in (base, sides[pair["label"]]["orders"])]
-        cells.append(Text(format_lift(difference), lift_style(difference)))
+        cells.append(Text(format_lift(difference).replace(" [", "\n["), lift_style(difference)))
       table.add_row(console_text(ranker_title(name, titles), "bold" if name == POLICY else ""), *cells)
     told.append(table)
   return Group(*told)
