@@ -12,31 +12,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from experiments.exit_code import exit_code_of
-from gr2_jax.printable import escape_lines
-
 _TO = flags.DEFINE_string("to", None, "folder for compare.md, compare.json and plots/ (none: the tables are printed alone)")
-
-
-def compare(paths: Sequence[str], to: str | None) -> int:
-  """Prints the tables and writes the page; returns the exit code and prints what went wrong."""
-
-  def program() -> None:
-    from rich.console import Console  # here, since --help should not wait for JAX
-
-    from gr2_jax.reports.side_by_side import check_folder, compare_sides, read_sides, render_comparison, write_comparison
-
-    if to:
-      check_folder(to)
-    sides, left_out = read_sides(paths)
-    for line in left_out:
-      print(escape_lines(line))
-    compared = compare_sides(sides, left_out)
-    Console().print(render_comparison(compared))
-    if to:
-      print(f"The tables, with plots: {write_comparison(to, sides, compared)}")
-
-  return exit_code_of(program, to)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,6 +20,8 @@ def main(argv: Sequence[str]) -> int:
   if len(argv) < 2:
     print("ERROR: nothing to compare; name two or more runs, sweeps or files: python -m experiments.compare A B", file=sys.stderr)
     return 1
+  from experiments.exchange import compare  # here, since --help should not wait for JAX
+
   return compare(argv[1:], _TO.value)
 
 

@@ -12,11 +12,10 @@ import pytest
 from finished_runs import make_finished_run
 from small_runs import ROOT, final_state
 
-from experiments.compare import compare
+from experiments.exchange import compare, share
 from experiments.flags import check_overrides, load_config
 from experiments.pipeline import execute
 from experiments.repeat import Repetition
-from experiments.share import share
 from gr2_jax.errors import ConfigError, UserError
 from gr2_jax.reports.side_by_side import compare_sides, read_sides
 from gr2_jax.runs.archive import read_archive, write_archive
@@ -67,12 +66,13 @@ def test_half_a_sweep_is_refused_and_a_whole_one_shared(tmp_path, capsys):
     make_finished_run(sweep / variant / "seed_0", 0)
   assert share(str(sweep), str(tmp_path / "x.gr2")) == 1
   assert "sweep.json: it is not there" in capsys.readouterr().err
-  (sweep / "sweep.json").write_text("{}")
+  (sweep / "sweep.json").write_text(json.dumps({"variants": {name: {"seeds": [0]} for name in ("naive", "relative", "eq7")}}))
   (sweep / "sweep.md").write_text("# table\n")
   (sweep / "naive" / "seed_0" / "evaluation" / "done.json").unlink()
   assert share(str(sweep), str(tmp_path / "x.gr2")) == 1
-  assert "is not finished (naive/seed_0: its evaluation is not finished)" in capsys.readouterr().err
+  assert "is not finished (naive/seed_0: its evaluation is not finished; eq7/seed_0: it is not there)" in capsys.readouterr().err
   assert not (tmp_path / "x.gr2").exists()
+  (sweep / "sweep.json").write_text(json.dumps({"variants": {name: {"seeds": [0]} for name in ("naive", "relative")}}))
   assert share(str(sweep / "relative" / "seed_0"), str(tmp_path / "one.gr2")) == 0
   shutil.copytree(sweep / "relative" / "seed_0", sweep / "naive" / "seed_0", dirs_exist_ok=True)
   assert share(str(sweep), str(tmp_path / "x.gr2")) == 0
