@@ -37,7 +37,7 @@ def share(directory: str | None, to: str | None, *, with_policy: bool = False) -
       reasons = "; ".join(f"{name}: {why}" for name, why in unfinished.items())
       raise UserError(f"--run: {directory} is not finished ({reasons}); give its command again, or share one of its finished runs alone")
     if with_policy and not single:
-      raise UserError("--with_policy: a sweep has many policies; share the run whose policy is wanted, --run=DIR/VARIANT/seed_N")
+      raise UserError("--with-policy: a sweep has many policies; share the run whose policy is wanted, --run=DIR/VARIANT/seed_N")
     policy = None
     if with_policy:
       run = runs[SINGLE]

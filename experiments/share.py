@@ -1,9 +1,9 @@
 """Writes a finished run, or a finished sweep, as one file that another researcher repeats, compares or opens as a ZIP.
 
-    python -m experiments.share --run=RUN --to=FILE.gr2 [--with_policy]
+    python -m experiments.share --run=RUN --to=FILE.gr2 [--with-policy]
     python -m experiments.run --config=FILE.gr2 --workdir=NEW      # there
 
-gr2_jax/runs/run_file.py says what the file holds. Weights are left out, unless `--with_policy` adds the policy that the run stands for.
+gr2_jax/runs/run_file.py says what the file holds. Weights are left out, unless `--with-policy` adds the policy that the run stands for.
 """
 
 import sys
@@ -13,7 +13,7 @@ from absl import app, flags
 
 _RUN = flags.DEFINE_string("run", None, "finished run, or sweep of finished runs")
 _TO = flags.DEFINE_string("to", None, "file to write, FILE.gr2")
-_POLICY = flags.DEFINE_bool("with_policy", False, "with the final policy of the run: its parameters as arrays, and what its inputs mean")
+_POLICY = flags.DEFINE_bool("with-policy", False, "with the final policy of the run: its parameters as arrays, and what its inputs mean")
 
 
 def main(argv: Sequence[str]) -> int:

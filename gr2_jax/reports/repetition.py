@@ -54,8 +54,8 @@ def compare_repetition(there: PerSlate, here: PerSlate, seeds: Sequence[PerSlate
       if (now := means["here"][name].get(metric)) is None:
         continue
       equal = same and np.array_equal(there.rankers[name][metric], here.rankers[name][metric])
-      spread = _spread(seeds, name, metric)
-      known = [tolerance for tolerance in (widths and widths[name, metric], spread) if tolerance is not None]
+      allowed = (None if widths is None else widths[name, metric], _spread(seeds, name, metric))
+      known = [tolerance for tolerance in allowed if tolerance is not None]
       tolerance = max(known, default=None)
       verdict = "equal" if equal else "untold" if tolerance is None else "agrees" if abs(now - before) <= tolerance else "differs"
       rankers[name][metric] = {"there": before, "here": now, "difference": now - before, "tolerance": tolerance, "verdict": verdict}

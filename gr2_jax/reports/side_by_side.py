@@ -131,7 +131,8 @@ def compare_sides(sides: Sequence[Side], left_out: Sequence[str] = (), resamples
   """
   if len(sides) < 2:
     raise UserError("there is one run to compare; name two or more runs, sweeps or files")
-  pairs, comparisons = [], {}
+  pairs: list[dict[str, Any]] = []
+  comparisons: dict[str, Any] = {}
   for side in sides[1:]:
     base = _base_of(side, sides)
     reason = _why_not_paired(side, base)

@@ -28,7 +28,7 @@ def pack_policy(run: Run, name: str) -> tuple[dict[str, Any], dict[str, bytes | 
   """
   record = next((policy for policy in read_policies(run) if policy.rankers[0].name == name), None)
   if record is None:
-    raise RunError(f"{run.directory} has no finished policy {name!r}; share it without --with_policy")
+    raise RunError(f"{run.directory} has no finished policy {name!r}; share it without --with-policy")
   check_intact(run, record.stage)
   arrays = _params_of(run, record)
   files: dict[str, bytes | pathlib.Path] = {f"{_FOLDER}/params.npz": dump_arrays(arrays)}
