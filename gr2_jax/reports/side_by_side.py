@@ -332,7 +332,7 @@ def render_comparison(compared: Mapping[str, Any]) -> RenderableType:
       table.caption = console_text(_refusal(pair), "bold")
     table.add_column("ranker")
     for metric in _SHORT:
-      for label in (pair["base"], TABLE_METRICS[metric], "difference"):
+      for label in (f"{TABLE_METRICS[metric]} {pair['base']}", pair["label"], "difference"):
         table.add_column(console_text(label), justify="right")
     names = [of["order"].split("/")[1] for of in lines] or sort_rankers(base.keys() & sides[pair["label"]]["orders"].keys(), titles)
     paired = {of["order"].split("/")[1]: of["paired"] for of in lines}

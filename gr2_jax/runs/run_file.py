@@ -213,6 +213,9 @@ def _list_faults(record: RunRecord) -> Iterator[str]:
     yield "config.json has no seed"
   if not all(value is None or isinstance(value, str) for value in record.versions.values()):
     yield "versions.json holds something else than text"
+  titles = record.results.get("titles", {})
+  if not (isinstance(titles, dict) and all(isinstance(title, str) for title in titles.values())):
+    yield "results.json has titles that are no text"
   for stage, done in record.stages.items():
     if not (isinstance(done, dict) and isinstance(done.get("reads"), dict) and isinstance(done.get("fingerprint"), str)):
       yield f"stages.json says nothing of what {stage!r} read"

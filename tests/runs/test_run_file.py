@@ -69,6 +69,7 @@ def test_a_config_that_is_older_than_a_setting_has_what_it_did(file):
     (lambda members, about: members.pop("run/results.json"), "lacks run/results.json"),
     (lambda members, about: members.update({"run/versions.json": b'{"jax": [1]}'}), "versions.json holds something else than text"),
     (lambda members, about: members.update({"run/config.json": b'{"seed": "0"}'}), "config.json has no seed"),
+    (lambda members, about: members.update({"run/results.json": b'{"titles": ["x"]}'}), "titles that are no text"),
     (lambda members, about: members.update({"run/stages.json": b'{"data": 1}'}), "nothing of what 'data' read"),
     (lambda members, about: members.update({"run/metrics/rl.jsonl": b'{"step": 1, "loss": "x"}'}), "something else than numbers"),
   ],
