@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from gr2_jax.errors import ConfigError
+from gr2_jax.errors import ConfigError, UserError
 from gr2_jax.printable import escape_controls
 
 NAME = "config"
@@ -32,10 +32,21 @@ _PARSERS = {int: flags.IntegerParser(), float: flags.FloatParser(), bool: flags.
 
 def define_config() -> flags.FlagHolder:
   """The flags `--config`, whose value is the locked config with its overrides, and `--overrides`; parse them with `parse_flags`."""
-  usage = "experiment: FILE.py or FILE.py:args; single values by --config.key=value"
+  usage = (
+    "experiment: FILE.py or FILE.py:args; FILE.gr2 or FILE.gr2:VARIANT/seed_N repeats a shared run; single values by --config.key=value"
+  )
   of_files = "TOML file whose values go over the config's; of several (--overrides=A --overrides=B) the last wins, --config.key over all"
   flags.DEFINE_multi_string(_FILES, [], of_files)
-  return config_flags.DEFINE_config_file(NAME, None, usage, lock_config=True)
+  defined = config_flags.DEFINE_config_file(NAME, None, usage, lock_config=True)
+  flags.FLAGS[NAME].parser = _ConfigParser()
+  return defined
+
+
+class _ConfigParser(flags.ArgumentParser):
+  """Configs as `load_config` reads them, where ml_collections knows Python alone."""
+
+  def parse(self, path: str) -> config_dict.ConfigDict:
+    return load_config(path)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -48,17 +59,29 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     others = flags.FLAGS(list(argv))
     _apply_files(flags.FLAGS[NAME], flags.FLAGS[_FILES].value)
     return others
-  except (ConfigError, flags.Error) as error:
+  except (UserError, flags.Error) as error:
     print(f"ERROR: {error}", file=sys.stderr)
     sys.exit(1)
 
 
 def load_config(path: str) -> config_dict.ConfigDict:
-  """The locked config of `FILE.py` or `FILE.py:args`. Raises ConfigError for a missing file."""
+  """The locked config of `FILE.py` or `FILE.py:args`, or of a shared run, `FILE.gr2` or `FILE.gr2:VARIANT/seed_N`.
+
+  Raises ConfigError for a missing file, and ArchiveError for a shared one that cannot be read.
+  """
+  if is_shared(path):
+    from experiments.repeat import load_shared_config
+
+    return load_shared_config(path)
   config = load_module(path).get_config(*path.split(":", 1)[1:])
   if not isinstance(config, config_dict.ConfigDict):
     raise ConfigError(f"--{NAME}: get_config() of {path} returned {type(config).__name__}; return an ml_collections.ConfigDict")
   return config.lock()
+
+
+def is_shared(path: str) -> bool:
+  """Whether a config's path means a file of `experiments.share`."""
+  return re.fullmatch(r".*\.gr2(:.*)?", path, re.DOTALL) is not None
 
 
 def load_module(path: str) -> ModuleType:

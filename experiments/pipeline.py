@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments.exit_code import exit_code_of
 from experiments.look_ahead import look_ahead
+from experiments.repeat import Repetition
 from experiments.stages import load_stages
 from gr2_jax.runs.artifacts import check_intact
 from gr2_jax.runs.life import check_stages, is_finished, open_stage
@@ -35,8 +36,15 @@ def choose_stages(names: Sequence[str] | None, stages: Sequence[Stage], config: 
   return [stage for stage in needed_stages(stages, config) if names is None or stage.name in names]
 
 
-def run_stages(run: Run, stages: Sequence[NeededStage], progress: Progress, stop: StopSignal, siblings: Sequence[Run] = ()) -> None:
-  """Runs what is not done yet, nor to be linked from `siblings`, on inputs that are intact.
+def run_stages(
+  run: Run,
+  stages: Sequence[NeededStage],
+  progress: Progress,
+  stop: StopSignal,
+  siblings: Sequence[Run] = (),
+  repeats: Repetition | None = None,
+) -> None:
+  """Runs what is not done yet, nor to be linked from `siblings`, on inputs that are intact; `repeats`: see `execute`.
 
   Raises Interrupted when a signal asked to stop, and as soon as the stage `data` is done ConfigError for all settings that its data forbid.
   """
@@ -56,6 +64,8 @@ def run_stages(run: Run, stages: Sequence[NeededStage], progress: Progress, stop
         check_intact(run, name)
     intact |= {*stage.inputs, stage.name}
     if not looked and run.is_done("data"):
+      if repeats is not None:
+        repeats.tell_data(run, progress)
       look_ahead(run, stages[place:], progress, stop)
       looked = True
     began = time.monotonic()
@@ -74,10 +84,12 @@ def execute(
   known: Sequence[Stage] | None = None,
   check: Callable[[ConfigDict], None] | None = None,
   source: str | None = None,
+  repeats: Repetition | None = None,
 ) -> int:
   """The program behind the flags, over the stages `known` (None: all); returns the exit code and prints what went wrong.
 
-  `check` raises ConfigError for values that the stages could not use. `source`: see `--from`.
+  `check` raises ConfigError for values that the stages could not use. `source`: see `--from`. `repeats`: the shared run that is repeated:
+  what differs is told before anything is trained, and whether it agrees at the end.
   """
   progress = Progress()
 
@@ -88,6 +100,8 @@ def execute(
     stages = choose_stages(names, all_stages, config)
     to_be, needed = Run(pathlib.Path(workdir), config), needed_stages(all_stages, config)
     check_directory(to_be.directory)
+    if repeats is not None:
+      repeats.check()
     sources = find_runs(source) if source else []
     check_stages(to_be, stages, all_stages, sources=sources)
     check_sources(to_be, needed, sources)
@@ -95,12 +109,15 @@ def execute(
       jax.distributed.initialize()  # before the check, which asks how many devices and processes there are
     if check is not None:
       check(config)
+    differences = repeats.tell(config, progress) if repeats is not None and _is_first(config) else {}
     with locked(workdir) if _is_first(config) else nullcontext():
       run = _open_everywhere(workdir, config, command, lambda run: take_over_all(run, needed, sources, progress))
       if run.main:
         _print_header(run, stages, names or [stage.name for stage in all_stages], progress)
       with StopSignal() as stop:
-        run_stages(run, stages, progress, stop)
+        run_stages(run, stages, progress, stop, repeats=repeats)
+      if repeats is not None and run.main and run.is_done("evaluation"):
+        repeats.conclude(run, differences, progress)
     card = run.path("evaluation", "card.md")
     if run.main and card.exists():
       progress.note(f"The table, with data, seeds and versions: {card}")

@@ -1,6 +1,7 @@
 """All stages of a config, in order, into a run directory; started again, it does only what is missing.
 
     python -m experiments.run --config=configs/quickstart.py --workdir=RUN [--stages=tokenize,midtrain] [--from=OTHER_RUN]
+    python -m experiments.run --config=FILE.gr2 --workdir=NEW      # repeats a run that experiments.share wrote, and says whether it agrees
 
 Values go over each other in this order: the config file with its argument, the files of `--overrides=FILE.toml` as they are given, then
 `--config.key=value`.
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from experiments.compilation_cache import define_compilation_cache, use_compilation_cache
-from experiments.flags import command_of, define_config, parse_flags
+from experiments.flags import NAME, command_of, define_config, is_shared, parse_flags
 
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; the same one goes on where it stopped")
@@ -30,10 +31,13 @@ def main(argv: Sequence[str]) -> int:
   # Here, since --help should not wait for JAX.
   from experiments.check import check_values
   from experiments.pipeline import execute
+  from experiments.repeat import Repetition
 
   use_compilation_cache(_CACHE.value)
+  given = flags.FLAGS[NAME]
+  repeats = Repetition(given.config_filename, given.override_values) if is_shared(given.config_filename) else None
   command = command_of("experiments.run")
-  return execute(_CONFIG.value, _WORKDIR.value, _STAGES.value, command, check=check_values, source=_FROM.value)
+  return execute(_CONFIG.value, _WORKDIR.value, _STAGES.value, command, check=check_values, source=_FROM.value, repeats=repeats)
 
 
 if __name__ == "__main__":

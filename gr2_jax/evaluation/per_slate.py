@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gr2_jax.evaluation.metrics import METRICS
-from gr2_jax.evaluation.results import Measured, ResultsError
+from gr2_jax.evaluation.results import BASELINE, Measured, ResultsError
 from gr2_jax.evaluation.weights import check_weights
 
 
@@ -46,18 +46,39 @@ def load_per_slate(path: str | os.PathLike[str]) -> PerSlate:
   if not path.exists():
     raise ResultsError(f"{path}: there is no such file; run the evaluation stage first")
   with np.load(path, allow_pickle=False) as arrays:
-    names = tuple(map(str, arrays["metrics"]))
-    if names[: len(METRICS)] != METRICS:
-      raise ResultsError(f"{path}: holds {', '.join(arrays['metrics'])} instead of {', '.join(METRICS)}; make it again")
-    rankers = {name.removeprefix("orders/"): dict(zip(names, arrays[name].T, strict=True)) for name in arrays if name.startswith("orders/")}
-    users = arrays["users"]
-    weights = arrays["weights"] if "weights" in arrays else np.ones(len(users))  # files of the versions without weights have none
-    return PerSlate(users, weights, rankers)
+    return read_per_slate(dict(arrays), str(path))
+
+
+def read_per_slate(arrays: Mapping[str, np.ndarray], where: str) -> PerSlate:
+  """The arrays of such a file; raises ResultsError, naming `where` they come from, for other metrics and for arrays that do not go
+  together."""
+  names = tuple(map(str, arrays.get("metrics", ())))
+  if names[: len(METRICS)] != METRICS:
+    raise ResultsError(f"{where}: holds {', '.join(names) or 'no metrics'} instead of {', '.join(METRICS)}; make it again")
+  users = arrays.get("users", np.zeros(0, str))
+  weights = arrays.get("weights", np.ones(len(users)))  # files of the versions without weights have none
+  orders = {name.removeprefix("orders/"): of for name, of in arrays.items() if name.startswith("orders/")}
+  table = (len(users), len(names))
+  fitting = users.ndim == 1 and len(users) and weights.shape == users.shape and all(of.shape == table for of in orders.values())
+  numbers = all(np.issubdtype(of.dtype, np.number) and np.isfinite(of).all() for of in (weights, *orders.values()))
+  if not (fitting and numbers and (weights > 0).all()):
+    raise ResultsError(f"{where}: its users, weights and metrics do not go together, or hold something else than numbers; make it again")
+  return PerSlate(users, weights, {name: dict(zip(names, of.T, strict=True)) for name, of in orders.items()})
 
 
 def have_same_slates(one: PerSlate, other: PerSlate) -> bool:
   """Whether both were measured on slates of the same users in the same order, with the same weights."""
   return np.array_equal(one.users, other.users) and np.array_equal(one.weights, other.weights)
+
+
+def are_same_slates(one: PerSlate, other: PerSlate) -> bool:
+  """Whether runs of any origin were tested on the same slates: `have_same_slates`, and their upstream orders do alike on each of them.
+
+  Names of users alone do not tell: those of one synthetic market come again in the next.
+  """
+  if not have_same_slates(one, other) or BASELINE not in one.rankers or BASELINE not in other.rankers:
+    return False
+  return all(np.array_equal(one.rankers[BASELINE][metric], other.rankers[BASELINE][metric]) for metric in METRICS)
 
 
 def pool_seeds(tested: Mapping[int, PerSlate], names: Iterable[str]) -> Pooled:

@@ -5,7 +5,7 @@ A colour means one thing in all of them: blue is better, orange worse, grey not 
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -239,31 +239,50 @@ _SWEEP_PANELS = (
 )
 
 
-def plot_sweep(variants: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure | None:
-  """Copying and R@1 over the RL steps by variant, the mean of its seeds smoothed; None where nothing was logged.
+class Panel(NamedTuple):
+  """A panel of curves: `metric`, in `unit`, over the steps, of `runs`: name -> the metric lines of each seed."""
 
-  `variants`: name -> the metric lines of each seed. Colours come again with other dashes. Lines that lie on one another are told apart by
-  their widths, the first the widest, by their markers, which take turns along the steps, and by their names, which stand where they end.
+  title: str
+  unit: str
+  metric: str
+  steps: str
+  runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
+
+
+def plot_sweep(variants: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure | None:
+  """Copying and R@1 over the RL steps by variant, see `plot_curves`; `variants`: name -> the metric lines of each seed."""
+  return plot_curves([Panel(title, unit, metric, "RL step", variants) for title, unit, metric in _SWEEP_PANELS])
+
+
+def plot_curves(panels: Sequence[Panel]) -> Figure | None:
+  """Metrics over the steps by name, the mean of its seeds smoothed; None where nothing was logged.
+
+  A name has one look in all panels. Colours come again with other dashes. Lines that lie on one another are told apart by their widths, the
+  first the widest, by their markers, which take turns along the steps, and by their names, which stand where they end.
   """
-  variants = {name: runs for name, runs in variants.items() if any(runs)}
-  if not variants:
+  names = list(dict.fromkeys(name for panel in panels for name, runs in panel.runs.items() if any(runs)))
+  if not names:
     return None
-  figure = Figure(figsize=(5.4 * len(_SWEEP_PANELS), max(3.9, 0.8 + 0.25 * len(variants))), layout="constrained")
-  axes = _axes(figure, 1, len(_SWEEP_PANELS))[0]
-  for ax, (title, unit, metric) in zip(axes, _SWEEP_PANELS, strict=True):
-    for place, (name, runs) in enumerate(variants.items()):
-      steps, means = _mean_over_runs(runs, metric)
+  columns = min(len(panels), 3)
+  rows = -(-len(panels) // columns)
+  figure = Figure(figsize=(5.4 * columns, rows * max(3.9, 0.8 + 0.25 * len(names))), layout="constrained")
+  axes = _axes(figure, rows, columns).flat
+  for ax, panel in zip(axes, panels, strict=False):
+    for place, name in enumerate(names):
+      steps, means = _mean_over_runs(panel.runs.get(name, ()), panel.metric)
       style: dict[str, Any] = {"color": SERIES[place % len(SERIES)], "linestyle": _STYLES[place // len(SERIES) % len(_STYLES)]}
-      style |= {"linewidth": 1.2 + 2.8 * (1 - (place + 1) / len(variants)), "marker": _MARKERS[place % len(_MARKERS)], "markersize": 5}
-      ax.plot(steps, _smooth(means), label=name.replace("_", " "), markevery=_markers_of(place, len(variants), len(steps)), **style)
-    ax.set_title(title, fontsize=10)
-    ax.set_xlabel("RL step")
+      style |= {"linewidth": 1.2 + 2.8 * (1 - (place + 1) / len(names)), "marker": _MARKERS[place % len(_MARKERS)], "markersize": 5}
+      ax.plot(steps, _smooth(means), label=name.replace("_", " "), markevery=_markers_of(place, len(names), len(steps)), **style)
+    ax.set_title(panel.title, fontsize=10)
+    ax.set_xlabel(panel.steps)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    ax.set_ylabel(unit)
-    if unit.startswith("share"):
+    ax.set_ylabel(panel.unit)
+    if panel.unit.startswith("share"):
       top = max(ax.get_ylim()[1], 0.05)
       ax.set_ylim(-0.04 * top, top)  # a line at 0 stays off the axis
     _name_lines(ax)
+  for ax in axes:
+    ax.remove()
   return figure
 
 

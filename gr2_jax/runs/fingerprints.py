@@ -93,6 +93,14 @@ def flat_keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
   return keys
 
 
+def flat_leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Dotted path -> value of all leaves; an empty section is one."""
+  leaves: dict[str, Any] = {}
+  for key, value in config.items():
+    leaves |= flat_leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
+  return leaves
+
+
 def hash_path(path: pathlib.Path) -> str:
   """SHA-256 of a file's content, or of the names and contents of all files in a folder."""
   if path.is_file():
