@@ -87,7 +87,7 @@ def _count_log(config: ConfigDict, options: TokenizeOptions) -> _Log:
       raise ConfigError(f"--config.data.source: {source!r} is not known; choose one of {', '.join(f'tfds:{of}' for of in _PUBLISHED)}")
     items, users, interactions = _PUBLISHED[name]
     note = f"Items, users and interactions are the published ones of {name}; the data themselves were not read, which would prepare them."
-    return _Log(Inputs(items, items, 1), np.full(users, interactions // users), {}, 0, note)
+    return _Log(Inputs(items, items, 1), np.diff(np.linspace(0, interactions, users + 1).astype(int)), {}, 0, note)
   return _count_files(pathlib.Path(config.data.manual_dir if source == "tfds:own_log" else source), config, options)
 
 

@@ -1,5 +1,6 @@
 """Compiles steps for this machine and times them within a few seconds: what a call takes, and how much memory."""
 
+import functools
 import math
 import os
 import pathlib
@@ -7,7 +8,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from jax.sharding import Mesh
 
 from experiments.estimates.flops import count_flops
 from experiments.stage_steps import StageStep
+
+Result = TypeVar("Result")
 
 _PROBE = 1024  # rows and columns of the matrix product that is timed first
 _SHARE_OF_PROBE = 0.1  # of its rate, which the first step is taken to reach
@@ -36,7 +39,7 @@ class Measured(NamedTuple):
 
 class Machine(NamedTuple):
   """What was found of this machine: `host_pace`, times as long as the reference one takes for work on the host; the `rate` of a large
-  matrix product in FLOP/s; the share of the processor that others left while it was `measured` for so many seconds.
+  matrix product in FLOP/s; the `share` of a processor that it had while it was `measured` for so many seconds.
   """
 
   host_pace: float
@@ -53,18 +56,16 @@ def measure_steps(steps: Sequence[StageStep], mesh: Mesh, seconds: float) -> tup
   """
   flops = [count_flops(step.function, *(argument.arrays for argument in step.arguments), trips=step.trips) for step in steps]
   clock = _Clock()
-  pace = clock.time(_work_on_host) / _REFERENCE_SECONDS
+  pace = clock.time(_work_on_host)[0] / _REFERENCE_SECONDS
   rate = _probe_rate(clock)
   rates: list[float] = []
   found: dict[int, Measured] = {}
   order = sorted(range(len(steps)), key=flops.__getitem__)  # small ones first: the rates of these say which of the others can be run
   for place, index in enumerate(order):
-    began = time.perf_counter()
-    compiled = steps[index].lower(mesh).compile()
-    compile_seconds = time.perf_counter() - began
+    compile_seconds, compiled = _Clock().time(functools.partial(_compile, steps[index], mesh))
     memory, whole = _memory_of(compiled, steps[index])
     guess = flops[index] / (statistics.median(rates) if rates else _SHARE_OF_PROBE * rate)
-    left = seconds - clock.wall
+    left = seconds - clock.spent
     timed = guess < left and whole < _free_bytes()
     per_call = math.nan
     if timed:
@@ -73,27 +74,34 @@ def measure_steps(steps: Sequence[StageStep], mesh: Mesh, seconds: float) -> tup
     found[index] = Measured(flops[index], per_call, timed, compile_seconds, memory)
   reached = statistics.median(rates) if rates else rate
   measured = [of if of.timed else of._replace(seconds=of.flops / reached) for of in (found[index] for index in range(len(steps)))]
-  return measured, Machine(pace, rate, clock.share, clock.wall)
+  return measured, Machine(pace, rate, clock.share, clock.spent)
 
 
 class _Clock:
-  """Seconds of calls, and all of them together."""
+  """Seconds that calls took, `spent` all together, and the share of a processor that they had."""
 
   def __init__(self) -> None:
-    self.wall = self.processor = 0.0
+    self.spent = self._wall = self._processor = 0.0
 
-  def time(self, function: Callable[[], Any]) -> float:
-    """Seconds of a call by the clock; on a CPU by the processor where that is less, since what waits for others is no work of the call."""
+  def time(self, function: Callable[[], Result]) -> tuple[float, Result]:
+    """Seconds of a call and its result: by the clock, or on a CPU by the processor where that is less, since what waits for others is no
+    work of the call."""
     wall, processor = time.perf_counter(), time.process_time()
-    jax.block_until_ready(function())
+    result = jax.block_until_ready(function())
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    self.wall, self.processor = self.wall + wall, self.processor + processor
-    return min(wall, processor) if jax.default_backend() == "cpu" else wall
+    self._wall, self._processor = self._wall + wall, self._processor + processor
+    taken = min(wall, processor) if jax.default_backend() == "cpu" else wall
+    self.spent += taken
+    return taken, result
 
   @property
   def share(self) -> float:
-    """Of the time, that one processor was held; 1 where more than one was."""
-    return min(1.0, self.processor / self.wall)
+    """At most 1, where several were held."""
+    return min(1.0, self._processor / self._wall)
+
+
+def _compile(step: StageStep, mesh: Mesh) -> jax.stages.Compiled:
+  return step.lower(mesh).compile()
 
 
 def _time_calls(step: StageStep, compiled: Any, mesh: Mesh, clock: _Clock, seconds: float) -> float:
@@ -108,9 +116,9 @@ def _time_calls(step: StageStep, compiled: Any, mesh: Mesh, clock: _Clock, secon
       arguments[0] = result[0]  # the state that was given is gone
     return result
 
-  until = clock.wall + seconds
-  while not times or clock.wall < until:
-    times.append(clock.time(call))
+  until = clock.spent + seconds
+  while not times or clock.spent < until:
+    times.append(clock.time(call)[0])
   return statistics.median(times[1:] or times)
 
 
@@ -155,7 +163,7 @@ def _probe_rate(clock: _Clock) -> float:
   x = jnp.ones((_PROBE, _PROBE))
   product = jax.jit(jnp.matmul)
   jax.block_until_ready(product(x, x))
-  return 2.0 * _PROBE**3 / min(clock.time(lambda: product(x, x)) for _ in range(3))
+  return 2.0 * _PROBE**3 / min(clock.time(lambda: product(x, x))[0] for _ in range(3))
 
 
 def _work_on_host() -> int:
