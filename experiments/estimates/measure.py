@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 _PROBE = 1024  # rows and columns of the matrix product that is timed first
 _SHARE_OF_PROBE = 0.1  # of its rate, which the first step is taken to reach
 # What the work of `_work_on_host` takes on the machine on which the costs of `estimates.host` were measured.
-_REFERENCE_SECONDS = 0.1
+_REFERENCE_SECONDS = 0.034
 
 
 class Measured(NamedTuple):
@@ -63,7 +63,7 @@ def measure_steps(steps: Sequence[StageStep], mesh: Mesh, seconds: float) -> tup
   order = sorted(range(len(steps)), key=flops.__getitem__)  # small ones first: the rates of these say which of the others can be run
   for place, index in enumerate(order):
     compile_seconds, compiled = _Clock().time(functools.partial(_compile, steps[index], mesh))
-    memory, whole = _memory_of(compiled, steps[index])
+    memory, whole = _memory_of(compiled, steps[index], mesh)
     guess = flops[index] / (statistics.median(rates) if rates else _SHARE_OF_PROBE * rate)
     left = seconds - clock.spent
     timed = guess < left and whole < _free_bytes()
@@ -106,7 +106,7 @@ def _compile(step: StageStep, mesh: Mesh) -> jax.stages.Compiled:
 
 def _time_calls(step: StageStep, compiled: Any, mesh: Mesh, clock: _Clock, seconds: float) -> float:
   """Median seconds of calls for about so long, of which the first counts only where it is the only one."""
-  arguments = [_make(argument.arrays, sharding) for argument, sharding in zip(step.arguments, compiled.input_shardings[0], strict=True)]
+  arguments = [_make(argument.arrays, argument.on(mesh)) for argument in step.arguments]
   jax.block_until_ready(arguments)
   times: list[float] = []
 
@@ -133,14 +133,12 @@ def _make(shapes: Any, shardings: Any) -> Any:
   return jax.jit(lambda: jax.tree.map(fill, shapes), out_shardings=shardings)()
 
 
-def _memory_of(compiled: Any, step: StageStep) -> tuple[float, float]:
+def _memory_of(compiled: Any, step: StageStep, mesh: Mesh) -> tuple[float, float]:
   """Bytes on a device: beside the step's state or parameters, and with them."""
   of = compiled.memory_analysis()
   whole = of.argument_size_in_bytes + of.output_size_in_bytes - of.alias_size_in_bytes + of.temp_size_in_bytes
-  held = sum(
-    _bytes_here(x, sharding)
-    for x, sharding in zip(*map(jax.tree.leaves, (step.arguments[0].arrays, compiled.input_shardings[0][0])), strict=True)
-  )
+  state = step.arguments[0]
+  held = sum(jax.tree.leaves(jax.tree.map(_bytes_here, state.arrays, state.on(mesh))))
   return max(whole - held, 0), whole
 
 

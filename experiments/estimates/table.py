@@ -65,8 +65,8 @@ def _explain(found: Estimate, total: StageEstimate) -> list[str]:
     f"Measured for {machine.measured:.0f} seconds on {len(devices)} x {devices[0].device_kind}, compilations apart: the steps of every "
     f"training at their own sizes, and a matrix product at {format_amount(machine.rate, 'FLOP/s')}. Nothing was written.",
     f"Of the time, {total.steps / total.seconds:.0%} is measured steps times their number; {total.compiling / total.seconds:.0%} is "
-    f"compilation, which a second run is spared; {total.host / total.seconds:.0%}, the rest, is scaled from costs on a reference machine, "
-    f"which takes 1/{machine.host_pace:.2g} as long for work on the host.",
+    f"compilation, which a second run is spared; {total.host / total.seconds:.0%}, the rest, is scaled from costs on a reference machine: "
+    f"work on the host takes {machine.host_pace:.2g} times as long here as there.",
     f"While it was measured this process had {machine.share:.0%} of a processor. Where others keep the machine busy a run takes longer by "
     "as much as it waits.",
     "Tokens are positions of tokens or packed items in updates, padding among them. FLOPs are those of matrix products, on all devices "

@@ -29,6 +29,13 @@ class Argument(NamedTuple):
     """The shapes as the step reads them."""
     return nn.unbox(self.shapes)
 
+  def on(self, mesh: Mesh) -> Any:
+    """The sharding of each array."""
+    if self.place == "model":
+      return state_shardings(self.shapes, mesh)
+    sharding = batch_sharding(mesh) if self.place == "batch" else replicated(mesh)
+    return jax.tree.map(lambda _: sharding, self.shapes)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StageStep:
@@ -54,18 +61,12 @@ class StageStep:
 
   def lower(self, mesh: Mesh) -> jax.stages.Lowered:
     """The step as the stage compiles it on a mesh."""
-    shardings = tuple(_place(argument, mesh) for argument in self.arguments)
+    shardings = tuple(argument.on(mesh) for argument in self.arguments)
     options: dict[str, Any] = {"in_shardings": shardings}
     if self.trains:
       options |= {"out_shardings": (shardings[0], replicated(mesh)), "donate_argnums": 0}
     with jax.set_mesh(mesh):
       return jax.jit(self.function, **options).lower(*(argument.arrays for argument in self.arguments))
-
-
-def _place(argument: Argument, mesh: Mesh) -> Any:
-  if argument.place == "model":
-    return state_shardings(argument.shapes, mesh)
-  return batch_sharding(mesh) if argument.place == "batch" else replicated(mesh)
 
 
 def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
