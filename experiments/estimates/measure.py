@@ -138,12 +138,13 @@ def _memory_of(compiled: Any, step: StageStep, mesh: Mesh) -> tuple[float, float
   of = compiled.memory_analysis()
   whole = of.argument_size_in_bytes + of.output_size_in_bytes - of.alias_size_in_bytes + of.temp_size_in_bytes
   state = step.arguments[0]
-  held = sum(jax.tree.leaves(jax.tree.map(_bytes_here, state.arrays, state.on(mesh))))
+  held = sum(jax.tree.leaves(jax.tree.map(_bytes_here, state.on(mesh), state.arrays)))
   return max(whole - held, 0), whole
 
 
-def _bytes_here(x: Any, sharding: Any) -> float:
-  return float(math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize)
+def _bytes_here(sharding: Any, shapes: Any) -> float:
+  """Of arrays that lie alike, on a device; none where an optimizer has left a parameter out."""
+  return float(sum(math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes)))
 
 
 def _free_bytes() -> float:

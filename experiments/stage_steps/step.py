@@ -30,11 +30,10 @@ class Argument(NamedTuple):
     return nn.unbox(self.shapes)
 
   def on(self, mesh: Mesh) -> Any:
-    """The sharding of each array."""
+    """Shardings of the arrays, each of all that lies below it."""
     if self.place == "model":
       return state_shardings(self.shapes, mesh)
-    sharding = batch_sharding(mesh) if self.place == "batch" else replicated(mesh)
-    return jax.tree.map(lambda _: sharding, self.shapes)
+    return batch_sharding(mesh) if self.place == "batch" else replicated(mesh)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
