@@ -60,7 +60,7 @@ def fit_ctr(
   params = _init_params(init_key, num_items, config.width)
   opt_state = optax.adam(config.learning_rate).init(params)
   for epoch in range(config.epochs):
-    params, opt_state, loss = _run_epoch(params, opt_state, past, target, jax.random.fold_in(key, epoch), config)
+    params, opt_state, loss = run_epoch(params, opt_state, past, target, jax.random.fold_in(key, epoch), config)
     check_finite(float(loss), f"in epoch {epoch + 1} of the click model", "slates.ctr.learning_rate")
     if on_progress is not None:
       on_progress(epoch + 1, float(loss))
@@ -99,7 +99,7 @@ def _loss(params: Params, past: jax.Array, items: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames="config", donate_argnums=(0, 1))
-def _run_epoch(
+def run_epoch(
   params: Params, opt_state: optax.OptState, past: jax.Array, target: jax.Array, key: jax.Array, config: CtrConfig
 ) -> tuple[Params, optax.OptState, jax.Array]:
   """A pass over the purchases `past [E, H]`, `target [E]` in a fresh order (a last part batch waits for another order); mean loss last."""

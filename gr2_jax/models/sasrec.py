@@ -65,13 +65,13 @@ def fit_sasrec(
   Raises DataError when no history has two items, and DivergedError when the loss of an epoch is no number.
   """
   rows = _pack(histories, config.max_history + 1)
-  model = _model(config, *vectors.shape)
+  model = make_network(config, *vectors.shape)
   table = ItemTable(jnp.zeros((len(vectors), 0), jnp.int32), jnp.asarray(vectors))
   init_key, key = jax.random.split(jax.random.key(seed))
   params = init_params(model, init_key)
-  opt_state = _optimizer(config, rows).init(params)
+  opt_state = make_rule(config, rows).init(params)
   for epoch in range(config.epochs):
-    params, opt_state, loss = _run_epoch(params, opt_state, rows, table, jax.random.fold_in(key, epoch), config)
+    params, opt_state, loss = run_epoch(params, opt_state, rows, table, jax.random.fold_in(key, epoch), config)
     check_finite(float(loss), f"in epoch {epoch + 1} of SASRec", "slates.sasrec.learning_rate")
     if on_progress is not None:
       on_progress(epoch + 1, float(loss))
@@ -81,17 +81,19 @@ def fit_sasrec(
 @partial(jax.jit, static_argnames="config")
 def sasrec_scores(params: SasrecParams, rows: jax.Array, config: SasrecConfig) -> jax.Array:
   """Logits of every item, float32 `[B, N]`, for histories `rows [B, H]` (catalogue rows, -1 behind them)."""
-  model = _model(config, len(params.items), len(params.network["text"]))
+  model = make_network(config, len(params.items), len(params.network["text"]))
   states = model.apply({"params": params.network}, one_a_row(rows), params.items, method="states")
   return (last_states(states, rows) @ params.items.T).astype(jnp.float32)
 
 
-def _model(config: SasrecConfig, num_items: int, text_dim: int) -> PackedItems:
+def make_network(config: SasrecConfig, num_items: int, text_dim: int) -> PackedItems:
+  """The network, for items with text vectors of `text_dim`."""
   network = dataclasses.replace(preset("micro", 1), num_layers=config.layers, width=config.width, mlp_width=3 * config.width)
   return PackedItems(network, num_items=num_items, levels=0, codebook_size=1, text_dim=text_dim, dropout=config.dropout)
 
 
-def _optimizer(config: SasrecConfig, rows: ItemRows) -> optax.GradientTransformation:
+def make_rule(config: SasrecConfig, rows: ItemRows) -> optax.GradientTransformation:
+  """How a gradient on a batch of packed `rows` becomes an update."""
   rule = OptimizerConfig(config.learning_rate, rule="muon", schedule="cosine", weight_decay=config.weight_decay)
   return make_optimizer(rule, config.epochs * (len(rows.items) // _rows_of_batch(config, rows)))
 
@@ -113,11 +115,11 @@ def _pack(histories: Sequence[np.ndarray], length: int) -> ItemRows:
 
 
 @partial(jax.jit, static_argnames="config", donate_argnums=(0, 1))
-def _run_epoch(
+def run_epoch(
   params: Any, opt_state: optax.OptState, rows: ItemRows, table: ItemTable, key: jax.Array, config: SasrecConfig
 ) -> tuple[Any, optax.OptState, jax.Array]:
   """A pass over `rows [R, T]` in a fresh order (a last part batch waits for another order); mean loss last."""
-  model = _model(config, *table.text.shape)
+  model = make_network(config, *table.text.shape)
   order_key, step_key = jax.random.split(key)
 
   def loss_of(params: Any, chosen: jax.Array, key: jax.Array) -> jax.Array:
@@ -128,4 +130,4 @@ def _run_epoch(
     return jnp.sum(jnp.where(real, nll, 0.0)) / jnp.sum(real)
 
   sizes = {"count": len(rows.items), "batch": _rows_of_batch(config, rows)}
-  return scan_epoch(loss_of, _optimizer(config, rows), params, opt_state, **sizes, order_key=order_key, step_key=step_key)
+  return scan_epoch(loss_of, make_rule(config, rows), params, opt_state, **sizes, order_key=order_key, step_key=step_key)

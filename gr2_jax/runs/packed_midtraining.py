@@ -7,6 +7,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.data.schema import Catalogue, DataError, History, Slate
@@ -60,18 +61,24 @@ class PackedOptions:
       raise ValueError("folds: 1 leaves no other users to learn from; use 0 (none) or at least 2")
 
 
+def make_packed_items(config: ConfigDict, num_items: int, code_sizes: tuple[int, int], text_dim: int) -> PackedItems:
+  """The model of packed items of a config, for so many items with `code_sizes` (levels, codebook size) and text vectors of `text_dim`."""
+  levels, codebook_size = code_sizes
+  return PackedItems(
+    preset(config.model.preset, 1),
+    num_items=num_items,
+    levels=levels,
+    codebook_size=codebook_size,
+    text_dim=text_dim,
+    dropout=config.midtrain.packed.dropout,
+  )
+
+
 def open_packed_items(run: Run, catalogue: Catalogue) -> tuple[PackedItems, ItemTable]:
   """The run's model of packed items, and what it reads of the catalogue."""
   sids = SemanticIDTable.load(run.path("tokenize", "sids.npz"))
   units = unit_vectors(catalogue, np.load(run.path("tokenize", "vectors.npy")))
-  model = PackedItems(
-    preset(run.config.model.preset, 1),
-    num_items=len(catalogue),
-    levels=sids.codes.shape[1],
-    codebook_size=sids.codebook_size,
-    text_dim=units.shape[1],
-    dropout=run.config.midtrain.packed.dropout,
-  )
+  model = make_packed_items(run.config, len(catalogue), (sids.codes.shape[1], sids.codebook_size), units.shape[1])
   return model, ItemTable(sids.codes, units)
 
 

@@ -14,6 +14,7 @@ from gr2_jax.data.slates import label_shares, pad_rows, slate_labels
 from gr2_jax.evidence.facts import LM_SCORE
 from gr2_jax.evidence.items import unit_vectors
 from gr2_jax.language.statements import are_true, read_reason
+from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
 from gr2_jax.numerics import OUT_OF_REACH, filled_batches
@@ -149,19 +150,34 @@ def scored_mode(config: ConfigDict) -> str:
   return "reason" if is_reasoned(config) else "score"
 
 
-def open_scorer(run: Run, *, layers: int | None = None, learns: bool = False) -> SlateScorer:
-  """The run's scorer, of so many `layers` (None: whole); where it `learns` by supervision, with the config's dropout."""
-  codes, options, vocabulary = FactTables(run).codes, run.config.answer, load_vocabulary(run)
-  whole = preset(run.config.model.preset, vocabulary.size)
+def make_scorer(
+  config: ConfigDict,
+  vocabulary: Vocabulary,
+  facts: Sequence[str],
+  bins: int,
+  content_dim: int,
+  *,
+  layers: int | None = None,
+  learns: bool = False,
+) -> SlateScorer:
+  """The scorer of a config that reads `facts` in codes of `bins` and, where it reads texts, vectors of `content_dim`; see `open_scorer`."""
+  options, whole = config.answer, preset(config.model.preset, vocabulary.size)
   return SlateScorer(
     whole if layers is None else dataclasses.replace(whole, num_layers=layers),
-    shape=(len(codes.names), codes.bins),
-    prior=codes.names.index(LM_SCORE) if LM_SCORE in codes.names else None,
-    content_dim=np.load(run.path("tokenize", "vectors.npy"), mmap_mode="r").shape[1] if options.texts else 0,
+    shape=(len(facts), bins),
+    prior=facts.index(LM_SCORE) if LM_SCORE in facts else None,
+    content_dim=content_dim if options.texts else 0,
     dropout=options.dropout if learns else 0.0,
     content_dropout=options.text_dropout if learns else 0.0,
     first_name=vocabulary.candidate_start if options.names else None,
   )
+
+
+def open_scorer(run: Run, *, layers: int | None = None, learns: bool = False) -> SlateScorer:
+  """The run's scorer, of so many `layers` (None: whole); where it `learns` by supervision, with the config's dropout."""
+  codes, vocabulary = FactTables(run).codes, load_vocabulary(run)
+  content_dim = np.load(run.path("tokenize", "vectors.npy"), mmap_mode="r").shape[1]
+  return make_scorer(run.config, vocabulary, codes.names, codes.bins, content_dim, layers=layers, learns=learns)
 
 
 def thought_constraint(run: Run) -> TrueFacts | None:

@@ -9,7 +9,7 @@ import pytest
 
 from gr2_jax.data.schema import DataError
 from gr2_jax.models.packed_items import one_a_row
-from gr2_jax.models.sasrec import SasrecConfig, _model, _pack, fit_sasrec, sasrec_scores
+from gr2_jax.models.sasrec import SasrecConfig, _pack, fit_sasrec, make_network, sasrec_scores
 from gr2_jax.training.guard import DivergedError
 
 N, TEXT = 12, 5
@@ -56,7 +56,7 @@ def test_padding_changes_nothing(params):
 
 def test_later_items_change_no_earlier_score(params):
   whole = np.array([[2, 5, 8, 1, 4]], np.int32)
-  states = _model(CONFIG, N, TEXT).apply({"params": params.network}, one_a_row(whole), params.items, method="states")
+  states = make_network(CONFIG, N, TEXT).apply({"params": params.network}, one_a_row(whole), params.items, method="states")
   for length in range(1, 6):
     np.testing.assert_allclose(states[:, length - 1] @ params.items.T, scores(params, whole[:, :length]), atol=1e-4)
 

@@ -1,0 +1,25 @@
+"""The jitted steps of every stage with the shapes of their arguments, from a config and counts of its data, before any array exists."""
+
+from ml_collections import ConfigDict
+
+from experiments.stage_steps import fitted
+from experiments.stage_steps.policies import count_policies
+from experiments.stage_steps.scored import ScoredSteps
+from experiments.stage_steps.sizes import Sizes, list_facts, make_vocabulary
+from experiments.stage_steps.step import Argument, StageStep, count_looks
+from experiments.stage_steps.written import WrittenSteps
+
+__all__ = ["Argument", "Sizes", "StageStep", "count_looks", "count_policies", "list_facts", "list_steps", "make_vocabulary"]
+
+
+def list_steps(config: ConfigDict, sizes: Sizes, stage: str) -> list[StageStep]:
+  """The compiled steps of a stage, in the order in which they first run; none of one that compiles nothing that matters.
+
+  Not among them: the trainings of the stage compress.
+  """
+  if found := {"tokenize": fitted.tokenize, "midtrain": fitted.midtrain, "slates": fitted.slates}.get(stage):
+    return list(found(config, sizes))
+  if stage not in ("sft", "opd", "rl", "direct", "prune", "evaluation"):
+    return []
+  steps = ScoredSteps(config, sizes) if config.answer.form == "scored" else WrittenSteps(config, sizes)
+  return list(getattr(steps, stage)())

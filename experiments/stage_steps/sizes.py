@@ -1,0 +1,47 @@
+"""What the shapes of a config's steps depend on besides the config: counts of its data, and a vocabulary of the size that it asks for."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+from sentencepiece import sentencepiece_model_pb2
+
+from gr2_jax.evidence.facts import FACTS, LM_SCORE
+from gr2_jax.language.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """Of a run's data: `items`, `users`, their `interactions` (all of the log), `slates` by split, of at most `candidates`; `levels` and
+  `codebook_size` of semantic IDs; `vector_dim` of the items' text vectors.
+  """
+
+  items: int
+  users: int
+  interactions: int
+  slates: Mapping[str, int]
+  candidates: int
+  levels: int
+  codebook_size: int
+  vector_dim: int
+
+
+def make_vocabulary(config: ConfigDict, sizes: Sizes) -> Vocabulary:
+  """A vocabulary of placeholders in which every kind of token is as many as the config asks for, and so has the place that it will have."""
+  model = sentencepiece_model_pb2.ModelProto()
+  for number in range(config.tokenize.text_pieces):
+    model.pieces.add(piece=f"piece{number}" if number else "<unk>", score=-float(number), type=1 if number else 2)
+  words = config.prompt.facts if config.prompt.fact_form == "words" else ()
+  return Vocabulary(
+    model.SerializeToString(),
+    num_levels=sizes.levels,
+    codebook_size=sizes.codebook_size,
+    num_candidates=config.tokenize.num_candidates,
+    facts=words,
+    fact_buckets=config.evidence.bins if words else 0,
+  )
+
+
+def list_facts(config: ConfigDict) -> tuple[str, ...]:
+  """The facts that models read: those that are named, or all that there are."""
+  return tuple(config.evidence.facts or (name for name in FACTS if name != LM_SCORE or config.midtrain.form == "packed"))
