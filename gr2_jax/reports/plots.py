@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from gr2_jax.data.schema import SPLITS
+from gr2_jax.evaluation.results import COMPRESSED
 from gr2_jax.files import replacing
 from gr2_jax.reports.names import TABLE_METRICS, metric_title, ranker_title, sort_rankers
 from gr2_jax.reports.tables import is_decided
@@ -111,6 +112,34 @@ def plot_fronts(fronts: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     for axis, metric in zip((ax.xaxis, ax.yaxis), front["axes"], strict=True):
       axis.set_label_text(metric_title(metric))
     _legend_above(ax, title)
+  return figure
+
+
+def plot_compressed(variants: Mapping[str, Mapping[str, Any]], metrics: Sequence[str] = ("recall@3", "ndcg@3")) -> Figure | None:
+  """What shorter histories cost, by the share of the prompt's tokens that they keep; `variants`: name -> its `compressed` of sweep.json."""
+  points: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
+  for of in variants.values():
+    for pair, paired in of.get("paired", {}).items():
+      name, base = pair.split("_vs_")
+      kept = of["cost"][name]["prompt_tokens"] / of["cost"][base]["prompt_tokens"]
+      points.setdefault(name.removeprefix(COMPRESSED).replace("_", " "), []).append((100 * kept, paired))
+  if not points:
+    return None
+  figure = Figure(figsize=(4.6 * len(metrics), 3.8), layout="constrained")
+  for ax, metric in zip(_axes(figure, 1, len(metrics))[0], metrics, strict=True):
+    for place, (name, measured) in enumerate(points.items()):
+      style = {"color": SERIES[place % len(SERIES)], "marker": _MARKERS[place % len(_MARKERS)]}
+      measured = sorted(measured, key=lambda point: point[0])
+      kept = [share + 0.3 * (place - (len(points) - 1) / 2) for share, _ in measured]  # apart, where they keep the same
+      of = [paired[metric] for _, paired in measured]
+      ax.plot(kept, [pair["delta"] for pair in of], label=name, **style)
+      for x, pair in zip(kept, of, strict=True):
+        if pair["delta_ci95"] is not None:
+          ax.plot([x, x], pair["delta_ci95"], color=style["color"], linewidth=1)
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.set_xlabel("tokens of the prompt that are kept, %")
+    ax.set_ylabel(f"{TABLE_METRICS[metric]}, difference to full histories")
+    _legend_above(ax, TABLE_METRICS[metric])
   return figure
 
 
@@ -231,33 +260,44 @@ def plot_rl(lines: Sequence[Mapping[str, Any]]) -> Figure | None:
   return figure
 
 
-# Panels of a sweep's figure: title, unit of the y axis, logged metric.
-_SWEEP_PANELS = (
+# Panels of a sweep's figures: title, unit of the y axis, logged metric.
+Panels = Sequence[tuple[str, str, str]]
+COPYING_PANELS: Panels = (
   ("copies of the shown or upstream order", "share of valid answers", "identity_rate"),
   ("copies up to one swap", "share of valid answers", "near_identity_rate"),
   ("R@1 of the sampled answers", "R@1", "recall@1"),
 )
 
 
-def plot_sweep(variants: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure | None:
-  """Copying and R@1 over the RL steps by variant, the mean of its seeds smoothed; None where nothing was logged.
+# The same for what teaches a policy by another one's answers: on-policy distillation, and what pruning is recovered by.
+DISTILLATION_PANELS: Panels = (
+  ("distance to the teacher", "reverse KL, nats per token", "reverse_kl"),
+  ("loss", "loss", "loss"),
+)
 
-  `variants`: name -> the metric lines of each seed. Colours come again with other dashes. Lines that lie on one another are told apart by
-  their widths, the first the widest, by their markers, which take turns along the steps, and by their names, which stand where they end.
+
+def plot_sweep(variants: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], panels: Panels = COPYING_PANELS) -> Figure | None:
+  """Metrics over the steps of a training by variant, the mean of its seeds smoothed; None where none of them was logged.
+
+  `variants`: name -> the metric lines of each seed. A panel whose metric nobody logged is left out. Colours come again with other dashes.
+  Lines that lie on one another are told apart by their widths, the first the widest, by their markers, which take turns along the steps,
+  and by their names, which stand where they end.
   """
   variants = {name: runs for name, runs in variants.items() if any(runs)}
-  if not variants:
+  logged = {name for runs in variants.values() for lines in runs for name in _logged(lines)}
+  panels = [panel for panel in panels if panel[2] in logged]
+  if not panels:
     return None
-  figure = Figure(figsize=(5.4 * len(_SWEEP_PANELS), max(3.9, 0.8 + 0.25 * len(variants))), layout="constrained")
-  axes = _axes(figure, 1, len(_SWEEP_PANELS))[0]
-  for ax, (title, unit, metric) in zip(axes, _SWEEP_PANELS, strict=True):
+  figure = Figure(figsize=(5.4 * len(panels), max(3.9, 0.8 + 0.25 * len(variants))), layout="constrained")
+  axes = _axes(figure, 1, len(panels))[0]
+  for ax, (title, unit, metric) in zip(axes, panels, strict=True):
     for place, (name, runs) in enumerate(variants.items()):
       steps, means = _mean_over_runs(runs, metric)
       style: dict[str, Any] = {"color": SERIES[place % len(SERIES)], "linestyle": _STYLES[place // len(SERIES) % len(_STYLES)]}
       style |= {"linewidth": 1.2 + 2.8 * (1 - (place + 1) / len(variants)), "marker": _MARKERS[place % len(_MARKERS)], "markersize": 5}
       ax.plot(steps, _smooth(means), label=name.replace("_", " "), markevery=_markers_of(place, len(variants), len(steps)), **style)
     ax.set_title(title, fontsize=10)
-    ax.set_xlabel("RL step")
+    ax.set_xlabel("step")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     ax.set_ylabel(unit)
     if unit.startswith("share"):
