@@ -1,6 +1,6 @@
 """What a run or a sweep says, in sentences made of its own numbers: who is above whom, by how much, and where nothing can be told."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gr2_jax.evaluation.results import BASELINE, COMPRESSED, POLICY
@@ -146,6 +146,16 @@ def compression_sentence(sweep: Mapping[str, Any], metric: str = "ndcg@3") -> st
   )
 
 
-def sentences_list(sentences: Sequence[str]) -> str:
+def steps_sentence(name: str, lines: Sequence[Mapping[str, Any]], metric: str) -> str:
+  """How a logged metric of a training moved, from the first to the last tenth of its steps."""
+  values = [line[metric] for line in lines if line.get(metric) is not None]
+  if not values:
+    return f"{name}: no {metric_title(metric)} was logged."
+  tenth = max(len(values) // 10, 1)
+  first, last = (_short(sum(part) / tenth) for part in (values[:tenth], values[-tenth:]))
+  return f"{name}: {metric_title(metric)} of sampled answers goes from {first} in the first tenth of the steps to {last} in the last."
+
+
+def sentences_list(sentences: Iterable[str]) -> str:
   """Sentences as a Markdown list."""
   return "\n".join(f"- {escape_markdown(sentence)}" for sentence in sentences)
