@@ -37,7 +37,7 @@ lint: $(VENV)/installed
 notebook: $(VENV)/installed
 	$(if $(RUN),GR2_RUN=$(abspath $(RUN))) $(if $(SWEEP),GR2_SWEEP=$(abspath $(SWEEP))) $(BIN)/python -m nbconvert \
 	  --to markdown --execute --output-dir=$(abspath $(RENDERED)) --TagRemovePreprocessor.enabled=True \
-	  --TagRemovePreprocessor.remove_cell_tags=install notebooks/$(NOTEBOOK).ipynb
+	  --TagRemovePreprocessor.remove_input_tags=install notebooks/$(NOTEBOOK).ipynb
 
 # The peers live in an environment of their own, so that none of them decides which versions the package runs with. Big ones come only
 # with the suite that names them in experiments/benchmarks/SUITE.txt.

@@ -242,13 +242,6 @@ def sweep_tables(sweep: Mapping[str, Any]) -> dict[str, str]:
   }
 
 
-def describe_sweep(sweep: Mapping[str, Any]) -> str:
-  """One line of what a sweep is: data, variants, seeds, versions."""
-  versions = ", ".join(f"{name} {' / '.join(values)}" for name, values in sweep["versions"].items())
-  head = f"{sweep['dataset']}, {len(sweep['variants'])} variants, {_count_seeds(sweep)}, {sweep['seconds'] / 60:.0f} minutes of stages"
-  return escape_markdown(f"{head}; {versions}.")
-
-
 def _as_rankers(sweep: Mapping[str, Any]) -> dict[str, Any]:
   """The variants' policies as rankers of one results.json, which is what the plot of rankers reads."""
   variants = sweep["variants"]

@@ -60,7 +60,8 @@ def test_the_quickstart_shows_the_policies_with_their_intervals(quickstart):
     assert name in table, name
   assert "+18.7 %" in texts(quickstart["papers"]) and "The RL policy is " in texts(quickstart["meaning"])
   assert pictures(quickstart) == ["orders", "losses", "rl", "top1"]
-  assert not quickstart["load"]  # nothing ran
+  (described,) = quickstart["load"]  # and nothing ran
+  assert "synthetic market, seed 0, " in described["text/markdown"] and "jax " in described["text/markdown"]
 
 
 def test_three_slates_are_shown_with_their_targets_and_answers(quickstart):

@@ -7,6 +7,7 @@ from gr2_jax.reports.sentences import (
   comparison_sentences,
   compression_sentence,
   copying_sentence,
+  describe_run,
   format_difference,
   ranking_sentence,
   run_sentences,
@@ -53,6 +54,11 @@ def test_a_run_tells_of_its_policies_and_not_of_trees():
     "The RL policy is above the upstream order by +.042 [.027, .057] R@1.",
     "The RL policy is above the SFT policy by +.042 [.027, .057] R@1.",
   ]
+
+
+def test_a_run_is_described_by_its_data_and_versions(tmp_path):
+  (tmp_path / "versions.json").write_text('{"jax": "0.10.2", "git_commit": null}')
+  assert describe_run(tmp_path, {"dataset": "a|b", "seeds": [0, 1], "n": 1200}) == "a\\|b, seed 0, 1, 1,200 test slates; jax 0.10.2."
 
 
 def line(order, base, **paired):

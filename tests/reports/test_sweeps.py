@@ -11,9 +11,9 @@ from gr2_jax.evaluation.paired import paired_bootstrap
 from gr2_jax.evaluation.per_slate import load_per_slate, write_per_slate
 from gr2_jax.evaluation.results import Answers, RankerAnswers, ResultsError, build_results, measure_rankers, write_results
 from gr2_jax.reports.comparisons import comparison_differences
+from gr2_jax.reports.sentences import describe_sweep
 from gr2_jax.reports.sweeps import (
   build_sweep,
-  describe_sweep,
   load_sweep,
   read_curves,
   render_sweep_table,
@@ -180,11 +180,11 @@ def test_a_finished_sweep_is_read_back_with_the_curves_of_every_seed(runs, tmp_p
   write_sweep(tmp_path, runs, sweep)
   assert load_sweep(tmp_path) == sweep
   assert list(sweep_tables(sweep)) == ["Ranking", *ASKED, "Copying"]
-  assert describe_sweep(sweep) == "toy, 2 variants, 2 seeds, 6 minutes of stages; jax 0.10.2."
+  assert describe_sweep(sweep) == "toy, 2 variants, seed 0, 1, 6 minutes of stages; jax 0.10.2."
   curves = read_curves(tmp_path, sweep)
-  assert {variant: [len(lines) for lines in of] for variant, of in curves.items()} == dict.fromkeys(runs, [20, 20])
+  assert {variant: [len(lines) for lines in of] for variant, of in curves.items()} == {key: [20, 20] for key in runs}
   assert curves["naive_upstream"][0][-1]["identity_rate"] == 0.8
-  assert read_curves(tmp_path, sweep, "opd") == dict.fromkeys(runs, [[], []])
+  assert read_curves(tmp_path, sweep, "opd") == {key: [[], []] for key in runs}
 
 
 @pytest.mark.parametrize(
