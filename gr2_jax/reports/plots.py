@@ -93,7 +93,7 @@ def plot_differences(
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_yticks(range(len(rows)), [label for label, _ in rows] if ax is axes[0] else [""] * len(rows), fontsize=8)
-    ax.set_xlabel(f"{TABLE_METRICS[metric]}, difference with its 95 % interval")
+    ax.set_xlabel(f"{metric_title(metric)}, difference with its 95 % interval")
   for label, (_, paired) in zip(axes[0].get_yticklabels(), rows, strict=True):
     label.set_fontweight("bold" if paired is None else "normal")
   _explain_differences(figure)
