@@ -130,7 +130,7 @@ def plot_compressed(variants: Mapping[str, Mapping[str, Any]], metrics: Sequence
     for place, (name, measured) in enumerate(points.items()):
       style = {"color": SERIES[place % len(SERIES)], "marker": _MARKERS[place % len(_MARKERS)]}
       measured = sorted(measured, key=lambda point: point[0])
-      kept = [share + 0.3 * (place - (len(points) - 1) / 2) for share, _ in measured]  # apart, where they keep the same
+      kept = [share for share, _ in measured]
       of = [paired[metric] for _, paired in measured]
       ax.plot(kept, [pair["delta"] for pair in of], label=name, **style)
       for x, pair in zip(kept, of, strict=True):
