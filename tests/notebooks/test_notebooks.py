@@ -86,6 +86,12 @@ def check_sweep(executed, sweep):
   assert "curves" in pictures(executed)
 
 
+def test_an_own_reward_is_trained_by_without_a_run(run_notebook):
+  executed = run_notebook("09_own_reward", timeout=600, GR2_STEPS=2)
+  assert pictures(executed) == ["curves", "own"]
+  assert "how soon: R@1 of sampled answers goes from" in texts(executed["meaning"])
+
+
 # Where nothing is finished.
 
 
@@ -100,13 +106,6 @@ def test_a_tiny_sweep_is_read(name, run_notebook, tiny_sweep):
 def test_without_a_sweep_its_tiny_variant_runs(run_notebook, tmp_path):
   executed = run_notebook("07_pruning", timeout=1800, GR2_SWEEP=tmp_path / "pruning")
   check_sweep(executed, json.loads((tmp_path / "pruning_tiny" / "sweep.json").read_text(encoding="utf-8")))
-
-
-@pytest.mark.slow
-def test_an_own_reward_is_trained_by_without_a_run(run_notebook):
-  executed = run_notebook("09_own_reward", timeout=600, GR2_STEPS=2)
-  assert pictures(executed) == ["curves", "own"]
-  assert "how soon: R@1 of sampled answers goes from" in texts(executed["meaning"])
 
 
 # As they are shown.
