@@ -131,11 +131,11 @@ def plot_compressed(variants: Mapping[str, Mapping[str, Any]], metrics: Sequence
       style = {"color": SERIES[place % len(SERIES)], "marker": _MARKERS[place % len(_MARKERS)]}
       measured = sorted(measured, key=lambda point: point[0])
       kept = [share for share, _ in measured]
-      of = [paired[metric] for _, paired in measured]
-      ax.plot(kept, [pair["delta"] for pair in of], label=name, **style)
-      for x, pair in zip(kept, of, strict=True):
-        if pair["delta_ci95"] is not None:
-          ax.plot([x, x], pair["delta_ci95"], color=style["color"], linewidth=1)
+      differences = [paired[metric] for _, paired in measured]
+      ax.plot(kept, [difference["delta"] for difference in differences], label=name, **style)
+      for x, difference in zip(kept, differences, strict=True):
+        if difference["delta_ci95"] is not None:
+          ax.plot([x, x], difference["delta_ci95"], color=style["color"], linewidth=1)
     ax.axhline(0, color="black", linewidth=0.8)
     ax.set_xlabel("tokens of the prompt that are kept, %")
     ax.set_ylabel(f"{TABLE_METRICS[metric]}, difference to full histories")

@@ -34,7 +34,7 @@ def compare_sentence(one: str, other: str, paired: Mapping[str, Mapping[str, Any
   found = {metric: paired[metric] for metric in metrics if metric in paired}
   if not found:
     return f"{one} and {other} were not compared in pairs."
-  parts = []
+  parts: list[str] = []
   for sign, verb in ((1, "above"), (-1, "below"), (0, "not told apart from")):
     of = {metric: pair for metric, pair in found.items() if _sign(pair) == sign}
     if not of:
