@@ -12,7 +12,11 @@ BENCHMARK_VENV ?= .venv-benchmark
 # Tests run in a process for each processor, at most four (each may take 6 GB), a file in one of them, in the order of the folders.
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-slow test-aot parity lint benchmark
+# What `make notebook` runs and renders: a file of notebooks/, on a finished RUN or SWEEP, into RENDERED.
+NOTEBOOK ?= 01_quickstart
+RENDERED ?= docs/notebooks
+
+.PHONY: quickstart test test-slow test-aot parity lint notebook benchmark
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
@@ -32,6 +36,12 @@ parity: $(BENCHMARK_VENV)/installed-parity
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy
+
+# Kernels work in notebooks/, so the paths that they are given are whole ones.
+notebook: $(VENV)/installed
+	$(if $(RUN),GR2_RUN=$(abspath $(RUN))) $(if $(SWEEP),GR2_SWEEP=$(abspath $(SWEEP))) $(BIN)/python -m nbconvert \
+	  --to markdown --execute --output-dir=$(abspath $(RENDERED)) --TagRemovePreprocessor.enabled=True \
+	  --TagRemovePreprocessor.remove_input_tags=install notebooks/$(NOTEBOOK).ipynb
 
 # The peers live in an environment of their own, so that none of them decides which versions the package runs with. Big ones come only
 # with the suite that names them in experiments/benchmarks/SUITE.txt.

@@ -50,8 +50,8 @@ setup(
       "ruff>=0.6",
       "import-linter>=2",
       "mypy>=1.10",
-      "nbformat>=5",
-      "nbclient>=0.10",
+      "nbmake>=1.5",
+      "nbconvert>=7",
       "ipykernel>=6",
       "httpx>=0.27",
       "gguf>=0.17",
@@ -62,7 +62,7 @@ setup(
     "aot": ["libtpu>=0.0.42"],  # compiles for TPUs on a machine without one
     # The peers of experiments/benchmarks; the fork of pytrec_eval has wheels.
     "benchmark": ["rax>=0.4", "ranx>=0.3.20", "pytrec-eval-terrier>=0.5.6"],
-    "notebooks": ["jupyterlab>=4"],
+    "notebooks": ["jupyterlab>=4", "nbconvert>=7"],
     "wandb": ["wandb>=0.17"],
     "tensorboard": ["tensorboardX>=2.6"],
   },

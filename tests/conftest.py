@@ -71,9 +71,9 @@ def shared_folder(tmp_path_factory):
   return share
 
 
-def _run_config(config, workdir, *flags):
-  command = [sys.executable, "-m", "experiments.run", f"--config={config}", f"--workdir={workdir}", *flags]
-  done = subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, timeout=1200)
+def _run_config(config, workdir, *flags, program="run"):
+  command = [sys.executable, "-m", f"experiments.{program}", f"--config={config}", f"--workdir={workdir}", *flags]
+  done = subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, timeout=1800)
   assert done.returncode == 0, done.stderr[-4000:]
 
 
@@ -95,6 +95,18 @@ def scored_run(shared_folder):
     _run_config("configs/quickstart.py:tiny", folder / "run", "--config.answer.texts=True", *baselines)
 
   return shared_folder("scored", run) / "run"
+
+
+@pytest.fixture(scope="session")
+def tiny_sweep(shared_folder):
+  """`tiny_sweep(study)`: the directory of the finished sweep of `configs/ablations/STUDY.py:tiny` with one seed, made once; it takes
+  minutes. Read it, never write into it."""
+
+  def make(study):
+    config = f"configs/ablations/{study}.py:tiny"
+    return shared_folder(f"sweep_{study}", lambda folder: _run_config(config, folder / study, "--seeds=0", program="sweep")) / study
+
+  return make
 
 
 @pytest.fixture(scope="session")
@@ -135,28 +147,3 @@ def make_reranker():
     return Reranker(WrittenPolicy(decoder, held, context, style, max_new_tokens=24, options=options, **also))
 
   return make
-
-
-@pytest.fixture(scope="session")
-def run_notebook():
-  """`run_notebook(name, **environment)`: the cells' outputs as lists of `{mime type: content}`, by cell id; an exception in one is one
-  here."""
-  import nbformat
-  from jupyter_client import AsyncKernelManager
-  from jupyter_client.kernelspec import KernelSpecManager
-  from nbclient import NotebookClient
-
-  root = pathlib.Path(__file__).parents[1]
-
-  def run(name, **environment):
-    notebook = nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
-    # Without folders to look for kernels in, `python3` is the interpreter that runs the tests.
-    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
-    client = NotebookClient(notebook, km=manager, timeout=120, resources={"metadata": {"path": str(root / "notebooks")}})
-    with pytest.MonkeyPatch.context() as patch:
-      for key, value in (environment | {"PYTHONPATH": root}).items():
-        patch.setenv(key, str(value))
-      client.execute()
-    return {cell.id: [o.get("data", {}) for o in cell.outputs] for cell in notebook.cells if cell.cell_type == "code"}
-
-  return run

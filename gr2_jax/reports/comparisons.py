@@ -153,12 +153,13 @@ def comparison_differences(sweep: Mapping[str, Any]) -> dict[str, dict[str, Any]
   """What `plots.plot_differences` draws of `sweep["comparisons"]`."""
   titles = sweep.get("titles", {})
   return {
-    title: {f"{_title(of['order'], titles)} – {_title(of['base'], titles)} (n = {of['n']:,})": of["paired"] for of in lines}
+    title: {f"{order_title(of['order'], titles)} – {order_title(of['base'], titles)} (n = {of['n']:,})": of["paired"] for of in lines}
     for title, lines in sweep["comparisons"].items()
   }
 
 
-def _title(name: str, titles: Mapping[str, str]) -> str:
+def order_title(name: str, titles: Mapping[str, str]) -> str:
+  """The name that a reader sees of `VARIANT/RANKER`."""
   variant, ranker = name.split("/")
   return f"{variant.replace('_', ' ')}: {ranker_title(ranker, titles)}"
 
@@ -166,7 +167,7 @@ def _title(name: str, titles: Mapping[str, str]) -> str:
 def _front_table(front: Mapping[str, Any], titles: Mapping[str, str]) -> str:
   header = ["series", "ranker", *(metric_title(metric) for metric in front["axes"])]
   rows = [
-    [escape_markdown(label), escape_markdown(_title(of["order"], titles)), *(format_number(of[metric]) for metric in front["axes"])]
+    [escape_markdown(label), escape_markdown(order_title(of["order"], titles)), *(format_number(of[metric]) for metric in front["axes"])]
     for label, points in front["series"].items()
     for of in points
   ]
@@ -181,7 +182,7 @@ def _pairs_table(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str], 
     for metric in shown:
       paired = of["paired"].get(metric)
       cells += [format_number(of["values"].get(metric)), format_lift(paired), format_number(paired and paired["p"])]
-    names = (escape_markdown(_title(of[side], titles)) for side in ("order", "base"))
+    names = (escape_markdown(order_title(of[side], titles)) for side in ("order", "base"))
     rows.append([*names, f"{of['n']:,}", *cells])
   return markdown_table(header, rows) + "\n\n" + _PAIRS_NOTE
 
@@ -193,7 +194,7 @@ def _shares_table(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str])
     low, high = of["ci95"]
     return f"{100 * of['share']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
 
-  names = [[escape_markdown(_title(of[side], titles)) for side in ("order", "teacher")] for of in lines]
+  names = [[escape_markdown(order_title(of[side], titles)) for side in ("order", "teacher")] for of in lines]
   rows = [[*pair, *(cell(of[metric]) for metric in TABLE_METRICS)] for pair, of in zip(names, lines, strict=True)]
   note = (
     "(student - upstream) / (teacher - upstream) on the same slates, with percentile intervals over resampled users; – where the teacher's "

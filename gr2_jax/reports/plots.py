@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from gr2_jax.data.schema import SPLITS
+from gr2_jax.evaluation.results import COMPRESSED
 from gr2_jax.files import replacing
 from gr2_jax.reports.names import TABLE_METRICS, metric_title, ranker_title, sort_rankers
 from gr2_jax.reports.tables import is_decided
@@ -92,7 +93,7 @@ def plot_differences(
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_yticks(range(len(rows)), [label for label, _ in rows] if ax is axes[0] else [""] * len(rows), fontsize=8)
-    ax.set_xlabel(f"{TABLE_METRICS[metric]}, difference with its 95 % interval")
+    ax.set_xlabel(f"{metric_title(metric)}, difference with its 95 % interval")
   for label, (_, paired) in zip(axes[0].get_yticklabels(), rows, strict=True):
     label.set_fontweight("bold" if paired is None else "normal")
   _explain_differences(figure)
@@ -111,6 +112,34 @@ def plot_fronts(fronts: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     for axis, metric in zip((ax.xaxis, ax.yaxis), front["axes"], strict=True):
       axis.set_label_text(metric_title(metric))
     _legend_above(ax, title)
+  return figure
+
+
+def plot_compressed(variants: Mapping[str, Mapping[str, Any]], metrics: Sequence[str] = ("recall@3", "ndcg@3")) -> Figure | None:
+  """What shorter histories cost, by the share of the prompt's tokens that they keep; `variants`: name -> its `compressed` of sweep.json."""
+  points: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
+  for of in variants.values():
+    for pair, paired in of.get("paired", {}).items():
+      name, base = pair.split("_vs_")
+      kept = of["cost"][name]["prompt_tokens"] / of["cost"][base]["prompt_tokens"]
+      points.setdefault(name.removeprefix(COMPRESSED).replace("_", " "), []).append((100 * kept, paired))
+  if not points:
+    return None
+  figure = Figure(figsize=(4.6 * len(metrics), 3.8), layout="constrained")
+  for ax, metric in zip(_axes(figure, 1, len(metrics))[0], metrics, strict=True):
+    for place, (name, measured) in enumerate(points.items()):
+      style = {"color": SERIES[place % len(SERIES)], "marker": _MARKERS[place % len(_MARKERS)]}
+      measured = sorted(measured, key=lambda point: point[0])
+      kept = [share for share, _ in measured]
+      differences = [paired[metric] for _, paired in measured]
+      ax.plot(kept, [difference["delta"] for difference in differences], label=name, **style)
+      for x, difference in zip(kept, differences, strict=True):
+        if difference["delta_ci95"] is not None:
+          ax.plot([x, x], difference["delta_ci95"], color=style["color"], linewidth=1)
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.set_xlabel("tokens of the prompt that are kept, %")
+    ax.set_ylabel(f"{TABLE_METRICS[metric]}, difference to full histories")
+    _legend_above(ax, TABLE_METRICS[metric])
   return figure
 
 
@@ -231,11 +260,19 @@ def plot_rl(lines: Sequence[Mapping[str, Any]]) -> Figure | None:
   return figure
 
 
-# Panels of a sweep's figure: title, unit of the y axis, logged metric.
-_SWEEP_PANELS = (
+# Panels of a sweep's figures: title, unit of the y axis, logged metric.
+Panels = Sequence[tuple[str, str, str]]
+COPYING_PANELS: Panels = (
   ("copies of the shown or upstream order", "share of valid answers", "identity_rate"),
   ("copies up to one swap", "share of valid answers", "near_identity_rate"),
   ("R@1 of the sampled answers", "R@1", "recall@1"),
+)
+
+
+# The same for what teaches a policy by another one's answers: on-policy distillation, and what pruning is recovered by.
+DISTILLATION_PANELS: Panels = (
+  ("distance to the teacher", "reverse KL, nats per token", "reverse_kl"),
+  ("loss", "loss", "loss"),
 )
 
 
@@ -249,9 +286,13 @@ class Panel(NamedTuple):
   runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 
 
-def plot_sweep(variants: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure | None:
-  """Copying and R@1 over the RL steps by variant, see `plot_curves`; `variants`: name -> the metric lines of each seed."""
-  return plot_curves([Panel(title, unit, metric, "RL step", variants) for title, unit, metric in _SWEEP_PANELS])
+def plot_sweep(variants: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], panels: Panels = COPYING_PANELS) -> Figure | None:
+  """Metrics over the steps of a training by variant, see `plot_curves`; `variants`: name -> the metric lines of each seed.
+
+  A panel whose metric nobody logged is left out; None where that leaves none.
+  """
+  logged = {name for runs in variants.values() for lines in runs for name in _logged(lines)}
+  return plot_curves([Panel(title, unit, metric, "step", variants) for title, unit, metric in panels if metric in logged])
 
 
 def plot_curves(panels: Sequence[Panel]) -> Figure | None:

@@ -13,7 +13,7 @@ from rich.text import Text
 from gr2_jax.evaluation.metrics import METRICS
 from gr2_jax.evaluation.paired import RESAMPLES
 from gr2_jax.evaluation.per_slate import PerSlate, have_same_slates, load_per_slate, pool_seeds
-from gr2_jax.evaluation.results import BASELINE, POLICY, compare_rankers, load_results, mean_metrics
+from gr2_jax.evaluation.results import BASELINE, POLICY, ResultsError, compare_rankers, load_results, mean_metrics
 from gr2_jax.reports import plots
 from gr2_jax.reports.comparisons import (
   compare_variants,
@@ -178,6 +178,30 @@ def _commands(runs: Sequence[pathlib.Path]) -> list[str]:
   return list(dict.fromkeys(line for line in lines if not line.startswith("#")))
 
 
+def load_sweep(directory: str | pathlib.Path) -> dict[str, Any]:
+  """The content of `sweep.json` of a finished sweep; raises ResultsError that names the file and what is wrong with it."""
+  path = pathlib.Path(directory) / "sweep.json"
+  if not path.exists():
+    raise ResultsError(f"{path}: there is no such file; finish the sweep with experiments.sweep, without --stages")
+  try:
+    sweep = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ResultsError(f"{path}: is not JSON ({error}); make it again with experiments.sweep") from None
+  missing = [key for key in ("dataset", "variants", "comparisons", "shares") if not isinstance(sweep, dict) or key not in sweep]
+  if missing:
+    raise ResultsError(f"{path}: has no {', '.join(missing)}, so it is no table of a sweep; make it again with experiments.sweep")
+  return sweep
+
+
+def read_curves(directory: str | pathlib.Path, sweep: Mapping[str, Any], stage: str = "rl") -> dict[str, list[list[dict[str, Any]]]]:
+  """What `plots.plot_sweep` draws: variant -> the metric lines of each of its seeds in a stage, none without that stage."""
+  directory = pathlib.Path(directory)
+  return {
+    variant: [read_metrics(directory / variant / f"seed_{seed}" / "metrics" / f"{stage}.jsonl") for seed in of["seeds"]]
+    for variant, of in sweep["variants"].items()
+  }
+
+
 def write_sweep(directory: str | pathlib.Path, runs: Runs, sweep: Mapping[str, Any]) -> pathlib.Path:
   """Writes `sweep.json`, `sweep.md` and `plots/*.png`; returns the path of sweep.md."""
   directory = pathlib.Path(directory)
@@ -196,10 +220,7 @@ def write_sweep(directory: str | pathlib.Path, runs: Runs, sweep: Mapping[str, A
       plots.save_figure(figure, directory / "plots" / name)
       captions[name] = caption
   sections = {
-    "Ranking": _ranking_section(sweep),
-    **comparison_sections(sweep),
-    "Copying": _copying_section(sweep),
-    **_compression_section(sweep),
+    **sweep_tables(sweep),
     "Plots": "\n\n".join(f"**{caption}**\n\n![{caption}](plots/{name})" for name, caption in captions.items()),
     "What each variant changes": _changes_section(sweep),
     "How it was run": _provenance_section(sweep),
@@ -209,6 +230,16 @@ def write_sweep(directory: str | pathlib.Path, runs: Runs, sweep: Mapping[str, A
   parts = [f"# Sweep {names}", *(f"## {escape_markdown(title)}\n\n{body}" for title, body in sections.items())]
   page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
   return page
+
+
+def sweep_tables(sweep: Mapping[str, Any]) -> dict[str, str]:
+  """Title -> Markdown of what was measured: the policies, what the ablation asks, copying, compression."""
+  return {
+    "Ranking": _ranking_section(sweep),
+    **comparison_sections(sweep),
+    "Copying": _copying_section(sweep),
+    **_compression_section(sweep),
+  }
 
 
 def _as_rankers(sweep: Mapping[str, Any]) -> dict[str, Any]:

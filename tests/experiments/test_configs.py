@@ -3,6 +3,7 @@
 import fnmatch
 import json
 import math
+import pathlib
 import re
 import sys
 import types
@@ -35,6 +36,7 @@ CONFIGS = {
   "verbose_prompts.py": ("", "seed=1", "tiny"),
   "ablations/evidence.py": ("", "seed=1", "tiny"),
   "ablations/internalise.py": ("", "seed=1", "tiny"),
+  "ablations/main.py": ("", "seed=1", "tiny"),
   "ablations/prior.py": ("", "beauty", "beauty,tiny", "tiny"),
   "ablations/pruning.py": ("", "seed=1", "tiny"),
   "ablations/reward_hacking.py": ("", "seed=1", "tiny"),
@@ -99,13 +101,11 @@ def test_the_tiny_variant_of_a_config_ends_in_a_card(file, arg, run_here, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", [file for file in CONFIGS if "/" in file])
-def test_the_tiny_variant_of_an_ablation_ends_in_a_table(file, in_process, tmp_path):
-  path = f"{ROOT / 'configs' / file}:{CONFIGS[file][-1]}"
-  with in_process():
-    assert sweep.execute(path, str(tmp_path), ["python", "-m", "experiments.sweep"], seeds=["0"]) == 0
-  result = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))
-  assert set(result["variants"]) == {folder.parent.name for folder in tmp_path.glob("*/seed_0")}
-  assert (tmp_path / "sweep.md").exists()
+def test_the_tiny_variant_of_an_ablation_ends_in_a_table(file, tiny_sweep):
+  folder = tiny_sweep(pathlib.Path(file).stem)
+  result = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+  assert set(result["variants"]) == {run.parent.name for run in folder.glob("*/seed_0")}
+  assert (folder / "sweep.md").exists()
 
 
 @pytest.mark.parametrize("arg", ["", "tiny"])

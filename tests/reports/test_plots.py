@@ -4,9 +4,11 @@ import numpy as np
 
 from gr2_jax.reports.plots import (
   BETTER,
+  DISTILLATION_PANELS,
   SERIES,
   UNDECIDED,
   WORSE,
+  plot_compressed,
   plot_differences,
   plot_fronts,
   plot_losses,
@@ -38,14 +40,31 @@ def test_a_sweep_draws_the_mean_of_the_seeds_and_pairs_colours():
     return [{"step": step, "identity_rate": rate, "near_identity_rate": rate} for step, rate in enumerate(rates, 1)]
 
   figure = plot_sweep({f"v_{i}": [lines(0.1, 0.2), lines(0.3, None)] for i in range(6)} | {"never_run": [[], []]})
-  copies, _, accuracy = figure.axes
+  copies, _ = figure.axes  # nobody logged R@1
   # Step 1: the mean of 0.1 and 0.3; step 2: one seed logged nothing.
   assert copies.lines[0].get_xydata().tolist() == [[1, 0.2], [2, 0.2]]
-  assert len(copies.lines) == 6 and accuracy.lines[0].get_xydata().size == 0
+  assert len(copies.lines) == 6
   first, sixth = copies.lines[0], copies.lines[5]
   assert first.get_color() == sixth.get_color() and first.get_linestyle() != sixth.get_linestyle()
   assert sorted(text.get_text() for text in copies.texts) == ["v 0", "v 1", "v 2", "v 3", "v 4", "v 5"]
-  assert plot_sweep({"never_run": [[]]}) is None
+  assert plot_sweep({"never_run": [[]]}) is None and plot_sweep({"v": [lines(0.1)]}, DISTILLATION_PANELS) is None
+  (distance,) = plot_sweep({"v": [[{"step": 1, "reverse_kl": 0.5}]]}, DISTILLATION_PANELS).axes
+  assert distance.get_title() == "distance to the teacher" and distance.lines[0].get_xydata().tolist() == [[1, 0.5]]
+
+
+def test_compressors_are_lines_over_the_tokens_that_they_keep():
+  def compressed(kept, delta):
+    pair = {"delta": delta, "delta_ci95": [delta - 0.1, delta + 0.1]}
+    return {
+      "paired": {"policy_compressed_soft_tokens_vs_policy": {"recall@3": pair, "ndcg@3": pair}},
+      "cost": {"policy": {"prompt_tokens": 200}, "policy_compressed_soft_tokens": {"prompt_tokens": 2 * kept}},
+    }
+
+  figure = plot_compressed({"budget_24": compressed(40, -0.1), "budget_12": compressed(20, -0.2), "none": {}})
+  left, right = figure.axes
+  assert left.lines[0].get_label() == right.lines[0].get_label() == "soft tokens"
+  assert left.lines[0].get_xydata().tolist() == [[20, -0.2], [40, -0.1]]
+  assert plot_compressed({"none": {}}) is None
 
 
 def test_differences_stand_under_their_headings_and_are_grey_where_the_interval_holds_nothing():

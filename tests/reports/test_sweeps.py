@@ -11,7 +11,15 @@ from gr2_jax.evaluation.paired import paired_bootstrap
 from gr2_jax.evaluation.per_slate import load_per_slate, write_per_slate
 from gr2_jax.evaluation.results import Answers, RankerAnswers, ResultsError, build_results, measure_rankers, write_results
 from gr2_jax.reports.comparisons import comparison_differences
-from gr2_jax.reports.sweeps import build_sweep, render_sweep_table, write_sweep
+from gr2_jax.reports.sentences import describe_sweep
+from gr2_jax.reports.sweeps import (
+  build_sweep,
+  load_sweep,
+  read_curves,
+  render_sweep_table,
+  sweep_tables,
+  write_sweep,
+)
 from gr2_jax.reports.tables import ONE_USER_NOTE
 
 N, K = 40, 5
@@ -128,15 +136,6 @@ def test_copying_is_told_for_the_first_and_the_last_tenth_of_training_and_both_p
 ASKED = {"What the condition changes": [("relative_shuffled/policy", "naive_upstream/policy")]}
 
 
-@pytest.mark.slow
-def test_the_notebook_reads_a_sweep(runs, tmp_path, run_notebook):
-  write_sweep(tmp_path, runs, build_sweep(runs, CHANGES, resamples=50, comparisons=ASKED))
-  shown = run_notebook("ablations", GR2_SWEEP=tmp_path)
-  assert "relative shuffled" in "".join(o.get("text/html", "") for o in shown["table"])
-  assert any("What the condition changes" in o.get("text/markdown", "") for o in shown["numbers"])
-  assert all(any("image/png" in o for o in shown[cell]) for cell in ("differences", "copying"))
-
-
 def test_the_page_the_plots_and_the_console_table(runs, tmp_path):
   sweep = build_sweep(runs, CHANGES, resamples=50, comparisons=ASKED)
   page = write_sweep(tmp_path, runs, sweep)
@@ -174,3 +173,26 @@ def test_a_run_without_results_is_told(runs):
   (runs["naive_upstream"][1] / "evaluation" / "per_slate.npz").unlink()
   with pytest.raises(ResultsError, match="run the evaluation stage first"):
     build_sweep(runs, CHANGES)
+
+
+def test_a_finished_sweep_is_read_back_with_the_curves_of_every_seed(runs, tmp_path):
+  sweep = build_sweep(runs, CHANGES, resamples=50, comparisons=ASKED)
+  write_sweep(tmp_path, runs, sweep)
+  assert load_sweep(tmp_path) == sweep
+  assert list(sweep_tables(sweep)) == ["Ranking", *ASKED, "Copying"]
+  assert describe_sweep(sweep) == "toy, 2 variants, seed 0, 1, 6 minutes of stages; jax 0.10.2."
+  curves = read_curves(tmp_path, sweep)
+  assert {variant: [len(lines) for lines in of] for variant, of in curves.items()} == {key: [20, 20] for key in runs}
+  assert curves["naive_upstream"][0][-1]["identity_rate"] == 0.8
+  assert read_curves(tmp_path, sweep, "opd") == {key: [[], []] for key in runs}
+
+
+@pytest.mark.parametrize(
+  ("text", "told"),
+  [(None, "no such file"), ("{", "is not JSON"), ("[]", "has no dataset, variants"), ('{"dataset": "a"}', "has no variants")],
+)
+def test_what_is_no_table_of_a_sweep_is_told(text, told, tmp_path):
+  if text is not None:
+    (tmp_path / "sweep.json").write_text(text)
+  with pytest.raises(ResultsError, match=told):
+    load_sweep(tmp_path)
