@@ -1,12 +1,13 @@
-"""A policy that scores candidates from packed evidence beats its upstream order and, learning directly, LambdaMART on 19 facts.
-
-    python -m experiments.sweep --config=configs/ablations/main.py --workdir=runs/main
-
-Both lines of `quickstart.py`, after a reasoning and at once, on three markets, which share their stages up to SFT. Hardware: 2 CPU cores,
-half an hour (estimated). `seed=N` is another market with other draws; `tiny` is for tests.
-Expected (95 % intervals): the direct policy over LambdaMART on 19 facts N@3 +.012 [.005, .018], on the same 38 facts +.002 [-.003, .008];
-RL over its SFT, after a reasoning, R@1 +.042 [.027, .057].
+"""Claim: a policy that scores candidates from packed evidence beats its upstream order and, learning directly, LambdaMART on 19 facts.
+Paper: its line on industrial logs ranks R@1 +18.7 %, R@3 +7.1 %, N@3 +9.6 % above the production order.
+Expected: the direct policy over LambdaMART on 19 facts N@3 +.012 [.005, .018], on the same 38 facts +.002 [-.003, .008]; RL over its SFT,
+  after a reasoning, R@1 +.042 [.027, .057] (95 % intervals, seeds 0 to 2 together).
+Hardware: 2 CPU cores, half an hour (estimated).
+Command: python -m experiments.sweep --config=configs/ablations/main.py --workdir=runs/main
 Measured: docs/results/main.md
+
+Both lines of `quickstart.py`, after a reasoning and at once, on three markets, which share their stages up to SFT. `seed=N`: another market
+with other draws; `tiny`: for tests.
 """
 
 from configs import quickstart

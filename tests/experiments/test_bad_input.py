@@ -222,6 +222,7 @@ def test_an_earlier_stage_whose_checkpoints_are_gone(tiny_run, run_here, tmp_pat
   assert f"{run / 'midtrain' / 'checkpoints'} is damaged: " in error and "stage 'midtrain'" in error
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_diverges(tiny_run, run_here, tmp_path, capsys):
   # Warm-up begins at 0, so the second step throws the parameters away and the third finds no finite loss.
   config = tiny_config(sft__optimizer__learning_rate=1e30, sft__max_skips=1)

@@ -4,6 +4,7 @@ import json
 
 import lightgbm
 import numpy as np
+import pytest
 from small_runs import continue_from, tiny_config
 
 from experiments.stages import sft, tokenize, traces
@@ -63,6 +64,7 @@ def test_its_quotes_are_what_added_most_in_a_tree_that_never_saw_the_user(scored
   assert spoke > 20
 
 
+@pytest.mark.slow
 def test_a_policy_that_reasons_learns_reasonings_with_any_targets(scored_run, tmp_path, run_here):
   run = change(Run.open(scored_run), tmp_path / "run", sft__targets="mixture")
   done = ("data", "tokenize", "midtrain", "slates", "evidence", "traces")

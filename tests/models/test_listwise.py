@@ -40,7 +40,7 @@ def fit(kind, facts, labels, config=CONFIG, **options):
   return fit_listwise(kind, config, facts, labels, np.ones(len(facts), np.float32), EDGES, **options)
 
 
-@pytest.mark.parametrize("kind", ["prm", "listwise_mlp"])
+@pytest.mark.parametrize("kind", [pytest.param("prm", marks=pytest.mark.slow), "listwise_mlp"])
 def test_a_planted_linear_order_is_found(kind):
   ranker = fit(kind, *draw(largest))
   assert accuracy(ranker, *draw(largest, seed=1)) > 0.85

@@ -72,7 +72,8 @@ def test_completions_are_those_of_all_prompts_at_once(params, group, lanes, rows
     assert lengths.min() == 1 and not expected.finished.all() and len(np.unique(lengths)) > 5
 
 
-@pytest.mark.parametrize("limit", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [1, 2])
 def test_very_few_tokens(params, limit):
   prompts, mask = _prompts()
   sizes = {"max_new_tokens": limit, "group": 2}

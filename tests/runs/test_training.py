@@ -66,7 +66,7 @@ def validation(folder):
   return [(line["step"], line["score"]) for line in map(json.loads, lines)]
 
 
-@pytest.mark.parametrize("best", [0, 4, 8])
+@pytest.mark.parametrize("best", [pytest.param(0, marks=pytest.mark.slow), 4, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_end_is_the_step_with_the_best_score(tmp_path, best):
   state, said, _ = run(tmp_path, best=best)
   assert state.params["x"] == best and state.step == STEPS
@@ -76,7 +76,7 @@ def test_the_end_is_the_step_with_the_best_score(tmp_path, best):
   assert Checkpointer(tmp_path / "sft" / "checkpoints_training").steps()[-1] == STEPS
 
 
-@pytest.mark.parametrize("stop_at", [2, 5, 7])
+@pytest.mark.parametrize("stop_at", [2, pytest.param(5, marks=pytest.mark.slow), pytest.param(7, marks=pytest.mark.slow)])
 def test_an_interrupted_one_ends_alike_and_keeps_what_it_has_measured(tmp_path, stop_at):
   with pytest.raises(Interrupted):
     run(tmp_path, stop_at=stop_at)

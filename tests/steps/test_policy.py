@@ -182,6 +182,7 @@ def test_further_updates_on_the_same_shapes_compile_nothing(params, compilations
   assert counts[0] > 0 and counts[1:] == [0, 0] and state.step == 3
 
 
+@pytest.mark.slow
 def test_policy_learns_to_emit_one_token():
   # A bandit: the reward is 1 where the first token is the one that the prompt names. Chance is 1/24.
   target = {2: 9, 3: 14}
