@@ -1,7 +1,7 @@
 """Purpose: the main line on a real catalogue: Amazon Reviews 2014 (5-core), leave-one-out, the legacy click model's top ten re-ranked.
 Paper: v1 on Beauty, slates of its own: R@1 .2892 upstream, .2977 re-ranked; N@5 .5101 and .5234.
-Expected: `beauty,small` over the upstream order: RL policy R@1 +94 % [78, 112], N@3 +58 % [51, 66]; direct policy R@1 +104 % [87, 124],
-  N@3 +64 % [56, 72] (95 % intervals, seeds 0 to 2 together).
+Expected: `beauty,small` over the upstream order: RL policy R@1 +99 % [83, 118], N@3 +62 % [54, 70]; direct policy R@1 +108 % [90, 128],
+  N@3 +67 % [59, 75] (95 % intervals, seeds 0 to 2 together).
 Hardware: 2 CPU cores, under an hour with `small`; without it one GPU or a TPU host, not timed.
 Command: python -m experiments.run --config=configs/amazon.py:beauty,small --workdir=runs/beauty
 Measured: docs/results/beauty.md; retrieval docs/results/retrieval.md; `strong` docs/results/strong.md; `time` docs/results/time.md
