@@ -1,7 +1,7 @@
 """Purpose: your own data: the main line on a folder of JSONL files, with the settings of `amazon.py:beauty,small`.
 Paper: no figure.
-Expected: depends on the log; `amazon.py:beauty,small` on its own: direct policy over the upstream order R@1 +104 % [87, 124], N@3 +64 %
-  [56, 72] (95 % intervals).
+Expected: depends on the log; `amazon.py:beauty,small` on its own: direct policy over the upstream order R@1 +108 % [90, 128], N@3 +67 %
+  [59, 75] (95 % intervals).
 Hardware: 2 CPU cores, under an hour for a log like Amazon Beauty's (22,363 users, 12,101 items); hardly less for a smaller one, since steps
   are counted, not passes. `tiny`: minutes.
 Command: python -m experiments.run --config=configs/own_data.py:FOLDER --workdir=runs/mine
