@@ -62,7 +62,9 @@ def _slates(config: ConfigDict, sizes: Sizes) -> float:
   if config.slates.source == "log":
     return _SLATE * sum(sizes.slates.values())
   rankers = 1 + (config.slates.source == "sasrec" and config.slates.also == "ctr")
-  asked = rankers * config.slates.per_user * sizes.users + 3 * sizes.users  # at most; test requests are asked twice
+  # At most: a request has two items before it, and the last two of a user are those of validation and test, which is asked twice.
+  of_train = max(min(config.slates.per_user * sizes.users, sizes.interactions - 4 * sizes.users), 0)
+  asked = rankers * of_train + 3 * sizes.users
   return _SCORED_ITEM * asked * sizes.items
 
 

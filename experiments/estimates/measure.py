@@ -51,8 +51,8 @@ class Machine(NamedTuple):
 def measure_steps(steps: Sequence[StageStep], mesh: Mesh, seconds: float) -> tuple[list[Measured], Machine]:
   """Measures for about so many `seconds`, compilations apart.
 
-  A step that does not fit into memory, or whose call would take longer than what is left, is not run: it is taken to reach the middle rate
-  of those that were, or of a large matrix product where none was.
+  A step that does not fit into memory, or of which two calls would take longer than what is left, is not run: it is taken to reach the
+  middle rate of those that were, or of a large matrix product where none was.
   """
   flops = [count_flops(step.function, *(argument.arrays for argument in step.arguments), trips=step.trips) for step in steps]
   clock = _Clock()
@@ -66,7 +66,7 @@ def measure_steps(steps: Sequence[StageStep], mesh: Mesh, seconds: float) -> tup
     memory, whole = _memory_of(compiled, steps[index], mesh)
     guess = flops[index] / (statistics.median(rates) if rates else _SHARE_OF_PROBE * rate)
     left = seconds - clock.spent
-    timed = guess < left and whole < _free_bytes()
+    timed = 2 * guess < left and whole < _free_bytes()
     per_call = math.nan
     if timed:
       per_call = _time_calls(steps[index], compiled, mesh, clock, left / (len(order) - place))
@@ -105,7 +105,7 @@ def _compile(step: StageStep, mesh: Mesh) -> jax.stages.Compiled:
 
 
 def _time_calls(step: StageStep, compiled: Any, mesh: Mesh, clock: _Clock, seconds: float) -> float:
-  """Median seconds of calls for about so long, of which the first counts only where it is the only one."""
+  """Median seconds of calls for about so long, at least two, of which the first, that warms up, does not count."""
   arguments = [_make(argument.arrays, argument.on(mesh)) for argument in step.arguments]
   jax.block_until_ready(arguments)
   times: list[float] = []
@@ -117,9 +117,9 @@ def _time_calls(step: StageStep, compiled: Any, mesh: Mesh, clock: _Clock, secon
     return result
 
   until = clock.spent + seconds
-  while not times or clock.spent < until:
+  while len(times) < 2 or clock.spent < until:
     times.append(clock.time(call)[0])
-  return statistics.median(times[1:] or times)
+  return statistics.median(times[1:])
 
 
 def _make(shapes: Any, shardings: Any) -> Any:

@@ -70,6 +70,6 @@ def _explain(found: Estimate, total: StageEstimate) -> list[str]:
     f"While it was measured this process had {machine.share:.0%} of a processor. Where others keep the machine busy a run takes longer by "
     "as much as it waits.",
     "Tokens are positions of tokens or packed items in updates, padding among them. FLOPs are those of matrix products, on all devices "
-    "together. Memory is that of a device in steps; on a CPU Python, its libraries and the data come on top, about 1.5 GB.",
+    "together. Memory is that of a device in steps; on a CPU Python, its libraries and the data come on top, about 2 GB.",
     *found.notes,
   ]

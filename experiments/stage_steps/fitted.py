@@ -101,15 +101,16 @@ def _packed(config: ConfigDict, sizes: Sizes) -> Iterator[StageStep]:
 
 
 def slates(config: ConfigDict, sizes: Sizes) -> Iterator[StageStep]:
-  """A few updates of the upstream rankers that are fitted here; an order takes a fit for each fold of users and one on all of them."""
+  """A few updates of the upstream rankers that are fitted here: one without each fold of users, and for the order itself one on all."""
   options: SlatesOptions = read_record(SlatesOptions, config, "slates")
+  # All that is fitted without a fold takes folds - 1 passes over the log.
   if options.source == "sasrec":
-    yield _sasrec_updates(options.sasrec, sizes, options.folds + 1)
+    yield _sasrec_updates(options.sasrec, sizes, options.folds)
   if options.source == "ctr" or (options.source == "sasrec" and options.also == "ctr"):
-    yield _ctr_updates(options.ctr, sizes, options.folds + (options.source == "ctr"))
+    yield _ctr_updates(options.ctr, sizes, options.folds - (options.source != "ctr"))
 
 
-def _ctr_updates(options: CtrConfig, sizes: Sizes, fits: int) -> StageStep:
+def _ctr_updates(options: CtrConfig, sizes: Sizes, passes: int) -> StageStep:
   purchases = _count_learnt(sizes)
   batch = min(options.batch, purchases)
   examples = batch * min(_UPDATES, purchases // batch)
@@ -122,11 +123,11 @@ def _ctr_updates(options: CtrConfig, sizes: Sizes, fits: int) -> StageStep:
     return (params, opt_state), loss
 
   data = Argument("whole", integers(examples, options.max_history)), Argument("whole", integers(examples))
-  calls = round(fits * options.epochs * purchases / examples)
+  calls = round(passes * options.epochs * purchases / examples)
   return StageStep("slates", "updates of the click model", update, (state, *data, random_key()), calls, trains=True, positions=examples)
 
 
-def _sasrec_updates(options: SasrecConfig, sizes: Sizes, fits: int) -> StageStep:
+def _sasrec_updates(options: SasrecConfig, sizes: Sizes, passes: int) -> StageStep:
   length = options.max_history + 1
   packed = -(-(_count_learnt(sizes) + sizes.users) // length)
   batch = min(max(options.batch // length, 1), packed)
@@ -141,7 +142,7 @@ def _sasrec_updates(options: SasrecConfig, sizes: Sizes, fits: int) -> StageStep
     return (params, opt_state), loss
 
   arguments = (state, Argument("whole", rows), Argument("whole", table), random_key())
-  calls, read = round(fits * options.epochs * packed / len(rows.items)), math.prod(rows.items.shape)
+  calls, read = round(passes * options.epochs * packed / len(rows.items)), math.prod(rows.items.shape)
   return StageStep("slates", "updates of SASRec", update, arguments, calls, trains=True, positions=read)
 
 
