@@ -176,7 +176,7 @@ def make_scorer(
 def open_scorer(run: Run, *, layers: int | None = None, learns: bool = False) -> SlateScorer:
   """The run's scorer, of so many `layers` (None: whole); where it `learns` by supervision, with the config's dropout."""
   codes, vocabulary = FactTables(run).codes, load_vocabulary(run)
-  content_dim = np.load(run.path("tokenize", "vectors.npy"), mmap_mode="r").shape[1]
+  content_dim = np.load(run.path("tokenize", "vectors.npy"), mmap_mode="r").shape[1] if run.config.answer.texts else 0
   return make_scorer(run.config, vocabulary, codes.names, codes.bins, content_dim, layers=layers, learns=learns)
 
 
