@@ -25,7 +25,8 @@ def _count_equation(equation: core.JaxprEqn, trips: tuple[float, ...]) -> float:
   name, parameters = equation.primitive.name, equation.params
   if name == "dot_general":
     (contracted, _), _ = parameters["dimension_numbers"]
-    left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    arrays: list[Any] = [equation.invars[0].aval, equation.outvars[0].aval]
+    left, out = (array.shape for array in arrays)
     return 2.0 * math.prod(out) * math.prod(left[axis] for axis in contracted)
   if name == "while":
     return (trips[0] if trips else 1) * _count(parameters["body_jaxpr"].jaxpr, trips[1:])

@@ -22,6 +22,7 @@ from gr2_jax.models.packed_items import ItemRows, ItemTable
 from gr2_jax.models.sasrec import SasrecConfig
 from gr2_jax.models.transformer import Decoder, init_boxed
 from gr2_jax.runs.packed_midtraining import make_packed_items
+from gr2_jax.runs.training import TrainingOptions
 from gr2_jax.settings import read_record
 from gr2_jax.steps.lm import make_lm_loss
 from gr2_jax.steps.packed_items import make_next_item_loss, make_next_item_ndcg
@@ -55,7 +56,7 @@ def midtrain(config: ConfigDict, sizes: Sizes) -> Iterator[StageStep]:
   options: MidtrainOptions = read_record(MidtrainOptions, config, "midtrain")
   vocabulary = make_vocabulary(config, sizes)
   decoder = Decoder(preset(config.model.preset, vocabulary.size))
-  trainings = {"update": (options.training, None)}
+  trainings: dict[str, tuple[TrainingOptions, int | None]] = {"update": (options.training, None)}
   if options.warmup_rows.enabled:
     trainings = {"warm-up of new rows": (options.warmup_rows.training, vocabulary.new_token_start)} | trainings
   rows = options.batch_size, options.row_length
@@ -65,7 +66,7 @@ def midtrain(config: ConfigDict, sizes: Sizes) -> Iterator[StageStep]:
     moved = optimizer if first is None else only_rows(optimizer, first)
     update = make_update(moved, make_lm_loss(decoder, {"token": 1.0}))
     arguments = (abstract_state(decoder, optimizer), Argument("batch", batch))
-    told = {"positions": rows[0] * rows[1], "save_every": training.save_every}
+    told: dict[str, Any] = {"positions": rows[0] * rows[1], "save_every": training.save_every}
     yield StageStep("midtrain", name, update, arguments, training.steps, trains=True, **told)
 
 
@@ -82,7 +83,12 @@ def _packed(config: ConfigDict, sizes: Sizes) -> Iterator[StageStep]:
   update = make_update(optimizer, loss, whole_batch=lambda step, batch: {"key": jax.random.fold_in(key, step)})
   rows = options.batch_size, options.row_length
   arguments = (abstract_state(model, optimizer), Argument("batch", _item_rows(*rows)), table)
-  told = {"positions": rows[0] * rows[1], "trainings": fits, "save_every": training.save_every, "look_every": packed.evaluate_every}
+  told: dict[str, Any] = {
+    "positions": rows[0] * rows[1],
+    "trainings": fits,
+    "save_every": training.save_every,
+    "look_every": packed.evaluate_every,
+  }
   yield StageStep("midtrain", "update", update, arguments, fits * training.steps, trains=True, **told)
 
   held_out = -(-max(1, min(packed.held_out, sizes.users // 10)) // _HELD_OUT_AT_ONCE)

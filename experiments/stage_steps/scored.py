@@ -83,7 +83,7 @@ class ScoredSteps:
     options: RlStageOptions = read_record(RlStageOptions, self.config, "rl")
     groups, rows = options.groups, options.groups.prompts
     reward = groups.reward.builtin if options.slate.top is None else make_slate_reward(options.slate)
-    drawing = {"temperature": groups.temperature, "divide_by": groups.loss.divide_by, "through": options.through}
+    drawing: dict[str, Any] = {"temperature": groups.temperature, "divide_by": groups.loss.divide_by, "through": options.through}
     learnt = {"labels": self._of_slates(rows, jnp.int32)}
     if not isinstance(reward, RewardConfig):
       kinds = {"brands": jnp.int32, "small": jnp.bool_}
@@ -96,7 +96,7 @@ class ScoredSteps:
       learnt |= self._thoughts(rows, group) | {"start_log_probs": shape(rows, group, self.limit)}
       if options.truth_weight or options.named_weight:
         learnt |= {"truth": shape(rows, group), "named": integers(rows, group)}
-      weights = {"anchor": options.anchor, "truth_weight": options.truth_weight, "named_weight": options.named_weight}
+      weights: dict[str, Any] = {"anchor": options.anchor, "truth_weight": options.truth_weight, "named_weight": options.named_weight}
       yield self._think("rl", rows, group, with_start=True)
       yield from train(
         lambda model: make_reasoned_reward_loss(
@@ -114,7 +114,7 @@ class ScoredSteps:
   def opd(self) -> Iterator[StageStep]:
     """Under a teacher, which is taken to be as large as the student."""
     options: OpdStageOptions = read_record(OpdStageOptions, self.config, "opd")
-    sizes = {"rows": options.prompts, "group": options.group, "rankings": options.rankings, "reasoned": self.reasoned}
+    sizes: dict[str, Any] = {"rows": options.prompts, "group": options.group, "rankings": options.rankings, "reasoned": self.reasoned}
     yield from self._distil("opd", options.update(), options.reward.builtin, **sizes)
 
   def direct(self) -> Iterator[StageStep]:
@@ -127,7 +127,7 @@ class ScoredSteps:
     options = self.config.prune
     if options.steps:
       config = OpdConfig(DistillationConfig(beta=1.0, beta_end=1.0), reward_weight=0.0, temperature=options.temperature)
-      sizes = {"rows": options.prompts, "group": options.group, "rankings": _PRUNE_RANKINGS, "layers": options.layers}
+      sizes: dict[str, Any] = {"rows": options.prompts, "group": options.group, "rankings": _PRUNE_RANKINGS, "layers": options.layers}
       yield from self._distil("prune", config, RewardConfig(), reasoned=self.reasoned and options.init == "rl", **sizes)
 
   def evaluation(self) -> Iterator[StageStep]:
@@ -169,7 +169,7 @@ class ScoredSteps:
 
     steps = self.config[stage].steps
     at_step = lambda step: {"beta": beta_at(config.distillation, step, steps)}
-    sizes = {"reasoned": reasoned, "group": group if reasoned else 0, "layers": layers}
+    sizes: dict[str, Any] = {"reasoned": reasoned, "group": group if reasoned else 0, "layers": layers}
     yield from self._train(stage, make_loss, rows, learnt, frozen=frozen, at_step=at_step, **sizes)
 
   def _train(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -133,14 +134,14 @@ class WrittenSteps:
     prompts, asked = options.prompts, self._prompt(style)
     references = integers(prompts, self.vocabulary.num_candidates, self._reference_length)
     slots = integers(prompts, self.sizes.candidates)
-    drawn = Asked(integers(prompts, asked), integers(prompts, asked), references, slots, slots)
+    shapes: tuple[Any, ...] = (integers(prompts, asked), integers(prompts, asked), references, slots, slots)
     roll_out = make_roll_out(decoder, self.vocabulary, options, self._constraint(style))
     steps = (options.max_new_tokens - 1) * options.group / (options.decode_rows or options.group)
     trips: tuple[float, ...] = (steps, 1)
     if options.decode_prompts is not None and options.decode_prompts < prompts:
       refill = max(options.decode_prompts // 4, 1)
       trips = (-(-prompts // refill), steps * refill / options.decode_prompts, 1)
-    arguments = (abstract_params(decoder), Argument("batch", drawn), random_key())
+    arguments = (abstract_params(decoder), Argument("batch", Asked(*shapes)), random_key())
     return StageStep(stage, name, roll_out, arguments, calls, positions=self._positions(options, style), trips=trips)
 
   def _distil(
@@ -161,10 +162,10 @@ class WrittenSteps:
   def _update(
     self, stage: str, name: str, update: Update, arguments: tuple[Argument, ...], training: TrainingOptions, positions: int
   ) -> StageStep:
-    told = {"positions": positions, "save_every": training.save_every}
+    told: dict[str, Any] = {"positions": positions, "save_every": training.save_every}
     return StageStep(stage, name, update, arguments, training.steps, trains=True, **told)
 
-  def _reasoning(self, rollout: RolloutOptions, **changes: int) -> RolloutOptions:
+  def _reasoning(self, rollout: RolloutOptions, **changes: Any) -> RolloutOptions:
     """One answer to each prompt, with its reasoning."""
     return dataclasses.replace(rollout, group=1, max_new_tokens=self._limit(self.style), decode_rows=None, **changes)
 
