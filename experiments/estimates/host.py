@@ -23,12 +23,12 @@ _TREE_FACTS = 38  # that those trees read
 _FITS = 6  # of the two trees of the evaluation, each of three sizes
 _ATTEMPT = 2.8e-4  # of the scripted teacher at a slate
 _ACCEPTED = 0.35  # of attempts
-_BAYES = 0.03  # of a test slate of a synthetic market
+_BAYES = 0.005  # of a test slate of a synthetic market
 _PRM, _MLP, _GRAPH = 1.2e-4, 2.2e-5, 1e-3  # of a slate in an epoch; of a test slate
 _STEP = 2e-3  # of a training: the batch, and what is written of it
 _SAVED = 0.15  # a checkpoint
 _BEGUN = 2.0  # a training: slates and parameters read, small programs compiled
-_CARD = 12.0  # resampling, plots and card of an evaluation
+_CARD = 6.0  # resampling, plots and card of an evaluation
 
 
 def host_seconds(config: ConfigDict, sizes: Sizes, stage: str, steps: Sequence[StageStep]) -> float:
