@@ -25,7 +25,8 @@ _ATTEMPT = 2.8e-4  # of the scripted teacher at a slate
 _ACCEPTED = 0.35  # of attempts
 _BAYES = 0.005  # of a test slate of a synthetic market
 _PRM, _MLP, _GRAPH = 1.2e-4, 2.2e-5, 1e-3  # of a slate in an epoch; of a test slate
-_STEP = 2e-3  # of a training: the batch, and what is written of it
+_STEP = 1e-3  # of a training: the call, and what is written of it
+_EXAMPLE = 9.5e-5  # drawn, and packed into rows
 _SAVED = 0.15  # a checkpoint
 _BEGUN = 2.0  # a training: slates and parameters read, small programs compiled
 _CARD = 6.0  # resampling, plots and card of an evaluation
@@ -41,7 +42,7 @@ def _training_seconds(step: StageStep) -> float:
   """Of trainings that save: batches, checkpoints, and the parameters that are kept at every second look at held-out data."""
   steps = step.calls // step.trainings
   saves = -(-steps // step.save_every) + (count_looks(steps, step.look_every) // 2 if step.look_every else 0)
-  return _STEP * step.calls + step.trainings * (_BEGUN + _SAVED * saves)
+  return (_STEP + _EXAMPLE * step.examples) * step.calls + step.trainings * (_BEGUN + _SAVED * saves)
 
 
 def _data(config: ConfigDict, sizes: Sizes) -> float:

@@ -67,6 +67,8 @@ def midtrain(config: ConfigDict, sizes: Sizes) -> Iterator[StageStep]:
     update = make_update(moved, make_lm_loss(decoder, {"token": 1.0}))
     arguments = (abstract_state(decoder, optimizer), Argument("batch", batch))
     told: dict[str, Any] = {"positions": rows[0] * rows[1], "save_every": training.save_every}
+    # Most are histories in codes.
+    told["examples"] = round(rows[0] * rows[1] / (_mean_length(sizes, options) * sizes.levels))
     yield StageStep("midtrain", name, update, arguments, training.steps, trains=True, **told)
 
 
@@ -85,6 +87,7 @@ def _packed(config: ConfigDict, sizes: Sizes) -> Iterator[StageStep]:
   arguments = (abstract_state(model, optimizer), Argument("batch", _item_rows(*rows)), table)
   told: dict[str, Any] = {
     "positions": rows[0] * rows[1],
+    "examples": round(rows[0] * rows[1] / _mean_length(sizes, options)),
     "trainings": fits,
     "save_every": training.save_every,
     "look_every": packed.evaluate_every,
@@ -98,6 +101,12 @@ def _packed(config: ConfigDict, sizes: Sizes) -> Iterator[StageStep]:
   arguments = (abstract_params(model), Argument("batch", _item_rows(*rows)), table)
   looks = fits * held_out * count_looks(training.steps, packed.evaluate_every)
   yield StageStep("midtrain", "validation", judge, arguments, looks, positions=rows[0] * rows[1])
+
+
+def _mean_length(sizes: Sizes, options: MidtrainOptions) -> float:
+  """Items of a user's history, of which as many are learnt at once as there is room for."""
+  length = sizes.interactions / sizes.users - (0 if options.packed.whole_log else 2)
+  return max(1.0, min(length, options.max_history + 1))
 
 
 def slates(config: ConfigDict, sizes: Sizes) -> Iterator[StageStep]:

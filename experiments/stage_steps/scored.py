@@ -195,7 +195,7 @@ class ScoredSteps:
     update = make_update(optimizer, make_loss(model), whole_batch=lambda step, _: {"key": jax.random.fold_in(key, step), **at_step(step)})
     batch = {"slates": self._slates(rows), "weights": shape(rows)} | learnt
     arguments = (abstract_state(model, optimizer), Argument("batch", batch), self.edges, *frozen)
-    told = {"positions": self._positions(rows, group), "save_every": section.save_every}
+    told: dict[str, Any] = {"positions": self._positions(rows, group), "examples": rows, "save_every": section.save_every}
     every = self.config.answer.evaluate_every
     yield StageStep(stage, name, update, arguments, section.steps, trains=True, look_every=every, **told)
     number = self.sizes.slates["validation"] if held_out is None else held_out

@@ -41,9 +41,10 @@ class StageStep:
   """A compiled program of a `stage`, called `calls` times in a run.
 
   `function(*arguments)`; one that `trains` takes a state first, over which it writes, and returns the new one with metrics. `positions`:
-  what the model reads in a call, tokens or packed items. `trips`: how often loops run whose end is not known ahead, at most, from the
-  outermost inwards. `trainings`: between how many the calls are shared out alike, each of which saves its state after every `save_every`
-  calls and, where held-out data choose a step, asks them after every `look_every`; 0: never.
+  what the model reads in a call, tokens or packed items, and `examples`: how many the host draws and packs for it. `trips`: how often
+  loops run whose end is not known ahead, at most, from the outermost inwards. `trainings`: between how many the calls are shared out
+  alike, each of which saves its state after every `save_every` calls and, where held-out data choose a step, asks them after every
+  `look_every`; 0: never.
   """
 
   stage: str
@@ -53,6 +54,7 @@ class StageStep:
   calls: int
   trains: bool = False
   positions: int = 0
+  examples: int = 0
   trips: tuple[float, ...] = ()
   trainings: int = 1
   save_every: int = 0

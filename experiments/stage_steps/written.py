@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from experiments.stage_steps.policies import count_policies
@@ -162,7 +163,8 @@ class WrittenSteps:
   def _update(
     self, stage: str, name: str, update: Update, arguments: tuple[Argument, ...], training: TrainingOptions, positions: int
   ) -> StageStep:
-    told: dict[str, Any] = {"positions": positions, "save_every": training.save_every}
+    examples = jax.tree.leaves(arguments[1].shapes)[0].shape[0]  # one a row, at least
+    told: dict[str, Any] = {"positions": positions, "examples": examples, "save_every": training.save_every}
     return StageStep(stage, name, update, arguments, training.steps, trains=True, **told)
 
   def _reasoning(self, rollout: RolloutOptions, **changes: Any) -> RolloutOptions:
