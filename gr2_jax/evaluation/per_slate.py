@@ -67,18 +67,14 @@ def read_per_slate(arrays: Mapping[str, np.ndarray], where: str) -> PerSlate:
 
 
 def have_same_slates(one: PerSlate, other: PerSlate) -> bool:
-  """Whether both were measured on slates of the same users in the same order, with the same weights."""
-  return np.array_equal(one.users, other.users) and np.array_equal(one.weights, other.weights)
-
-
-def are_same_slates(one: PerSlate, other: PerSlate) -> bool:
-  """Whether runs of any origin were tested on the same slates: `have_same_slates`, and their upstream orders do alike on each of them.
-
-  Names of users alone do not tell: those of one synthetic market come again in the next.
-  """
-  if not have_same_slates(one, other) or BASELINE not in one.rankers or BASELINE not in other.rankers:
+  """Whether both were measured on the same slates: of the same users in the same order, weighed alike, and with upstream orders that do
+  alike on each of them. Names of users alone do not tell: those of one synthetic market come again in the next."""
+  if not (np.array_equal(one.users, other.users) and np.array_equal(one.weights, other.weights)):
     return False
-  return all(np.array_equal(one.rankers[BASELINE][metric], other.rankers[BASELINE][metric]) for metric in METRICS)
+  upstream = [of.rankers.get(BASELINE, {}) for of in (one, other)]
+  return all(metric in of for of in upstream for metric in METRICS) and all(
+    np.array_equal(upstream[0][metric], upstream[1][metric]) for metric in METRICS
+  )
 
 
 def pool_seeds(tested: Mapping[int, PerSlate], names: Iterable[str]) -> Pooled:

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gr2_jax.evaluation.paired import RESAMPLES, paired_bootstrap
-from gr2_jax.evaluation.per_slate import PerSlate, are_same_slates
+from gr2_jax.evaluation.per_slate import PerSlate, have_same_slates
 from gr2_jax.evaluation.results import mean_metrics
 from gr2_jax.reports.names import TABLE_METRICS, metric_title, ranker_title, sort_rankers
 from gr2_jax.reports.tables import TABLE_STYLE, console_text, escape_markdown, format_number, markdown_table
@@ -40,7 +40,7 @@ def compare_repetition(there: PerSlate, here: PerSlate, seeds: Sequence[PerSlate
 
   `seeds`: all runs of the variant, the repeated one among them, where there are several. `missing` and `added`: rankers that only one has.
   """
-  same = are_same_slates(there, here)
+  same = have_same_slates(there, here)
   names = [name for name in there.rankers if name in here.rankers]
   widths = _half_widths(there, names, resamples)
   if not same and widths is not None:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from gr2_jax.errors import UserError
 from gr2_jax.evaluation.paired import RESAMPLES
-from gr2_jax.evaluation.per_slate import PerSlate, are_same_slates, pool_seeds, read_per_slate
+from gr2_jax.evaluation.per_slate import PerSlate, have_same_slates, pool_seeds, read_per_slate
 from gr2_jax.evaluation.results import POLICY, check_results, mean_metrics
 from gr2_jax.files import replacing, write_json
 from gr2_jax.reports import plots
@@ -168,7 +168,7 @@ def _why_not_paired(side: Side, base: Side) -> str | None:
   seeds = _paired_seeds(side, base)
   if not seeds:
     return f"no seed is common to both ({_join(side.runs)}; {_join(base.runs)})"
-  differing = [one for one, other in seeds if not are_same_slates(side.tested[one], base.tested[other])]
+  differing = [one for one, other in seeds if not have_same_slates(side.tested[one], base.tested[other])]
   if differing:
     sizes = [len(of.tested[seed].users) for of, seed in ((side, differing[0]), (base, dict(seeds)[differing[0]]))]
     which = "" if len(seeds) == 1 else f" with seed {_join(differing)}"
