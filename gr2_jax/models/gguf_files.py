@@ -53,12 +53,14 @@ def open_gguf(path: str | os.PathLike[str]) -> Published:
   shapes: dict[str, Shape] = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in tensors.items()}
   check_tensors(path, family, config, shapes)
 
-  def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
-    tensor = tensors[name]
+  for name, tensor in {tensor.tensor_type: (name, tensor) for name, tensor in tensors.items()}.values():
     try:
-      whole = dequantize(tensor.data, tensor.tensor_type).reshape(shapes[name])
+      dequantize(tensor.data[:1], tensor.tensor_type)
     except NotImplementedError:
       raise PublishedError(f"{path}: {name} is held as {tensor.tensor_type.name}, which the package gguf does not read back") from None
+
+  def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
+    whole = dequantize(tensors[name].data, tensors[name].tensor_type).reshape(shapes[name])
     if family.name == _INTERLEAVED and name.endswith(_ROTATED):
       whole = _side_by_side_to_halves(whole, config.head_dim)
     if config.norm_offset and len(shapes[name]) == 1:

@@ -1,12 +1,12 @@
 """Folders as Hugging Face lays them out: config.json and safetensors, in one file or several, read and written."""
 
+import functools
 import json
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import ml_dtypes  # noqa: F401  # numpy learns bfloat16 from it
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -32,9 +32,10 @@ def open_folder(folder: str | os.PathLike[str]) -> Published:
     files.pop(OUTPUT, None)  # some write the embedding twice
   check_tensors(folder, family, config, _read_shapes(files))
 
+  opened = functools.cache(_open)  # a file's list of tensors is read once, not for each of them
+
   def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
-    with _open(files[name]) as file:
-      part: np.ndarray = file.get_slice(name)[index]
+    part: np.ndarray = opened(files[name]).get_slice(name)[index]
     return part
 
   return Published(folder, family, config, read)
@@ -44,23 +45,22 @@ def write_folder(folder: str | os.PathLike[str], family: Family, config: ModelCo
   """Writes config.json (`extra` over what the shape says) and safetensors, in files of at most 5 GB, in the parameters' own types."""
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  files: list[dict[str, np.ndarray]] = [{}]
+  parts: list[dict[str, Any]] = [{}]  # of each file: what it holds by name, still where the parameters lie
+  sizes = [0]
   for name, tensor, layer in tensor_names(family, config):
     leaf = parameter_at(params, tensor.path)
-    array = _to_published(np.asarray(leaf if layer is None else leaf[layer]), tensor)
-    if files[-1] and sum(x.nbytes for x in files[-1].values()) + array.nbytes > _SHARD_BYTES:
-      _write_part(folder, len(files), files[-1])
-      files[-1] = dict.fromkeys(files[-1], np.empty(0))  # its names are kept for the index, not its values
-      files.append({})
-    files[-1][name] = array
-  if len(files) == 1:
-    with replacing(folder / _SINGLE) as partial:
-      save_file(files[0], partial, metadata={"format": "pt"})
-  else:
-    _write_part(folder, len(files), files[-1])
-    total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    places = {name: _part_name(number) for number, of in enumerate(files, 1) for name in of}
-    write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+    size = leaf.nbytes if layer is None else leaf.nbytes // config.num_layers
+    if parts[-1] and sizes[-1] + size > _SHARD_BYTES:
+      parts.append({})
+      sizes.append(0)
+    parts[-1][name], sizes[-1] = (leaf, tensor, layer), sizes[-1] + size
+  names = [_SINGLE] if len(parts) == 1 else [f"model-{number:05d}.safetensors" for number in range(1, len(parts) + 1)]
+  for file, part in zip(names, parts, strict=True):
+    with replacing(folder / file) as partial:
+      save_file({name: _to_published(*of) for name, of in part.items()}, partial, metadata={"format": "pt"})
+  if len(parts) > 1:
+    places = {name: file for file, part in zip(names, parts, strict=True) for name in part}
+    write_json(folder / _INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": places})
   head = {"architectures": [family.architecture], "model_type": family.model_type}
   write_json(folder / "config.json", head | family.write(config) | dict(extra))
 
@@ -123,7 +123,9 @@ def _open(path: pathlib.Path) -> Any:
     raise PublishedError(f"{path}: is damaged or cut short ({error}); fetch that file again") from None
 
 
-def _to_published(array: np.ndarray, tensor: Tensor) -> np.ndarray:
+def _to_published(leaf: Any, tensor: Tensor, layer: int | None) -> np.ndarray:
+  """A parameter, or one layer of it, as it is published."""
+  array = np.asarray(leaf if layer is None else leaf[layer])
   if not tensor.inputs:
     return np.ascontiguousarray(array)
   return np.ascontiguousarray(array.reshape(int(np.prod(array.shape[: tensor.inputs])), -1).T)
@@ -139,12 +141,3 @@ def _read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise PublishedError(f"{path}: holds no JSON object; {remedy}")
   return value
-
-
-def _part_name(number: int) -> str:
-  return f"model-{number:05d}.safetensors"
-
-
-def _write_part(folder: pathlib.Path, number: int, tensors: Mapping[str, np.ndarray]) -> None:
-  with replacing(folder / _part_name(number)) as partial:
-    save_file(dict(tensors), partial, metadata={"format": "pt"})

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from gr2_jax.errors import UserError
 from gr2_jax.models.config import ModelConfig
 from gr2_jax.models.families import OUTPUT, Family, Tensor
-from gr2_jax.models.transformer import Decoder, init_boxed
+from gr2_jax.models.transformer import Decoder, abstract_boxed
 from gr2_jax.training.mesh import state_shardings
 
 Shape = tuple[int, ...]
@@ -52,7 +52,7 @@ def check_tensors(path: pathlib.Path, family: Family, config: ModelConfig, shape
     raise PublishedError(f"{path}: {len(missing)} tensors are missing, the first {missing[0]}; fetch the model again")
   if more:
     raise PublishedError(f"{path}: {len(more)} tensors belong to no parameter, the first {more[0]}; it is another model than it says")
-  abstract = _abstract_params(config)
+  abstract = nn.unbox(abstract_boxed(Decoder(config)))
   for name, (tensor, layer) in expected.items():
     if shapes[name] != (wanted := _published_shape(parameter_at(abstract, tensor.path).shape, tensor, layer)):
       raise PublishedError(f"{path}: {name} has the shape {shapes[name]}, its config makes it {wanted}; they are of different models")
@@ -63,7 +63,7 @@ def load_published(published: Published, config: ModelConfig, mesh: Mesh) -> Any
 
   Each device's part of each array is read from the files by itself, so that no more than a part is held beside what is placed.
   """
-  boxed = jax.eval_shape(lambda key: init_boxed(Decoder(config), key), jax.random.key(0))
+  boxed = abstract_boxed(Decoder(config))
   shardings, abstract = state_shardings(boxed, mesh), nn.unbox(boxed)
   sources: dict[tuple[str, ...], list[tuple[str, Tensor]]] = {}
   for name, tensor, _ in tensor_names(published.family, config):
@@ -73,14 +73,11 @@ def load_published(published: Published, config: ModelConfig, mesh: Mesh) -> Any
     names = sources[tuple(key.key for key in path)]
 
     def read(index: Any) -> np.ndarray:
-      dtype, stacked = np.dtype(leaf.dtype), names[0][1].path[0] == "layers"
-      if not stacked:
-        return _read_part(published, *names[0], index, leaf.shape).astype(dtype)
-      chosen = range(*index[0].indices(leaf.shape[0]))
-      shape = tuple(len(range(*one.indices(size))) for one, size in zip(index, leaf.shape, strict=True))
-      part = np.empty(shape, dtype)
-      for place, layer in enumerate(chosen):
-        part[place] = _read_part(published, *names[layer], index[1:], leaf.shape[1:])
+      if names[0][1].path[0] != "layers":
+        return _read_part(published, *names[0], index, leaf.shape).astype(leaf.dtype)
+      part = np.empty(_part_shape(index, leaf.shape), leaf.dtype)
+      for row, layer in enumerate(range(*index[0].indices(leaf.shape[0]))):
+        part[row] = _read_part(published, *names[layer], index[1:], leaf.shape[1:])
       return part
 
     return jax.make_array_from_callback(leaf.shape, sharding, read)
@@ -109,8 +106,12 @@ def _read_part(published: Published, name: str, tensor: Tensor, index: tuple[sli
   # The outermost axes of inputs and of outputs are what a mesh cuts; within them parts lie behind each other.
   inputs, outputs = tuple(shape[: tensor.inputs]), tuple(shape[tensor.inputs :])
   columns, rows = _flat_range(index[: tensor.inputs], inputs), _flat_range(index[tensor.inputs :], outputs)
-  counts = [len(range(*one.indices(size))) for one, size in zip(index, shape, strict=True)]
-  return published.read(name, (rows, columns)).T.reshape(counts)
+  return published.read(name, (rows, columns)).T.reshape(_part_shape(index, shape))
+
+
+def _part_shape(index: tuple[slice, ...], shape: Sequence[int]) -> Shape:
+  """The shape of the part of an array at slices of it."""
+  return tuple(len(range(*one.indices(size))) for one, size in zip(index, shape, strict=True))
 
 
 def _flat_range(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
@@ -120,7 +121,3 @@ def _flat_range(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
   whole = all(one.indices(size) == (0, size, 1) for one, size in zip(index[1:], shape[1:], strict=True))
   assert whole, "a mesh cuts heads, and not within them"
   return slice(start * inner, stop * inner)
-
-
-def _abstract_params(config: ModelConfig) -> Any:
-  return jax.eval_shape(lambda key: nn.unbox(init_boxed(Decoder(config), key)), jax.random.key(0))

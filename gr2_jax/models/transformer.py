@@ -300,6 +300,11 @@ def init_boxed(model: Model, key: jax.Array) -> Any:
   return model.init(key, *model.example())["params"]
 
 
+def abstract_boxed(model: Model) -> Any:
+  """What `init_boxed` gives, as shapes."""
+  return jax.eval_shape(lambda key: init_boxed(model, key), jax.random.key(0))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def init_params(model: Model, key: jax.Array) -> Any:
   """Fresh parameters as a plain pytree."""

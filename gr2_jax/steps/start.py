@@ -8,7 +8,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from gr2_jax.models.transformer import Model, init_boxed
+from gr2_jax.models.transformer import Model, abstract_boxed, init_boxed
 from gr2_jax.training.checkpoints import Checkpointer, CheckpointError
 from gr2_jax.training.mesh import init_sharded, state_shardings
 from gr2_jax.training.state import TrainState, init_state
@@ -33,7 +33,7 @@ def load_params(model: Model, checkpoints: Checkpointer, mesh: Mesh) -> Any:
 
   Raises what `Checkpointer.load_params` raises, and CheckpointError, naming the first of them, for parameters that are not finite.
   """
-  boxed = jax.eval_shape(lambda k: init_boxed(model, k), jax.random.key(0))
+  boxed = abstract_boxed(model)
   shardings = state_shardings(boxed, mesh)
   abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings)
   params = checkpoints.load_params(abstract)
