@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from experiments.stage_steps import Sizes, StageStep, count_looks, count_policies, list_facts
-from gr2_jax.evidence.facts import FACTS
+from experiments.stage_steps import Sizes, StageStep, count_looks, count_policies
+from experiments.stages.evidence import list_known_facts
 from gr2_jax.models.config import preset
 
 _KEPT = 2  # the newest checkpoints of a training, and the best
@@ -49,9 +49,8 @@ def _files(config: ConfigDict, sizes: Sizes, stage: str) -> float:
   if stage == "slates":
     return _SLATE * slates
   if stage == "evidence":
-    facts = len(FACTS) if config.midtrain.form == "packed" else len(FACTS) - 1
     trees = 8 * sizes.slates["train"] * (sizes.candidates + 1) + _TREES if config.evidence.tree.enabled else 0
-    return 4 * slates * sizes.candidates * max(facts, len(list_facts(config))) + trees
+    return 4 * slates * sizes.candidates * len(list_known_facts(config)) + trees
   if stage == "traces":
     return _TRACE * min(sizes.slates["train"], config.traces.max_slates or sizes.slates["train"])
   if stage == "evaluation":

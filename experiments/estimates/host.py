@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from experiments.stage_steps import Sizes, StageStep, count_looks, count_policies, list_facts
+from experiments.stage_steps import Sizes, StageStep, count_looks, count_policies
+from experiments.stages.evidence import list_read_facts
 
 _INTERACTION = 7e-6  # read and written
 _MARKET_SLATE = 2e-4  # drawn, with its user's history
@@ -89,7 +90,7 @@ def _evaluation(config: ConfigDict, sizes: Sizes) -> float:
   chosen = {"prm": _PRM * train * options.listwise.epochs, "listwise_mlp": _MLP * train * options.listwise.epochs}
   baselines = sum(chosen.get(name, _GRAPH * test) for name in options.baselines)
   bayes = _BAYES * test if config.data.source == "synthetic" and config.slates.source == "log" else 0.0
-  trees = _FITS * _TREE * sizes.candidates * train * len(list_facts(config)) / _TREE_FACTS
+  trees = _FITS * _TREE * sizes.candidates * train * len(list_read_facts(config)) / _TREE_FACTS
   return _CARD + trees + baselines + bayes + _BEGUN * sum(count_policies(config).values()) + _COUNTED * sizes.interactions
 
 

@@ -5,11 +5,11 @@ from ml_collections import ConfigDict
 from experiments.stage_steps import fitted
 from experiments.stage_steps.policies import count_policies
 from experiments.stage_steps.scored import ScoredSteps
-from experiments.stage_steps.sizes import Sizes, list_facts, make_vocabulary
+from experiments.stage_steps.sizes import Sizes, make_vocabulary
 from experiments.stage_steps.step import Argument, StageStep, count_looks
 from experiments.stage_steps.written import WrittenSteps
 
-__all__ = ["Argument", "Sizes", "StageStep", "count_looks", "count_policies", "list_facts", "list_steps", "make_vocabulary"]
+__all__ = ["Argument", "Sizes", "StageStep", "count_looks", "count_policies", "list_steps", "make_vocabulary"]
 
 
 def list_steps(config: ConfigDict, sizes: Sizes, stage: str) -> list[StageStep]:

@@ -20,9 +20,9 @@ from gr2_jax.models.config import preset
 from gr2_jax.models.ctr import CtrConfig
 from gr2_jax.models.packed_items import ItemRows, ItemTable
 from gr2_jax.models.sasrec import SasrecConfig
-from gr2_jax.models.transformer import Decoder, init_boxed
-from gr2_jax.runs.packed_midtraining import make_packed_items
-from gr2_jax.runs.training import TrainingOptions
+from gr2_jax.models.transformer import Decoder, abstract_boxed
+from gr2_jax.runs.packed_midtraining import HISTORIES_AT_ONCE, make_packed_items
+from gr2_jax.runs.training import TrainingOptions, count_held_out
 from gr2_jax.settings import read_record
 from gr2_jax.steps.lm import make_lm_loss
 from gr2_jax.steps.packed_items import make_next_item_loss, make_next_item_ndcg
@@ -31,7 +31,6 @@ from gr2_jax.steps.update import make_update, only_rows
 from gr2_jax.training.state import make_optimizer
 
 _UPDATES = 4  # of an upstream ranker's epoch that stand for all of it
-_HELD_OUT_AT_ONCE = 256  # users, as in `runs.packed_midtraining`
 
 
 def tokenize(config: ConfigDict, sizes: Sizes) -> Iterator[StageStep]:
@@ -94,10 +93,10 @@ def _packed(config: ConfigDict, sizes: Sizes) -> Iterator[StageStep]:
   }
   yield StageStep("midtrain", "update", update, arguments, fits * training.steps, trains=True, **told)
 
-  held_out = -(-max(1, min(packed.held_out, sizes.users // 10)) // _HELD_OUT_AT_ONCE)
+  held_out = -(-count_held_out(sizes.users, packed.held_out) // HISTORIES_AT_ONCE)
   by_loss = lambda params, batch, table: loss(params, batch, table, key=key, deterministic=True)[1]
   judge: Any = make_next_item_ndcg(model) if packed.chosen_by == "ndcg@10" else by_loss
-  rows = _HELD_OUT_AT_ONCE, options.max_history + 1
+  rows = HISTORIES_AT_ONCE, options.max_history + 1
   arguments = (abstract_params(model), Argument("batch", _item_rows(*rows)), table)
   looks = fits * held_out * count_looks(training.steps, packed.evaluate_every)
   yield StageStep("midtrain", "validation", judge, arguments, looks, positions=rows[0] * rows[1])
@@ -143,7 +142,7 @@ def _sasrec_updates(options: SasrecConfig, sizes: Sizes, passes: int) -> StageSt
   rows = _item_rows(batch * min(_UPDATES, packed // batch), length)
   table = ItemTable(integers(sizes.items, 0), shape(sizes.items, sizes.vector_dim))
   network = sasrec.make_network(options, sizes.items, sizes.vector_dim)
-  params = jax.eval_shape(lambda key: nn.unbox(init_boxed(network, key)), jax.random.key(0))
+  params = nn.unbox(abstract_boxed(network))
   state = Argument("whole", (params, jax.eval_shape(sasrec.make_rule(options, rows).init, params)))
 
   def update(state: Any, rows: ItemRows, table: ItemTable, key: jax.Array) -> tuple[Any, jax.Array]:

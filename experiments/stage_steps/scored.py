@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from experiments.stage_steps.policies import count_policies
-from experiments.stage_steps.sizes import Sizes, list_facts, make_vocabulary
+from experiments.stage_steps.sizes import Sizes, make_vocabulary
 from experiments.stage_steps.step import (
   Argument,
   StageStep,
@@ -21,6 +21,8 @@ from experiments.stage_steps.step import (
   random_key,
   shape,
 )
+from experiments.stages import prune
+from experiments.stages.evidence import list_read_facts
 from experiments.stages.opd import OpdStageOptions
 from experiments.stages.rl import RlStageOptions
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
@@ -31,7 +33,8 @@ from gr2_jax.rollout.reasoned import Thoughts, make_think, score_thoughts
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.rollout.true_facts import TrueFacts
 from gr2_jax.runs.fingerprints import value_at
-from gr2_jax.runs.scored import TARGETS, is_reasoned, make_scorer
+from gr2_jax.runs.scored import SLATES_AT_ONCE, TARGETS, is_reasoned, make_scorer
+from gr2_jax.runs.training import count_held_out
 from gr2_jax.settings import read_record
 from gr2_jax.steps.opd import OpdConfig
 from gr2_jax.steps.scored import (
@@ -48,17 +51,13 @@ from gr2_jax.steps.scored_opd import make_reasoned_opd_loss, make_scored_opd_los
 from gr2_jax.steps.update import make_update
 from gr2_jax.training.state import OptimizerConfig, make_optimizer
 
-_SCORED = 512  # slates at a time, as in `runs.scored`
-_MOST_HELD_OUT = 500  # of a teacher's rankings, as in the stage sft
-_PRUNE_RANKINGS = 8
-
 
 class ScoredSteps:
   """The steps of a config's scored policies."""
 
   def __init__(self, config: ConfigDict, sizes: Sizes) -> None:
     self.config, self.sizes = config, sizes
-    self.vocabulary, self.facts = make_vocabulary(config, sizes), list_facts(config)
+    self.vocabulary, self.facts = make_vocabulary(config, sizes), list_read_facts(config)
     self.reasoned = is_reasoned(config)
     self.limit, self.opening = config.decoding.max_new_tokens, self.vocabulary.special("think")
     self.constraint = TrueFacts(self.vocabulary, self.facts) if config.decoding.constraint == "facts" else None
@@ -74,7 +73,7 @@ class ScoredSteps:
       learnt |= self._thoughts(rows, 1)
       loss = {"opening": self.opening, "reasoning_weight": options.reasoning_weight, "constraint": self.constraint}
       make_loss = functools.partial(make_reasoned_imitation_loss, **loss)
-    held_out = self.sizes.slates["validation"] if by_targets else max(1, min(_MOST_HELD_OUT, train // 10))
+    held_out = self.sizes.slates["validation"] if by_targets else count_held_out(train)
     reasoned: dict[str, Any] = {"reasoned": self.reasoned, "group": int(self.reasoned)}
     yield from self._train("sft", make_loss, rows, learnt, held_out=held_out, learns=True, **reasoned)
 
@@ -127,14 +126,14 @@ class ScoredSteps:
     options = self.config.prune
     if options.steps:
       config = OpdConfig(DistillationConfig(beta=1.0, beta_end=1.0), reward_weight=0.0, temperature=options.temperature)
-      sizes: dict[str, Any] = {"rows": options.prompts, "group": options.group, "rankings": _PRUNE_RANKINGS, "layers": options.layers}
+      sizes: dict[str, Any] = {"rows": options.prompts, "group": options.group, "rankings": prune.RANKINGS, "layers": options.layers}
       yield from self._distil("prune", config, RewardConfig(), reasoned=self.reasoned and options.init == "rl", **sizes)
 
   def evaluation(self) -> Iterator[StageStep]:
     """Answers of the policies to the test slates; then of one of them once more for every fact, whose values are dealt anew."""
     options = self.config.evaluation
     slates = min(self.sizes.slates["test"], options.max_slates or self.sizes.slates["test"])
-    at_once = min(_SCORED, slates)
+    at_once = min(SLATES_AT_ONCE, slates)
     parts, policies = -(-slates // at_once), count_policies(self.config)
     for direct, number in policies.items():
       asked = number + (len(self.facts) if direct or len(policies) == 1 else 0)  # the line that does not reason, where there is one
@@ -199,7 +198,7 @@ class ScoredSteps:
     every = self.config.answer.evaluate_every
     yield StageStep(stage, name, update, arguments, section.steps, trains=True, look_every=every, **told)
     number = self.sizes.slates["validation"] if held_out is None else held_out
-    at_once = min(_SCORED, number)
+    at_once = min(SLATES_AT_ONCE, number)
     looks = count_looks(section.steps, every) * -(-number // at_once)
     found = "validation" if name == "update" else f"{name}: validation"
     yield self.answer(stage, found, at_once, looks, reasoned=reasoned, layers=layers)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 from sentencepiece import sentencepiece_model_pb2
 
-from gr2_jax.evidence.facts import FACTS, LM_SCORE
 from gr2_jax.language.vocabulary import Vocabulary
 
 
@@ -40,8 +39,3 @@ def make_vocabulary(config: ConfigDict, sizes: Sizes) -> Vocabulary:
     facts=words,
     fact_buckets=config.evidence.bins if words else 0,
   )
-
-
-def list_facts(config: ConfigDict) -> tuple[str, ...]:
-  """The facts that models read: those that are named, or all that there are."""
-  return tuple(config.evidence.facts or (name for name in FACTS if name != LM_SCORE or config.midtrain.form == "packed"))

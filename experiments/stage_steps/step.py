@@ -10,7 +10,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from gr2_jax.models.transformer import Model, init_boxed
+from gr2_jax.models.transformer import Model, abstract_boxed, init_boxed
 from gr2_jax.training.mesh import batch_sharding, replicated, state_shardings
 from gr2_jax.training.state import init_state
 
@@ -97,7 +97,7 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> Arg
 
 def abstract_params(model: Model) -> Argument:
   """The parameters of a model."""
-  return Argument("model", jax.eval_shape(lambda key: init_boxed(model, key), jax.random.key(0)))
+  return Argument("model", abstract_boxed(model))
 
 
 def count_looks(steps: int, every: int) -> int:

@@ -55,8 +55,7 @@ class EvidenceOptions:
 def run(stage: StageContext) -> None:
   """Writes the facts of all slates, how models read those that are chosen, and with `evidence.tree` what it teaches."""
   options: EvidenceOptions = stage.options
-  names = tuple(name for name in FACTS if name != LM_SCORE or _has_lm_score(stage.config))
-  chosen = options.facts or names
+  names, chosen = list_known_facts(stage.config), list_read_facts(stage.config)
   slates = {split: stage.slates(split) for split in SPLITS}
   lm_scores = _lm_scores(stage, slates) if LM_SCORE in names else {}
   counts = LogCounts.fit(stage.log, stage.catalogue)
@@ -114,9 +113,19 @@ def _has_lm_score(config: ConfigDict) -> bool:
   return config.midtrain.form == "packed"
 
 
+def list_known_facts(config: ConfigDict) -> tuple[str, ...]:
+  """All facts that a run can tell."""
+  return tuple(name for name in FACTS if name != LM_SCORE or _has_lm_score(config))
+
+
+def list_read_facts(config: ConfigDict) -> tuple[str, ...]:
+  """The facts that models read: those that are named, or all that there are."""
+  return tuple(config.evidence.facts) or list_known_facts(config)
+
+
 def check(config: ConfigDict) -> None:
   """Prompts show facts that there are, and the score of the mid-trained model is of a model that never saw the target."""
-  known = config.evidence.facts or tuple(name for name in FACTS if name != LM_SCORE or _has_lm_score(config))
+  known = list_read_facts(config)
   for name in config.prompt.facts:
     if name not in known:
       raise ConfigError(

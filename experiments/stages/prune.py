@@ -37,7 +37,7 @@ from gr2_jax.training.mesh import put_replicated, to_global
 from gr2_jax.training.state import OptimizerConfig
 
 INIT = Init("prune.init", ("rl", "direct"))
-_RANKINGS = 8  # drawn after each reasoning of a scored policy that recovers
+RANKINGS = 8  # drawn after each reasoning of a scored policy that recovers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _prune_scored(stage: StageContext) -> None:
       init=stage.checkpoints("prune", "pruned"),
       batch_size=options.prompts,
       group=options.group,
-      rankings=_RANKINGS,
+      rankings=RANKINGS,
       reasoned=_is_reasoned(stage.config),
       layers=options.layers,
     )

@@ -23,7 +23,7 @@ from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.scored import TARGETS, ScoredSlates, is_reasoned, mix_targets, scored_mode, thought_constraint, train_scored
 from gr2_jax.runs.stages import Stage
-from gr2_jax.runs.training import TrainingOptions, train_lm
+from gr2_jax.runs.training import TrainingOptions, count_held_out, train_lm
 from gr2_jax.settings import check_settings, setting, spread
 from gr2_jax.steps.scored import make_imitation_loss, make_reasoned_imitation_loss
 from gr2_jax.teachers.sampling import Trace, read_traces
@@ -99,7 +99,7 @@ def _teach_scores(stage: StageContext) -> None:
     score = likelihood_of_labels(held_out.labels, held_out.weights)
   else:
     rankings = _to_rankings(wanted, slates)
-    cut, taught = max(1, min(500, len(indices) // 10)), {"rankings": rankings}
+    cut, taught = count_held_out(len(indices)), {"rankings": rankings}
     held_out = slates.take(indices[:cut])
     score = likelihood_of_rankings(held_out.labels, held_out.weights, rankings[indices[:cut]])
   make_loss = make_imitation_loss

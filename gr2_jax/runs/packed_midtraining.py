@@ -19,7 +19,7 @@ from gr2_jax.numerics import filled_batches
 from gr2_jax.rollout.catalogue_scores import make_packed_candidate_scores
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.run import Run
-from gr2_jax.runs.training import begin, train
+from gr2_jax.runs.training import begin, count_held_out, train
 from gr2_jax.semantic_ids.table import SemanticIDTable
 from gr2_jax.settings import check_settings, setting
 from gr2_jax.steps.packed_items import make_next_item_loss, make_next_item_ndcg
@@ -30,7 +30,7 @@ from gr2_jax.training.loop import batch_step
 from gr2_jax.training.mesh import jit_update, put_replicated
 from gr2_jax.training.metric import Metric
 
-_SCORED = 256  # slates, or held-out histories, at a time
+HISTORIES_AT_ONCE = 256  # of slates that are scored, or held out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ def load_packed_scores(run: Run, catalogue: Catalogue, mesh: Any, name: str = "c
     rows = pad_rows([catalogue.to_rows(slate.candidates) for slate in slates])
     past = pad_histories([catalogue.to_rows(slate.history) for slate in slates], max_history)
     found = np.zeros(rows.shape, np.float32)
-    for batch in filled_batches(len(slates), _SCORED):
+    for batch in filled_batches(len(slates), HISTORIES_AT_ONCE):
       found[batch] = score(past[batch], rows[batch])
     return np.where(rows >= 0, found, np.nan)
 
@@ -149,7 +149,7 @@ def _histories(stage: StageContext) -> tuple[History, ...]:
 
 def _hold_out(users: int, most: int, seed: int) -> tuple[np.ndarray, int]:
   """Users in random order, and how many of the first are held out."""
-  return np.random.default_rng(seed).permutation(users), max(1, min(most, users // 10))
+  return np.random.default_rng(seed).permutation(users), count_held_out(users, most)
 
 
 def _fold_name(fold: int) -> str:
@@ -170,7 +170,7 @@ def _train(stage: StageContext, histories: Sequence[History], name: str) -> Any:
     raise DataError("midtrain: next items are learnt from users with two items or more, of which there are fewer than two; bring more")
   order, cut = _hold_out(len(rows), section.held_out, stage.seed)
   held_out = pad_histories([rows[i] for i in order[:cut]], options.max_history + 1)
-  held_out = np.pad(held_out, ((0, -cut % _SCORED), (0, 0)), constant_values=-1)  # parts of one shape
+  held_out = np.pad(held_out, ((0, -cut % HISTORIES_AT_ONCE), (0, 0)), constant_values=-1)  # parts of one shape
   batches = _make_batches(stage, [rows[i] for i in order[cut:]], stage.seed)
 
   optimizer, state, shardings = begin(stage, model, stage.name, None)
@@ -194,8 +194,8 @@ def _train(stage: StageContext, histories: Sequence[History], name: str) -> Any:
 
   def score(params: Any) -> float:
     total = count = 0.0
-    for start in range(0, len(held_out), _SCORED):
-      metric = judge(params, one_a_row(held_out[start : start + _SCORED]), on_devices)
+    for start in range(0, len(held_out), HISTORIES_AT_ONCE):
+      metric = judge(params, one_a_row(held_out[start : start + HISTORIES_AT_ONCE]), on_devices)
       total, count = total + float(metric.sum), count + float(metric.count)
     return total / count
 

@@ -35,7 +35,7 @@ from gr2_jax.training.loop import batch_step
 from gr2_jax.training.mesh import jit_update, put_replicated
 from gr2_jax.training.state import TrainState
 
-_SCORED = 512  # slates at a time
+SLATES_AT_ONCE = 512  # that are scored in one call
 TARGETS = ("label", "tree", "mixture")
 
 
@@ -132,7 +132,7 @@ class ScoredSlates:
 
   def parts(self) -> Iterator[PackedSlates]:
     """All of them, some at a time and always as many: behind the last come the first again."""
-    size = min(_SCORED, len(self))
+    size = min(SLATES_AT_ONCE, len(self))
     yield from map(self.pack, filled_batches(len(self), size))
 
   def pack(self, indices: np.ndarray) -> PackedSlates:
@@ -359,7 +359,7 @@ def make_rescore(run: Run, *, layers: int | None = None) -> Callable[[Any, Score
     mask = np.zeros(tokens.shape, bool)
     for row, thought in enumerate(thoughts):
       tokens[row, 0, : len(thought)], mask[row, 0, : len(thought)] = thought, True
-    parts = filled_batches(len(slates), min(_SCORED, len(slates)))
+    parts = filled_batches(len(slates), min(SLATES_AT_ONCE, len(slates)))
     found = [jax.device_get(score(params, slates.pack(rows), Thoughts(tokens[rows], mask[rows]))) for rows in parts]
     return np.concatenate(found)[: len(slates)]
 

@@ -23,6 +23,11 @@ from gr2_jax.training.mesh import jit_update
 from gr2_jax.training.state import OptimizerConfig, TrainState, make_optimizer
 
 
+def count_held_out(number: int, most: int = 500) -> int:
+  """Of so many examples those that are held out to choose a step: a tenth, `most` at most, and at least one."""
+  return max(1, min(most, number // 10))
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainingOptions:
   """How long a training goes on, and how often it saves and tells. Raises ValueError."""

@@ -85,7 +85,7 @@ def test_answers_are_the_same_however_many_are_asked_at_a_time(run, monkeypatch,
   together = make_answer(run, reasoned=reasoned)(params, SLATES)
   assert together.scores.shape == (3, 4) and together.scores[REAL].std() > 1e-2
   assert all(bool(tokens) == reasoned and len(tokens) <= 5 for tokens in together.thoughts) and len(together.thoughts) == 3
-  monkeypatch.setattr(scored, "_SCORED", 2)
+  monkeypatch.setattr(scored, "SLATES_AT_ONCE", 2)
   in_parts = make_answer(run, reasoned=reasoned)(params, SLATES)
   np.testing.assert_allclose(in_parts.scores[REAL], together.scores[REAL], atol=1e-4)
   assert in_parts.thoughts == together.thoughts
