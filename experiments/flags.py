@@ -81,7 +81,11 @@ def load_config(path: str) -> config_dict.ConfigDict:
 
 def is_shared(path: str) -> bool:
   """Whether a config's path means a file of `experiments.share`."""
-  return re.fullmatch(r".*\.gr2(:.*)?", path, re.DOTALL) is not None
+  if ".gr2" not in path:
+    return False
+  from gr2_jax.runs.run_file import split_path  # here, since it brings JAX, for which other configs' errors should not wait
+
+  return split_path(path) is not None
 
 
 def load_module(path: str) -> ModuleType:

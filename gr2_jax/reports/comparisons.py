@@ -19,7 +19,7 @@ from gr2_jax.evaluation.paired import share_of_gain
 from gr2_jax.evaluation.per_slate import PerSlate, Pooled, have_same_slates, pool_seeds
 from gr2_jax.evaluation.results import BASELINE, compare_rankers, mean_metrics
 from gr2_jax.reports.names import TABLE_METRICS, metric_title, ranker_title
-from gr2_jax.reports.tables import escape_markdown, format_lift, format_number, markdown_table
+from gr2_jax.reports.tables import escape_markdown, format_lift, format_number, format_share, markdown_table
 from gr2_jax.runs.run import read_mark, read_object
 
 Tested = Mapping[str, Mapping[int, PerSlate]]  # variant -> seed -> metrics of each test slate
@@ -188,14 +188,8 @@ def _pairs_table(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str], 
 
 
 def _shares_table(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> str:
-  def cell(of: Mapping[str, Any]) -> str:
-    if of["share"] is None:
-      return "–"
-    low, high = of["ci95"]
-    return f"{100 * of['share']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
-
   names = [[escape_markdown(order_title(of[side], titles)) for side in ("order", "teacher")] for of in lines]
-  rows = [[*pair, *(cell(of[metric]) for metric in TABLE_METRICS)] for pair, of in zip(names, lines, strict=True)]
+  rows = [[*pair, *(format_share(of[metric]) for metric in TABLE_METRICS)] for pair, of in zip(names, lines, strict=True)]
   note = (
     "(student - upstream) / (teacher - upstream) on the same slates, with percentile intervals over resampled users; – where the teacher's "
     "own interval holds 0, or all slates are of one user."

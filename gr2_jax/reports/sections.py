@@ -10,6 +10,7 @@ from typing import Any
 from gr2_jax.reports.latency import latency_table
 from gr2_jax.reports.rankers import titles_of, write_ranker
 from gr2_jax.reports.tables import code_block, escape_markdown, format_number, markdown_table
+from gr2_jax.runs.fingerprints import flat_leaves
 from gr2_jax.runs.run import read_mark, read_object
 
 _TOKENIZER_NOTE = (
@@ -43,17 +44,6 @@ def read_artifact(run: pathlib.Path, *names: str) -> Any:
   return read_object(path, "restore it, or make it again") if path.exists() else None
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-  """`a.b: leaf` for each leaf of nested mappings."""
-  flat = []
-  for key, value in values.items():
-    if isinstance(value, Mapping):
-      flat += _flatten(value, f"{prefix}{key}.")
-    else:
-      flat.append((f"{prefix}{key}", value))
-  return flat
-
-
 def _write_number(value: Any) -> str:
   if isinstance(value, bool) or not isinstance(value, int | float):
     return "–" if value is None else escape_markdown(str(value))
@@ -66,7 +56,8 @@ def data_section(results: Mapping[str, Any], run: pathlib.Path) -> str:
   rows = [("dataset", escape_markdown(results["dataset"])), ("test slates", f"{results['n']:,}")]
   rows += [("candidates per slate", f"{size['mean']:.1f} (at most {size['max']})")]
   counts, slates = read_artifact(run, "data", "counts.json") or {}, read_artifact(run, "slates", "report.json") or {}
-  rows += [(key, _write_number(value)) for key, value in _flatten(counts) if not (key.startswith("slates.") and slates)]
+  counted = {key: value for key, value in flat_leaves(counts).items() if value != {}}
+  rows += [(key, _write_number(value)) for key, value in counted.items() if not (key.startswith("slates.") and slates)]
   rows += [(f"re-ranking slates, {split}", f"{count:,}") for split, count in slates.get("slates", {}).items()]
   rows += [
     (f"requests whose target was retrieved, {split}", f"{of['retrieved']:,} of {of['requests']:,} ({of['retrieved'] / of['requests']:.1%})")
@@ -178,8 +169,10 @@ def provenance_section(results: Mapping[str, Any], run: pathlib.Path) -> str:
   """Seeds, command and versions."""
   command = run / "command.txt"
   lines = command.read_text(encoding="utf-8").strip() if command.exists() else "(command.txt is missing)"
-  versions = _flatten(read_artifact(run, "versions.json") or {})
+  versions = flat_leaves(read_artifact(run, "versions.json") or {})
   text = f"Seeds: {', '.join(map(str, results['seeds']))}. The resolved config is `config.json`.\n\n{code_block(lines)}"
   if versions:
-    text += "\n\nVersions: " + ", ".join(f"{name} {escape_markdown(str(value))}" for name, value in versions if value is not None) + "."
+    text += (
+      "\n\nVersions: " + ", ".join(f"{name} {escape_markdown(str(value))}" for name, value in versions.items() if value is not None) + "."
+    )
   return text

@@ -8,7 +8,7 @@ from typing import Any
 from gr2_jax.evaluation.results import BASELINE, COMPRESSED, POLICY
 from gr2_jax.reports.comparisons import order_title
 from gr2_jax.reports.names import metric_title, ranker_title
-from gr2_jax.reports.tables import ONE_USER, escape_markdown, is_decided
+from gr2_jax.reports.tables import ONE_USER, escape_markdown, format_share, is_decided
 from gr2_jax.runs.run import read_object
 
 _METRICS = ("recall@1", "ndcg@3")
@@ -139,13 +139,8 @@ def shares_sentence(sweep: Mapping[str, Any], metric: str = _METRICS[0]) -> str:
   if not shares:
     return "The teacher's gain may be none, so no student has a share of it."
   most, least = (choose(shares, key=lambda name: shares[name]["share"]) for choose in (max, min))
-  told = [f"{name} keeps {_percent(shares[name])}" for name in dict.fromkeys((most, least))]
+  told = [f"{name} keeps {format_share(shares[name])}" for name in dict.fromkeys((most, least))]
   return f"Of the teacher's gain in {metric_title(metric)}, {', and '.join(told)}."
-
-
-def _percent(of: Mapping[str, Any]) -> str:
-  low, high = of["ci95"]
-  return f"{100 * of['share']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def compression_sentence(sweep: Mapping[str, Any], metric: str = "ndcg@3") -> str:

@@ -42,6 +42,14 @@ def format_lift(of: Mapping[str, Any] | None, digits: int = 1) -> str:
   return f"{value:+.{digits}f}{unit} {between}"
 
 
+def format_share(of: Mapping[str, Any]) -> str:
+  """A share with its interval, `82 % [75, 90]`; a dash where there is none."""
+  if of["share"] is None:
+    return format_number(None)
+  low, high = of["ci95"]
+  return f"{100 * of['share']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+
+
 def count_slates(count: int, kind: str = "") -> str:
   """`1 slate`, `1,000 test slates`."""
   return f"{count:,} {kind}{'slate' if count == 1 else 'slates'}"

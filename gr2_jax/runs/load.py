@@ -159,9 +159,10 @@ def style_of_mode(style: PromptStyle, mode: str) -> PromptStyle:
   return dataclasses.replace(style, direct=style.direct if mode == "reason" else True)
 
 
-def make_decoder(run: Run, vocabulary: Vocabulary) -> Decoder:
-  """The run's decoder, whole."""
-  return Decoder(preset(run.config.model.preset, vocabulary.size))
+def make_decoder(run: Run, vocabulary: Vocabulary, layers: int | None = None) -> Decoder:
+  """The run's decoder, of so many `layers` (None: whole)."""
+  decoder = Decoder(preset(run.config.model.preset, vocabulary.size))
+  return decoder if layers is None else prune_decoder(decoder, layers)
 
 
 def slate_constraint(run: Run, vocabulary: Vocabulary, style: PromptStyle) -> SlateConstraint | None:
@@ -189,7 +190,5 @@ class Policy:
 
 def load_policy(run: Run, record: PolicyRecord, context: PromptContext, mesh: Mesh) -> Policy:
   """The policy of a record of the run's manifest, its parameters on the mesh."""
-  decoder = make_decoder(run, context.vocabulary)
-  if record.layers is not None:
-    decoder = prune_decoder(decoder, record.layers)
+  decoder = make_decoder(run, context.vocabulary, record.layers)
   return Policy(run, record, decoder, load_params(decoder, Checkpointer(run.path(record.stage, record.checkpoints)), mesh), context)

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from gr2_jax.models.pruning import prune_decoder
 from gr2_jax.runs.archive import dump_arrays
 from gr2_jax.runs.artifacts import check_intact
 from gr2_jax.runs.load import load_vocabulary, make_decoder
@@ -53,11 +52,8 @@ def pack_policy(run: Run, name: str) -> tuple[dict[str, Any], dict[str, bytes | 
 
 def _params_of(run: Run, record: PolicyRecord) -> dict[str, np.ndarray]:
   """Parameter path, `a/b/c` -> array."""
-  if record.form == "scored":
-    model: Any = open_scorer(run, layers=record.layers)
-  else:
-    whole = make_decoder(run, load_vocabulary(run))
-    model = whole if record.layers is None else prune_decoder(whole, record.layers)
+  scored = record.form == "scored"
+  model: Any = open_scorer(run, layers=record.layers) if scored else make_decoder(run, load_vocabulary(run), record.layers)
   params = load_params(model, Checkpointer(run.path(record.stage, record.checkpoints)), make_mesh(**run.config.mesh))
   found = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
   return {jax.tree_util.keystr(path, simple=True, separator="/"): _widen(np.asarray(array)) for path, array in found}
