@@ -11,11 +11,14 @@ interactions.jsonl[.gz].
 `small`: for two CPU cores. Without it: a larger model and longer training.
 `strong`: the order to beat is that of SASRec with the items' text, and training slates are its own and the CTR model's.
 `written`: the report's own form, a reasoning and then the permutation token by token; without it answers are scored, as in quickstart.py.
+`smollm2`, `qwen3_0_6b`, `gemma3_1b`: a published language model is the start, `--config.model.init=hf:FOLDER`; it reads titles and evidence
+in words and answers by candidates' names (see configs/published.py).
 `time`: the log is split by time, its last days held out, instead of each user's last items.
 `tiny`: the same path on a synthetic log, in about a minute, for tests. `seed=N`: other draws.
 """
 
 from configs.base import base, optimizer
+from configs.published import PUBLISHED, make_published, make_tiny_published
 from configs.quickstart import make_scored, make_tiny_scored
 from configs.written import make_tiny
 from experiments.flags import parse_arg
@@ -25,7 +28,10 @@ CATALOGUES = ("beauty", "sports", "toys")
 
 
 def get_config(arg=None):
-  args = parse_arg(arg, beauty=False, sports=False, toys=False, small=False, strong=False, written=False, time=False, tiny=False, seed=0)
+  published = dict.fromkeys(PUBLISHED, False)
+  args = parse_arg(
+    arg, beauty=False, sports=False, toys=False, small=False, strong=False, written=False, time=False, tiny=False, seed=0, **published
+  )
   chosen = [name for name in CATALOGUES if getattr(args, name)]
   if len(chosen) != 1:
     raise ConfigError(f"config argument: name one catalogue of {', '.join(CATALOGUES)}, for example configs/amazon.py:beauty,small")
@@ -56,13 +62,20 @@ def get_config(arg=None):
     make_small(config)
   else:
     make_large(config)
-  if not args.written:
+  start = [name for name in PUBLISHED if getattr(args, name)]
+  if len(start) > 1:
+    raise ConfigError(f"config argument: {' and '.join(start)} are two models to start from; name one")
+  if start:
+    make_published(config, start[0], small=args.small or args.tiny)
+  elif not args.written:
     make_scored_log(config, large=not (args.small or args.tiny))
   if args.strong:
     make_strong(config)
   if args.tiny:
     make_tiny(config)
-    if not args.written:
+    if start:
+      make_tiny_published(config)
+    elif not args.written:
       make_tiny_scored(config)
     config.data.source = "synthetic"
     config.data.market.update({"num_items": 120, "train_slates": 300, "validation_slates": 20, "test_slates": 20})

@@ -8,8 +8,10 @@ from experiments.checks import check_records, list_faults
 from experiments.settings import RunOptions
 from experiments.stages import load_stages
 from gr2_jax.errors import ConfigError
-from gr2_jax.models.config import check_parts, preset
+from gr2_jax.models.config import check_parts
+from gr2_jax.runs.fingerprints import value_at
 from gr2_jax.runs.scored import is_reasoned
+from gr2_jax.runs.starts import FROM_MODEL, foreseen_model
 from gr2_jax.settings import read_section, settings_of
 from gr2_jax.training.mesh import make_mesh
 from gr2_jax.training.writers import import_wandb
@@ -36,11 +38,31 @@ def _find_faults_of_values(config: ConfigDict) -> list[str]:
 def _find_faults_of_pairs(config: ConfigDict) -> Iterator[str]:
   """What the stages find, the first fault of each, and what does not go with the devices."""
   of_stages = [stage.check for stage in load_stages() if stage.check is not None]
-  for check in (_check_answers, _check_scored, _check_writer, *of_stages, _check_devices):
+  for check in (_check_start, _check_answers, _check_scored, _check_writer, *of_stages, _check_devices):
     try:
       check(config)
     except ConfigError as error:
       yield str(error)
+
+
+def _check_start(config: ConfigDict) -> None:
+  """What begins where `model.init` says needs something to begin at, and a model that writes."""
+  init = config.model.init
+  if config.answer.form == "scored" and init != "random":
+    raise ConfigError(
+      f"--config.model.init: {init!r}, but a scored policy reads packed facts, which no published model does; set answer.form to written "
+      "and midtrain.form to tokens, or leave it at random (stages of another run of the same config are taken over by --from=RUN)"
+    )
+  if config.midtrain.form == "packed" and init != "random":
+    raise ConfigError(f"--config.midtrain.form: 'packed' begins at random numbers, and model.init is {init!r}; set it to tokens")
+  for stage in load_stages():
+    if stage.init is not None and value_at(config, stage.init.key) == FROM_MODEL and init == "random":
+      raise ConfigError(
+        f"--config.{stage.init.key}: {FROM_MODEL!r} begins where model.init says, which is 'random'; name a folder (hf:DIR) or another "
+        "run's policy (run:RUN/STAGE) there"
+      )
+  if config.answer.form == "scored" and config.sft.init == FROM_MODEL:
+    raise ConfigError(f"--config.sft.init: {FROM_MODEL!r} is for policies that write; leave it at midtrain")
 
 
 def _check_answers(config: ConfigDict) -> None:
@@ -94,7 +116,7 @@ def _check_devices(config: ConfigDict) -> None:
   except ValueError as error:
     raise ConfigError(f"--config.mesh: {error}") from None
   try:
-    check_parts(preset(config.model.preset, 128), shape["fsdp"], shape["tensor"])
+    check_parts(foreseen_model(config), shape["fsdp"], shape["tensor"])
   except ValueError as error:
     raise ConfigError(f"--config.mesh.{error}") from None
   parts, processes = shape["data"] * shape["fsdp"], jax.process_count()

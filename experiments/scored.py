@@ -17,7 +17,7 @@ from gr2_jax.runs.teacher import ScoredTeacher
 from gr2_jax.steps.opd import OpdConfig
 from gr2_jax.steps.scored import ScoredLoss, make_target_loss
 from gr2_jax.steps.scored_opd import make_reasoned_opd_loss, make_scored_opd_loss
-from gr2_jax.training.checkpoints import Checkpointer
+from gr2_jax.steps.start import Start
 from gr2_jax.training.mesh import put_replicated
 
 
@@ -54,7 +54,7 @@ def learn_from_teacher(
   config: OpdConfig,
   reward: RewardConfig,
   *,
-  init: Checkpointer | None,
+  init: Start | None,
   batch_size: int,
   group: int,
   rankings: int,

@@ -5,6 +5,7 @@ import dataclasses
 from gr2_jax.language.prompts import PromptStyle
 from gr2_jax.models.config import PRESETS
 from gr2_jax.runs.scored import AnswerOptions
+from gr2_jax.runs.starts import read_init
 from gr2_jax.settings import check_settings, setting
 from gr2_jax.training.mesh import MeshOptions
 
@@ -13,10 +14,20 @@ from gr2_jax.training.mesh import MeshOptions
 class ModelOptions:
   """The language model. Raises ValueError."""
 
-  preset: str = setting("tiny", "the model's size, a name in gr2_jax/models/config.py", choices=PRESETS)
+  preset: str = setting("tiny", "the model's size where it begins at random numbers, a name in gr2_jax/models/config.py", choices=PRESETS)
+  init: str = setting(
+    "random",
+    "where the first training begins. random; hf:DIR: a published model in a folder as Hugging Face lays it out, with its tokenizer and "
+    "chat template; run:RUN/STAGE: the policy, tokens and semantic IDs of another run about the same items",
+  )
+  dtype: str = setting(
+    "", "type of activations; empty: that of the preset, of a published model float32", choices=("", "float32", "bfloat16")
+  )
+  remat: bool | None = setting(None, "whether layers are computed again in the backward pass, to save memory; None: as the preset does")
 
   def __post_init__(self) -> None:
     check_settings(self)
+    read_init(self.init)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 from sentencepiece import sentencepiece_model_pb2
 
+from gr2_jax.language.text_pieces import OwnPieces
 from gr2_jax.language.vocabulary import Vocabulary
 
 
@@ -32,7 +33,7 @@ def make_vocabulary(config: ConfigDict, sizes: Sizes) -> Vocabulary:
     model.pieces.add(piece=f"piece{number}" if number else "<unk>", score=-float(number), type=1 if number else 2)
   words = config.prompt.facts if config.prompt.fact_form == "words" else ()
   return Vocabulary(
-    model.SerializeToString(),
+    OwnPieces(model.SerializeToString()),
     num_levels=sizes.levels,
     codebook_size=sizes.codebook_size,
     num_candidates=config.tokenize.num_candidates,

@@ -25,12 +25,13 @@ from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.policy_training import completion_batch, make_local_roll_out, make_stream, train_by_loss, train_by_reward
 from gr2_jax.runs.scored import TARGETS
 from gr2_jax.runs.stages import Init, Stage
+from gr2_jax.runs.starts import FROM_MODEL
 from gr2_jax.runs.training import TrainingOptions
 from gr2_jax.settings import check_settings, read_record, setting, spread
 from gr2_jax.steps.direct import make_answer_loss, make_distillation_loss, make_listwise_loss
 from gr2_jax.training.state import OptimizerConfig
 
-INIT = Init("direct.init", ("midtrain", "sft", "opd", "rl"))
+INIT = Init("direct.init", ("midtrain", "sft", "opd", "rl", FROM_MODEL))
 _METHODS = ("rl", "sft", "distil", "scores")
 
 
@@ -74,7 +75,7 @@ def _by_reward(stage: StageContext) -> None:
   options: DirectOptions = stage.options
   learning = options.groups.to_rl(stage.config.decoding.max_new_tokens)
   collect = dataclasses.replace(learning.collect, rollout=_rollout(stage), overlong_zone=0)
-  train_by_reward(stage, dataclasses.replace(learning, collect=collect), stage.direct_style, stage.checkpoints(options.init))
+  train_by_reward(stage, dataclasses.replace(learning, collect=collect), stage.direct_style, stage.start(options.init))
 
 
 def _by_answers(stage: StageContext) -> None:
@@ -98,7 +99,7 @@ def _by_answers(stage: StageContext) -> None:
 
   loss_fn = make_answer_loss(stage.decoder, stage.constraint(style))
   stream = make_stream(stage, style, rollout, slates)
-  train_by_loss(stage, stage.decoder, stage.checkpoints(options.init), stream, loss_fn, make_batch)
+  train_by_loss(stage, stage.decoder, stage.start(options.init), stream, loss_fn, make_batch)
 
 
 def _by_own_reasoning(stage: StageContext) -> None:
@@ -122,13 +123,13 @@ def _by_own_reasoning(stage: StageContext) -> None:
     return batch | {"teacher_prompts": texts, "teacher_mask": mask}
 
   loss_fn = make_distillation_loss(stage.decoder, stage.decoder, stage.constraint(stage.direct_style))
-  init = stage.checkpoints(options.init)
+  init = stage.start(options.init)
   train_by_loss(stage, stage.decoder, init, stream, loss_fn, make_batch, frozen=(teacher,))
 
 
 def _by_labels(stage: StageContext) -> None:
   """Listwise: the one-pass scores are trained as such, and nothing is decoded."""
-  style, init = stage.direct_style, stage.checkpoints(stage.options.init)
+  style, init = stage.direct_style, stage.start(stage.options.init)
 
   def make_batch(params: Any, step: int, drawn: Drawn) -> dict[str, np.ndarray]:
     by_slot = np.take_along_axis(drawn.labels, drawn.presented, axis=1)

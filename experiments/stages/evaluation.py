@@ -218,9 +218,10 @@ def _classical_rankers(
     "oracle": baselines.ideal_ranking(labels) if utilities is None else baselines.utility_ranking(utilities[: len(test)], labels),
     "popularity": baselines.popularity_ranking(test, catalogue, counts.popularity),
     "last_transition": baselines.last_transition_ranking(test, catalogue, counts.transitions),
-    "midtrain": baselines.rank_by_scores(_midtrain_scores(stage, facts, test), labels, "midtrain"),
     **{name: ranking for name, (_, ranking) in trees.items()},
   }
+  if stage.run.is_done("midtrain"):
+    rankings["midtrain"] = baselines.rank_by_scores(_midtrain_scores(stage, facts, test), labels, "midtrain")
   if (bayes := _bayes_scores(stage, test)) is not None:
     rankings[CEILING] = baselines.rank_by_scores(bayes, labels, CEILING)
   chosen = ", ".join(f"{ranker_title(name, {})} {description}" for name, (description, _) in trees.items())
@@ -445,8 +446,8 @@ STAGE = Stage(
   run,
   reads=("seed", "model", "mesh", "prompt", "decoding", "answer", "evaluation"),
   options=EvaluationOptions,
-  inputs=("data", "tokenize", "midtrain", "slates", "evidence", "rl"),
-  uses=("compress",),
+  inputs=("data", "tokenize", "slates", "evidence", "rl"),
+  uses=("compress", "midtrain"),
   uses_policies=True,
   unused=unused,
   format=8,  # rankers that are fitted on request, and a synthetic market's Bayes order

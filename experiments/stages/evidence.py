@@ -151,6 +151,8 @@ STAGE = Stage(
   run,
   reads=("seed", "evidence", "mesh"),
   options=EvidenceOptions,
-  inputs=("data", "tokenize", "midtrain", "slates"),
+  inputs=("data", "tokenize", "slates"),
+  uses=("midtrain",),
+  needs=lambda config: ("midtrain",) if _has_lm_score(config) else (),
   check=check,
 )

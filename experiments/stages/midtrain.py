@@ -20,6 +20,7 @@ from gr2_jax.rollout.catalogue_scores import make_beam_scores, make_dense_scores
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.packed_midtraining import PackedOptions, held_out_users, open_packed_items, train_packed_items
 from gr2_jax.runs.stages import Stage
+from gr2_jax.runs.starts import FROM_MODEL
 from gr2_jax.runs.training import TrainingOptions, train_lm
 from gr2_jax.settings import check_settings, setting, spread
 from gr2_jax.training.state import OptimizerConfig
@@ -105,10 +106,10 @@ def _train_on_tokens(stage: StageContext) -> Any:
       process_count=jax.process_count(),
     )
 
-  init, parts = None, {"token": 1.0}
+  init, parts = stage.start(FROM_MODEL), {"token": 1.0}
   if options.warmup_rows.enabled:
     new_rows_from = stage.vocabulary.new_token_start
-    train_lm(stage, "midtrain.warmup_rows", batches(stage.seed + 1), parts, init=None, new_rows_from=new_rows_from, name="warmup_rows")
+    train_lm(stage, "midtrain.warmup_rows", batches(stage.seed + 1), parts, init=init, new_rows_from=new_rows_from, name="warmup_rows")
     init = stage.checkpoints("midtrain", "warmup_rows")
   return train_lm(stage, stage.name, batches(stage.seed), parts, init=init)
 

@@ -16,6 +16,7 @@ from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.policy_training import make_stream, train_in_steps
 from gr2_jax.runs.scored import is_reasoned, scored_mode
 from gr2_jax.runs.stages import Init, Stage
+from gr2_jax.runs.starts import FROM_MODEL
 from gr2_jax.runs.teacher import check_teacher_config, load_scored_teacher, load_teacher
 from gr2_jax.runs.training import TrainingOptions, begin
 from gr2_jax.settings import check_settings, read_record, setting, spread
@@ -26,7 +27,7 @@ from gr2_jax.training.state import OptimizerConfig
 HEADLINE = ("reverse_kl", "beta", "reward", "recall@1", "valid_rate", "completion_length", "entropy")
 
 
-INIT = Init("opd.init", ("midtrain", "sft"))
+INIT = Init("opd.init", ("midtrain", "sft", FROM_MODEL))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ def run(stage: StageContext) -> None:
     return _train_scored(stage)
   config, collect = options.update(), options.collect(stage.config.decoding.max_new_tokens)
   teacher, teacher_params = load_teacher(stage)
-  optimizer, state, shardings = begin(stage, stage.decoder, stage.name, stage.checkpoints(options.init))
+  optimizer, state, shardings = begin(stage, stage.decoder, stage.name, stage.start(options.init))
   constraint = stage.constraint(stage.style)
   update = make_opd_update(stage.decoder, teacher, optimizer, config, steps=options.training.steps, constraint=constraint)
   collector = make_collector(

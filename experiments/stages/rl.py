@@ -32,6 +32,7 @@ from gr2_jax.runs.scored import (
   train_scored,
 )
 from gr2_jax.runs.stages import Init, Stage
+from gr2_jax.runs.starts import FROM_MODEL
 from gr2_jax.runs.training import TrainingOptions
 from gr2_jax.settings import check_settings, read_record, setting, spread, to_section
 from gr2_jax.steps.scored import (
@@ -47,7 +48,7 @@ from gr2_jax.teachers.sampling import Trace
 from gr2_jax.training.state import OptimizerConfig
 
 _SCORED_HEADLINE = ("reward", "recall@1", "near_identity_rate", "kept_fraction", "entropy")
-INIT = Init("rl.init", ("midtrain", "sft", "opd"))
+INIT = Init("rl.init", ("midtrain", "sft", "opd", FROM_MODEL))
 _OF_SCORED = ("through", "slate.top", "feedback.source", "feedback.share", "feedback.weighing")
 
 
@@ -97,7 +98,7 @@ def run(stage: StageContext) -> None:
   if stage.config.answer.form == "scored":
     return _train_scored(stage)
   learning = options.groups.to_rl(stage.config.decoding.max_new_tokens)
-  train_by_reward(stage, learning, stage.style, stage.checkpoints(options.init))
+  train_by_reward(stage, learning, stage.style, stage.start(options.init))
 
 
 def _train_scored(stage: StageContext) -> None:

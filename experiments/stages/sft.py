@@ -22,13 +22,15 @@ from gr2_jax.rl.options import PRESENTATIONS
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.scored import TARGETS, ScoredSlates, is_reasoned, mix_targets, scored_mode, thought_constraint, train_scored
-from gr2_jax.runs.stages import Stage
+from gr2_jax.runs.stages import Init, Stage
+from gr2_jax.runs.starts import FROM_MODEL
 from gr2_jax.runs.training import TrainingOptions, count_held_out, train_lm
 from gr2_jax.settings import check_settings, setting, spread
 from gr2_jax.steps.scored import make_imitation_loss, make_reasoned_imitation_loss
 from gr2_jax.teachers.sampling import Trace, read_traces
 from gr2_jax.training.state import OptimizerConfig
 
+INIT = Init("sft.init", ("midtrain", FROM_MODEL))
 MOST_LEFT_OUT = 0.1  # share of traces too long for a row above which the row length is wrong
 
 
@@ -36,6 +38,9 @@ MOST_LEFT_OUT = 0.1  # share of traces too long for a row above which the row le
 class SftOptions:
   """Fine-tuning on traces. Raises ValueError."""
 
+  init: str = setting(
+    "midtrain", "where a policy that writes starts: at the mid-trained model, or where model.init says", choices=INIT.choices
+  )
   reasoning_weight: float = setting(0.1, "weight λ_r of reasonings in the loss, below that of answers (Eq 3)", low=0)
   answer_weight: float = setting(1.0, "weight λ_o of answers in the loss (Eq 3)", above=0)
   compressed_share: float = setting(
@@ -156,7 +161,7 @@ def _teach(stage: StageContext, traces: Sequence[Trace], style: PromptStyle, nam
     process_count=jax.process_count(),
   )
   parts = {"reasoning": options.reasoning_weight, "answer": options.answer_weight}
-  train_lm(stage, stage.name, batches, parts, init=stage.checkpoints("midtrain"), constraint=stage.constraint(style), name=name)
+  train_lm(stage, stage.name, batches, parts, init=stage.start(options.init), constraint=stage.constraint(style), name=name)
 
 
 def _to_example(
@@ -246,7 +251,8 @@ STAGE = Stage(
   run,
   reads=("seed", "model", "mesh", "prompt", "decoding", "answer", "sft"),
   options=SftOptions,
-  inputs=("data", "tokenize", "midtrain", "slates", "evidence", "traces"),
+  inputs=("data", "tokenize", "slates", "evidence", "traces"),
+  init=INIT,
   when="sft.without_reasoning",
   check=check,
   batches=batches,

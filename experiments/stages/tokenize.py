@@ -2,18 +2,24 @@
 
 import dataclasses
 import pathlib
+import shutil
 import time
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from gr2_jax.data.jsonl import read_items
 from gr2_jax.data.schema import SPLITS, Catalogue
 from gr2_jax.errors import ConfigError
 from gr2_jax.evidence.words import fact_sentences
 from gr2_jax.files import write_json
 from gr2_jax.language.vocabulary import FEWEST_PIECES, Vocabulary, corpus_texts
+from gr2_jax.runs.artifacts import artifact_paths
 from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.run import RunError
 from gr2_jax.runs.stages import Stage
+from gr2_jax.runs.starts import foreseen_model, read_tokenizer, tokens_elsewhere
 from gr2_jax.semantic_ids.embed import item_text, tfidf_svd, vectors_from_npy
 from gr2_jax.semantic_ids.export import check_distinct, export_table, prefix_purity
 from gr2_jax.semantic_ids.rqvae import RqVaeOptions, save_rqvae
@@ -54,7 +60,11 @@ class TokenizeOptions:
 
 
 def run(stage: StageContext) -> None:
-  """Writes `vectors.npy`, `rqvae.msgpack`, `sids.npz`, `report.json` and `vocabulary/`."""
+  """Writes `vectors.npy`, `rqvae.msgpack`, `sids.npz`, `report.json` and `vocabulary/`; where `config.model.init` is the policy of another
+  run these are that run's.
+  """
+  if (other := tokens_elsewhere(stage.config)) is not None:
+    return _take_over(stage, other)
   options: TokenizeOptions = stage.options
   catalogue = stage.catalogue
   embed = vectors_from_npy(options.vectors) if options.vectors else tfidf_svd(options.dim, stage.seed)
@@ -91,6 +101,11 @@ def run(stage: StageContext) -> None:
     num_candidates=options.num_candidates,
   )
   vocabulary.save(stage.path("vocabulary"))
+  if (rows := vocabulary.pieces.rows) and stage.run.main:
+    stage.say(
+      f"{vocabulary.new_token_start:,} tokens of the published model, {vocabulary.used_size - vocabulary.new_token_start:,} added behind "
+      f"them; its token table is resized from {rows:,} to {vocabulary.size:,} rows, those of new tokens near the mean"
+    )
   stage.say(
     f"{table.num_levels} levels of {table.codebook_size} codes: {report['before']['distinct_share']:.2%} of {len(table):,} items distinct "
     f"by the learned codes alone, {report['after']['distinct_share']:.2%} as exported; R² {report['r2']:.3f}; "
@@ -103,20 +118,38 @@ def run(stage: StageContext) -> None:
     )
 
 
+def _take_over(stage: StageContext, other: pathlib.Path) -> None:
+  """The tokens and semantic IDs of another run, whose policy reads no others; raises RunError for one about other items."""
+  theirs = [item.id for item in read_items(other / "data" / "items.jsonl.gz").items]
+  if theirs != [item.id for item in stage.catalogue.items]:
+    raise RunError(
+      f"--config.model.init: the run {other} is about other items ({len(theirs):,}, here {len(stage.catalogue):,}, or in another order), "
+      "so that its semantic IDs mean others; begin at a run on the same catalogue"
+    )
+  for path in artifact_paths(other / "tokenize"):
+    copy = shutil.copytree if path.is_dir() else shutil.copy2
+    copy(path, stage.path(path.name))
+  stage.say(f"tokens and semantic IDs are those of {other}")
+
+
 def train_vocabulary(
   config: ConfigDict, catalogue: Catalogue, *, text_pieces: int, num_levels: int, codebook_size: int, num_candidates: int
 ) -> Vocabulary:
-  """The vocabulary of a run, with words for the facts that its prompts show, or text pieces of the sentences about them."""
+  """The vocabulary of a run, with words for the facts that its prompts show: the tokenizer of the published model that it begins with, or
+  text pieces of its own, also of the sentences about facts.
+  """
   words, sentences = (config.prompt.facts if config.prompt.fact_form == form else () for form in ("words", "sentences"))
-  return Vocabulary.train(
-    corpus_texts(catalogue, fact_sentences(sentences)),
-    text_pieces=text_pieces,
-    num_levels=num_levels,
-    codebook_size=codebook_size,
-    num_candidates=num_candidates,
-    facts=words,
-    fact_buckets=config.evidence.bins if words else 0,
-  )
+  shape: dict[str, Any] = {
+    "num_levels": num_levels,
+    "codebook_size": codebook_size,
+    "num_candidates": num_candidates,
+    "facts": words,
+    "fact_buckets": config.evidence.bins if words else 0,
+  }
+  published = read_tokenizer(config, **shape)
+  if published is not None:
+    return published
+  return Vocabulary.train(corpus_texts(catalogue, fact_sentences(sentences)), text_pieces=text_pieces, **shape)
 
 
 def count_item_inputs(options: TokenizeOptions, catalogue: Catalogue) -> Inputs:
@@ -154,7 +187,8 @@ def _train(stage: StageContext, vectors: np.ndarray, config: TokenizerConfig) ->
 
 
 def check(config: ConfigDict) -> None:
-  """The vectors must be there."""
+  """The vectors must be there, and what the model begins with."""
+  foreseen_model(config)
   for key, otherwise in (("vectors", "of the items' text"), ("code_vectors", "that are those of the text too")):
     path = config.tokenize[key]
     if path and not pathlib.Path(path).is_file():
@@ -176,20 +210,26 @@ def foresee(stage: StageContext) -> list[str]:
 
 
 def unused(config: ConfigDict) -> tuple[str, ...]:
-  """Of prompts and evidence all but the facts that prompts show, and how many words each gets."""
+  """Of prompts and evidence all but the facts that prompts show, and how many words each gets; of the model all but another's tokens."""
+  kind = config.model.init.partition(":")[0]
+  if kind == "run":
+    return ("tokenize", "prompt", "evidence", "model")
+  model = ("model",) if kind == "random" else ("model.preset", "model.dtype", "model.remat")
+  pieces = () if kind == "random" else ("tokenize.text_pieces",)
   if not config.prompt.facts:
-    return ("prompt", "evidence")
+    return ("prompt", "evidence", *model, *pieces)
   read = ("prompt.facts", "prompt.fact_form", "evidence.bins")
-  return tuple(key for section in ("prompt", "evidence") for name in config[section] if (key := f"{section}.{name}") not in read)
+  unread = (key for section in ("prompt", "evidence") for name in config[section] if (key := f"{section}.{name}") not in read)
+  return (*unread, *model, *pieces)
 
 
 STAGE = Stage(
   "tokenize",
   run,
-  reads=("seed", "tokenize", "prompt", "evidence"),
+  reads=("seed", "tokenize", "prompt", "evidence", "model"),
   options=TokenizeOptions,
   inputs=("data",),
-  files=("tokenize.vectors", "tokenize.code_vectors"),
+  files=("tokenize.vectors", "tokenize.code_vectors", "model.init"),
   unused=unused,
   format=2,  # rqvae.msgpack
   check=check,

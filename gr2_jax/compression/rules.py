@@ -87,8 +87,8 @@ def check_budget(budget: int, item_tokens: int) -> None:
 
 def rewriter_prompt(original: Sequence[int], vocabulary: Vocabulary) -> list[int]:
   """What the rewriter continues: `<bos> <system> <history> ... <assistant>`, frames alone, since it is fine-tuned to the task."""
-  special = vocabulary.special
-  return [special("bos"), special("system"), special("history"), *original, special("assistant")]
+  frame = vocabulary.frame
+  return [*frame("bos"), *frame("system"), *frame("history"), *original, *frame("assistant")]
 
 
 def read_rewrite(tokens: Sequence[int], rows: Sequence[int], context: PromptContext, style: PromptStyle) -> tuple[list[int], str]:

@@ -55,33 +55,30 @@ def next_item_prompt(history_rows: Sequence[int] | np.ndarray, context: PromptCo
   """What the constrained beam search continues with the target's codes: bos, history, and the codes of the last `max_history` items."""
   vocabulary = context.vocabulary
   codes = [token for row in history_rows[-max_history:] for token in context.sid_tokens(row, markers=False)]
-  return [vocabulary.bos_id, vocabulary.special("history"), *codes]
+  return [*vocabulary.frame("bos"), vocabulary.special("history"), *codes]
 
 
 def next_item(rows: Sequence[int] | np.ndarray, context: PromptContext, max_history: int) -> Example:
   """Histories as codes alone: every item is predicted from those before it, so the last one is the next item of the prompt before."""
-  tokens = next_item_prompt(rows, context, max_history + 1)
-  return _example(tokens[:2], tokens[2:])
+  opening = next_item_prompt((), context, 0)
+  return _example(opening, next_item_prompt(rows, context, max_history + 1)[len(opening) :])
 
 
 def item_to_text(row: int, context: PromptContext) -> Example:
   """Codes → title, brand and categories (dense captioning)."""
-  special = context.vocabulary.special
-  prompt = [
-    special("bos"),
-    special("user"),
-    *context.text(templates.DESCRIBE),
-    *context.sid_tokens(row, markers=False),
-    special("assistant"),
-  ]
-  return _example(prompt, [*_item_text(row, context), special("eos")])
+  prompt = _ask(context, templates.DESCRIBE, context.sid_tokens(row, markers=False))
+  return _example(prompt, [*_item_text(row, context), context.vocabulary.eos_id])
 
 
 def text_to_item(row: int, context: PromptContext) -> Example:
   """Title, brand and categories → codes."""
-  special = context.vocabulary.special
-  prompt = [special("bos"), special("user"), *context.text(templates.FIND), *_item_text(row, context), special("assistant")]
-  return _example(prompt, [*context.sid_tokens(row, markers=False), special("eos")])
+  prompt = _ask(context, templates.FIND, _item_text(row, context))
+  return _example(prompt, [*context.sid_tokens(row, markers=False), context.vocabulary.eos_id])
+
+
+def _ask(context: PromptContext, question: str, about: Sequence[int]) -> list[int]:
+  vocabulary = context.vocabulary
+  return [*vocabulary.first_turn(), *context.text(question), *about, *vocabulary.frame("assistant")]
 
 
 def persona(rows: Sequence[int] | np.ndarray, context: PromptContext, max_history: int) -> Example:
@@ -89,10 +86,11 @@ def persona(rows: Sequence[int] | np.ndarray, context: PromptContext, max_histor
 
   Quotes teach to copy an item from the context, which no history does: nobody buys an item twice.
   """
-  special = context.vocabulary.special
+  frame = context.vocabulary.frame
   rows = rows[-max_history:]
   items = [token for row in rows for token in context.item_tokens(row, _PERSONA_STYLE.history_fields, _PERSONA_STYLE)]
-  return _example([special("bos"), special("history")], [*items, special("assistant"), *taste_summary(rows, context), special("eos")])
+  summary = [*frame("assistant"), *taste_summary(rows, context), *frame("eos")]
+  return _example([*frame("bos"), *frame("history")], items + summary)
 
 
 def taste_summary(rows: Sequence[int] | np.ndarray, context: PromptContext) -> list[int]:

@@ -222,7 +222,7 @@ def render_prompt(
   past = [special("history"), *history]
   body = past + candidates if style.order == "history_first" else candidates + past
   opening = direct_opening(context.vocabulary, style) if style.direct else []
-  return Prompt([*head, *body, special("assistant"), *opening], len(history), dropped)
+  return Prompt([*head, *body, *context.vocabulary.frame("assistant"), *opening], len(history), dropped)
 
 
 def history_room(slate: schema.Slate, context: PromptContext, style: PromptStyle) -> int:
@@ -240,10 +240,10 @@ def _frame_history(
   slate: schema.Slate, shown: Sequence[int] | np.ndarray, context: PromptContext, style: PromptStyle
 ) -> tuple[list[int], list[int], int]:
   """(the prompt up to `<user>`, its candidate part, tokens left for the history)."""
-  special = context.vocabulary.special
-  candidates = [special("candidates"), *_candidate_tokens(slate, shown, context, style)]
-  head = [special("bos"), special("system"), *_instruction_tokens(context, style), special("user")]
-  room = style.max_prompt_tokens - len(head) - len(candidates) - 2  # <history> and <assistant>
+  frame = context.vocabulary.frame
+  candidates = [*frame("candidates"), *_candidate_tokens(slate, shown, context, style)]
+  head = [*frame("bos"), *frame("system"), *_instruction_tokens(context, style), *frame("user")]
+  room = style.max_prompt_tokens - len(head) - len(candidates) - len(frame("history")) - len(frame("assistant"))
   if room < 0:
     raise schema.DataError(
       f"max_prompt_tokens: {style.max_prompt_tokens} is too short for user {slate.user!r}: the instructions and "

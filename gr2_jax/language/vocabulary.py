@@ -14,6 +14,7 @@ import sentencepiece
 from gr2_jax.data import schema
 from gr2_jax.evidence.words import FACT_WORDS, level_word
 from gr2_jax.language import templates
+from gr2_jax.language.text_pieces import OwnPieces, TextPieces, find_pieces_file, read_pieces
 
 SPECIALS = (
   "pad",
@@ -33,7 +34,7 @@ SPECIALS = (
 )
 _REQUIRED = string.ascii_letters + string.digits + string.punctuation
 FEWEST_PIECES = 256 + len(_REQUIRED) + 2  # bytes, the space and the unknown piece: a vocabulary has room for no less
-_MODEL_FILE, _SHAPE_FILE = "sentencepiece.model", "vocabulary.json"
+_SHAPE_FILE = "vocabulary.json"
 _LONGEST_SENTENCE = 1000  # characters; sentencepiece leaves out lines above 4,192 bytes without a word
 _NAME_REPEATS = 4  # names stand in every prompt, so they count more than in the catalogue and become whole pieces
 _TEMPLATE_SHARE = 200  # each fixed sentence stands once in this many lines, at least 50 times, so its words become whole pieces too
@@ -66,38 +67,37 @@ def candidate_name(slot: int) -> str:
 
 
 class Vocabulary:
-  """Token ids: sentencepiece pieces, then frames, words for facts, candidate names and SID codes (level by level), padded to a multiple of
-  128.
+  """Token ids: pieces of text, then frames, words for facts, candidate names and SID codes (level by level), padded to a multiple of 128.
 
-  Each of `facts` has a word for each of `fact_buckets` quantile buckets.
+  Each of `facts` has a word for each of `fact_buckets` quantile buckets. Frames that the pieces of a published model have of their own stay
+  where they are, and only the others come behind.
   Data reaches the model through `encode` alone, which yields text pieces only, so no title can forge a frame, a candidate or a SID.
-  `candidate_tokens [Kmax]` and `sid_token_ids [levels, codebook]` are int32 arrays; `new_token_start` is the first id that is not text.
+  `candidate_tokens [Kmax]` and `sid_token_ids [levels, codebook]` are int32 arrays; `new_token_start` is the first id that no published
+  model knows, or that is not text.
   """
 
   def __init__(
-    self, model: bytes, num_levels: int, codebook_size: int, num_candidates: int, facts: Sequence[str] = (), fact_buckets: int = 0
+    self, pieces: TextPieces, num_levels: int, codebook_size: int, num_candidates: int, facts: Sequence[str] = (), fact_buckets: int = 0
   ) -> None:
     if not 1 <= num_levels <= 26:
       raise ValueError(f"num_levels: {num_levels} must be 1 to 26; levels are written as letters")
-    self._model = model
-    self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    self.pieces = pieces
     self.num_levels, self.codebook_size, self.num_candidates = num_levels, codebook_size, num_candidates
-    self.new_token_start = self._processor.get_piece_size()
-    if not self.new_token_start:
-      raise ValueError("the sentencepiece model is empty")
-    self._special_ids = {name: self.new_token_start + i for i, name in enumerate(SPECIALS)}
+    self.new_token_start = pieces.size
+    self._added = tuple(name for name in SPECIALS if name not in pieces.frames)
+    self._frames = {name: (self.new_token_start + i,) for i, name in enumerate(self._added)} | dict(pieces.frames)
     self.facts, self.fact_buckets = tuple(facts), fact_buckets
-    self.fact_start = self.new_token_start + len(SPECIALS)
+    self.fact_start = self.new_token_start + len(self._added)
     self.candidate_start = self.fact_start + len(self.facts) * fact_buckets
     self.sid_start = self.candidate_start + num_candidates
     self.used_size = self.sid_start + num_levels * codebook_size
-    self.size = -(-self.used_size // 128) * 128
+    self.size = -(-max(self.used_size, pieces.rows) // 128) * 128
     self.candidate_tokens = np.arange(self.candidate_start, self.sid_start, dtype=np.int32)
     self.sid_token_ids = np.arange(self.sid_start, self.used_size, dtype=np.int32).reshape(num_levels, codebook_size)
-    self.pad_id, self.bos_id, self.eos_id = (self._special_ids[name] for name in ("pad", "bos", "eos"))
+    self.pad_id, self.eos_id = (self.special(name) for name in ("pad", "eos"))
 
   def __reduce__(self) -> tuple[type["Vocabulary"], tuple[Any, ...]]:
-    return Vocabulary, (self._model, self.num_levels, self.codebook_size, self.num_candidates, self.facts, self.fact_buckets)
+    return Vocabulary, (self.pieces, self.num_levels, self.codebook_size, self.num_candidates, self.facts, self.fact_buckets)
 
   @classmethod
   def train(
@@ -136,13 +136,14 @@ class Vocabulary:
       )
     except (RuntimeError, OSError) as error:
       raise schema.DataError(f"text_pieces: {text_pieces} did not work for this corpus ({error}); raise it or give more text") from None
-    return cls(model.getvalue(), num_levels, codebook_size, num_candidates, facts, fact_buckets)
+    return cls(OwnPieces(model.getvalue()), num_levels, codebook_size, num_candidates, facts, fact_buckets)
 
   def save(self, directory: str | pathlib.Path) -> None:
-    """Writes the sentencepiece model and the shape of the other tokens into `directory`."""
+    """Writes the files of the text pieces and the shape of the other tokens into `directory`."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / _MODEL_FILE).write_bytes(self._model)
+    for name, content in self.pieces.files().items():
+      (directory / name).write_bytes(content)
     shape: dict[str, Any] = {"num_levels": self.num_levels, "codebook_size": self.codebook_size, "num_candidates": self.num_candidates}
     if self.facts:
       shape |= {"facts": self.facts, "fact_buckets": self.fact_buckets}
@@ -152,18 +153,16 @@ class Vocabulary:
   def load(cls, directory: str | pathlib.Path) -> "Vocabulary":
     """Reads what `save` wrote; raises DataError when a file is missing or damaged."""
     directory = pathlib.Path(directory)
-    for name in (_MODEL_FILE, _SHAPE_FILE):
-      if not (directory / name).exists():
-        raise schema.DataError(f"{directory / name}: not there; run the tokenize stage, which writes it")
+    if missing := [name for name in (find_pieces_file(directory), _SHAPE_FILE) if not (directory / name).exists()]:
+      raise schema.DataError(f"{directory / missing[0]}: not there; run the tokenize stage, which writes it")
     try:
-      return cls((directory / _MODEL_FILE).read_bytes(), **json.loads((directory / _SHAPE_FILE).read_bytes()))
+      return cls(read_pieces(directory), **json.loads((directory / _SHAPE_FILE).read_bytes()))
     except (ValueError, TypeError, RuntimeError) as error:  # of JSON, of its keys, of sentencepiece
       raise schema.DataError(f"{directory}: is no vocabulary ({error}); run the tokenize stage again") from None
 
   def encode(self, text: str) -> list[int]:
     """Text pieces of `text` (NFKC, control characters dropped); never a frame, candidate or SID token."""
-    tokens: list[int] = self._processor.encode(_clean(text))
-    return tokens
+    return self.pieces.encode(_clean(text))
 
   def decode(self, tokens: Sequence[int]) -> str:
     """Readable text of any ids: text pieces, and the surface forms of other tokens (`<think>`, `<A>`, `<s_a_12>`) between spaces."""
@@ -174,17 +173,17 @@ class Vocabulary:
         run.append(token)
         continue
       if run:
-        parts.append(self._processor.decode(run))
+        parts.append(self.pieces.decode(run))
         run = []
       parts.append(self.surface(token))
     if run:
-      parts.append(self._processor.decode(run))
+      parts.append(self.pieces.decode(run))
     return " ".join(parts)
 
   def surface(self, token: int) -> str:
     """Surface form of one token that is not text; ids that nothing uses read `<unused>`."""
     if self.new_token_start <= token < self.fact_start:
-      return f"<{SPECIALS[token - self.new_token_start]}>"
+      return f"<{self._added[token - self.new_token_start]}>"
     if self.fact_start <= token < self.candidate_start:
       fact, bucket = divmod(token - self.fact_start, self.fact_buckets)
       return f"<{level_word(FACT_WORDS[self.facts[fact]].short, bucket, self.fact_buckets)}>"
@@ -196,8 +195,18 @@ class Vocabulary:
     return "<unused>"
 
   def special(self, name: str) -> int:
-    """Id of the frame token `name`, one of SPECIALS."""
-    return self._special_ids[name]
+    """Id of the frame `name`, one of SPECIALS, where it is a single token: all but those that open turns (see `frame`)."""
+    (token,) = self._frames[name]
+    return token
+
+  def frame(self, name: str) -> tuple[int, ...]:
+    """Ids of the frame `name`, one of SPECIALS; a published model's chat template may open a turn with several tokens, or with none."""
+    return self._frames[name]
+
+  def first_turn(self) -> tuple[int, ...]:
+    """What opens a prompt that begins with the user's words; a published model's chat template then has its system turn empty."""
+    system = self.frame("system") if "system" in self.pieces.frames else ()
+    return (*self.frame("bos"), *system, *self.frame("user"))
 
   def fact_word(self, fact: str, bucket: int) -> int:
     """Id of the word for a quantile bucket of a fact; raises DataError for a fact that has none."""
@@ -212,7 +221,8 @@ class Vocabulary:
   @functools.cached_property
   def forbidden_ids(self) -> frozenset[int]:
     """Frame tokens that reasoning can't hold: all but the markers of a SID."""
-    return frozenset(self._special_ids.values()) - {self.special("sid"), self.special("/sid")}
+    added = range(self.new_token_start, self.fact_start)
+    return (self.pieces.reserved | frozenset(added)) - {self.special("sid"), self.special("/sid")}
 
 
 def _clean(text: str) -> str:

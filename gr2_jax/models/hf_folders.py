@@ -26,7 +26,7 @@ def open_folder(folder: str | os.PathLike[str]) -> Published:
   """The model in a folder; raises PublishedError for one that is missing, cut short, of an unknown family, or with other tensors."""
   folder = pathlib.Path(folder)
   raw = _read_json(folder / "config.json", "give a folder with config.json and *.safetensors")
-  family, config = _read_config(folder, raw)
+  family, config = parse_config(raw, folder / "config.json")
   files = _find_tensors(folder)
   if config.tie_embedding:
     files.pop(OUTPUT, None)  # some write the embedding twice
@@ -65,8 +65,9 @@ def write_folder(folder: str | os.PathLike[str], family: Family, config: ModelCo
   write_json(folder / "config.json", head | family.write(config) | dict(extra))
 
 
-def _read_config(folder: pathlib.Path, raw: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
-  path, known = folder / "config.json", ", ".join(family.architecture for family in FAMILIES.values())
+def parse_config(raw: Mapping[str, Any], path: pathlib.Path) -> tuple[Family, ModelConfig]:
+  """Family and shape of a config.json, which lies at `path`; raises PublishedError for a model that is not read."""
+  known = ", ".join(family.architecture for family in FAMILIES.values())
   if "vision_config" in raw:
     raise PublishedError(f"{path}: is a model that reads images; give the text model alone ({known})")
   if "quantization_config" in raw:

@@ -1,11 +1,13 @@
 """A published language model, whatever file it lies in: checked whole before anything is allocated, then read part by part."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -17,6 +19,7 @@ from gr2_jax.models.transformer import Decoder, abstract_boxed
 from gr2_jax.training.mesh import state_shardings
 
 Shape = tuple[int, ...]
+TOKEN_TABLES = (("embedding",), ("output",))
 
 
 class PublishedError(UserError):
@@ -59,20 +62,39 @@ def check_tensors(path: pathlib.Path, family: Family, config: ModelConfig, shape
 
 
 def load_published(published: Published, config: ModelConfig, mesh: Mesh) -> Any:
-  """The parameters as a pytree on the mesh, in `config.param_dtype`; `config`: the published one, with types and remat of one's own.
-
-  Each device's part of each array is read from the files by itself, so that no more than a part is held beside what is placed.
-  """
+  """The parameters on the mesh, in `config.param_dtype`; `config`: the published one, with types and remat of one's own."""
   boxed = abstract_boxed(Decoder(config))
-  shardings, abstract = state_shardings(boxed, mesh), nn.unbox(boxed)
+  shardings = state_shardings(boxed, mesh)
+  abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings)
+  return read_parameters(published, abstract)
+
+
+def read_parameters(published: Published, abstract: Any) -> Any:
+  """The parameters, each array of the shape, type and sharding that `abstract` gives it.
+
+  Each device's part of each array is read from the files by itself, so that no more than a part is held beside what is placed. Token tables
+  may be longer than the published ones: their rows behind are 0 (see `fill_rows`). Raises PublishedError for shorter ones.
+  """
+  rows = abstract["embedding"].shape[0]
+  if rows < published.config.vocab_size:
+    raise PublishedError(
+      f"{published.path}: the model has {published.config.vocab_size} token rows, of which {rows} would be kept; use the vocabulary of its "
+      "own tokenizer"
+    )
   sources: dict[tuple[str, ...], list[tuple[str, Tensor]]] = {}
-  for name, tensor, _ in tensor_names(published.family, config):
+  for name, tensor, _ in tensor_names(published.family, published.config):
     sources.setdefault(tensor.path, []).append((name, tensor))
 
-  def place(path: Any, leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
+  def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     names = sources[tuple(key.key for key in path)]
 
     def read(index: Any) -> np.ndarray:
+      if names[0][1].path in TOKEN_TABLES:
+        part = np.zeros(_part_shape(index, leaf.shape), leaf.dtype)
+        start, stop, _ = index[0].indices(leaf.shape[0])
+        if (known := min(stop, published.config.vocab_size)) > start:
+          part[: known - start] = published.read(names[0][0], (slice(start, known), *index[1:]))
+        return part
       if names[0][1].path[0] != "layers":
         return _read_part(published, *names[0], index, leaf.shape).astype(leaf.dtype)
       part = np.empty(_part_shape(index, leaf.shape), leaf.dtype)
@@ -80,9 +102,28 @@ def load_published(published: Published, config: ModelConfig, mesh: Mesh) -> Any
         part[row] = _read_part(published, *names[layer], index[1:], leaf.shape[1:])
       return part
 
-    return jax.make_array_from_callback(leaf.shape, sharding, read)
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
 
-  return jax.tree_util.tree_map_with_path(place, abstract, shardings)
+  return jax.tree_util.tree_map_with_path(place, abstract)
+
+
+def fill_rows(params: Any, first: int, key: jax.Array) -> Any:
+  """The parameters with the rows from `first` on of the token tables drawn anew: the mean of those before, and a tenth of their spread.
+
+  So a new token says at first what an average token says, and no two are the same; the arrays given are used up.
+  """
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def fill(table: jax.Array, key: jax.Array) -> jax.Array:
+    old = jnp.arange(len(table))[:, None] < first
+    wide = jnp.where(old, table, 0).astype(jnp.float32)
+    mean = wide.sum(axis=0) / first
+    spread = jnp.sqrt(jnp.where(old, jnp.square(wide - mean), 0).sum(axis=0) / first)
+    return jnp.where(old, table, (mean + 0.1 * spread * jax.random.normal(key, table.shape)).astype(table.dtype))
+
+  keys = dict(zip(TOKEN_TABLES, jax.random.split(key, len(TOKEN_TABLES)), strict=True))
+  filled = {path[0]: fill(params[path[0]], keys[path]) for path in TOKEN_TABLES if path[0] in params}
+  return {**params, **filled}
 
 
 def parameter_at(tree: Any, path: Sequence[str]) -> Any:

@@ -149,7 +149,8 @@ def _is_known(histories: Any) -> Any:
 def _render(histories: Sequence[Sequence[int]], context: PromptContext, max_history: int) -> tuple[np.ndarray, np.ndarray]:
   """Prompts and mask `[B, Lp]`, left-aligned, of histories of catalogue rows."""
   vocabulary = context.vocabulary
-  prompts = np.full((len(histories), 2 + max_history * vocabulary.num_levels), vocabulary.pad_id, np.int32)
+  length = len(next_item_prompt((), context, 0)) + max_history * vocabulary.num_levels
+  prompts = np.full((len(histories), length), vocabulary.pad_id, np.int32)
   mask = np.zeros_like(prompts)
   for row, history in enumerate(histories):
     tokens = next_item_prompt(history, context, max_history)

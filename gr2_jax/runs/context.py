@@ -16,11 +16,11 @@ from gr2_jax.data.schema import Catalogue, History, Slate
 from gr2_jax.data.splits import Split
 from gr2_jax.language.prompts import PromptContext, PromptStyle
 from gr2_jax.language.vocabulary import Vocabulary
-from gr2_jax.models.transformer import Decoder
+from gr2_jax.models.transformer import Decoder, Model
 from gr2_jax.rollout.slate_constraint import SlateConstraint
-from gr2_jax.runs import load
+from gr2_jax.runs import load, starts
 from gr2_jax.runs.run import Run
-from gr2_jax.steps.start import load_params
+from gr2_jax.steps.start import Start, load_params
 from gr2_jax.teachers.sampling import Trace
 from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.interrupts import StopSignal
@@ -142,9 +142,19 @@ class StageContext:
     """Those of a stage, or of the training `name` in it."""
     return Checkpointer(self.run.path(stage, name))
 
+  def start(self, init: str, model: Model | None = None) -> Start | None:
+    """Where a training of `model` (None: the run's decoder) begins: at the policy of a stage, or for "model" where `config.model.init`
+    says; None: at random numbers.
+    """
+    if init != starts.FROM_MODEL:
+      return self.checkpoints(init)
+    return starts.open_start(self.config, self.decoder if model is None else model, self.vocabulary, self.key)
+
   def load_params(self, stage: str, name: str = "checkpoints") -> Any:
     """Parameters at the end of a stage, or of the training `name` in it, on the mesh."""
-    return load_params(self.decoder, self.checkpoints(stage, name), self.mesh)
+    start = self.start(stage) if name == "checkpoints" else self.checkpoints(stage, name)
+    assert start is not None, "a config whose stage begins at random numbers is refused before the run"
+    return load_params(self.decoder, start, self.mesh)
 
   def metric_writer(self, name: str) -> MetricWriter:
     """Writes `RUN/metrics/NAME.jsonl`."""

@@ -7,6 +7,7 @@ from typing import Any
 from gr2_jax.runs.fingerprints import config_to_json, fill_added, hash_path, list_differences, value_at
 from gr2_jax.runs.run import Run, RunError
 from gr2_jax.runs.stages import NeededStage, Stage
+from gr2_jax.runs.starts import read_init
 
 
 def inputs_of(run: Run, needed: NeededStage, fingerprints: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -17,6 +18,7 @@ def inputs_of(run: Run, needed: NeededStage, fingerprints: Mapping[str, str] | N
   stage, unused = needed.stage, _unused_keys(needed.stage, run)
   files = {key: _existing_path(value_at(run.config, key)) for key in stage.files if key not in unused}
   runs = {directory: done_elsewhere(run, directory, of)["fingerprint"] for directory, of in stage.runs}
+  runs |= {key: mark["fingerprint"] for key in stage.files if key not in unused and (mark := _policy_elsewhere(run, key))}
   return {
     "config": config_of(run, stage),
     "format": stage.format,
@@ -70,5 +72,19 @@ def _without(config: Mapping[str, Any], keys: tuple[str, ...], prefix: str = "")
   }
 
 
+def _policy_elsewhere(run: Run, key: str) -> dict[str, Any] | None:
+  """What the finished stage left that a value `run:RUN/STAGE` names; None for other values. Raises RunError where it is not finished."""
+  value = value_at(run.config, key)
+  if not (isinstance(value, str) and value.startswith("run:")):
+    return None
+  init = read_init(value)
+  done = Run.open(init.path).done(init.stage)
+  if done is None:
+    raise RunError(f"--config.{key}: {init.path} has no finished stage {init.stage!r}; run that first, or name another")
+  return done
+
+
 def _existing_path(value: Any) -> pathlib.Path | None:
+  """The file or folder that a value names, by itself or as `hf:DIR`."""
+  value = value.removeprefix("hf:") if isinstance(value, str) else value
   return pathlib.Path(value) if isinstance(value, str) and value and pathlib.Path(value).exists() else None

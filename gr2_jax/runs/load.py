@@ -19,13 +19,13 @@ from gr2_jax.language.answers import direct_answer_length
 from gr2_jax.language.hints import HINTS
 from gr2_jax.language.prompts import FactReader, PromptContext, PromptStyle
 from gr2_jax.language.vocabulary import Vocabulary
-from gr2_jax.models.config import preset
 from gr2_jax.models.pruning import prune_decoder
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.policies import PolicyRecord
 from gr2_jax.runs.run import Run
+from gr2_jax.runs.starts import model_config
 from gr2_jax.semantic_ids.table import SemanticIDTable
 from gr2_jax.steps.start import load_params
 from gr2_jax.training.checkpoints import Checkpointer
@@ -161,7 +161,7 @@ def style_of_mode(style: PromptStyle, mode: str) -> PromptStyle:
 
 def make_decoder(run: Run, vocabulary: Vocabulary, layers: int | None = None) -> Decoder:
   """The run's decoder, of so many `layers` (None: whole)."""
-  decoder = Decoder(preset(run.config.model.preset, vocabulary.size))
+  decoder = Decoder(model_config(run.config, vocabulary))
   return decoder if layers is None else prune_decoder(decoder, layers)
 
 

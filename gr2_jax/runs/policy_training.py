@@ -17,8 +17,8 @@ from gr2_jax.rollout.generate import Rollout
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.training import begin, train
 from gr2_jax.steps.policy import make_policy_update
+from gr2_jax.steps.start import Start
 from gr2_jax.steps.update import Loss, Update, make_update
-from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.loop import batch_step
 from gr2_jax.training.mesh import jit_update, to_local
 from gr2_jax.training.state import TrainState
@@ -33,7 +33,7 @@ def make_stream(stage: StageContext, style: PromptStyle, rollout: RolloutOptions
   return SlateStream(slates, stage.prompts, style, seed=stage.seed, prompts=rollout.prompts, presentation=rollout.presentation)
 
 
-def train_by_reward(stage: StageContext, options: RlOptions, style: PromptStyle, init: Checkpointer) -> None:
+def train_by_reward(stage: StageContext, options: RlOptions, style: PromptStyle, init: Start | None) -> None:
   """Reinforcement learning from the parameters in `init`, on prompts of a style."""
   constraint = stage.constraint(style)
   optimizer, state, shardings = begin(stage, stage.decoder, stage.name, init)
@@ -68,7 +68,7 @@ def train_in_steps(
 def train_by_loss(
   stage: StageContext,
   decoder: Decoder,
-  init: Checkpointer,
+  init: Start | None,
   stream: SlateStream,
   loss_fn: Loss,
   make_batch: Callable[[Any, int, Drawn], dict[str, Any]],

@@ -15,7 +15,6 @@ from gr2_jax.evidence.facts import LM_SCORE
 from gr2_jax.evidence.items import unit_vectors
 from gr2_jax.language.statements import are_true, read_reason
 from gr2_jax.language.vocabulary import Vocabulary
-from gr2_jax.models.config import preset
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
 from gr2_jax.numerics import OUT_OF_REACH, filled_batches
 from gr2_jax.rl.draw import draw_indices
@@ -26,11 +25,12 @@ from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.load import TabledFacts, load_vocabulary
 from gr2_jax.runs.run import Run
+from gr2_jax.runs.starts import model_config
 from gr2_jax.runs.training import begin, train
 from gr2_jax.settings import check_settings, setting
 from gr2_jax.steps.scored import ScoredLoss
+from gr2_jax.steps.start import Start
 from gr2_jax.steps.update import make_update
-from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.loop import batch_step
 from gr2_jax.training.mesh import jit_update, put_replicated
 from gr2_jax.training.state import TrainState
@@ -161,7 +161,7 @@ def make_scorer(
   learns: bool = False,
 ) -> SlateScorer:
   """The scorer of a config that reads `facts` in codes of `bins` and, where it reads texts, vectors of `content_dim`; see `open_scorer`."""
-  options, whole = config.answer, preset(config.model.preset, vocabulary.size)
+  options, whole = config.answer, model_config(config, vocabulary)
   return SlateScorer(
     whole if layers is None else dataclasses.replace(whole, num_layers=layers),
     shape=(len(facts), bins),
@@ -224,7 +224,7 @@ def train_scored(
   *,
   validation: ScoredSlates,
   reasoned: bool,
-  init: Checkpointer | None = None,
+  init: Start | None = None,
   drop_out: bool = True,
   name: str = "checkpoints",
   headline: Sequence[str] = ("loss", "entropy"),

@@ -10,13 +10,14 @@ from gr2_jax.runs.context import Foreseen, StageContext
 from gr2_jax.runs.fingerprints import value_at
 from gr2_jax.runs.policies import PolicyRecord
 from gr2_jax.runs.run import Run, RunError
+from gr2_jax.runs.starts import FROM_MODEL
 from gr2_jax.settings import read_record
 from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.progress import Progress
 
 
 class Init(NamedTuple):
-  """The dotted config key that names the stage from whose parameters a stage starts, and the stages that it may name."""
+  """The dotted config key that names the stage from whose parameters a stage starts, and what it may name: stages, and FROM_MODEL."""
 
   key: str
   choices: tuple[str, ...]
@@ -30,9 +31,10 @@ class Stage:
   `options`: the record of its section (see `gr2_jax.settings`), with all defaults; None for a stage without one.
   `inputs`: stages whose artifacts it reads.
   `files`: dotted config keys that may hold the path of an external file or folder it reads.
-  `init`: one more input, named by the config. `uses`: inputs only where the config needs them for other stages (see `needed_stages`);
-  `uses_policies`: those that leave a policy are among them. `when`: the dotted config key of a stage that nothing else needs, run only
-  where that is true or not empty. `runs`: pairs of dotted config keys, the directory of another run and its stage read.
+  `init`: one more input, named by the config. `uses`: inputs only where the config needs them, for other stages or by what `needs(config)`
+  names of them (see `needed_stages`); `uses_policies`: those that leave a policy are among them. `when`: the dotted config key of a stage
+  that nothing else needs, run only where that is true or not empty. `runs`: pairs of dotted config keys, the directory of another run and
+  its stage read.
   `format`: raised when the code writes other artifacts for the same inputs.
   `check(config)` raises ConfigError naming the key of a value that the stage could not use. `batches(config)`: dotted key -> (rows at once,
   gradient steps and parts that they are cut into), which must divide over the mesh. `policies(config)`: what the stage leaves.
@@ -48,6 +50,7 @@ class Stage:
   files: tuple[str, ...] = ()
   init: Init | None = None
   uses: tuple[str, ...] = ()
+  needs: Callable[[ConfigDict], tuple[str, ...]] | None = None
   uses_policies: bool = False
   when: str = ""
   runs: tuple[tuple[str, str], ...] = ()
@@ -98,6 +101,7 @@ def needed_stages(stages: Sequence[Stage], config: ConfigDict) -> list[NeededSta
   Raises RunError for an `init` that is no stage to start from, or that the config lacks.
   """
   inputs = {stage.name: stage.inputs + _init_of(stage, config) for stage in stages}
+  called_for = {stage.name: stage.needs(config) for stage in stages if stage.needs is not None}
   needed: set[str] = set()
   ahead = [stages[-1].name, *(stage.name for stage in stages if stage.when and value_at(config, stage.when))]
   while ahead:
@@ -106,7 +110,7 @@ def needed_stages(stages: Sequence[Stage], config: ConfigDict) -> list[NeededSta
       raise RunError(f"{name!r} is no stage to read from; there are: {', '.join(inputs)}")
     if name not in needed:
       needed.add(name)
-      ahead += inputs[name]
+      ahead += (*inputs[name], *called_for.get(name, ()))
   policies = tuple(stage.name for stage in stages if stage.policies is not None)
   return [
     NeededStage(stage, tuple(dict.fromkeys((*inputs[stage.name], *(name for name in uses if name in needed)))), place)
@@ -125,7 +129,7 @@ def _init_of(stage: Stage, config: ConfigDict) -> tuple[str, ...]:
     raise RunError(f"the config lacks {stage.init.key}, which names the stage to start from; add it to the config file") from None
   if name not in stage.init.choices:
     raise RunError(f"--config.{stage.init.key}: {name!r} is no stage to start from; choose {' or '.join(stage.init.choices)}")
-  return (name,)
+  return () if name == FROM_MODEL else (name,)
 
 
 def open_context(run: Run, stage: Stage, progress: Progress, stop: StopSignal, foreseen: Foreseen | None = None) -> StageContext:

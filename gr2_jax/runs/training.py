@@ -14,10 +14,9 @@ from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fingerprints import value_at
 from gr2_jax.settings import check_settings, setting
 from gr2_jax.steps.lm import make_lm_loss
-from gr2_jax.steps.start import start_fresh, start_from
+from gr2_jax.steps.start import Start, start_fresh, start_from
 from gr2_jax.steps.update import make_update, only_rows
 from gr2_jax.training.best import BestKeeper, abstract_params
-from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.loop import Position, StepResult, batch_step, fit
 from gr2_jax.training.mesh import jit_update
 from gr2_jax.training.state import OptimizerConfig, TrainState, make_optimizer
@@ -55,7 +54,7 @@ class Begun(NamedTuple):
   shardings: Any
 
 
-def begin(stage: StageContext, model: Model, key: str, init: Checkpointer | None) -> Begun:
+def begin(stage: StageContext, model: Model, key: str, init: Start | None) -> Begun:
   """Where the training with the settings at a dotted config `key` begins: with the parameters of `init`, or random ones (None)."""
   section = value_at(stage.config, key)
   optimizer = make_optimizer(OptimizerConfig(**section.optimizer), section.steps * section.get("minibatches", 1))
@@ -124,7 +123,7 @@ def train_lm(
   batches: grain.DatasetIterator,
   parts: Mapping[str, float],
   *,
-  init: Checkpointer | None,
+  init: Start | None,
   new_rows_from: int | None = None,
   constraint: SlateConstraint | None = None,
   name: str = "checkpoints",

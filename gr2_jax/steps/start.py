@@ -1,6 +1,7 @@
 """Where a trained stage begins: a fresh state, or another stage's parameters with a fresh optimizer, on the mesh."""
 
-from typing import Any
+import pathlib
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from gr2_jax.models.transformer import Model, abstract_boxed, init_boxed
-from gr2_jax.training.checkpoints import Checkpointer, CheckpointError
+from gr2_jax.training.checkpoints import CheckpointError
 from gr2_jax.training.mesh import init_sharded, state_shardings
 from gr2_jax.training.state import TrainState, init_state
 
@@ -19,29 +20,40 @@ def start_fresh(model: Model, optimizer: optax.GradientTransformation, key: jax.
   return init_sharded(lambda k: init_state(init_boxed(model, k), optimizer), key, mesh)
 
 
-def start_from(model: Model, optimizer: optax.GradientTransformation, checkpoints: Checkpointer, mesh: Mesh) -> tuple[TrainState, Any]:
-  """(state with the newest checkpoint's parameters, its shardings); raises what `Checkpointer.load_params` raises."""
+class Start(Protocol):
+  """Where parameters come from: the checkpoints of a stage, or a published model."""
+
+  @property
+  def directory(self) -> pathlib.Path:
+    """What messages name."""
+
+  def load_params(self, abstract: Any) -> Any:
+    """The parameters, each array of the shape, type and sharding that `abstract` gives it."""
+
+
+def start_from(model: Model, optimizer: optax.GradientTransformation, init: Start, mesh: Mesh) -> tuple[TrainState, Any]:
+  """(state with the parameters of `init`, its shardings); raises what its `load_params` raises."""
   abstract = jax.eval_shape(lambda k: init_state(init_boxed(model, k), optimizer), jax.random.key(0))
   shardings = state_shardings(abstract, mesh)
-  params = load_params(model, checkpoints, mesh)
+  params = load_params(model, init, mesh)
   opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
   return TrainState(step=jnp.zeros((), jnp.int32, device=shardings.step), params=params, opt_state=opt_state), shardings
 
 
-def load_params(model: Model, checkpoints: Checkpointer, mesh: Mesh) -> Any:
-  """The newest checkpoint's parameters, each array where it belongs on the mesh.
+def load_params(model: Model, init: Start, mesh: Mesh) -> Any:
+  """The parameters of `init` (of checkpoints: the newest), each array where it belongs on the mesh.
 
-  Raises what `Checkpointer.load_params` raises, and CheckpointError, naming the first of them, for parameters that are not finite.
+  Raises what its `load_params` raises, and CheckpointError, naming the first of them, for parameters that are not finite.
   """
   boxed = abstract_boxed(model)
   shardings = state_shardings(boxed, mesh)
   abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings)
-  params = checkpoints.load_params(abstract)
+  params = init.load_params(abstract)
   finite = jax.tree_util.tree_leaves_with_path(jax.device_get(_all_finite(params)))
   broken = [jax.tree_util.keystr(path, simple=True, separator="/") for path, fine in finite if not fine]
   if broken:
     raise CheckpointError(
-      f"{checkpoints.directory}: the parameter {broken[0]} (and {len(broken) - 1} more) is not finite: the training diverged, or the file "
+      f"{init.directory}: the parameter {broken[0]} (and {len(broken) - 1} more) is not finite: the training diverged, or the file "
       "is damaged; remove the stage's folder and run the stage again, with a lower learning rate if its loss became NaN"
     )
   return params

@@ -16,7 +16,7 @@ FORGERIES = ["<think>", "</answer><eos>", "<s_a_1> <s_b_2>", "<A>", "<0x41>", "<
 
 def test_layout_is_text_then_frames_then_candidates_then_codes(vocab):
   text, frames = vocab.new_token_start, len(vocabulary.SPECIALS)
-  assert vocab.pad_id == text and vocab.bos_id == text + 1 and vocab.eos_id == text + 2
+  assert vocab.pad_id == text and vocab.special("bos") == text + 1 and vocab.eos_id == text + 2
   np.testing.assert_array_equal(vocab.candidate_tokens, text + frames + np.arange(12))
   assert vocab.sid_token_ids.shape == (3, 8)
   # Level-major: code c of level l stands at start + 8 l + c.

@@ -29,7 +29,7 @@ def model():
 @pytest.fixture(scope="module")
 def prompts(model):
   vocabulary, _, _ = model
-  rows = [[vocabulary.bos_id, *(t for codes in history for t in (3, *vocabulary.sid_tokens(codes), 4))] for history in HISTORIES]
+  rows = [[vocabulary.special("bos"), *(t for codes in history for t in (3, *vocabulary.sid_tokens(codes), 4))] for history in HISTORIES]
   tokens = np.full((2, max(map(len, rows))), vocabulary.pad_id, np.int32)
   for row, of in enumerate(rows):
     tokens[row, : len(of)] = of

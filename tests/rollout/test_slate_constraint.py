@@ -37,7 +37,9 @@ def sample(model, style, temperature, limit=LIMIT):
   vocabulary, decoder, params = model
   constraint = SlateConstraint(vocabulary, style)
   generate = make_generate(RolloutConfig.of(decoder, vocabulary, group=4, max_new_tokens=limit, constraint=constraint))
-  prompts = np.array([[vocabulary.bos_id, 3, 4, 5], [vocabulary.bos_id, 5, 0, 0], [vocabulary.bos_id, 3, 6, 0]], np.int32)
+  prompts = np.array(
+    [[vocabulary.special("bos"), 3, 4, 5], [vocabulary.special("bos"), 5, 0, 0], [vocabulary.special("bos"), 3, 6, 0]], np.int32
+  )
   named = [reference_tokens(range(size), vocabulary, style, CODES) for size in SIZES]
   references = np.full((3, 5, len(named[0][0])), -1, np.int32)
   for row, tokens in enumerate(named):
@@ -102,7 +104,7 @@ def test_states_of_a_packed_row_by_hand(model):
   answer = render_answer((1, 0), (0, 1), vocabulary.encode("best"), vocabulary, style)
   direct = render_answer((0, 1, 2), (0, 1, 2), None, vocabulary, style)
   # The prompt itself names frames, as the full instructions do: they must not move the automaton.
-  prompt = [vocabulary.bos_id, vocabulary.special("answer"), *vocabulary.candidate_tokens[:2]]
+  prompt = [vocabulary.special("bos"), vocabulary.special("answer"), *vocabulary.candidate_tokens[:2]]
   tokens = prompt + answer.tokens + prompt + direct.tokens
   completion = [False] * 4 + [True] * len(answer.tokens) + [False] * 4 + [True] * len(direct.tokens)
   segments = [1] * (4 + len(answer.tokens)) + [2] * (4 + len(direct.tokens))

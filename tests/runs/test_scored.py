@@ -34,7 +34,7 @@ VOCABULARY = Vocabulary.train(["a rose", "a balm"] * 8, num_levels=2, codebook_s
 @pytest.fixture
 def run(tmp_path):
   sections = {
-    "model": {"preset": "test"},
+    "model": {"preset": "test", "init": "random", "dtype": "", "remat": None},
     "answer": {"dropout": 0.25, "text_dropout": 0.5, "texts": False, "past": 2, "names": False},
     "decoding": {"max_new_tokens": 5, "constraint": "none"},
   }

@@ -1,0 +1,129 @@
+"""Where a run's policies begin (`config.model.init`): at random numbers, at a published model, or at the policy of another run."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from gr2_jax.errors import ConfigError, UserError
+from gr2_jax.language.text_pieces import CONFIG_FILE, read_pieces
+from gr2_jax.language.vocabulary import Vocabulary
+from gr2_jax.models.config import ModelConfig, preset
+from gr2_jax.models.hf_folders import open_folder, parse_config
+from gr2_jax.models.published import fill_rows, read_parameters
+from gr2_jax.runs.policies import PolicyRecord, find_policy
+from gr2_jax.runs.run import Run, RunError
+from gr2_jax.steps.start import Start
+from gr2_jax.training.checkpoints import Checkpointer
+
+FROM_MODEL = "model"  # as a stage's `init`: config.model.init itself
+
+
+class ModelInit(NamedTuple):
+  """`kind`: random, hf (a folder as Hugging Face lays it out) or run; `path` of the folder or run, and the `stage` of the run."""
+
+  kind: str
+  path: pathlib.Path = pathlib.Path()
+  stage: str = ""
+
+
+def read_init(text: str) -> ModelInit:
+  """What `config.model.init` says; raises ValueError for anything else than random, hf:DIR and run:RUN/STAGE."""
+  kind, _, rest = text.partition(":")
+  if text == "random":
+    return ModelInit("random")
+  if kind == "hf" and rest:
+    return ModelInit("hf", pathlib.Path(rest))
+  if kind == "run" and "/" in rest.strip("/"):
+    path = pathlib.Path(rest)
+    return ModelInit("run", path.parent, path.name)
+  raise ValueError(f"init: {text!r} is none of random, hf:DIR (a folder with config.json and safetensors) and run:RUN/STAGE")
+
+
+def model_config(config: ConfigDict, vocabulary: Vocabulary) -> ModelConfig:
+  """The decoder of a run: that of the published model whose tokens the vocabulary has, else the preset."""
+  if not vocabulary.pieces.rows:
+    return _as_trained(config, preset(config.model.preset, vocabulary.size))
+  raw = json.loads(vocabulary.pieces.files()[CONFIG_FILE])
+  published = parse_config(raw, pathlib.Path(CONFIG_FILE))[1]
+  return _as_trained(config, dataclasses.replace(published, vocab_size=vocabulary.size))
+
+
+def foreseen_model(config: ConfigDict) -> ModelConfig:
+  """`model_config` before there is a vocabulary, of which only that it divides is known; raises ConfigError where nothing begins so."""
+  init = read_init(config.model.init)
+  if init.kind == "random":
+    return _as_trained(config, preset(config.model.preset, 128))
+  try:
+    if init.kind == "hf":
+      return _as_trained(config, dataclasses.replace(open_folder(init.path).config, vocab_size=128))
+    other, _ = _open_other(init)
+    return model_config(config, Vocabulary.load(other.path("tokenize", "vocabulary")))
+  except UserError as error:
+    raise ConfigError(f"--config.model.init: {error}") from None
+
+
+def _as_trained(config: ConfigDict, model: ModelConfig) -> ModelConfig:
+  changes = {name: value for name in ("dtype", "remat") if (value := config.model[name]) not in ("", None)}
+  return dataclasses.replace(model, **changes)
+
+
+def read_tokenizer(config: ConfigDict, **shape: Any) -> Vocabulary | None:
+  """The tokens of the published model that a run begins with, then those of `shape` (see Vocabulary); None where there is none."""
+  init = read_init(config.model.init)
+  return Vocabulary(read_pieces(init.path), **shape) if init.kind == "hf" else None
+
+
+def tokens_elsewhere(config: ConfigDict) -> pathlib.Path | None:
+  """Where the run lies whose tokens and semantic IDs this one takes over with its policy."""
+  init = read_init(config.model.init)
+  return init.path if init.kind == "run" else None
+
+
+def open_start(config: ConfigDict, model: Any, vocabulary: Vocabulary, key: jax.Array) -> Start | None:
+  """Where `config.model.init` has `model` begin; None: at random numbers. `key` draws the rows of new tokens.
+
+  Raises RunError for another run's policy that is no such model.
+  """
+  init = read_init(config.model.init)
+  if init.kind == "random":
+    return None
+  if init.kind == "hf":
+    return PublishedStart(init.path, vocabulary.new_token_start, key)
+  other, record = _open_other(init)
+  if record.layers is not None:
+    raise RunError(f"--config.model.init: the policy of {init.stage!r} in {init.path} is pruned; name the stage that it was cut from")
+  theirs = model_config(other.config, vocabulary)
+  if (ours := getattr(model, "config", None)) is not None and (differing := _differences(theirs, ours)):
+    raise RunError(
+      f"--config.model.init: the policy of {init.path} has another model ({', '.join(differing)}); set --config.model.preset to "
+      f"{other.config.model.preset}"
+    )
+  return Checkpointer(other.path(record.stage, record.checkpoints))
+
+
+def _open_other(init: ModelInit) -> tuple[Run, PolicyRecord]:
+  other = Run.open(init.path)
+  return other, find_policy(other, init.stage)
+
+
+def _differences(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
+  """`field: theirs, here ours` of what decides the parameters."""
+  changed = dataclasses.asdict(dataclasses.replace(theirs, dtype=ours.dtype, remat=ours.remat, attention=ours.attention))
+  return [f"{name}: {value}, here {mine}" for name, mine in dataclasses.asdict(ours).items() if (value := changed[name]) != mine]
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedStart:
+  """A published model in a folder, with rows for the tokens from `first_new` on (a `Start`)."""
+
+  directory: pathlib.Path
+  first_new: int
+  key: jax.Array
+
+  def load_params(self, abstract: Any) -> Any:
+    """The parameters, read part by part to where they belong."""
+    return fill_rows(read_parameters(open_folder(self.directory), abstract), self.first_new, self.key)
