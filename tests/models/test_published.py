@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 
@@ -11,7 +12,7 @@ from small_families import CONFIGS, TOKENS, draw_params
 from gr2_jax.models import hf_folders as module
 from gr2_jax.models.families import FAMILIES
 from gr2_jax.models.hf_folders import open_folder, write_folder
-from gr2_jax.models.published import PublishedError, load_published
+from gr2_jax.models.published import PublishedError, fill_rows, load_published
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.training.mesh import make_mesh
 
@@ -51,6 +52,32 @@ def test_each_device_of_a_mesh_reads_its_own_part(tmp_path, name):
   _equal(read, params)
   gate = read["layers"]["gate"]["kernel"]
   assert {shard.data.shape for shard in gate.addressable_shards} == {(7, 16, 24)}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
+def test_longer_token_tables_keep_the_published_rows_and_draw_the_others_near_their_mean(tmp_path, name, mesh):
+  params = _write(tmp_path, name)
+  found = open_folder(tmp_path)
+  longer = dataclasses.replace(found.config, vocab_size=256)
+  devices = jax.devices()[: mesh[0] * mesh[1] * mesh[2]]
+  read = fill_rows(load_published(found, longer, make_mesh(*mesh, devices=devices)), 90, jax.random.key(3))
+  for table in ("embedding", "output"):
+    if table not in params:
+      continue
+    known = params[table][:90]
+    np.testing.assert_array_equal(read[table][:90], known)  # those behind belonged to no token
+    new = np.asarray(read[table][90:])
+    np.testing.assert_allclose(new.mean(axis=0), known.mean(axis=0), atol=0.05)
+    np.testing.assert_allclose(new.std(axis=0).mean(), 0.1 * known.std(axis=0).mean(), rtol=0.3)
+  _equal({**read, "embedding": 0, "output": 0}, {**params, "embedding": 0, "output": 0})
+
+
+def test_a_shorter_token_table_would_drop_rows(tmp_path):
+  _write(tmp_path, "qwen3")
+  found = open_folder(tmp_path)
+  with pytest.raises(PublishedError, match="96 token rows, of which 64 would be kept"):
+    load_published(found, dataclasses.replace(found.config, vocab_size=64), make_mesh(1, 1, 1, devices=jax.devices()[:1]))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
