@@ -137,6 +137,6 @@ def test_make_renders_a_notebook_with_its_pictures(scored_run, tmp_path):
   done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=300)
   assert done.returncode == 0, done.stderr[-4000:]
   page = (tmp_path / "01_quickstart.md").read_text(encoding="utf-8")
-  assert "google.colab" not in page and "+18.7 %" in page and str(scored_run) not in page
+  assert "git clone" not in page and "+18.7 %" in page and str(scored_run) not in page
   drawn = sorted(path.name for path in (tmp_path / "01_quickstart_files").iterdir())
   assert len(drawn) == 4 and all(name in page for name in drawn)
