@@ -154,14 +154,19 @@ def _run_one(run: Run, stages: Sequence[NeededStage], siblings: Sequence[Run], p
   jax.clear_caches()  # the next run builds its own functions, and these would stay in memory
 
 
+def asked_of(ablation: ModuleType) -> dict[str, Any]:
+  """What an ablation asks of its variants, by the arguments of `reports.sweeps.build_sweep`."""
+  return {name: getattr(ablation, name.upper(), {}) for name in ("comparisons", "shares", "shown", "fronts")}
+
+
 def _write_results(
   workdir: pathlib.Path, runs: Mapping[str, Mapping[int, Run]], variants: Mapping[str, Any], ablation: ModuleType, progress: Progress
 ) -> None:
   from gr2_jax.reports.sweeps import build_sweep, render_sweep_table, write_sweep
+  from gr2_jax.runs.run_file import read_run
 
-  directories = {variant: {seed: run.directory for seed, run in of.items()} for variant, of in runs.items()}
-  asked: dict[str, Any] = {name: getattr(ablation, name.upper(), {}) for name in ("comparisons", "shares", "shown", "fronts")}
-  sweep = build_sweep(directories, variants, **asked)
-  page = write_sweep(workdir, directories, sweep)
+  records = {variant: {seed: read_run(run) for seed, run in of.items()} for variant, of in runs.items()}
+  sweep = build_sweep(records, variants, **asked_of(ablation))
+  page = write_sweep(workdir, records, sweep)
   progress.console.print(render_sweep_table(sweep))
   progress.note(f"The tables, with plots, versions and commands: {page}")

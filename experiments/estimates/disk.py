@@ -14,7 +14,8 @@ from gr2_jax.models.config import preset
 _KEPT = 2  # the newest checkpoints of a training, and the best
 _ITEM, _INTERACTION = 40, 5  # compressed
 _SLATE = 150  # compressed
-_TRACE, _ANSWER = 270, 120  # a line
+_TRACE, _ANSWER, _HISTORY = 270, 120, 140  # a line
+_TOKEN = 5  # of a shortened history
 _VOCABULARY, _TREES, _CARD = 270_000, 1_250_000, 700_000
 
 
@@ -53,6 +54,11 @@ def _files(config: ConfigDict, sizes: Sizes, stage: str) -> float:
     return 4 * slates * sizes.candidates * len(list_known_facts(config)) + trees
   if stage == "traces":
     return _TRACE * min(sizes.slates["train"], config.traces.max_slates or sizes.slates["train"])
+  if stage == "compress":
+    options = config.compress
+    lines = len(options.variants) * sum(sizes.slates[split] for split in options.splits)
+    memory = 4 * sizes.items * options.soft_tokens.per_item * preset(config.model.preset, 1).width
+    return (_HISTORY + _TOKEN * options.budget) * lines + (memory if "soft_tokens" in options.variants else 0)
   if stage == "evaluation":
     orders = config.evaluation.shuffles + 1
     return _ANSWER * orders * sizes.slates["test"] * sum(count_policies(config).values()) + _CARD

@@ -104,5 +104,9 @@ def _list_notes(config: ConfigDict, names: Sequence[str], found: dict[StageStep,
   if "opd" in names:
     notes.append("The teacher of opd is taken to be as large as the student.")
   if "compress" in names:
-    notes.append("The stage compress is not counted, nor what its variants cost the evaluation.")
+    notes.append(
+      "Histories are taken to have as many items as a prompt shows, each field of an item as many tokens as on the synthetic market."
+    )
+  if {"rewriter"} <= {*config.compress.variants} and config.compress.rewriter.judge == "chat":
+    notes.append("What the endpoint that judges the rewriter's texts takes is not counted.")
   return notes

@@ -84,6 +84,10 @@ def _traces(config: ConfigDict, sizes: Sizes) -> float:
   return _ATTEMPT * asked * attempts + _COUNTED * sizes.interactions / 2
 
 
+def _compress(config: ConfigDict, sizes: Sizes) -> float:
+  return _SLATE * len(config.compress.variants) * sum(sizes.slates[split] for split in config.compress.splits)
+
+
 def _evaluation(config: ConfigDict, sizes: Sizes) -> float:
   options, train = config.evaluation, sizes.slates["train"]
   test = min(sizes.slates["test"], options.max_slates or sizes.slates["test"])
@@ -101,5 +105,6 @@ _HOST: Mapping[str, Callable[[ConfigDict, Sizes], float]] = {
   "slates": _slates,
   "evidence": _evidence,
   "traces": _traces,
+  "compress": _compress,
   "evaluation": _evaluation,
 }

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from experiments.stage_steps import fitted
+from experiments.stage_steps.compress import compress
 from experiments.stage_steps.policies import count_policies
 from experiments.stage_steps.scored import ScoredSteps
 from experiments.stage_steps.sizes import Sizes, make_vocabulary
@@ -13,12 +14,11 @@ __all__ = ["Argument", "Sizes", "StageStep", "count_looks", "count_policies", "l
 
 
 def list_steps(config: ConfigDict, sizes: Sizes, stage: str) -> list[StageStep]:
-  """The compiled steps of a stage, in the order in which they first run; none of one that compiles nothing that matters.
-
-  Not among them: the trainings of the stage compress.
-  """
+  """The compiled steps of a stage, in the order in which they first run; none of one that compiles nothing that matters."""
   if found := {"tokenize": fitted.tokenize, "midtrain": fitted.midtrain, "slates": fitted.slates}.get(stage):
     return list(found(config, sizes))
+  if stage == "compress":
+    return list(compress(WrittenSteps(config, sizes)))  # scored answers read no history
   if stage not in ("sft", "opd", "rl", "direct", "prune", "evaluation"):
     return []
   steps = ScoredSteps(config, sizes) if config.answer.form == "scored" else WrittenSteps(config, sizes)

@@ -9,6 +9,8 @@ from sentencepiece import sentencepiece_model_pb2
 from gr2_jax.language.text_pieces import OwnPieces
 from gr2_jax.language.vocabulary import Vocabulary
 
+_FIELD = 13  # tokens of an item's field in a history, as they are in configs/ablations/compressor.py
+
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
@@ -40,3 +42,19 @@ def make_vocabulary(config: ConfigDict, sizes: Sizes) -> Vocabulary:
     facts=words,
     fact_buckets=config.evidence.bins if words else 0,
   )
+
+
+def item_length(config: ConfigDict, sizes: Sizes) -> int:
+  """Tokens of an item in a history, about."""
+  return sizes.levels + 2 * config.prompt.sid_markers + _FIELD * len(config.prompt.history_fields)
+
+
+def history_length(config: ConfigDict, sizes: Sizes) -> int:
+  """Tokens of a whole history in a prompt, about: of as many items as it may have, and at most three quarters of the prompt."""
+  return min(config.prompt.max_history * item_length(config, sizes), 3 * config.prompt.max_prompt_tokens // 4)
+
+
+def shortened_prompt(config: ConfigDict, sizes: Sizes) -> int:
+  """Tokens of a prompt with a history within the budget of the stage compress, about."""
+  whole = history_length(config, sizes)
+  return config.prompt.max_prompt_tokens - whole + min(config.compress.budget, whole)

@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.stage_steps.policies import count_policies
-from experiments.stage_steps.sizes import Sizes, make_vocabulary
+from experiments.stage_steps.sizes import Sizes, make_vocabulary, shortened_prompt
 from experiments.stage_steps.step import Argument, StageStep, abstract_params, abstract_state, flags, integers, random_key, shape
 from experiments.stages.direct import DirectOptions
 from experiments.stages.opd import OpdStageOptions
@@ -53,8 +53,8 @@ class WrittenSteps:
     batch = {name: integers(*rows) for name in ("tokens", "positions", "segment_ids", "parts")} | {"weights": shape(*rows)}
     styles = {"update": self.style} | ({"update without reasoning": self.direct_style} if options.without_reasoning else {})
     for name, style in styles.items():
-      loss = make_lm_loss(self.decoder, parts, self._constraint(style))
-      yield self._likelihood("sft", name, loss, batch, options.training, positions=rows[0] * rows[1])
+      loss = make_lm_loss(self.decoder, parts, self.constraint(style))
+      yield self.likelihood("sft", name, loss, batch, options.training, positions=rows[0] * rows[1])
 
   def rl(self) -> Iterator[StageStep]:
     """Rounds of rollouts, as many as may be, and the update."""
@@ -65,13 +65,13 @@ class WrittenSteps:
     """A round of rollouts and the update under a teacher, which is taken to be as large as the student."""
     options: OpdStageOptions = read_record(OpdStageOptions, self.config, "opd")
     config, collect = options.update(), options.collect(self.config.decoding.max_new_tokens)
-    steps, constraint = options.training.steps, self._constraint(self.style)
+    steps, constraint = options.training.steps, self.constraint(self.style)
     optimizer = make_optimizer(options.training.optimizer, steps)
     update = make_opd_update(self.decoder, self.decoder, optimizer, config, steps=steps, constraint=constraint)
-    yield self._roll_out("opd", "rollout", self.decoder, collect.rollout, self.style, steps)
-    batch = Argument("batch", self._groups(collect.rollout, self.style))
+    yield self.roll_out("opd", "rollout", self.decoder, collect.rollout, self.style, steps)
+    batch = Argument("batch", self.groups(collect.rollout, self._prompt(self.style)))
     arguments = (abstract_state(self.decoder, optimizer), batch, abstract_params(self.decoder))
-    yield self._update("opd", "update", update, arguments, options.training, self._positions(collect.rollout, self.style))
+    yield self.update("opd", "update", update, arguments, options.training, self._positions(collect.rollout, self.style))
 
   def direct(self) -> Iterator[StageStep]:
     """By RL, on answers of another policy, by self-distillation, or listwise."""
@@ -87,18 +87,18 @@ class WrittenSteps:
       size = self.sizes.candidates
       batch = {"prompts": integers(prompts, asked), "prompt_mask": integers(prompts, asked), "weights": shape(prompts)}
       batch |= {"references": integers(prompts, size, self._reference_length), "labels": integers(prompts, size)}
-      loss = make_listwise_loss(self.decoder, answer_opening(self.vocabulary, style), self._constraint(style))
-      yield self._likelihood("direct", "update", loss, batch, options.training, positions=prompts * asked)
+      loss = make_listwise_loss(self.decoder, answer_opening(self.vocabulary, style), self.constraint(style))
+      yield self.likelihood("direct", "update", loss, batch, options.training, positions=prompts * asked)
     elif options.method == "sft":
       slates = min(self.sizes.slates["train"], options.max_slates or self.sizes.slates["train"])
       greedy = self._reasoning(rollout, prompts=prompts * group)
-      yield self._roll_out("direct", "answers of init", self.decoder, greedy, self.style, -(-slates // greedy.prompts))
-      loss = make_answer_loss(self.decoder, self._constraint(style))
+      yield self.roll_out("direct", "answers of init", self.decoder, greedy, self.style, -(-slates // greedy.prompts))
+      loss = make_answer_loss(self.decoder, self.constraint(style))
       batch = self._completions(prompts, 1, style)
-      yield self._likelihood("direct", "update", loss, batch, options.training, positions=prompts * (asked + limit))
+      yield self.likelihood("direct", "update", loss, batch, options.training, positions=prompts * (asked + limit))
     else:
-      yield self._roll_out("direct", "reasoning of init", self.decoder, self._reasoning(rollout), self.style, steps)
-      yield self._roll_out("direct", "rollout", self.decoder, rollout, style, steps)
+      yield self.roll_out("direct", "reasoning of init", self.decoder, self._reasoning(rollout), self.style, steps)
+      yield self.roll_out("direct", "rollout", self.decoder, rollout, style, steps)
       # The teacher reads the prompt of its reasoning, and that.
       yield self._distil("direct", self.decoder, rollout, style, self._prompt(self.style) + self._limit(self.style), options.training)
 
@@ -109,7 +109,7 @@ class WrittenSteps:
       pruned = prune_decoder(self.decoder, options.layers)
       style = self.direct_style if options.init == "direct" else self.style
       rollout = read_rollout_options(options, self._limit(style))
-      yield self._roll_out("prune", "rollout", pruned, rollout, style, options.training.steps)
+      yield self.roll_out("prune", "rollout", pruned, rollout, style, options.training.steps)
       yield self._distil("prune", pruned, rollout, style, self._prompt(style), options.training)
 
   def evaluation(self) -> Iterator[StageStep]:
@@ -121,48 +121,58 @@ class WrittenSteps:
       style = self.direct_style if direct else self.style
       rollout = RolloutOptions(options.batch_size, 1, self._limit(style))
       name = "direct answers" if direct else "answers"
-      yield self._roll_out("evaluation", name, self.decoder, rollout, style, policies * calls)
+      yield self.roll_out("evaluation", name, self.decoder, rollout, style, policies * calls)
+    if variants := self.config.compress.variants:
+      rollout = RolloutOptions(options.batch_size, 1, self._limit(self.style))
+      name, short = "answers on compressed histories", shortened_prompt(self.config, self.sizes)
+      yield self.roll_out("evaluation", name, self.decoder, rollout, self.style, len(variants) * calls, short)
 
   def _by_reward(self, stage: str, options: RlOptions, style: PromptStyle, training: TrainingOptions) -> Iterator[StageStep]:
     rollout, steps = options.collect.rollout, training.steps
     optimizer = make_optimizer(training.optimizer, steps * options.update.minibatches)
-    update = make_policy_update(self.decoder, optimizer, options.update, self._constraint(style))
-    yield self._roll_out(stage, "rollout", self.decoder, rollout, style, steps * _count_rounds(options.collect))
-    arguments = (abstract_state(self.decoder, optimizer), Argument("batch", self._groups(rollout, style)))
-    yield self._update(stage, "update", update, arguments, training, self._positions(rollout, style))
+    update = make_policy_update(self.decoder, optimizer, options.update, self.constraint(style))
+    yield self.roll_out(stage, "rollout", self.decoder, rollout, style, steps * _count_rounds(options.collect))
+    arguments = (abstract_state(self.decoder, optimizer), Argument("batch", self.groups(rollout, self._prompt(style))))
+    yield self.update(stage, "update", update, arguments, training, self._positions(rollout, style))
 
-  def _roll_out(self, stage: str, name: str, decoder: Decoder, options: RolloutOptions, style: PromptStyle, calls: int) -> StageStep:
-    prompts, asked = options.prompts, self._prompt(style)
+  def roll_out(
+    self, stage: str, name: str, decoder: Decoder, options: RolloutOptions, style: PromptStyle, calls: int, prompt: int | None = None
+  ) -> StageStep:
+    """Answers to prompts of `prompt` tokens, by default as many as there may be."""
+    prompts, asked = options.prompts, self._prompt(style) if prompt is None else prompt
     references = integers(prompts, self.vocabulary.num_candidates, self._reference_length)
     slots = integers(prompts, self.sizes.candidates)
     shapes: tuple[Any, ...] = (integers(prompts, asked), integers(prompts, asked), references, slots, slots)
-    roll_out = make_roll_out(decoder, self.vocabulary, options, self._constraint(style))
+    roll_out = make_roll_out(decoder, self.vocabulary, options, self.constraint(style))
     steps = (options.max_new_tokens - 1) * options.group / (options.decode_rows or options.group)
     trips: tuple[float, ...] = (steps, 1)
     if options.decode_prompts is not None and options.decode_prompts < prompts:
       refill = max(options.decode_prompts // 4, 1)
       trips = (-(-prompts // refill), steps * refill / options.decode_prompts, 1)
     arguments = (abstract_params(decoder), Argument("batch", Asked(*shapes)), random_key())
-    return StageStep(stage, name, roll_out, arguments, calls, positions=self._positions(options, style), trips=trips)
+    positions = prompts * (asked + options.group * options.max_new_tokens)
+    return StageStep(stage, name, roll_out, arguments, calls, positions=positions, trips=trips)
 
   def _distil(
     self, stage: str, student: Decoder, rollout: RolloutOptions, style: PromptStyle, teacher_prompt: int, training: TrainingOptions
   ) -> StageStep:
-    loss = make_distillation_loss(student, self.decoder, self._constraint(style))
+    loss = make_distillation_loss(student, self.decoder, self.constraint(style))
     asked = integers(rollout.prompts, teacher_prompt)
     batch = self._completions(rollout.prompts, rollout.group, style) | {"teacher_prompts": asked, "teacher_mask": asked}
     optimizer = make_optimizer(training.optimizer, training.steps)
     arguments = (abstract_state(student, optimizer), Argument("batch", batch), abstract_params(self.decoder))
-    return self._update(stage, "update", make_update(optimizer, loss), arguments, training, self._positions(rollout, style))
+    return self.update(stage, "update", make_update(optimizer, loss), arguments, training, self._positions(rollout, style))
 
-  def _likelihood(self, stage: str, name: str, loss: Loss, batch: dict, training: TrainingOptions, *, positions: int) -> StageStep:
+  def likelihood(self, stage: str, name: str, loss: Loss, batch: dict, training: TrainingOptions, *, positions: int) -> StageStep:
+    """An update by likelihood."""
     optimizer = make_optimizer(training.optimizer, training.steps)
     arguments = (abstract_state(self.decoder, optimizer), Argument("batch", batch))
-    return self._update(stage, name, make_update(optimizer, loss), arguments, training, positions)
+    return self.update(stage, name, make_update(optimizer, loss), arguments, training, positions)
 
-  def _update(
+  def update(
     self, stage: str, name: str, update: Update, arguments: tuple[Argument, ...], training: TrainingOptions, positions: int
   ) -> StageStep:
+    """A step of a training; its batch is the second argument."""
     examples = jax.tree.leaves(arguments[1].shapes)[0].shape[0]  # one a row, at least
     told: dict[str, Any] = {"positions": positions, "examples": examples, "save_every": training.save_every}
     return StageStep(stage, name, update, arguments, training.steps, trains=True, **told)
@@ -171,7 +181,8 @@ class WrittenSteps:
     """One answer to each prompt, with its reasoning."""
     return dataclasses.replace(rollout, group=1, max_new_tokens=self._limit(self.style), decode_rows=None, **changes)
 
-  def _constraint(self, style: PromptStyle) -> SlateConstraint | None:
+  def constraint(self, style: PromptStyle) -> SlateConstraint | None:
+    """What answers may hold."""
     return SlateConstraint(self.vocabulary, style) if self.config.decoding.constraint == "slate" else None
 
   @property
@@ -195,9 +206,10 @@ class WrittenSteps:
     asked, written = integers(prompts, self._prompt(style)), integers(prompts, group, self._limit(style))
     return {"prompts": asked, "prompt_mask": asked, "completions": written, "completion_mask": written, "weights": shape(prompts)}
 
-  def _groups(self, options: RolloutOptions, style: PromptStyle) -> GroupBatch:
+  def groups(self, options: RolloutOptions, prompt: int) -> GroupBatch:
+    """What an update by reward reads of answers to prompts of so many tokens."""
     rows, sizes = options.prompts, (options.prompts, options.group, options.max_new_tokens)
-    asked = integers(rows, self._prompt(style))
+    asked = integers(rows, prompt)
     return GroupBatch(
       prompts=asked,
       prompt_mask=asked,

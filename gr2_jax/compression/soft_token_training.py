@@ -30,7 +30,7 @@ from gr2_jax.training.loop import batch_step
 from gr2_jax.training.mesh import init_sharded, jit_update
 from gr2_jax.training.state import OptimizerConfig, TrainState, init_state, make_optimizer
 
-_ENCODED = 512  # items at once
+ENCODED = 512  # items at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +100,8 @@ def _encode_all(encoder: SoftTokenEncoder, params: Any, table: jax.Array, items:
   encode = jax.jit(lambda *of: encode_items(encoder, params, table, *of))
   size = len(items.tokens)
   parts = []
-  for start in range(0, size, _ENCODED):
-    rows = np.arange(start, start + _ENCODED) % size  # the last part is filled up, so that one shape is compiled
+  for start in range(0, size, ENCODED):
+    rows = np.arange(start, start + ENCODED) % size  # the last part is filled up, so that one shape is compiled
     part = np.asarray(encode(*items.take(rows)))
     parts.append(part[: (size - start) * encoder.per_item])
   return np.concatenate(parts)

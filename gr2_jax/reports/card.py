@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -41,6 +42,8 @@ from gr2_jax.reports.tables import (
   lift_style,
 )
 from gr2_jax.reports.verdict import list_comparisons, verdict
+from gr2_jax.runs.artifacts import refresh_digests
+from gr2_jax.runs.run import Run
 from gr2_jax.training.writers import read_metrics
 
 _LOSSES = {"midtrain": "mid-training", "sft": "SFT", "direct": "direct policy"}  # file of metrics -> panel
@@ -50,7 +53,7 @@ def write_card(run_directory: str | pathlib.Path) -> pathlib.Path:
   """Writes `evaluation/card.md`, `card.html` and `plots/*.png` of a run from its artifacts; returns the path of `card.md`.
 
   `card.html` is the same page with the plots in it, one file to send on. Needs `evaluation/results.json` (raises ResultsError without it);
-  a section whose artifact is missing says so in a sentence.
+  a section whose artifact is missing says so in a sentence. Of a finished run it also refreshes the digests of what it wrote.
   """
   run = pathlib.Path(run_directory)
   folder = run / "evaluation"
@@ -62,6 +65,7 @@ def write_card(run_directory: str | pathlib.Path) -> pathlib.Path:
   for path, content in ((card, text), (card.with_suffix(".html"), page)):
     with replacing(path) as partial:  # the old one may be shared with another run
       partial.write_text(content, encoding="utf-8")
+  refresh_digests(Run(run, ConfigDict(), main=False), "evaluation", card.name, card.with_suffix(".html").name, "plots")
   return card
 
 

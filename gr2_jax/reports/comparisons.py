@@ -7,7 +7,6 @@ N@3 or in the metrics that SHOWN has for that title. FRONTS: title -> {"axes": t
 """
 
 import math
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from gr2_jax.evaluation.per_slate import PerSlate, Pooled, have_same_slates, poo
 from gr2_jax.evaluation.results import BASELINE, compare_rankers, mean_metrics
 from gr2_jax.reports.names import TABLE_METRICS, metric_title, ranker_title
 from gr2_jax.reports.tables import escape_markdown, format_lift, format_number, format_share, markdown_table
-from gr2_jax.runs.run import read_mark, read_object
+from gr2_jax.runs.run_file import RunRecord
 
 Tested = Mapping[str, Mapping[int, PerSlate]]  # variant -> seed -> metrics of each test slate
 _SHOWN = ("recall@1", "ndcg@3")
@@ -108,14 +107,9 @@ def _share(share: float, low: float, high: float) -> dict[str, Any]:
   return {"share": share, "ci95": [low, high]} if math.isfinite(share) else {"share": None, "ci95": None}
 
 
-def count_acceptance(runs: Iterable[pathlib.Path]) -> dict[str, dict[str, list[int]]]:
+def count_acceptance(runs: Iterable[RunRecord]) -> dict[str, dict[str, list[int]]]:
   """`{sampling: {"asked", "accepted"}}`, slates by the target's upstream rank, over all runs; traces that runs share count once."""
-  reports = {}
-  for run in runs:
-    path = run / "traces" / "acceptance.json"
-    if path.exists():
-      done = read_mark(run / "traces" / "done.json") or {}
-      reports[done["fingerprint"]] = read_object(path, "restore it, or make it again")
+  reports = {run.stages["traces"]["fingerprint"]: run.acceptance for run in runs if run.acceptance is not None and "traces" in run.stages}
   found: dict[str, dict[str, list[int]]] = {}
   for report in reports.values():
     of = found.setdefault(report["sampling"], {"asked": [], "accepted": []})

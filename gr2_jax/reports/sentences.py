@@ -1,7 +1,5 @@
 """What a run or a sweep says, in sentences made of its own numbers: who is above whom, by how much, and where nothing can be told."""
 
-import os
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +7,6 @@ from gr2_jax.evaluation.results import BASELINE, COMPRESSED, POLICY
 from gr2_jax.reports.comparisons import order_title
 from gr2_jax.reports.names import metric_title, ranker_title
 from gr2_jax.reports.tables import ONE_USER, escape_markdown, format_share, is_decided
-from gr2_jax.runs.run import read_object
 
 _METRICS = ("recall@1", "ndcg@3")
 _VERSIONS = ("git_commit", "gr2_jax", "jax", "python", "device_kind", "devices")  # of versions.json, which has more
@@ -53,9 +50,8 @@ def _sign(of: Mapping[str, Any]) -> int:
   return (1 if of["delta"] > 0 else -1) if is_decided(of) else 0
 
 
-def describe_run(run: str | os.PathLike[str], results: Mapping[str, Any]) -> str:
+def describe_run(versions: Mapping[str, str | None], results: Mapping[str, Any]) -> str:
   """One line of what a run is, as Markdown: data, seeds, slates, versions."""
-  versions = read_object(pathlib.Path(run) / "versions.json", "restore it")
   head = f"{results['dataset']}, seed {', '.join(map(str, results['seeds']))}, {results['n']:,} test slates"
   return escape_markdown(f"{head}; {_versions({name: [value] for name, value in versions.items() if value is not None})}.")
 

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from gr2_jax.evaluation.metrics import METRICS
 from gr2_jax.evaluation.paired import RESAMPLES
-from gr2_jax.evaluation.per_slate import PerSlate, have_same_slates, load_per_slate, pool_seeds
-from gr2_jax.evaluation.results import BASELINE, POLICY, ResultsError, compare_rankers, load_results, mean_metrics
+from gr2_jax.evaluation.per_slate import PerSlate, have_same_slates, pool_seeds, read_per_slate
+from gr2_jax.evaluation.results import BASELINE, POLICY, ResultsError, check_results, compare_rankers, mean_metrics
 from gr2_jax.reports import plots
 from gr2_jax.reports.comparisons import (
   compare_variants,
@@ -37,10 +37,9 @@ from gr2_jax.reports.tables import (
   lift_style,
   markdown_table,
 )
-from gr2_jax.runs.run import read_mark, read_object
-from gr2_jax.training.writers import read_metrics
+from gr2_jax.runs.run_file import RunRecord
 
-Runs = Mapping[str, Mapping[int, pathlib.Path]]  # variant -> seed -> directory of a finished run
+Runs = Mapping[str, Mapping[int, RunRecord]]  # variant -> seed -> finished run
 
 _PRIORS = ("opd", "sft")  # of files of the versions that do not tell their priors
 _BASES = {"upstream": "the upstream order", "prior": "its prior", "reference": "the reference"}
@@ -72,12 +71,18 @@ def build_sweep(
   """The content of sweep.json; `changes`: variant -> dotted config key -> value. `comparisons` and all after it: see `reports.comparisons`.
 
   The slates of all seeds are pooled, and the users of each seed are what is resampled. The first variant is the reference of
-  `policy_vs_reference`, which a variant that was tested on other slates lacks. Raises ResultsError for a run without results.
+  `policy_vs_reference`, which a variant that was tested on other slates lacks. Raises ResultsError for a run whose results cannot be read.
   """
-  tested = {variant: {seed: load_per_slate(_evaluation(run, "per_slate.npz")) for seed, run in of.items()} for variant, of in runs.items()}
+  for variant, of in runs.items():
+    for seed, run in of.items():
+      check_results(run.results, f"{variant}/seed_{seed}: results.json")
+  tested = {
+    variant: {seed: read_per_slate(run.per_slate, f"{variant}/seed_{seed}: per_slate.npz") for seed, run in of.items()}
+    for variant, of in runs.items()
+  }
   reference, *_ = runs
-  directories = [run for of in runs.values() for run in of.values()]
-  results = {variant: [load_results(_evaluation(run, "results.json")) for run in of.values()] for variant, of in runs.items()}
+  every = [run for of in runs.values() for run in of.values()]
+  results = {variant: [run.results for run in of.values()] for variant, of in runs.items()}
   return {
     "dataset": results[reference][0]["dataset"],
     "titles": {name: title for of in results.values() for one in of for name, title in one.get("titles", {}).items()},
@@ -93,16 +98,12 @@ def build_sweep(
     "shown": {title: list(metrics) for title, metrics in (shown or {}).items()},
     "fronts": compute_fronts(tested, fronts or {}),
     "shares": compute_shares(tested, shares or {}, resamples),
-    "acceptance": count_acceptance(directories),
+    "acceptance": count_acceptance(every),
     "bootstrap": {"resamples": resamples, "seed": 0},
-    "seconds": _seconds(directories),
-    "versions": _versions(directories),
-    "commands": _commands(directories),
+    "seconds": _seconds(every),
+    "versions": _versions(every),
+    "commands": _commands(every),
   }
-
-
-def _evaluation(run: pathlib.Path, name: str) -> pathlib.Path:
-  return run / "evaluation" / name
 
 
 def _priors(results: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -123,10 +124,10 @@ def _compare(of: Mapping[int, PerSlate], reference: Mapping[int, PerSlate] | Non
   return {"n": len(clusters), "priors": priors, "orders": means, "paired": paired}
 
 
-def _watch(runs: Iterable[pathlib.Path], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _watch(runs: Iterable[RunRecord], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """How much the policy copies over the RL steps and in the evaluation; means over the runs."""
   first, last = [], []
-  for lines in map(_rl_lines, runs):
+  for lines in (run.metrics.get("rl", []) for run in runs):
     tenth = max(len(lines) // 10, 1)
     first += lines[:tenth]
     last += lines[-tenth:]
@@ -151,30 +152,25 @@ def _mean_of(records: Sequence[Mapping[str, Any]], name: str) -> float | None:
   return float(np.mean(values)) if values else None
 
 
-def _rl_lines(run: pathlib.Path) -> list[dict[str, float | None]]:
-  return read_metrics(run / "metrics" / "rl.jsonl")
-
-
-def _seconds(runs: Sequence[pathlib.Path]) -> float:
+def _seconds(runs: Sequence[RunRecord]) -> float:
   """Seconds of all stages; a stage that several runs share counts once."""
-  done = [read_mark(path) or {} for run in runs for path in run.glob("*/done.json")]
-  seconds: dict[str, float] = {of["fingerprint"]: of["seconds"] for of in done}
+  seconds: dict[str, float] = {of["fingerprint"]: of["seconds"] for run in runs for of in run.stages.values()}
   return sum(seconds.values())
 
 
-def _versions(runs: Sequence[pathlib.Path]) -> dict[str, list[str]]:
+def _versions(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
   """All values that the runs recorded under each name."""
   found: dict[str, list[str]] = {}
   for run in runs:
-    for name, value in read_object(run / "versions.json", "restore it").items():
+    for name, value in run.versions.items():
       if value is not None and value not in found.setdefault(name, []):
         found[name].append(value)
   return found
 
 
-def _commands(runs: Sequence[pathlib.Path]) -> list[str]:
+def _commands(runs: Sequence[RunRecord]) -> list[str]:
   """The commands that made the runs, each once; command.txt has a time before each, and changed versions after `#`."""
-  lines = [line.partition(" ")[2] for run in runs for line in (run / "command.txt").read_text(encoding="utf-8").splitlines()]
+  lines = [line.partition(" ")[2] for run in runs for line in run.commands.splitlines()]
   return list(dict.fromkeys(line for line in lines if not line.startswith("#")))
 
 
@@ -187,19 +183,18 @@ def load_sweep(directory: str | pathlib.Path) -> dict[str, Any]:
     sweep = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
     raise ResultsError(f"{path}: is not JSON ({error}); make it again with experiments.sweep") from None
-  missing = [key for key in ("dataset", "variants", "comparisons", "shares") if not isinstance(sweep, dict) or key not in sweep]
-  if missing:
-    raise ResultsError(f"{path}: has no {', '.join(missing)}, so it is no table of a sweep; make it again with experiments.sweep")
+  check_sweep(sweep, str(path))
   return sweep
 
 
-def read_curves(directory: str | pathlib.Path, sweep: Mapping[str, Any], stage: str = "rl") -> dict[str, list[list[dict[str, Any]]]]:
-  """What `plots.plot_sweep` draws: variant -> the metric lines of each of its seeds in a stage, none without that stage."""
-  directory = pathlib.Path(directory)
-  return {
-    variant: [read_metrics(directory / variant / f"seed_{seed}" / "metrics" / f"{stage}.jsonl") for seed in of["seeds"]]
-    for variant, of in sweep["variants"].items()
-  }
+def check_sweep(sweep: Any, where: str) -> None:
+  """Raises ResultsError unless `sweep` has the parts of sweep.json; `where` names it in the message."""
+  missing = [key for key in ("dataset", "variants", "comparisons", "shares") if not isinstance(sweep, dict) or key not in sweep]
+  if missing:
+    raise ResultsError(f"{where}: has no {', '.join(missing)}, so it is no table of a sweep; make it again with experiments.sweep")
+  variants = sweep["variants"]
+  if not (isinstance(variants, dict) and all(isinstance(of, dict) and isinstance(of.get("seeds"), list) for of in variants.values())):
+    raise ResultsError(f"{where}: its variants do not say which seeds they had; make it again with experiments.sweep")
 
 
 def write_sweep(directory: str | pathlib.Path, runs: Runs, sweep: Mapping[str, Any]) -> pathlib.Path:
@@ -207,7 +202,7 @@ def write_sweep(directory: str | pathlib.Path, runs: Runs, sweep: Mapping[str, A
   directory = pathlib.Path(directory)
   text = json.dumps(sweep, indent=2, ensure_ascii=False, allow_nan=False)
   (directory / "sweep.json").write_text(text + "\n", encoding="utf-8")
-  lines = {variant: [_rl_lines(run) for run in of.values()] for variant, of in runs.items()}
+  lines = {variant: [run.metrics.get("rl", []) for run in of.values()] for variant, of in runs.items()}
   drawn = {
     "copying.png": (f"Copying over the RL steps, mean of {_count_seeds(sweep)}", plots.plot_sweep(lines)),
     "policies.png": (f"Policies against the upstream order, slates of {_count_seeds(sweep)}", plots.plot_rankers(_as_rankers(sweep))),

@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from gr2_jax.files import is_partial
+from gr2_jax.files import is_partial, write_json
 from gr2_jax.runs.fingerprints import hash_path
 from gr2_jax.runs.run import Run, RunError
 
@@ -17,7 +17,11 @@ def artifact_paths(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def describe_artifacts(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
   """`{name: {"bytes", "sha256"}}` of the artifacts in a stage's folder."""
-  return {path.name: {"bytes": _count_bytes(path), "sha256": hash_path(path)} for path in artifact_paths(folder)}
+  return {path.name: _describe(path) for path in artifact_paths(folder)}
+
+
+def _describe(path: pathlib.Path) -> dict[str, Any]:
+  return {"bytes": _count_bytes(path), "sha256": hash_path(path)}
 
 
 def check_intact(run: Run, stage: str, *names: str) -> None:
@@ -38,6 +42,15 @@ def check_intact(run: Run, stage: str, *names: str) -> None:
   for name, recorded in chosen.items():
     if hash_path(path := run.path(stage, name)) != recorded["sha256"]:
       raise _damage(run, stage, path, "is damaged: its content is not what the stage wrote")
+
+
+def refresh_digests(run: Run, stage: str, *names: str) -> None:
+  """Writes into a finished stage's `done.json` what those artifacts are now, which were made again from the others."""
+  done = run.done(stage)
+  if done is None or not isinstance(done["outputs"], dict):
+    return  # not finished, or of a version that wrote down names alone
+  made = {path.name: _describe(path) for path in artifact_paths(run.path(stage)) if path.name in names}
+  write_json(run.path(stage, "done.json"), done | {"outputs": dict(sorted((done["outputs"] | made).items()))})
 
 
 def _damage(run: Run, stage: str, path: pathlib.Path, problem: str) -> RunError:

@@ -2,8 +2,8 @@
 
 For each run, in a folder of its name: `config.json` as resolved, `changes.json` (where it differs from the defaults), `command.txt`,
 `versions.json` (packages, machine, commit), `stages.json` (each stage's `done.json`: fingerprints of what it read, data among it, digests
-of what it left, seconds), `results.json`, `per_slate.npz`, `card.md` and the curves, `metrics/*.jsonl`. A sweep's runs are named
-VARIANT/seed_N, beside `sweep.json` and `sweep.md`. `manifest.json` says what the file is and lists all of it.
+of what it left, seconds), `results.json`, `per_slate.npz`, `card.md`, `acceptance.json` of its traces and the curves, `metrics/*.jsonl`. A
+sweep's runs are named VARIANT/seed_N, beside `sweep.json` and `sweep.md`. `manifest.json` says what the file is and lists all of it.
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ FORMAT = 1
 PROJECT = "gr2_jax"
 SINGLE = "run"  # the name of the run in a file that holds one
 
+_ACCEPTANCE = ("traces", "acceptance.json")
 _CHOICE = re.compile(rf"(.*{re.escape(SUFFIX)})(?::(.*))?", re.DOTALL)
 
 
@@ -37,7 +38,8 @@ class RunRecord:
   """What a run says of itself, read from its directory or from a file.
 
   `config`: resolved, with the settings that the run is older than. `stages`: what each finished stage left, see `Run.done`.
-  `results`: results.json; `per_slate`: arrays of per_slate.npz by name; `metrics`: lines of each training's curve.
+  `results`: results.json; `per_slate`: arrays of per_slate.npz by name; `metrics`: lines of each training's curve. `acceptance`: how many
+  of a run's traces were accepted; None without traces, and in files that are older.
   """
 
   config: Mapping[str, Any]
@@ -47,6 +49,7 @@ class RunRecord:
   results: Mapping[str, Any]
   per_slate: Mapping[str, np.ndarray]
   metrics: Mapping[str, list[dict[str, Any]]]
+  acceptance: Mapping[str, Any] | None = None
 
   @property
   def seed(self) -> int:
@@ -57,11 +60,12 @@ class RunRecord:
 
 @dataclasses.dataclass(frozen=True)
 class RunFile:
-  """A file's runs by name: SINGLE alone, or VARIANT/seed_N of a sweep. `about`: its manifest."""
+  """A file's runs by name: SINGLE alone, or VARIANT/seed_N of a sweep. `about`: its manifest; `sweep`: the sweep.json of a sweep's."""
 
   path: pathlib.Path
   about: Mapping[str, Any]
   runs: Mapping[str, RunRecord]
+  sweep: Mapping[str, Any] | None = None
 
   def choose(self, name: str) -> str:
     """The name of the run that is meant, '' where there is one; raises ConfigError, listing them, for any other."""
@@ -116,6 +120,7 @@ def read_run(run: Run) -> RunRecord:
     results=read_object(run.path("evaluation", "results.json"), "restore it, or run the stage 'evaluation' again"),
     per_slate=per_slate,
     metrics={path.stem: read_metrics(path) for path in sorted(run.directory.glob("metrics/*.jsonl"))},
+    acceptance=read_object(accepted, "restore it, or make it again") if (accepted := run.path(*_ACCEPTANCE)).exists() else None,
   )
 
 
@@ -163,6 +168,7 @@ def _members_of(run: Run, record: RunRecord, changes: Mapping[str, Any]) -> dict
     "results.json": run.path("evaluation", "results.json"),
     "per_slate.npz": run.path("evaluation", "per_slate.npz"),
     **({"card.md": card} if card.exists() else {}),
+    **({"acceptance.json": dump_json(record.acceptance)} if record.acceptance is not None else {}),
     **{f"metrics/{name}.jsonl": "".join(json.dumps(line) + "\n" for line in lines).encode() for name, lines in record.metrics.items()},
   }
 
@@ -176,7 +182,7 @@ def read_run_file(path: str | os.PathLike[str]) -> RunFile:
     about = archive.about
     _check_about(archive)
     runs = {name: _read_record(archive, name) for name in about["runs"]}
-    return RunFile(archive.path, about, runs)
+    return RunFile(archive.path, about, runs, archive.read_json("sweep.json") if "sweep.json" in archive.names else None)
 
 
 def _check_about(archive: Archive) -> None:
@@ -192,6 +198,7 @@ def _check_about(archive: Archive) -> None:
 
 def _read_record(archive: Archive, name: str) -> RunRecord:
   read = {member: archive.read_json(f"{name}/{member}.json") for member in ("config", "versions", "stages", "results")}
+  accepted = f"{name}/acceptance.json"
   curves = [member for member in archive.names if member.startswith(f"{name}/metrics/") and member.endswith(".jsonl")]
   record = RunRecord(
     config=fill_added(read["config"]),
@@ -201,6 +208,7 @@ def _read_record(archive: Archive, name: str) -> RunRecord:
     results=read["results"],
     per_slate=archive.read_arrays(f"{name}/per_slate.npz"),
     metrics={pathlib.PurePosixPath(member).stem: archive.read_json_lines(member) for member in curves},
+    acceptance=archive.read_json(accepted) if accepted in archive.names else None,
   )
   if fault := next(_list_faults(record), None):
     raise ArchiveError(f"{archive.path} is damaged: {name}/{fault}; ask for the file again, or make it anew with experiments.share")
@@ -219,7 +227,17 @@ def _list_faults(record: RunRecord) -> Iterator[str]:
   for stage, done in record.stages.items():
     if not (isinstance(done, dict) and isinstance(done.get("reads"), dict) and isinstance(done.get("fingerprint"), str)):
       yield f"stages.json says nothing of what {stage!r} read"
+    elif not isinstance(done.get("seconds"), int | float):
+      yield f"stages.json says nothing of the time that {stage!r} took"
+  if record.acceptance is not None and not _counts_traces(record.acceptance):
+    yield "acceptance.json counts no traces"
   for training, lines in record.metrics.items():
     numbers = (value for line in lines for value in line.values() if value is not None)
     if not all(isinstance(line.get("step"), int) for line in lines) or not all(isinstance(value, int | float) for value in numbers):
       yield f"metrics/{training}.jsonl holds a line without step, or something else than numbers"
+
+
+def _counts_traces(acceptance: Mapping[str, Any]) -> bool:
+  counts = [acceptance.get(f"{name}_by_upstream_rank") for name in ("asked", "accepted")]
+  integers = all(isinstance(of, list) and all(type(count) is int for count in of) for of in counts)
+  return isinstance(acceptance.get("sampling"), str) and integers

@@ -3,10 +3,13 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from small_runs import continue_from, hash_files, tiny_config
 
+from experiments.estimates.data import count_data
+from experiments.stage_steps import list_steps
 from gr2_jax.compression.cache import history_key, open_histories
 from gr2_jax.compression.rules import OUTCOMES
 from gr2_jax.data.jsonl import read_slates
@@ -14,6 +17,7 @@ from gr2_jax.runs.run import Run, RunError
 from gr2_jax.serving.measure import measure
 from gr2_jax.serving.request import Request
 from gr2_jax.serving.reranker import Reranker
+from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.progress import Progress
 
 pytestmark = pytest.mark.slow  # a run of all compressors takes minutes
@@ -70,6 +74,17 @@ def test_what_was_trained_is_logged_and_soft_tokens_are_those_of_all_items(compr
   np.testing.assert_allclose(rates + step["valid_rate"], 1)
   memory = np.load(compressed / "compress" / "memory.npy")
   assert memory.shape == (120, 32) and np.isfinite(memory).all()
+
+
+def test_an_estimate_has_the_states_that_were_saved(compressed):
+  run = Run.open(compressed)
+  steps = {step.name: step for step in list_steps(run.config, count_data(run.config).sizes, "compress")}
+  folders = {"rewriter: warm-up": "rewriter_warmup", "rewriter: update": "rewriter", "soft tokens: update": "soft_tokens"}
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  for name, folder in folders.items():
+    state = steps[name].arguments[0].arrays
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state)
+    assert Checkpointer(run.path("compress", f"{folder}_training")).restore_latest(shapes) is not None, name
 
 
 def test_the_policy_is_measured_on_each_of_them(compressed):

@@ -131,6 +131,27 @@ def test_every_stage_that_trains_has_steps(name):
   assert "direct" not in needed or "direct" in trained
 
 
+def test_the_compressors_that_are_trained_have_steps_and_the_others_none():
+  config = config_of("ablations/compressor.py:tiny")
+  steps = {step.name: step for step in steps_of(config, "compress")}
+  rewriter, soft_tokens = config.compress.rewriter, config.compress.soft_tokens
+  assert {name: step.calls for name, step in steps.items() if step.trains} == {
+    "rewriter: warm-up": rewriter.warmup.steps,
+    "rewriter: update": rewriter.steps,
+    "soft tokens: update": soft_tokens.steps,
+  }
+  assert steps["rewriter: judged texts"].calls == rewriter.steps * rewriter.group
+  assert steps["rewriter: greedy texts"].calls == -(-config.data.market.test_slates // config.compress.batch_size)
+  flops = {name: count_flops(step.function, *(of.arrays for of in step.arguments), trips=step.trips) for name, step in steps.items()}
+  assert all(flops.values()), "every step can be traced on these shapes"
+  evaluated = [step.name for step in steps_of(config, "evaluation")]
+  assert "answers on compressed histories" in evaluated
+  config.compress.rewriter.judge = "chat"
+  assert not any("judged" in step.name for step in steps_of(config, "compress"))
+  config.compress.variants = ("sids", "rules")
+  assert steps_of(config, "compress") == []
+
+
 def test_states_have_the_shapes_of_those_that_a_run_saved(scored_run):
   run = Run.open(scored_run)
   for stage in ("midtrain", "sft", "rl", "direct"):

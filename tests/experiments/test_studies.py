@@ -1,11 +1,25 @@
-"""A notebook opens what is finished, and where nothing is, runs the tiny variant once; what is half done is told."""
+"""A notebook opens what is finished, or its file, and where nothing is, runs the tiny variant once; what is half done is told."""
+
+import json
 
 import pytest
+from finished_runs import make_finished_run
 
 from experiments import pipeline, studies, variants
+from experiments.exchange import share
+from gr2_jax.errors import UserError
 from gr2_jax.runs.run import RunError
 
 RUN, SWEEP = "configs/quickstart.py", "configs/ablations/pruning.py"
+
+
+def finish_sweep(folder, variant="full", seed=0):
+  """A sweep of one run made by hand."""
+  make_finished_run(folder / variant / f"seed_{seed}", seed)
+  table = {"dataset": "toy", "variants": {variant: {"seeds": [seed]}}, "comparisons": {}, "shares": []}
+  (folder / "sweep.json").write_text(json.dumps(table))
+  (folder / "sweep.md").write_text("# table\n")
+  return folder
 
 
 @pytest.fixture
@@ -15,18 +29,13 @@ def asked(monkeypatch):
 
   def run(config, workdir, stages, command, check):
     calls.append((config.name, config.rl.steps, command))
-    finish(workdir, "evaluation/results.json")
+    make_finished_run(studies.pathlib.Path(workdir))
     return 0
 
   def sweep(path, workdir, command, seeds):
     calls.append((path.rpartition("/")[2], seeds, command))
-    finish(workdir, "sweep.json")
+    finish_sweep(studies.pathlib.Path(workdir))
     return 0
-
-  def finish(workdir, name):
-    path = studies.pathlib.Path(workdir) / name
-    path.parent.mkdir(parents=True)
-    path.touch()
 
   monkeypatch.setattr(pipeline, "execute", run)
   monkeypatch.setattr(variants, "execute", sweep)
@@ -34,17 +43,41 @@ def asked(monkeypatch):
 
 
 def test_what_is_finished_is_opened(asked, tmp_path):
-  (tmp_path / "evaluation").mkdir()
-  (tmp_path / "evaluation" / "results.json").touch()
-  (tmp_path / "sweep.json").touch()
-  assert studies.open_run(tmp_path, RUN) == studies.open_sweep(str(tmp_path), SWEEP) == tmp_path
+  make_finished_run(tmp_path / "run", 3)
+  finish_sweep(tmp_path / "sweep")
+  assert studies.open_run(tmp_path / "run", RUN).record.seed == 3
+  assert list(studies.open_sweep(str(tmp_path / "sweep"), SWEEP).curves()) == ["full"]
+  assert not asked
+
+
+def test_a_file_is_opened_in_place_of_a_folder(asked, tmp_path):
+  run, sweep = tmp_path / "run.gr2", tmp_path / "files" / "sweep.gr2"
+  sweep.parent.mkdir()
+  assert share(str(make_finished_run(tmp_path / "run", 3)), str(run)) == 0
+  assert share(str(finish_sweep(tmp_path / "sweep")), str(sweep)) == 0
+  study = studies.open_run(run, RUN)
+  assert study.record.seed == 3 and study.folder is None and [line["step"] for line in study.curve("rl")] == [1, 2, 3, 4]
+  assert studies.open_run(f"{sweep}:full/seed_0", RUN).record.seed == 0
+  opened = [studies.open_sweep(path, SWEEP) for path in (sweep, sweep.parent, [sweep])]
+  assert all(of.table["variants"] == {"full": {"seeds": [0]}} and len(of.curves()["full"][0]) == 4 for of in opened)
+  assert not asked
+
+
+def test_a_file_that_is_not_there_or_holds_something_else_is_told_and_nothing_runs(asked, tmp_path):
+  with pytest.raises(UserError, match=r"nowhere\.gr2: there is no such file"):
+    studies.open_run(tmp_path / "nowhere.gr2", RUN)
+  assert share(str(make_finished_run(tmp_path / "run")), str(tmp_path / "run.gr2")) == 0
+  with pytest.raises(UserError, match=r"run\.gr2 holds a single run and no sweep; give the file of a sweep, or open it as a run"):
+    studies.open_sweep(tmp_path / "run.gr2", SWEEP)
+  with pytest.raises(UserError, match=r"run is no FILE\.gr2, and only files are pooled"):
+    studies.open_sweep([tmp_path / "run.gr2", tmp_path / "run"], SWEEP)
   assert not asked
 
 
 def test_where_there_is_nothing_the_tiny_variant_runs_once_and_says_so(asked, tmp_path, capsys):
   for _ in range(2):
-    assert studies.open_run(tmp_path / "run", RUN) == tmp_path / "run_tiny"
-    assert studies.open_sweep(tmp_path / "sweep", SWEEP) == tmp_path / "sweep_tiny"
+    assert studies.open_run(tmp_path / "run", RUN).folder == tmp_path / "run_tiny"
+    assert studies.open_sweep(tmp_path / "sweep", SWEEP).table["dataset"] == "toy" and (tmp_path / "sweep_tiny").exists()
   (name, steps, command), (path, seeds, of_sweep) = asked
   assert (name, path, seeds) == ("quickstart", "pruning.py:tiny", ["0"]) and steps <= 3
   assert command[:4] == ["python", "-m", "experiments.run", f"--config={RUN}:tiny"] and of_sweep[-1] == "--seeds=0"

@@ -8,9 +8,12 @@ import pytest
 from nbmake.nb_run import NotebookRun
 
 from experiments.flags import load_module
+from experiments.variants import asked_of
 from gr2_jax.evaluation.per_slate import write_per_slate
 from gr2_jax.evaluation.results import COMPRESSED, Answers, RankerAnswers, build_results, measure_rankers, write_results
 from gr2_jax.reports.sweeps import build_sweep, write_sweep
+from gr2_jax.runs.run import Run
+from gr2_jax.runs.run_file import read_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 N, K, STEPS = 40, 6, 6
@@ -48,7 +51,7 @@ def finished_sweep(shared_folder):
 
 def _write_sweep(folder, study):
   ablation = load_module(str(ROOT / "configs" / "ablations" / f"{study}.py"))
-  asked = {name: getattr(ablation, name.upper(), {}) for name in ("comparisons", "shares", "shown", "fronts")}
+  asked = asked_of(ablation)
   rankers = {variant: {"sft", "policy"} for variant in ablation.VARIANTS}
   named = [name for pairs in asked["comparisons"].values() for pair in pairs for name in pair]
   named += [name for teacher, students in asked["shares"].items() for name in (teacher, *students)]
@@ -60,7 +63,8 @@ def _write_sweep(folder, study):
       of |= {COMPRESSED + name for name in ("sids", "rules", "rewriter", "soft_tokens")}
   runs = {}
   for place, (variant, of) in enumerate(rankers.items()):
-    runs[variant] = {seed: _write_run(folder / variant / f"seed_{seed}", seed, sorted(of - {"upstream"}), place) for seed in SEEDS}
+    folders = {seed: _write_run(folder / variant / f"seed_{seed}", seed, sorted(of - {"upstream"}), place) for seed in SEEDS}
+    runs[variant] = {seed: read_run(Run.open(run)) for seed, run in folders.items()}
   write_sweep(folder, runs, build_sweep(runs, ablation.VARIANTS, 50, **asked))
 
 
@@ -84,7 +88,10 @@ def _write_run(run, seed, names, place):
   write_results(run / "evaluation" / "results.json", results)
   write_per_slate(run / "evaluation" / "per_slate.npz", measured, users)
   (run / "rl").mkdir()
-  (run / "rl" / "done.json").write_text(json.dumps({"fingerprint": str(run), "seconds": 60.0}))
+  reads = {"config": {}, "inputs": {}, "files": {}}
+  for stage in ("rl", "evaluation"):
+    (run / stage / "done.json").write_text(json.dumps({"fingerprint": f"{stage} {run}", "reads": reads, "seconds": 60.0}))
+  (run / "config.json").write_text(json.dumps({"seed": seed}))
   (run / "versions.json").write_text(json.dumps({"jax": "0.10.2", "git_commit": None}))
   (run / "command.txt").write_text("2026-01-01T00:00:00Z python -m experiments.sweep\n")
   (run / "metrics").mkdir()

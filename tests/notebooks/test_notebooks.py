@@ -9,6 +9,8 @@ import sys
 import nbformat
 import pytest
 
+from experiments.exchange import share
+
 ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SWEEPS = {path.stem: path.stem[3:] for path in NOTEBOOKS if (ROOT / "configs" / "ablations" / f"{path.stem[3:]}.py").exists()}
@@ -71,10 +73,27 @@ def test_three_slates_are_shown_with_their_targets_and_answers(quickstart):
   assert slates.count("★") >= 3
 
 
+def test_a_file_shows_what_its_run_shows_but_single_answers(quickstart, run_notebook, scored_run, tmp_path):
+  file = tmp_path / "quickstart.gr2"
+  assert share(str(scored_run), str(file)) == 0
+  executed = run_notebook("01_quickstart", GR2_RUN=file)
+  for cell in ("load", "table", "papers", "meaning"):
+    assert texts(executed[cell]) == texts(quickstart[cell]), cell
+  assert pictures(executed) == pictures(quickstart)
+  assert f"{file.name} holds no answers to single slates" in " ".join(texts(executed["slates"]).split())
+
+
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_sweep_is_read(name, run_notebook, finished_sweep):
   folder = finished_sweep(SWEEPS[name])
   executed = run_notebook(name, GR2_SWEEP=folder)
+  check_sweep(executed, json.loads((folder / "sweep.json").read_text(encoding="utf-8")))
+
+
+def test_the_file_of_a_sweep_shows_what_the_sweep_shows(run_notebook, finished_sweep, tmp_path):
+  folder, file = finished_sweep("prior"), tmp_path / "prior.gr2"
+  assert share(str(folder), str(file)) == 0
+  executed = run_notebook("03_prior", GR2_SWEEP=file)
   check_sweep(executed, json.loads((folder / "sweep.json").read_text(encoding="utf-8")))
 
 
@@ -118,6 +137,6 @@ def test_make_renders_a_notebook_with_its_pictures(scored_run, tmp_path):
   done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=300)
   assert done.returncode == 0, done.stderr[-4000:]
   page = (tmp_path / "01_quickstart.md").read_text(encoding="utf-8")
-  assert "google.colab" not in page and "+18.7 %" in page and str(scored_run) not in page
+  assert "git clone" not in page and "+18.7 %" in page and str(scored_run) not in page
   drawn = sorted(path.name for path in (tmp_path / "01_quickstart_files").iterdir())
   assert len(drawn) == 4 and all(name in page for name in drawn)

@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from finished_runs import make_finished_run
 from rich.console import Console
 
 from experiments.card import rebuild
@@ -14,6 +15,9 @@ from gr2_jax.evaluation.results import Answers, RankerAnswers, ResultsError, bui
 from gr2_jax.reports.card import render_console_table, write_card
 from gr2_jax.reports.names import ranker_title, sort_rankers
 from gr2_jax.reports.tables import ONE_USER_NOTE
+from gr2_jax.runs.artifacts import check_intact
+from gr2_jax.runs.run import Run
+from gr2_jax.runs.sharing import link_stage
 
 N, K = 60, 5
 PNG = b"\x89PNG"
@@ -214,6 +218,18 @@ def test_program_prints_where_the_card_lies(bare_run, capsys):
   assert rebuild(str(bare_run)) == 0
   cards = [bare_run / "evaluation" / name for name in ("card.md", "card.html")]
   assert capsys.readouterr().out.split() == [*map(str, cards)] and all(card.exists() for card in cards)
+
+
+def test_a_stage_whose_card_was_made_again_can_be_taken_over(tmp_path):
+  """Runs that share its files by links keep theirs."""
+  run = Run.open(make_finished_run(tmp_path / "run"))
+  before, after = (Run(tmp_path / name, run.config) for name in ("before", "after"))
+  link_stage(before, "evaluation", run)
+  assert rebuild(str(run.directory)) == 0
+  link_stage(after, "evaluation", run)
+  for taken in (before, after):
+    check_intact(taken, "evaluation")
+  assert before.path("evaluation", "card.md").read_text() == "# by hand\n" != after.path("evaluation", "card.md").read_text()
 
 
 def test_console_table_fits_into_80_columns():

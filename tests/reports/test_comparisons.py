@@ -1,7 +1,5 @@
 """Any two rankers of an ablation's variants, shares of a teacher's gain, and acceptance by rank, from made-up numbers."""
 
-import json
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -18,6 +16,7 @@ from gr2_jax.reports.comparisons import (
   pool_rankers,
   wilson_interval,
 )
+from gr2_jax.runs.run_file import RunRecord
 
 N = 400
 
@@ -90,21 +89,17 @@ def test_a_share_of_a_gain_that_may_be_none_is_undefined():
   assert of["mrr"] == {"share": None, "ci95": None}
 
 
-def test_acceptance_adds_up_over_runs_and_counts_shared_traces_once(tmp_path):
-  def run(name, fingerprint, sampling, asked, accepted):
-    folder = tmp_path / name / "traces"
-    folder.mkdir(parents=True)
-    (folder / "done.json").write_text(json.dumps({"fingerprint": fingerprint}))
+def test_acceptance_adds_up_over_runs_and_counts_shared_traces_once():
+  def run(fingerprint, sampling, asked, accepted):
     report = {"sampling": sampling, "asked_by_upstream_rank": asked, "accepted_by_upstream_rank": accepted}
-    (folder / "acceptance.json").write_text(json.dumps(report))
-    return tmp_path / name
+    return RunRecord({}, {}, "", {"traces": {"fingerprint": fingerprint}}, {}, {}, {}, report)
 
   runs = [
-    run("a", "x", "rejection", [4, 2], [3, 1]),
-    run("b", "x", "rejection", [4, 2], [3, 1]),
-    run("c", "y", "rejection", [1, 1, 5], [1, 0, 2]),
-    run("d", "z", "targeted", [3], [3]),
-    tmp_path / "no traces",
+    run("x", "rejection", [4, 2], [3, 1]),
+    run("x", "rejection", [4, 2], [3, 1]),
+    run("y", "rejection", [1, 1, 5], [1, 0, 2]),
+    run("z", "targeted", [3], [3]),
+    RunRecord({}, {}, "", {}, {}, {}, {}),
   ]
   acceptance = count_acceptance(runs)
   assert acceptance == {"rejection": {"asked": [5, 3, 5], "accepted": [4, 1, 2]}, "targeted": {"asked": [3], "accepted": [3]}}

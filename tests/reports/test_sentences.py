@@ -56,9 +56,9 @@ def test_a_run_tells_of_its_policies_and_not_of_trees():
   ]
 
 
-def test_a_run_is_described_by_its_data_and_versions(tmp_path):
-  (tmp_path / "versions.json").write_text('{"jax": "0.10.2", "git_commit": null}')
-  assert describe_run(tmp_path, {"dataset": "a|b", "seeds": [0, 1], "n": 1200}) == "a\\|b, seed 0, 1, 1,200 test slates; jax 0.10.2."
+def test_a_run_is_described_by_its_data_and_versions():
+  versions = {"jax": "0.10.2", "git_commit": None}
+  assert describe_run(versions, {"dataset": "a|b", "seeds": [0, 1], "n": 1200}) == "a\\|b, seed 0, 1, 1,200 test slates; jax 0.10.2."
 
 
 def line(order, base, **paired):

@@ -1,5 +1,6 @@
 """A sweep's numbers from made-up runs: pooled over seeds, compared in pairs, and written down."""
 
+import dataclasses
 import io
 import json
 
@@ -15,12 +16,13 @@ from gr2_jax.reports.sentences import describe_sweep
 from gr2_jax.reports.sweeps import (
   build_sweep,
   load_sweep,
-  read_curves,
   render_sweep_table,
   sweep_tables,
   write_sweep,
 )
 from gr2_jax.reports.tables import ONE_USER_NOTE
+from gr2_jax.runs.run import Run
+from gr2_jax.runs.run_file import read_run
 
 N, K = 40, 5
 TITLES = {"sft": "SFT policy", "policy": "RL policy"}
@@ -50,12 +52,17 @@ def make_run(folder, seed, skill, copying, users=None):
   for stage, fingerprint in (("sft", f"sft {seed}"), ("rl", f"{folder}")):
     (folder / stage).mkdir()
     (folder / stage / "done.json").write_text(json.dumps({"fingerprint": fingerprint, "seconds": 60.0}))
+  (folder / "config.json").write_text(json.dumps({"seed": seed}))
   (folder / "versions.json").write_text(json.dumps({"jax": "0.10.2", "git_commit": None}))
   (folder / "command.txt").write_text("2026-01-01T00:00:00Z python -m experiments.sweep\n2026-01-01T00:00:00Z # jax: 1 -> 2\n")
   (folder / "metrics").mkdir()
   lines = [{"step": s, "identity_rate": copying * s / 20, "near_identity_rate": 0.5, "recall@1": 0.3} for s in range(1, 21)]
   (folder / "metrics" / "rl.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   return folder
+
+
+def read(runs):
+  return {variant: {seed: read_run(Run.open(folder)) for seed, folder in of.items()} for variant, of in runs.items()}
 
 
 @pytest.fixture
@@ -67,7 +74,7 @@ def runs(tmp_path):
 
 
 def test_slates_of_all_seeds_are_pooled_and_users_of_two_seeds_are_two_users(runs):
-  sweep = build_sweep(runs, CHANGES, resamples=300)
+  sweep = build_sweep(read(runs), CHANGES, resamples=300)
   of = sweep["variants"]["relative_shuffled"]
   assert of["n"] == 2 * N and of["seeds"] == [0, 1] and of["changes"] == {"rl.reward.condition": "relative"}
   tables = [load_per_slate(runs["relative_shuffled"][seed] / "evaluation" / "per_slate.npz") for seed in (0, 1)]
@@ -80,29 +87,29 @@ def test_slates_of_all_seeds_are_pooled_and_users_of_two_seeds_are_two_users(run
 
 
 def test_variants_are_compared_with_the_first_where_they_were_tested_on_the_same_slates(runs, tmp_path):
-  sweep = build_sweep(runs, CHANGES, resamples=300)
+  sweep = build_sweep(read(runs), CHANGES, resamples=300)
   first, second = sweep["variants"].values()
   assert sweep["reference"] == "naive_upstream" and "policy_vs_reference" not in first["paired"]
   difference = second["paired"]["policy_vs_reference"]["recall@1"]
   assert difference["delta"] == pytest.approx(second["orders"]["policy"]["recall@1"] - first["orders"]["policy"]["recall@1"])
   assert difference["delta_ci95"][0] > 0
   runs["relative_shuffled"][1] = make_run(tmp_path / "other", 1, 3.0, 0.0, users=[f"stranger{i}" for i in range(N)])
-  assert "policy_vs_reference" not in build_sweep(runs, CHANGES, resamples=50)["variants"]["relative_shuffled"]["paired"]
+  assert "policy_vs_reference" not in build_sweep(read(runs), CHANGES, resamples=50)["variants"]["relative_shuffled"]["paired"]
 
 
 def test_the_prior_is_the_latest_that_the_runs_name(runs):
-  of = build_sweep(runs, CHANGES, resamples=50)["variants"]["relative_shuffled"]
+  of = build_sweep(read(runs), CHANGES, resamples=50)["variants"]["relative_shuffled"]
   assert of["priors"] == ["sft"] and list(of["orders"]) == ["upstream", "sft", "policy"] and "policy_vs_sft" in of["paired"]
   for run in runs["relative_shuffled"].values():
     path = run / "evaluation" / "results.json"
     results = json.loads(path.read_text())
     path.write_text(json.dumps(results | {"priors": []}))
-  assert build_sweep(runs, CHANGES, resamples=50)["variants"]["relative_shuffled"]["priors"] == []
+  assert build_sweep(read(runs), CHANGES, resamples=50)["variants"]["relative_shuffled"]["priors"] == []
   for run in runs["relative_shuffled"].values():
     path = run / "evaluation" / "results.json"
     results = json.loads(path.read_text())
     path.write_text(json.dumps({key: value for key, value in results.items() if key not in ("priors", "titles")}))
-  assert build_sweep(runs, CHANGES, resamples=50)["variants"]["relative_shuffled"]["priors"] == ["sft"]
+  assert build_sweep(read(runs), CHANGES, resamples=50)["variants"]["relative_shuffled"]["priors"] == ["sft"]
 
 
 def test_slates_count_by_their_weights(runs):
@@ -113,13 +120,13 @@ def test_slates_count_by_their_weights(runs):
   tables = [load_per_slate(run / "evaluation" / "per_slate.npz") for run in runs["naive_upstream"].values()]
   expected = np.mean([np.average(table.rankers["policy"]["mrr"], weights=np.arange(1.0, N + 1)) for table in tables])
   asked = {"title": [("naive_upstream/policy", "naive_upstream/sft")]}
-  sweep = build_sweep(runs, CHANGES, resamples=50, comparisons=asked)
+  sweep = build_sweep(read(runs), CHANGES, resamples=50, comparisons=asked)
   assert sweep["variants"]["naive_upstream"]["orders"]["policy"]["mrr"] == pytest.approx(expected)
   assert sweep["comparisons"]["title"][0]["values"]["mrr"] == pytest.approx(expected)
 
 
 def test_copying_is_told_for_the_first_and_the_last_tenth_of_training_and_both_presentations(runs):
-  of = build_sweep(runs, CHANGES, resamples=50)["variants"]["naive_upstream"]
+  of = build_sweep(read(runs), CHANGES, resamples=50)["variants"]["naive_upstream"]
   # 0.8 s / 20 at steps 1, 2 and 19, 20 of 20, in both seeds.
   assert of["training"]["identity_rate"] == pytest.approx({"first": 0.8 * 3 / 40, "last": 0.8 * 39 / 40})
   assert of["training"]["near_identity_rate"] == {"first": 0.5, "last": 0.5}
@@ -137,8 +144,8 @@ ASKED = {"What the condition changes": [("relative_shuffled/policy", "naive_upst
 
 
 def test_the_page_the_plots_and_the_console_table(runs, tmp_path):
-  sweep = build_sweep(runs, CHANGES, resamples=50, comparisons=ASKED)
-  page = write_sweep(tmp_path, runs, sweep)
+  sweep = build_sweep(read(runs), CHANGES, resamples=50, comparisons=ASKED)
+  page = write_sweep(tmp_path, read(runs), sweep)
   assert json.loads((tmp_path / "sweep.json").read_text()) == sweep
   text = page.read_text(encoding="utf-8")
   assert f"{sweep['variants']['relative_shuffled']['orders']['policy']['recall@1']:.4f}" in text
@@ -160,8 +167,8 @@ def test_the_page_the_plots_and_the_console_table(runs, tmp_path):
 
 def test_one_seed_of_one_user_is_told(tmp_path):
   runs = {variant: {0: make_run(tmp_path / variant, 0, 1.0, 0.0, users=["u"] * N)} for variant in CHANGES}
-  sweep = build_sweep(runs, CHANGES, resamples=50, comparisons=ASKED, shares={"naive_upstream/policy": ["relative_shuffled/sft"]})
-  text = write_sweep(tmp_path, runs, sweep).read_text(encoding="utf-8")
+  sweep = build_sweep(read(runs), CHANGES, resamples=50, comparisons=ASKED, shares={"naive_upstream/policy": ["relative_shuffled/sft"]})
+  text = write_sweep(tmp_path, read(runs), sweep).read_text(encoding="utf-8")
   assert "slates of 1 seed," in text and "[one user]" in text and ONE_USER_NOTE in text
   assert sweep["shares"][0]["mrr"] == {"share": None, "ci95": None}
   console = Console(file=io.StringIO(), width=80)
@@ -169,22 +176,19 @@ def test_one_seed_of_one_user_is_told(tmp_path):
   assert "[one user]" in console.file.getvalue() and "slates of 1 seed" in console.file.getvalue()
 
 
-def test_a_run_without_results_is_told(runs):
-  (runs["naive_upstream"][1] / "evaluation" / "per_slate.npz").unlink()
-  with pytest.raises(ResultsError, match="run the evaluation stage first"):
-    build_sweep(runs, CHANGES)
+def test_results_that_cannot_be_read_are_told_with_their_run(runs):
+  records = read(runs)
+  records["naive_upstream"][1] = dataclasses.replace(records["naive_upstream"][1], results={})
+  with pytest.raises(ResultsError, match=r"naive_upstream/seed_1: results\.json"):
+    build_sweep(records, CHANGES)
 
 
-def test_a_finished_sweep_is_read_back_with_the_curves_of_every_seed(runs, tmp_path):
-  sweep = build_sweep(runs, CHANGES, resamples=50, comparisons=ASKED)
-  write_sweep(tmp_path, runs, sweep)
+def test_a_finished_sweep_is_read_back(runs, tmp_path):
+  sweep = build_sweep(read(runs), CHANGES, resamples=50, comparisons=ASKED)
+  write_sweep(tmp_path, read(runs), sweep)
   assert load_sweep(tmp_path) == sweep
   assert list(sweep_tables(sweep)) == ["Ranking", *ASKED, "Copying"]
   assert describe_sweep(sweep) == "toy, 2 variants, seed 0, 1, 6 minutes of stages; jax 0.10.2."
-  curves = read_curves(tmp_path, sweep)
-  assert {variant: [len(lines) for lines in of] for variant, of in curves.items()} == {key: [20, 20] for key in runs}
-  assert curves["naive_upstream"][0][-1]["identity_rate"] == 0.8
-  assert read_curves(tmp_path, sweep, "opd") == {key: [[], []] for key in runs}
 
 
 @pytest.mark.parametrize(

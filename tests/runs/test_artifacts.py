@@ -5,7 +5,7 @@ import json
 import pytest
 from toy_runs import COMMAND, DATA, make_config, need
 
-from gr2_jax.runs.artifacts import check_intact
+from gr2_jax.runs.artifacts import check_intact, refresh_digests
 from gr2_jax.runs.life import open_stage
 from gr2_jax.runs.run import RunError, begin_run
 
@@ -51,3 +51,26 @@ def test_a_run_of_an_earlier_version_has_names_alone(run):
   done = run.done("data")
   run.path("data", "done.json").write_text(json.dumps(done | {"outputs": ["items.jsonl"]}))
   check_intact(run, "data")
+
+
+def test_what_was_made_again_is_intact_and_all_else_is_still_watched(run):
+  before = run.done("data")
+  run.path("data", "items.jsonl").write_text("three\n")
+  run.path("data", "more.txt").write_text("new")
+  run.path("data", "checkpoints", "5", "state", "0").write_bytes(b"damaged")
+  refresh_digests(run, "data", "items.jsonl", "more.txt")
+  after = run.done("data")
+  assert list(after["outputs"]) == ["checkpoints", "items.jsonl", "more.txt"] and after["outputs"]["items.jsonl"]["bytes"] == 6
+  assert after | {"outputs": 0} == before | {"outputs": 0} and after["outputs"]["checkpoints"] == before["outputs"]["checkpoints"]
+  check_intact(run, "data", "items.jsonl", "more.txt")
+  with pytest.raises(RunError, match="checkpoints is damaged"):
+    check_intact(run, "data")
+
+
+def test_nothing_is_written_of_a_stage_that_is_not_finished(run):
+  refresh_digests(run, "rl", "items.jsonl")
+  assert not run.path("rl").exists()
+  done = run.done("data") | {"outputs": ["items.jsonl"]}
+  run.path("data", "done.json").write_text(json.dumps(done))
+  refresh_digests(run, "data", "items.jsonl")
+  assert run.done("data") == done
