@@ -27,6 +27,7 @@ setup(
     "threadpoolctl>=3",
     "safetensors>=0.5",
     "sentencepiece>=0.2",
+    "tokenizers>=0.20",
     "ml-collections>=1.0",
     "tensorflow-datasets>=4.9.8",
     "importlib_resources>=6",  # tensorflow-datasets reads its files through it and does not ask for it
