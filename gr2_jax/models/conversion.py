@@ -1,10 +1,12 @@
 """Published models from one layout to another: tensors one after the other, all else as it is."""
 
+import math
 import os
 import pathlib
 import shutil
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from gr2_jax.files import replacing_folder, write_json
 from gr2_jax.models.gguf_files import open_gguf
@@ -46,6 +48,8 @@ def convert_model(
     copied = [path for name in _COPIED if (path := source / name).is_file()]
     if not any(path.name in _TOKENIZERS for path in copied):
       raise PublishedError(f"{source}: has no tokenizer; fetch {' or '.join(_TOKENIZERS)} of the model too")
+    if (path := source / _TOKENIZERS[0]) in copied:
+      _check_tokenizer(path, published.config.vocab_size)
   else:
     texts, ids = read_tokenizer(source, published.config.vocab_size)
     raw |= ids
@@ -54,13 +58,13 @@ def convert_model(
     raw["dtype" if "dtype" in raw else "torch_dtype"] = dtype or "float32"
   size = sum(tensor.nbytes for tensor in tensors.values())
   check_room(to, size)
-  with replacing_folder(to) as partial, progress.task(f"convert {source.name}", size >> 20, "MB") as task:
+  with replacing_folder(to) as partial, progress.task(f"convert {source.name}", math.ceil(size / 1e6), "MB") as task:
     done = 0
 
     def written(amount: int) -> None:
       nonlocal done
       done += amount
-      task.update(done >> 20)
+      task.update(math.ceil(done / 1e6))
       stop.check()
 
     write_tensors(partial, tensors, written)
@@ -69,6 +73,15 @@ def convert_model(
     for path in copied:
       shutil.copyfile(path, partial / path.name)
     write_json(partial / "config.json", raw)
+
+
+def _check_tokenizer(path: pathlib.Path, vocab_size: int) -> None:
+  try:
+    found = Tokenizer.from_file(str(path)).get_vocab_size()
+  except Exception as error:  # the library raises nothing narrower
+    raise PublishedError(f"{path}: is damaged or no tokenizer ({error}); fetch that file again") from None
+  if found > vocab_size:
+    raise PublishedError(f"{path}: has {found} tokens and the model beside it {vocab_size}; take the tokenizer of the same model")
 
 
 def check_free(to: pathlib.Path) -> None:

@@ -30,11 +30,14 @@ def read_tokenizer(path: str | os.PathLike[str], vocab_size: int) -> tuple[dict[
     raise PublishedError(f"{path}: its tokenizer has {len(pieces)} tokens and its model {vocab_size}; they are of different models")
   if len(set(pieces)) < len(pieces):
     raise PublishedError(f"{path}: a token stands twice in tokenizer.ggml.tokens; take the file from where it was published")
+  for name in ("ggml.token_type", "ggml.scores"):
+    if (of := fields.get(name)) is not None and len(of) != len(pieces):
+      raise PublishedError(f"{path}: tokenizer.{name} has {len(of)} entries for {len(pieces)} tokens; fetch the file again")
   kind = fields.need("ggml.model")
   if kind not in _KINDS:
     raise PublishedError(f"{path}: its tokenizer is of the type {kind!r}, which is not read; there are {', '.join(_KINDS)}")
   tokenizer = _KINDS[kind](fields, pieces)
-  own = [(piece, of) for piece, of in zip(pieces, fields.types, strict=False) if of in (_CONTROL, _USER_DEFINED)]
+  own = [(piece, of) for piece, of in zip(pieces, fields.types or [_NORMAL] * len(pieces), strict=True) if of in (_CONTROL, _USER_DEFINED)]
   tokenizer.add_tokens([AddedToken(piece, normalized=False, special=of == _CONTROL) for piece, of in own])
   ids: dict[str, int | None] = {name: fields.get(f"ggml.{key}_token_id") for name, key in _SPECIAL.items()}
   for name, place in ids.items():

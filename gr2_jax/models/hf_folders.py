@@ -113,7 +113,7 @@ def _write_file(path: pathlib.Path, tensors: Mapping[str, Unwritten], written: C
     for name, tensor in tensors.items():
       array = tensor.read()
       assert (array.shape, array.dtype) == (tensor.shape, tensor.dtype), name
-      file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+      file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
       written(tensor.nbytes)
 
 
