@@ -1,4 +1,4 @@
-"""What travels between researchers: runs written as files, and compared (see `experiments.share` and `experiments.compare`)."""
+"""What travels: runs written as files, and compared, and models in the layout of others (`experiments.share`, `compare`, `convert`)."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,15 @@ from rich.console import Console
 from experiments.exit_code import exit_code_of
 from gr2_jax.errors import UserError
 from gr2_jax.evaluation.results import POLICY, load_results
+from gr2_jax.models.conversion import convert_model
 from gr2_jax.printable import escape_lines
 from gr2_jax.reports.side_by_side import check_folder, compare_sides, read_sides, render_comparison, write_comparison
 from gr2_jax.runs.fingerprints import config_to_json, flat_leaves
 from gr2_jax.runs.portable import pack_policy
 from gr2_jax.runs.run import Run, read_object
 from gr2_jax.runs.run_file import SINGLE, SUFFIX, find_finished, write_run_file
+from gr2_jax.training.interrupts import StopSignal
+from gr2_jax.training.progress import Progress
 
 
 def share(directory: str | None, to: str | None, *, with_policy: bool = False) -> int:
@@ -83,5 +86,19 @@ def compare(paths: Sequence[str], to: str | None) -> int:
     Console().print(render_comparison(compared))
     if to:
       print(f"The tables, with plots: {write_comparison(to, sides, compared)}")
+
+  return exit_code_of(program, to)
+
+
+def convert(source: str | None, to: str | None, dtype: str | None) -> int:
+  """Writes a published model as a folder; returns the exit code and prints what went wrong."""
+
+  def program() -> None:
+    if not (source and to):
+      raise UserError("--from and --to are needed; for example --from=downloads/SmolLM2-135M-Instruct --to=models/smollm2")
+    progress = Progress()
+    with StopSignal() as stop:
+      convert_model(source, to, dtype, progress, stop)
+    progress.note(f"{to}: start from it with --config.model.init=hf:{to}")
 
   return exit_code_of(program, to)

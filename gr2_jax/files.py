@@ -33,6 +33,20 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """Yields a hidden folder beside `path`, which is missing or empty; it becomes `path` when the body ends without an exception."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+  partial.mkdir()
+  try:
+    yield partial
+    os.replace(partial, path)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
 def check_writable(folder: str | os.PathLike[str]) -> None:
   """Raises OSError, with the folder's name, where no file can be written; the folder is made where it is missing."""
   try:

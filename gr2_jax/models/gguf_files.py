@@ -5,10 +5,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from gr2_jax.models.families import FAMILIES, OUTPUT, Family
-from gr2_jax.models.published import Published, PublishedError, Shape, check_tensors
+from gr2_jax.models.published import Published, PublishedError, check_tensors, config_json
 
 _ONCE = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": OUTPUT}
 _LAYER = {
@@ -40,8 +41,10 @@ def open_gguf(path: str | os.PathLike[str]) -> Published:
   and where the package `gguf` is not installed.
   """
   path = pathlib.Path(path)
-  reader, dequantize = _open(path)
-  fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
+  reader = open_reader(path)
+  from gguf import dequantize
+
+  fields = {name: _plain(field.contents()) for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
   family = FAMILIES.get(kind := str(fields.get("general.architecture")))
   if family is None:
     raise PublishedError(f"{path}: the architecture {kind} is not known; there are {', '.join(FAMILIES)}")
@@ -50,8 +53,8 @@ def open_gguf(path: str | os.PathLike[str]) -> Published:
     config = family.read(_config_of(family, fields, tensors))
   except (KeyError, ValueError) as error:
     raise PublishedError(f"{path}: its metadata make no {family.name} model ({error}); take the file from where it was published") from None
-  shapes: dict[str, Shape] = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in tensors.items()}
-  check_tensors(path, family, config, shapes)
+  read_as = {name: jax.ShapeDtypeStruct(tuple(map(int, reversed(tensor.shape))), np.float32) for name, tensor in tensors.items()}
+  check_tensors(path, family, config, read_as)
 
   for name, tensor in {tensor.tensor_type: (name, tensor) for name, tensor in tensors.items()}.values():
     try:
@@ -60,26 +63,34 @@ def open_gguf(path: str | os.PathLike[str]) -> Published:
       raise PublishedError(f"{path}: {name} is held as {tensor.tensor_type.name}, which the package gguf does not read back") from None
 
   def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
-    whole = dequantize(tensors[name].data, tensors[name].tensor_type).reshape(shapes[name])
+    whole = dequantize(tensors[name].data, tensors[name].tensor_type).reshape(read_as[name].shape)
     if family.name == _INTERLEAVED and name.endswith(_ROTATED):
       whole = _side_by_side_to_halves(whole, config.head_dim)
-    if config.norm_offset and len(shapes[name]) == 1:
+    if config.norm_offset and whole.ndim == 1:
       whole = whole - np.float32(config.norm_offset)  # the file holds what is multiplied by
     part: np.ndarray = whole[index]
     return part
 
-  return Published(path, family, config, read)
+  length = fields.get(f"{family.name}.context_length")
+  raw = config_json(family, config) | ({} if length is None else {"max_position_embeddings": length})
+  return Published(path, family, config, raw, read, read_as)
 
 
-def _open(path: pathlib.Path) -> tuple[Any, Any]:
+def _plain(value: Any) -> Any:
+  """A float32 as the shortest number that is rounded to it: 1e-05 for 9.99999974e-06."""
+  return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+def open_reader(path: pathlib.Path) -> Any:
+  """The package's reader of a file, which maps it into memory; raises PublishedError for a file that it does not read."""
   try:
-    from gguf import GGUFReader, dequantize
+    from gguf import GGUFReader
   except ImportError:
     raise PublishedError(f"{path}: reading GGUF needs the package gguf; install it with pip install 'gr2_jax[gguf]'") from None
   if not path.is_file():
     raise PublishedError(f"{path}: there is no such file")
   try:
-    return GGUFReader(path), dequantize
+    return GGUFReader(path)
   except (ValueError, IndexError, KeyError, OverflowError) as error:
     raise PublishedError(f"{path}: is damaged, cut short or no GGUF file ({error}); fetch it again") from None
 

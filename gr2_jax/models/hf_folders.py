@@ -1,25 +1,50 @@
 """Folders as Hugging Face lays them out: config.json and safetensors, in one file or several, read and written."""
 
+import dataclasses
 import functools
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+import struct
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import ml_dtypes  # noqa: F401  # numpy learns bfloat16 from it
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from gr2_jax.files import replacing, write_json
 from gr2_jax.models.config import ModelConfig
 from gr2_jax.models.families import FAMILIES, OUTPUT, Family, Tensor
-from gr2_jax.models.published import Published, PublishedError, Shape, check_tensors, parameter_at, tensor_names
+from gr2_jax.models.published import (
+  Published,
+  PublishedError,
+  Shape,
+  check_tensors,
+  config_json,
+  parameter_at,
+  published_shape,
+  tensor_names,
+)
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD_BYTES = 5 << 30  # of a written file
-_DTYPES = ("F32", "F16", "BF16")
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as safetensors names them
+
+
+@dataclasses.dataclass(frozen=True)
+class Unwritten:
+  """A tensor as it will be published, of which nothing is held before `read` is called."""
+
+  shape: Shape
+  dtype: np.dtype
+  read: Callable[[], np.ndarray]
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes in the file."""
+    return int(np.prod(self.shape)) * self.dtype.itemsize
 
 
 def open_folder(folder: str | os.PathLike[str]) -> Published:
@@ -30,7 +55,8 @@ def open_folder(folder: str | os.PathLike[str]) -> Published:
   files = _find_tensors(folder)
   if config.tie_embedding:
     files.pop(OUTPUT, None)  # some write the embedding twice
-  check_tensors(folder, family, config, _read_shapes(files))
+  tensors = _read_headers(files)
+  check_tensors(folder, family, config, tensors)
 
   opened = functools.cache(_open)  # a file's list of tensors is read once, not for each of them
 
@@ -38,31 +64,57 @@ def open_folder(folder: str | os.PathLike[str]) -> Published:
     part: np.ndarray = opened(files[name]).get_slice(name)[index]
     return part
 
-  return Published(folder, family, config, read)
+  return Published(folder, family, config, raw, read, tensors)
 
 
 def write_folder(folder: str | os.PathLike[str], family: Family, config: ModelConfig, params: Any, extra: Mapping[str, Any]) -> None:
   """Writes config.json (`extra` over what the shape says) and safetensors, in files of at most 5 GB, in the parameters' own types."""
-  folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  parts: list[dict[str, Any]] = [{}]  # of each file: what it holds by name, still where the parameters lie
-  sizes = [0]
+  tensors = {}
   for name, tensor, layer in tensor_names(family, config):
     leaf = parameter_at(params, tensor.path)
-    size = leaf.nbytes if layer is None else leaf.nbytes // config.num_layers
-    if parts[-1] and sizes[-1] + size > _SHARD_BYTES:
+    read = functools.partial(_to_published, leaf, tensor, layer)
+    tensors[name] = Unwritten(published_shape(leaf.shape, tensor, layer), np.dtype(leaf.dtype), read)
+  write_tensors(folder, tensors)
+  write_json(pathlib.Path(folder) / "config.json", config_json(family, config) | dict(extra))
+
+
+def write_tensors(
+  folder: str | os.PathLike[str], tensors: Mapping[str, Unwritten], written: Callable[[int], object] = lambda amount: None
+) -> None:
+  """Writes safetensors, in files of at most 5 GB, one tensor after the other; `written` hears how many bytes each had."""
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  parts: list[dict[str, Unwritten]] = [{}]  # what each file will hold
+  for name, tensor in tensors.items():
+    if parts[-1] and sum(other.nbytes for other in parts[-1].values()) + tensor.nbytes > _SHARD_BYTES:
       parts.append({})
-      sizes.append(0)
-    parts[-1][name], sizes[-1] = (leaf, tensor, layer), sizes[-1] + size
-  names = [_SINGLE] if len(parts) == 1 else [f"model-{number:05d}.safetensors" for number in range(1, len(parts) + 1)]
-  for file, part in zip(names, parts, strict=True):
-    with replacing(folder / file) as partial:
-      save_file({name: _to_published(*of) for name, of in part.items()}, partial, metadata={"format": "pt"})
+    parts[-1][name] = tensor
+  files = [_SINGLE] if len(parts) == 1 else [f"model-{number:05d}.safetensors" for number in range(1, len(parts) + 1)]
+  for file, part in zip(files, parts, strict=True):
+    _write_file(folder / file, part, written)
   if len(parts) > 1:
-    places = {name: file for file, part in zip(names, parts, strict=True) for name in part}
-    write_json(folder / _INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": places})
-  head = {"architectures": [family.architecture], "model_type": family.model_type}
-  write_json(folder / "config.json", head | family.write(config) | dict(extra))
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    places = {name: file for file, part in zip(files, parts, strict=True) for name in part}
+    write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def _write_file(path: pathlib.Path, tensors: Mapping[str, Unwritten], written: Callable[[int], object]) -> None:
+  """A safetensors file: the length of its header, the header in JSON, the tensors. The library's writer wants them all in memory."""
+  kinds = {dtype: kind for kind, dtype in DTYPES.items()}
+  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+  end = 0
+  for name, tensor in tensors.items():
+    start, end = end, end + tensor.nbytes
+    header[name] = {"dtype": kinds[tensor.dtype.name], "shape": list(tensor.shape), "data_offsets": [start, end]}
+  head = json.dumps(header).encode()
+  head += b" " * (-len(head) % 8)  # so that tensors begin at whole words
+  with replacing(path) as partial, open(partial, "wb") as file:
+    file.write(struct.pack("<Q", len(head)) + head)
+    for name, tensor in tensors.items():
+      array = tensor.read()
+      assert (array.shape, array.dtype) == (tensor.shape, tensor.dtype), name
+      file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+      written(tensor.nbytes)
 
 
 def parse_config(raw: Mapping[str, Any], path: pathlib.Path) -> tuple[Family, ModelConfig]:
@@ -101,9 +153,9 @@ def _find_tensors(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   return {name: folder / file for name, file in places.items()}
 
 
-def _read_shapes(files: Mapping[str, pathlib.Path]) -> dict[str, Shape]:
-  """Name -> shape of the tensors, of which nothing else is read; raises PublishedError for a type that is not."""
-  shapes = {}
+def _read_headers(files: Mapping[str, pathlib.Path]) -> dict[str, jax.ShapeDtypeStruct]:
+  """Name -> shape and type of the tensors, of which nothing else is read; raises PublishedError for a type that is not."""
+  found = {}
   for path in sorted(set(files.values())):
     with _open(path) as file:
       held = set(file.keys())
@@ -111,10 +163,10 @@ def _read_shapes(files: Mapping[str, pathlib.Path]) -> dict[str, Shape]:
         if name not in held:
           raise PublishedError(f"{path}: {name} is not in it, and the index says so; fetch that file again")
         part = file.get_slice(name)
-        if (kind := part.get_dtype()) not in _DTYPES:
-          raise PublishedError(f"{path}: {name} is held as {kind}, which is not read; give a model in {', '.join(_DTYPES)}")
-        shapes[name] = tuple(part.get_shape())
-  return shapes
+        if (kind := part.get_dtype()) not in DTYPES:
+          raise PublishedError(f"{path}: {name} is held as {kind}, which is not read; give a model in {', '.join(DTYPES)}")
+        found[name] = jax.ShapeDtypeStruct(tuple(part.get_shape()), np.dtype(DTYPES[kind]))
+  return found
 
 
 def _open(path: pathlib.Path) -> Any:
@@ -127,9 +179,7 @@ def _open(path: pathlib.Path) -> Any:
 def _to_published(leaf: Any, tensor: Tensor, layer: int | None) -> np.ndarray:
   """A parameter, or one layer of it, as it is published."""
   array = np.asarray(leaf if layer is None else leaf[layer])
-  if not tensor.inputs:
-    return np.ascontiguousarray(array)
-  return np.ascontiguousarray(array.reshape(int(np.prod(array.shape[: tensor.inputs])), -1).T)
+  return array.reshape(int(np.prod(array.shape[: tensor.inputs])), -1).T if tensor.inputs else array
 
 
 def _read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:

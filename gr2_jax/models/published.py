@@ -28,12 +28,21 @@ class PublishedError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-  """A checked model at `path`: its family and shape; `read(name, index)` gives a part of a tensor as it is published."""
+  """A checked model at `path`: its family and shape, and all that its config.json says, or would say; `read(name, index)` gives a part of
+  one of its `tensors` as it is published.
+  """
 
   path: pathlib.Path
   family: Family
   config: ModelConfig
+  raw: Mapping[str, Any]
   read: Callable[[str, tuple[slice, ...]], np.ndarray]
+  tensors: Mapping[str, jax.ShapeDtypeStruct]
+
+
+def config_json(family: Family, config: ModelConfig) -> dict[str, Any]:
+  """What config.json says of a model's shape."""
+  return {"architectures": [family.architecture], "model_type": family.model_type} | family.write(config)
 
 
 def tensor_names(family: Family, config: ModelConfig) -> Iterator[tuple[str, Tensor, int | None]]:
@@ -47,18 +56,19 @@ def tensor_names(family: Family, config: ModelConfig) -> Iterator[tuple[str, Ten
       yield f"model.layers.{layer}.{name}", Tensor(("layers", *tensor.path), tensor.inputs), layer
 
 
-def check_tensors(path: pathlib.Path, family: Family, config: ModelConfig, shapes: Mapping[str, Shape]) -> None:
+def check_tensors(path: pathlib.Path, family: Family, config: ModelConfig, tensors: Mapping[str, jax.ShapeDtypeStruct]) -> None:
   """Raises PublishedError unless the tensors of a file or folder are those of the model, one for one and each of its shape."""
   expected = {name: (tensor, layer) for name, tensor, layer in tensor_names(family, config)}
-  missing, more = sorted(expected.keys() - shapes.keys()), sorted(shapes.keys() - expected.keys())
+  missing, more = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
   if missing:
     raise PublishedError(f"{path}: {len(missing)} tensors are missing, the first {missing[0]}; fetch the model again")
   if more:
     raise PublishedError(f"{path}: {len(more)} tensors belong to no parameter, the first {more[0]}; it is another model than it says")
   abstract = nn.unbox(abstract_boxed(Decoder(config)))
   for name, (tensor, layer) in expected.items():
-    if shapes[name] != (wanted := _published_shape(parameter_at(abstract, tensor.path).shape, tensor, layer)):
-      raise PublishedError(f"{path}: {name} has the shape {shapes[name]}, its config makes it {wanted}; they are of different models")
+    found, wanted = tensors[name].shape, published_shape(parameter_at(abstract, tensor.path).shape, tensor, layer)
+    if found != wanted:
+      raise PublishedError(f"{path}: {name} has the shape {found}, its config makes it {wanted}; they are of different models")
 
 
 def load_published(published: Published, config: ModelConfig, mesh: Mesh) -> Any:
@@ -133,7 +143,8 @@ def parameter_at(tree: Any, path: Sequence[str]) -> Any:
   return tree
 
 
-def _published_shape(shape: Sequence[int], tensor: Tensor, layer: int | None) -> tuple[int, ...]:
+def published_shape(shape: Sequence[int], tensor: Tensor, layer: int | None) -> tuple[int, ...]:
+  """The shape in which a parameter `shape` (of all layers, or of none) is published."""
   own = tuple(shape) if layer is None else tuple(shape)[1:]
   if not tensor.inputs:
     return own
