@@ -53,12 +53,13 @@ def make_published(config, name, small):
 def _make_small(config):
   """Two CPU cores: short prompts, rankings at once, and a training on 1,500 slates."""
   config.model.update({"dtype": "float32", "remat": False})
-  config.prompt.update({"instructions": "short", "item_fields": ("title",), "history_fields": ("title",), "max_history": 4, "direct": True})
+  config.prompt.update({"instructions": "short", "item_fields": ("title",), "facts": _FACTS[:2], "max_history": 3, "direct": True})
   config.prompt.max_prompt_tokens = 1024
   config.midtrain.update({"steps": 0, "eval_users": 20})
+  config.midtrain.optimizer.warmup_steps = 0
   config.traces.update({"source": "scripted", "max_slates": 1500})
   config.evidence.tree.enabled = False
-  config.sft.update({"steps": 190, "batch_size": 8, "row_length": 1280, "save_every": 10, "log_every": 5})
+  config.sft.update({"steps": 350, "batch_size": 2, "row_length": 1152, "save_every": 25, "log_every": 5})
   config.rl.update({"steps": 10, "prompts": 8, "group": 4})
   config.evaluation.update({"max_slates": 500, "shuffles": 0, "batch_size": 8})
 

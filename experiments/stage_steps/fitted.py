@@ -16,12 +16,12 @@ from experiments.stages.midtrain import MidtrainOptions
 from experiments.stages.slates import SlatesOptions
 from experiments.stages.tokenize import TokenizeOptions
 from gr2_jax.models import ctr, sasrec
-from gr2_jax.models.config import preset
 from gr2_jax.models.ctr import CtrConfig
 from gr2_jax.models.packed_items import ItemRows, ItemTable
 from gr2_jax.models.sasrec import SasrecConfig
 from gr2_jax.models.transformer import Decoder, abstract_boxed
 from gr2_jax.runs.packed_midtraining import HISTORIES_AT_ONCE, make_packed_items
+from gr2_jax.runs.starts import model_config
 from gr2_jax.runs.training import TrainingOptions, count_held_out
 from gr2_jax.settings import read_record
 from gr2_jax.steps.lm import make_lm_loss
@@ -54,7 +54,7 @@ def midtrain(config: ConfigDict, sizes: Sizes) -> Iterator[StageStep]:
     return
   options: MidtrainOptions = read_record(MidtrainOptions, config, "midtrain")
   vocabulary = make_vocabulary(config, sizes)
-  decoder = Decoder(preset(config.model.preset, vocabulary.size))
+  decoder = Decoder(model_config(config, vocabulary))
   trainings: dict[str, tuple[TrainingOptions, int | None]] = {"update": (options.training, None)}
   if options.warmup_rows.enabled:
     trainings = {"warm-up of new rows": (options.warmup_rows.training, vocabulary.new_token_start)} | trainings

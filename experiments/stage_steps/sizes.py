@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 from sentencepiece import sentencepiece_model_pb2
 
 from gr2_jax.language.text_pieces import OwnPieces
 from gr2_jax.language.vocabulary import Vocabulary
+from gr2_jax.runs.starts import read_tokenizer
 
 _FIELD = 13  # tokens of an item's field in a history, as they are in configs/ablations/compressor.py
 
@@ -29,19 +31,24 @@ class Sizes:
 
 
 def make_vocabulary(config: ConfigDict, sizes: Sizes) -> Vocabulary:
-  """A vocabulary of placeholders in which every kind of token is as many as the config asks for, and so has the place that it will have."""
+  """A vocabulary in which every kind of token is as many as the config asks for, and so has the place that it will have: placeholders,
+  behind the tokens of a published model where the run begins with one.
+  """
+  words = config.prompt.facts if config.prompt.fact_form == "words" else ()
+  shape: dict[str, Any] = {
+    "num_levels": sizes.levels,
+    "codebook_size": sizes.codebook_size,
+    "num_candidates": config.tokenize.num_candidates,
+    "facts": words,
+    "fact_buckets": config.evidence.bins if words else 0,
+  }
+  published = read_tokenizer(config, **shape)
+  if published is not None:
+    return published
   model = sentencepiece_model_pb2.ModelProto()
   for number in range(config.tokenize.text_pieces):
     model.pieces.add(piece=f"piece{number}" if number else "<unk>", score=-float(number), type=1 if number else 2)
-  words = config.prompt.facts if config.prompt.fact_form == "words" else ()
-  return Vocabulary(
-    OwnPieces(model.SerializeToString()),
-    num_levels=sizes.levels,
-    codebook_size=sizes.codebook_size,
-    num_candidates=config.tokenize.num_candidates,
-    facts=words,
-    fact_buckets=config.evidence.bins if words else 0,
-  )
+  return Vocabulary(OwnPieces(model.SerializeToString()), **shape)
 
 
 def item_length(config: ConfigDict, sizes: Sizes) -> int:

@@ -17,7 +17,6 @@ from experiments.stages.rl import RlStageOptions
 from experiments.stages.sft import SftOptions
 from gr2_jax.language.answers import direct_answer_length
 from gr2_jax.language.prompts import PromptStyle
-from gr2_jax.models.config import preset
 from gr2_jax.models.pruning import prune_decoder
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rl.draw import Asked
@@ -25,6 +24,7 @@ from gr2_jax.rl.options import CollectOptions, RlOptions, RolloutOptions, read_r
 from gr2_jax.rl.step import make_roll_out
 from gr2_jax.rollout.scoring import answer_opening
 from gr2_jax.rollout.slate_constraint import SlateConstraint
+from gr2_jax.runs.starts import model_config
 from gr2_jax.runs.training import TrainingOptions
 from gr2_jax.settings import read_record
 from gr2_jax.steps.batch import GroupBatch
@@ -43,7 +43,7 @@ class WrittenSteps:
     self.config, self.sizes = config, sizes
     self.vocabulary, self.style = make_vocabulary(config, sizes), PromptStyle(**config.prompt)
     self.direct_style = dataclasses.replace(self.style, direct=True)
-    self.decoder = Decoder(preset(config.model.preset, self.vocabulary.size))
+    self.decoder = Decoder(model_config(config, self.vocabulary))
 
   def sft(self) -> Iterator[StageStep]:
     """On traces in packed rows, and once more without their reasoning."""

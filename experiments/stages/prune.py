@@ -14,7 +14,6 @@ from experiments.scored import check_free_reasons, learn_from_teacher
 from gr2_jax.errors import ConfigError
 from gr2_jax.files import write_json
 from gr2_jax.language.prompts import PromptStyle, present
-from gr2_jax.models.config import preset
 from gr2_jax.models.pruning import block_influence, choose_layers, prune_decoder, prune_params, scored_block_influence
 from gr2_jax.objectives.distillation import DistillationConfig
 from gr2_jax.rewards.verifiable import RewardConfig
@@ -27,6 +26,7 @@ from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.policy_training import completion_batch, make_local_roll_out, make_stream, train_by_loss
 from gr2_jax.runs.scored import ScoredSlates, is_reasoned, open_scorer
 from gr2_jax.runs.stages import Init, Stage
+from gr2_jax.runs.starts import foreseen_model
 from gr2_jax.runs.teacher import ScoredTeacher
 from gr2_jax.runs.training import TrainingOptions
 from gr2_jax.settings import check_settings, setting, spread
@@ -163,8 +163,8 @@ def check(config: ConfigDict) -> None:
   check_training(config, "prune")
   if prune.steps:
     check_free_reasons(config, "prune")
-  if prune.layers > (depth := preset(config.model.preset, 128).num_layers):
-    raise ConfigError(f"--config.prune.layers: {prune.layers} of the {depth} layers of {config.model.preset} cannot be kept")
+  if prune.layers > (depth := foreseen_model(config).num_layers):
+    raise ConfigError(f"--config.prune.layers: {prune.layers} of the {depth} layers of the model cannot be kept")
   if prune.init == "direct" and not config.direct.enabled:
     raise ConfigError("--config.prune.init: there is no direct policy to prune; set --config.direct.enabled=True, or prune rl")
 

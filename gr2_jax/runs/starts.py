@@ -72,8 +72,13 @@ def _as_trained(config: ConfigDict, model: ModelConfig) -> ModelConfig:
 
 
 def read_tokenizer(config: ConfigDict, **shape: Any) -> Vocabulary | None:
-  """The tokens of the published model that a run begins with, then those of `shape` (see Vocabulary); None where there is none."""
+  """The tokens that come with what a run begins at: a published model's, then those of `shape` (see Vocabulary), or another run's.
+
+  None where a run has its own.
+  """
   init = read_init(config.model.init)
+  if init.kind == "run":
+    return Vocabulary.load(init.path / "tokenize" / "vocabulary")
   return Vocabulary(read_pieces(init.path), **shape) if init.kind == "hf" else None
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 import tracemalloc
+import types
 
 import jax
 import jax.numpy as jnp
@@ -216,7 +217,7 @@ def test_a_full_disk_is_told_before_and_leaves_nothing_after(tmp_path, capsys, m
   def fill(*_):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(hf_folders.struct, "pack", fill)
+  monkeypatch.setattr(hf_folders, "struct", types.SimpleNamespace(pack=fill))
   assert convert(str(tmp_path / "model"), str(tmp_path / "to"), None) == 1
   assert "No space left on device; free some space" in capsys.readouterr().err
   assert [path.name for path in tmp_path.iterdir()] == ["model"]
