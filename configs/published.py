@@ -32,6 +32,7 @@ def make_published(config, name, small):
       "hints": (),
       "facts": _FACTS,
       "fact_form": "sentences",
+      "max_words": 24,
       "max_history": 10,
       "max_prompt_tokens": 1536,
     }
@@ -53,7 +54,8 @@ def make_published(config, name, small):
 def _make_small(config):
   """Two CPU cores: short prompts, rankings at once, and a training on 1,500 slates."""
   config.model.update({"dtype": "float32", "remat": False})
-  config.prompt.update({"instructions": "short", "item_fields": ("title",), "facts": _FACTS[:2], "max_history": 3, "direct": True})
+  config.prompt.update({"instructions": "short", "item_fields": ("title",), "facts": _FACTS[:2], "max_words": 10, "max_history": 3})
+  config.prompt.direct = True
   config.prompt.max_prompt_tokens = 1024
   config.midtrain.update({"steps": 0, "eval_users": 20})
   config.midtrain.optimizer.warmup_steps = 0

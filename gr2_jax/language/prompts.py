@@ -6,7 +6,7 @@ Layout, history first: `<bos> <system> task <user> <history> item item ... <cand
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -52,6 +52,7 @@ class PromptStyle:
     ("category", "brand"), "what stands beside a candidate's semantic ID; category is the leaf, categories the path", choices=_FIELDS
   )
   history_fields: tuple[str, ...] = setting(("category", "brand"), "the same beside the semantic ID of a past item", choices=_FIELDS)
+  max_words: int | None = setting(None, "words of a title that prompts show; None: all", unit="words", low=1)
   sid_markers: bool = setting(False, "whether `<sid>` and `</sid>` stand around semantic IDs")
   hints: tuple[str, ...] = setting(
     (),
@@ -125,7 +126,7 @@ class PromptContext:
     self.catalogue, self.codes, self.vocabulary = catalogue, codes, vocabulary
     self.transitions, self.priming, self.facts = transitions, priming, facts
     self._text: dict[str, list[int]] = {}
-    self._items: dict[tuple[int, tuple[str, ...], str, bool], list[int]] = {}
+    self._items: dict[tuple[Any, ...], list[int]] = {}
 
   def text(self, text: str) -> list[int]:
     """Tokens of a short text that comes back often: a name, a fixed sentence, a hint."""
@@ -141,10 +142,10 @@ class PromptContext:
 
   def item_tokens(self, row: int, fields: tuple[str, ...], style: PromptStyle) -> list[int]:
     """Tokens of an item as prompts show it: its codes, then those `fields` that it has."""
-    key = (row, fields, style.instructions, style.sid_markers)
+    key = (row, fields, style.instructions, style.sid_markers, style.max_words)
     tokens = self._items.get(key)
     if tokens is None:
-      texts = [text for field in fields if (text := _field_text(self.catalogue.items[row], field))]
+      texts = [text for field in fields if (text := _field_text(self.catalogue.items[row], field, style.max_words))]
       tokens = self.sid_tokens(row, style.sid_markers)
       if style.instructions == "full":
         tokens = tokens + self.vocabulary.encode(" | ".join(texts))
@@ -179,8 +180,10 @@ class PromptContext:
     return [[write(*of) for of in zip(style.facts, *row, strict=True)] for row in rows]
 
 
-def _field_text(item: schema.Item, field: str) -> str:
+def _field_text(item: schema.Item, field: str, max_words: int | None) -> str:
   match field:
+    case "title" if max_words is not None:
+      return " ".join(item.title.split()[:max_words])
     case "category":
       return item.leaf
     case "categories":

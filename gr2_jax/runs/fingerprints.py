@@ -22,6 +22,7 @@ ADDED: Mapping[str, Any] = {
   "slates.sasrec": to_section(SasrecConfig()),
   "prompt.facts": [],
   "prompt.fact_form": "words",
+  "prompt.max_words": None,
   "traces.source": "scripted",
   "opd.rankings": 8,
   "rl.anchor": 0.0,

@@ -209,3 +209,13 @@ def test_codes_of_another_catalogue_or_codebook_are_refused(catalogue, vocab, co
     prompts.PromptContext(catalogue, context.codes + 1, vocab)
   with pytest.raises(schema.DataError, match="transitions"):
     prompts.render_prompt(slate, range(4), prompts.PromptContext(catalogue, context.codes, vocab), PromptStyle(hints=("bought_after",)))
+
+
+def test_titles_are_cut_after_so_many_words(catalogue, vocab):
+  context = prompts.PromptContext(catalogue, np.zeros((len(catalogue), vocab.num_levels), int), vocab)
+  words = catalogue.items[0].title.split()
+  assert len(words) > 2
+  whole = context.item_tokens(0, ("title",), PromptStyle())
+  cut = context.item_tokens(0, ("title",), PromptStyle(max_words=2))
+  assert cut == whole[: vocab.num_levels] + vocab.encode(" ".join(words[:2]))
+  assert context.item_tokens(0, ("title",), PromptStyle(max_words=99)) == whole
