@@ -40,7 +40,7 @@ def open_sweep(path: Path | Sequence[Path], config: str) -> StudiedSweep:
   def run(workdir: str, command: Sequence[str]) -> int:
     return variants.execute(_tiny(config), workdir, [*command, "--seeds=0"], seeds=["0"])
 
-  paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+  paths: Sequence[Path] = [path] if isinstance(path, str | os.PathLike) else list(path)
   folder = pathlib.Path(paths[0]) if len(paths) == 1 else None
   if folder is not None and not str(folder).endswith(SUFFIX):
     sent = [] if (folder / "sweep.json").exists() else sorted(folder.glob(f"*{SUFFIX}"))

@@ -108,5 +108,5 @@ def _soft_tokens(steps: WrittenSteps, options: CompressOptions) -> Iterator[Stag
   encode = lambda params, table, *of: encode_items(encoder, params, table, *of)
   parts = integers(ENCODED, text), integers(ENCODED, text), integers(ENCODED, steps.sizes.levels)
   table = Argument("whole", shape(steps.vocabulary.size, features))
-  arguments = (Argument("whole", state.shapes.params), table, *(Argument("whole", of) for of in parts))
-  yield StageStep("compress", "soft tokens: of all items", encode, arguments, -(-steps.sizes.items // ENCODED), positions=ENCODED * text)
+  read = (Argument("whole", state.shapes.params), table, *(Argument("whole", of) for of in parts))
+  yield StageStep("compress", "soft tokens: of all items", encode, read, -(-steps.sizes.items // ENCODED), positions=ENCODED * text)

@@ -9,7 +9,7 @@ from experiments.checks import check_records, check_training
 from experiments.scored import check_free_reasons, check_reward, learn_from_teacher
 from gr2_jax.errors import ConfigError
 from gr2_jax.objectives.distillation import DistillationConfig
-from gr2_jax.rl.options import PRESENTATIONS, CollectOptions, RewardOptions, read_rollout_options
+from gr2_jax.rl.options import PRESENTATIONS, CollectOptions, DecodeOptions, RewardOptions, read_rollout_options
 from gr2_jax.rl.step import make_collector
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
@@ -42,14 +42,7 @@ class OpdStageOptions:
   prompts: int = setting(16, "slates of a batch, over all processes", unit="slates", low=1)
   group: int = setting(8, "answers to a prompt, whose rewards are compared with each other", unit="answers", low=1)
   rankings: int = setting(8, "rankings drawn after each reasoning where answers are scored; their mean reward is the reasoning's", low=1)
-  decode_prompts: int | None = setting(None, "prompts decoded at a time, to save memory; None: all", unit="slates", low=1)
-  decode_rows: int | None = setting(
-    None,
-    "rows in which a prompt's answers are decoded; with fewer than `group`, answers that have ended make room for others; None: a row each",
-    unit="rows",
-    low=1,
-  )
-  overlong_zone: int = setting(8, "last tokens before the limit, in which an answer loses reward the longer it is", unit="tokens", low=0)
+  decode: DecodeOptions = spread(DecodeOptions())
   microbatches: int = setting(1, "parts of a gradient step, to save memory", low=1)
   temperature: float = setting(1.0, "temperature at which answers are drawn, and both models compared", above=0)
   distillation: DistillationConfig = setting(DistillationConfig(), "the reverse KL from the student to the teacher")
@@ -74,7 +67,7 @@ class OpdStageOptions:
 
   def collect(self, max_new_tokens: int) -> CollectOptions:
     """No group is left out, whatever its rewards, since the teacher has something to say to every rollout: hard prompts count as well."""
-    return CollectOptions(read_rollout_options(self, max_new_tokens), overlong_zone=self.overlong_zone, dynamic_sampling=False)
+    return CollectOptions(read_rollout_options(self, max_new_tokens), overlong_zone=self.decode.overlong_zone, dynamic_sampling=False)
 
 
 def run(stage: StageContext) -> None:

@@ -12,6 +12,7 @@ from markdown_it.token import Token
 from markdown_it.utils import OptionsDict
 
 _BREAK = "<br>"
+_JOINED = re.compile(r"(?<=\d) (?=%)|(?<=\d,) (?=-?[\d.]+\])")  # within `+5.5 %` and `[0.6, 10.7]`, where no line should end
 _STYLE = """
 :root { color-scheme: light dark; --text: #1b1b1b; --soft: #5c5c5c; --line: #d9d9d9; --back: #ffffff; --band: #f5f6f7; --accent: #0060a0; }
 @media (prefers-color-scheme: dark) {
@@ -25,15 +26,16 @@ h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); font-size: 1.25re
 h3 { margin-top: 2rem; font-size: 1.05rem; }
 h1 + p { border-left: 4px solid var(--accent); padding: .5rem .75rem; background: var(--band); font-size: 1.1rem; }
 p, li { max-width: 46rem; }
+p:has(> img) { max-width: none; }
 nav { margin: 1rem 0; color: var(--soft); font-size: .9rem; }
 nav a { margin-right: .9rem; white-space: nowrap; }
 a { color: var(--accent); }
 .table { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; white-space: nowrap; }
-th { border-bottom: 2px solid var(--line); }
+th { border-bottom: 2px solid var(--line); vertical-align: bottom; white-space: normal; }
 tbody tr:nth-child(even) { background: var(--band); }
-td:first-child { position: sticky; left: 0; background: var(--back); white-space: normal; min-width: 8rem; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--back); white-space: normal; min-width: 8rem; }
 tbody tr:nth-child(even) td:first-child { background: var(--band); }
 img { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px; }
 code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .875rem; }
@@ -45,9 +47,9 @@ pre { overflow-x: auto; padding: .75rem; background: var(--band); }
   .table { overflow: visible; }
   table { font-size: 8pt; }
   th, td { white-space: normal; padding: .15rem .3rem; }
-  td:first-child { position: static; }
+  th:first-child, td:first-child { position: static; }
   pre { white-space: pre-wrap; }
-  h2, h3 { break-after: avoid; }
+  h2, h3, p:has(+ p > img) { break-after: avoid; }
   tr, img { break-inside: avoid; }
 }
 """.strip()
@@ -57,6 +59,9 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 class _Renderer(RendererHTML):
   """HTML of tokens, with tables that scroll by themselves, pictures inside, and no HTML of the text's own but line breaks."""
+
+  def text(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: Any) -> str:
+    return _JOINED.sub("\u00a0", super().text(tokens, idx, options, env))
 
   def html_inline(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: Any) -> str:
     content = tokens[idx].content

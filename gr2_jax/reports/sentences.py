@@ -32,7 +32,7 @@ def compare_sentence(one: str, other: str, paired: Mapping[str, Mapping[str, Any
   if not found:
     return f"{one} and {other} were not compared in pairs."
   parts: list[str] = []
-  for sign, verb in ((1, "above"), (-1, "below"), (0, "not told apart from")):
+  for sign, verb in ((1, "above"), (-1, "behind"), (0, "not told apart from")):
     of = {metric: pair for metric, pair in found.items() if _sign(pair) == sign}
     if not of:
       continue
@@ -114,9 +114,9 @@ def comparison_sentences(sweep: Mapping[str, Any]) -> list[str]:
 
 
 def _extremes(pairs: Mapping[str, Mapping[str, Any]]) -> str:
-  """`above in 3 of 5, most by +.042 [..] (NAME); below in 1, most by -.010 [..] (NAME); not told apart in 1`."""
+  """`above in 3 of 5, most by +.042 [..] (NAME); behind in 1, most by -.010 [..] (NAME); not told apart in 1`."""
   parts = []
-  for sign, verb in ((1, "above"), (-1, "below")):
+  for sign, verb in ((1, "above"), (-1, "behind")):
     of = {name: pair for name, pair in pairs.items() if _sign(pair) == sign}
     if of:
       name = max(of, key=lambda name: abs(of[name]["delta"]))
@@ -154,7 +154,7 @@ def compression_sentence(sweep: Mapping[str, Any], metric: str = "ndcg@3") -> st
   name = max(kept, key=lambda name: kept[name][0])
   gone, paired = kept[name]
   return (
-    f"Of {len(found)} kinds of compressed histories {len(kept)} are not told to be below full ones in {metric_title(metric)}; of these "
+    f"Of {len(found)} kinds of compressed histories {len(kept)} are not told to be behind full ones in {metric_title(metric)}; of these "
     f"{name} leaves out most, {100 * gone:.0f} % of the prompt's tokens, at {format_difference(paired)}."
   )
 

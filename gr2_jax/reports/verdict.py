@@ -25,7 +25,7 @@ def main_line(results: Mapping[str, Any]) -> str:
 def verdict(results: Mapping[str, Any]) -> str:
   """`The RL policy is above the upstream order; level with LambdaMART. It is above the SFT policy that it started from.`, of results.json.
 
-  Told of the line that validation slates chose, against the upstream order, both trees, and the mid-trained model where that is not below
+  Told of the line that validation slates chose, against the upstream order, both trees, and the mid-trained model where that is not behind
   it; then what RL adds to its start and to its control. R@1 and N@3 decide; where they differ, each is told. Of what was not compared
   nothing is said.
   """

@@ -106,13 +106,9 @@ class RewardOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class GroupOptions:
-  """Learning from groups as it stands in a config; `to_rl` gives the records that the library reads, and raises what they raise."""
+class DecodeOptions:
+  """How a policy's own answers are decoded and cut off, as it stands in a config."""
 
-  prompts: int = setting(16, "slates of a batch, over all processes", unit="slates", low=1)
-  group: int = setting(8, "answers to a prompt, each judged by the others", unit="answers", low=2)
-  temperature: float = setting(1.0, "temperature at which answers are drawn", above=0)
-  presentation: str = setting("shuffled", "the order in which candidates are shown", choices=PRESENTATIONS)
   decode_prompts: int | None = setting(None, "prompts decoded at a time, to save memory; None: all", unit="slates", low=1)
   decode_rows: int | None = setting(
     None,
@@ -121,6 +117,20 @@ class GroupOptions:
     low=1,
   )
   overlong_zone: int = setting(8, "last tokens before the limit, in which an answer loses reward the longer it is", unit="tokens", low=0)
+
+  def __post_init__(self) -> None:
+    check_settings(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupOptions:
+  """Learning from groups as it stands in a config; `to_rl` gives the records that the library reads, and raises what they raise."""
+
+  prompts: int = setting(16, "slates of a batch, over all processes", unit="slates", low=1)
+  group: int = setting(8, "answers to a prompt, each judged by the others", unit="answers", low=2)
+  temperature: float = setting(1.0, "temperature at which answers are drawn", above=0)
+  presentation: str = setting("shuffled", "the order in which candidates are shown", choices=PRESENTATIONS)
+  decode: DecodeOptions = spread(DecodeOptions())
   dynamic_sampling: bool = setting(
     True, "whether groups without a signal (all rewards equal) are left out and replaced; without it one round is played, and all count"
   )
@@ -145,7 +155,7 @@ class GroupOptions:
     """The records, with the run's limit of an answer; raises ValueError for values that do not go together, ConfigError for `reward.fn`."""
     rollout = read_rollout_options(self, max_new_tokens)
     return RlOptions(
-      collect=CollectOptions(rollout, self.overlong_zone, self.dynamic_sampling, self.max_rounds, self.min_filled),
+      collect=CollectOptions(rollout, self.decode.overlong_zone, self.dynamic_sampling, self.max_rounds, self.min_filled),
       reward=self.reward.load(),
       update=UpdateConfig(self.loss, rollout.temperature, self.minibatches, self.microbatches, self.packed_rows),
     )
@@ -153,5 +163,6 @@ class GroupOptions:
 
 def read_rollout_options(options: Any, max_new_tokens: int, **changes: Any) -> RolloutOptions:
   """How a policy is asked, of a record that has its settings among others; `max_new_tokens` is the limit of all answers of a run."""
-  names = {field.name for field in dataclasses.fields(RolloutOptions)} & {field.name for field in dataclasses.fields(options)}
-  return RolloutOptions(**{name: getattr(options, name) for name in names} | {"max_new_tokens": max_new_tokens} | changes)
+  given = {**vars(options), **vars(getattr(options, "decode", DecodeOptions()))}
+  names = {field.name for field in dataclasses.fields(RolloutOptions)} & given.keys()
+  return RolloutOptions(**{name: given[name] for name in names} | {"max_new_tokens": max_new_tokens} | changes)

@@ -14,6 +14,7 @@ from experiments.flags import load_module
 from experiments.pipeline import choose_stages
 from experiments.stages import load_stages
 from gr2_jax.errors import ConfigError
+from gr2_jax.reports.sweeps import load_sweep
 from gr2_jax.runs.run import Run
 from gr2_jax.runs.stages import Stage
 
@@ -226,3 +227,16 @@ def test_the_tiny_ablation_ends_in_one_table(tiny_run, in_process, tmp_path, cap
     assert sweep.execute(f"{ABLATION}:tiny", str(tmp_path), command, only=variants, seeds=["0"]) == 0
     assert "2 of 2 runs done before, skipped" in capsys.readouterr().out
     assert {path: content for path, content in hash_files(second).items() if path.name != "command.txt"} == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", sorted(path.stem for path in (ROOT / "configs" / "ablations").glob("*.py")))
+def test_every_tiny_ablation_runs_through_to_its_page(study, tiny_sweep):
+  """With one seed; the notebooks that read these sweeps are in tests/notebooks."""
+  folder, ablation = tiny_sweep(study), load_module(str(ROOT / "configs" / "ablations" / f"{study}.py"))
+  table, page = load_sweep(folder), (folder / "sweep.md").read_text(encoding="utf-8")
+  assert {variant: of["seeds"] for variant, of in table["variants"].items()} == {variant: [0] for variant in ablation.VARIANTS}
+  asked = getattr(ablation, "COMPARISONS", {})
+  compared = {title: [(line["order"], line["base"]) for line in lines] for title, lines in table["comparisons"].items()}
+  assert compared == {title: list(pairs) for title, pairs in asked.items()}
+  assert all(f"## {title}\n" in page for title in ("Ranking", *asked, "Copying", "Plots"))

@@ -65,6 +65,11 @@ def test_tables_keep_their_lines_and_scroll_by_themselves():
   assert "a|b" in found.text and found.all("div")[0]["class"] == "table"
 
 
+def test_no_line_ends_within_a_difference():
+  page, _ = read("R@1 +5.5 % [-0.6, 10.7], N@3 -8 % [5.0, .1], [a, b] and 95 of it")
+  assert "R@1 +5.5\u00a0% [-0.6,\u00a010.7], N@3 -8\u00a0% [5.0,\u00a0.1], [a, b] and 95 of it" in page
+
+
 def test_what_the_text_holds_is_shown_as_text():
   escaped = escape_markdown(HOSTILE)
   for markdown in (f"# {escaped}\n\n- {escaped}\n", markdown_table(["title"], [[escaped]])):

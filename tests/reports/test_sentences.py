@@ -43,7 +43,7 @@ def test_two_orders_are_compared_metric_by_metric():
   said = compare_sentence("X", "Y", {"recall@1": ABOVE, "ndcg@3": ABOVE})
   assert said == "X is above Y by +.042 [.027, .057] R@1 and +.042 [.027, .057] N@3."
   said = compare_sentence("X", "Y", {"recall@1": LEVEL, "ndcg@3": BELOW})
-  assert said == "X is below Y by -.010 [-.020, -.001] N@3, and not told apart from it in R@1 (+.001 [-.003, .005])."
+  assert said == "X is behind Y by -.010 [-.020, -.001] N@3, and not told apart from it in R@1 (+.001 [-.003, .005])."
   assert compare_sentence("X", "Y", {}) == "X and Y were not compared in pairs."
 
 
@@ -76,7 +76,7 @@ def test_a_comparison_is_told_by_how_many_pairs_and_the_largest_of_them():
     "shown": {"RL against SFT": ["ndcg"]},
   }
   assert comparison_sentences(sweep) == [
-    "RL against SFT, ndcg: above in 2 of 4, most by +.100 [.050, .150] (b: policy – b: sft); below in 1 of 4, by -.010 [-.020, -.001] "
+    "RL against SFT, ndcg: above in 2 of 4, most by +.100 [.050, .150] (b: policy – b: sft); behind in 1 of 4, by -.010 [-.020, -.001] "
     "(c: policy – c: sft); not told apart in 1 of 4."
   ]
 
@@ -88,7 +88,7 @@ def variant(lift, copies):
 def test_variants_are_ranked_by_their_lift_and_by_what_they_copy():
   sweep = {"variants": {"naive": variant(LEVEL, 0.34), "shuffled": variant(ABOVE, 0.01), "never_run": variant(BELOW, None)}}
   assert ranking_sentence(sweep) == (
-    "RL policies against the upstream order, R@1: above in 1 of 3, by +.042 [.027, .057] (shuffled); below in 1 of 3, by -.010 "
+    "RL policies against the upstream order, R@1: above in 1 of 3, by +.042 [.027, .057] (shuffled); behind in 1 of 3, by -.010 "
     "[-.020, -.001] (never run); not told apart in 1 of 3."
   )
   assert "naive copies its input order most often, in 34 % of the valid answers, and shuffled least, in 1 %." in copying_sentence(sweep)
@@ -112,7 +112,7 @@ def test_the_shortest_history_that_is_not_told_to_be_worse_is_named():
 
   sweep = {"variants": {"budget_12": compressed(LEVEL, BELOW, 20), "budget_48": compressed(LEVEL, LEVEL, 60), "none": {"compressed": {}}}}
   said = compression_sentence(sweep)
-  assert said.startswith("Of 4 kinds of compressed histories 3 are not told to be below full ones in N@3")
+  assert said.startswith("Of 4 kinds of compressed histories 3 are not told to be behind full ones in N@3")
   assert said.endswith("rules in budget 12 leaves out most, 80 % of the prompt's tokens, at +.001 [-.003, .005].")
   assert compression_sentence({"variants": {"a": compressed(BELOW, BELOW, 20)}}) == "Every compressed history costs N@3."
 
