@@ -8,6 +8,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from gr2_jax.models.adapters import Lora, init_adapters
 from gr2_jax.models.transformer import Model, abstract_boxed, init_boxed
 from gr2_jax.training.checkpoints import Checkpointer, CheckpointError
 from gr2_jax.training.mesh import init_sharded, state_shardings
@@ -17,6 +18,18 @@ from gr2_jax.training.state import TrainState, init_state
 def start_fresh(model: Model, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh) -> tuple[TrainState, Any]:
   """(state with random parameters, its shardings)."""
   return init_sharded(lambda k: init_state(init_boxed(model, k), optimizer), key, mesh)
+
+
+def start_adapted(
+  model: Model, optimizer: optax.GradientTransformation, lora: Lora, base: Any, key: jax.Array, mesh: Mesh
+) -> tuple[TrainState, Any]:
+  """(state whose parameters are new adapters of `base`, its shardings); `base` lies on the mesh and stays as it is."""
+
+  def init(key: jax.Array, base: Any) -> TrainState:
+    return init_state(init_adapters(model, lora, base, key), optimizer)
+
+  shardings = state_shardings(jax.eval_shape(init, key, base), mesh)
+  return jax.jit(lambda *of: nn.unbox(init(*of)), out_shardings=shardings)(key, base), shardings
 
 
 def start_from(model: Model, optimizer: optax.GradientTransformation, checkpoints: Checkpointer, mesh: Mesh) -> tuple[TrainState, Any]:
