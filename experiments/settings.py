@@ -3,6 +3,7 @@
 import dataclasses
 
 from gr2_jax.language.prompts import PromptStyle
+from gr2_jax.models.adapters import LoraOptions
 from gr2_jax.models.config import PRESETS
 from gr2_jax.runs.scored import AnswerOptions
 from gr2_jax.settings import check_settings, setting
@@ -14,6 +15,7 @@ class ModelOptions:
   """The language model. Raises ValueError."""
 
   preset: str = setting("tiny", "the model's size, a name in gr2_jax/models/config.py", choices=PRESETS)
+  lora: LoraOptions = setting(LoraOptions(), "low-rank adapters, trained in place of all parameters")
 
   def __post_init__(self) -> None:
     check_settings(self)

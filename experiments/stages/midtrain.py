@@ -110,7 +110,7 @@ def _train_on_tokens(stage: StageContext) -> Any:
     new_rows_from = stage.vocabulary.new_token_start
     train_lm(stage, "midtrain.warmup_rows", batches(stage.seed + 1), parts, init=None, new_rows_from=new_rows_from, name="warmup_rows")
     init = stage.checkpoints("midtrain", "warmup_rows")
-  return train_lm(stage, stage.name, batches(stage.seed), parts, init=init)
+  return train_lm(stage, stage.name, batches(stage.seed), parts, init=init, adapt=False)
 
 
 def _evaluate(stage: StageContext, scores: Callable[[np.ndarray], np.ndarray], found: dict[str, Any], requests: Sequence[NextItem]) -> None:
@@ -164,12 +164,12 @@ def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
 
 
 def unused(config: ConfigDict) -> tuple[str, ...]:
-  """What is said of the other form, and of the warm-up of new rows where there is none."""
+  """What is said of the other form, of the warm-up of new rows where there is none, and of adapters, which stand on what was learnt."""
   midtrain = config.midtrain
   if midtrain.form == "packed":
-    return tuple(f"midtrain.{key}" for key in ("mixture", "corpus_epochs", "warmup_rows", "beams"))
+    return ("model.lora", *(f"midtrain.{key}" for key in ("mixture", "corpus_epochs", "warmup_rows", "beams")))
   others = () if midtrain.warmup_rows.enabled else tuple(f"midtrain.warmup_rows.{key}" for key in midtrain.warmup_rows if key != "enabled")
-  return ("midtrain.packed", *others)
+  return ("model.lora", "midtrain.packed", *others)
 
 
 STAGE = Stage(

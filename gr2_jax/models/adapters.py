@@ -9,7 +9,9 @@ for every caller that applies the model, without a copy of the base.
 """
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,12 +19,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gr2_jax.models.transformer import Model, abstract_boxed, init_boxed
+from gr2_jax.models.transformer import Model, abstract_boxed
 from gr2_jax.settings import check_settings, setting
 
 TARGETS = ("q", "k", "v", "out", "gate", "up", "down")
 _TABLES = {"embedding": "embedding_rows", "output": "output_rows"}
-ROWS = tuple(_TABLES.values())  # the names of what is trained of the token tables
+ROWS = tuple(_TABLES.values())  # what is trained of the token tables
 # join(base, adapters) -> parameters
 Join = Callable[[Any, Any], Any]
 
@@ -103,37 +105,33 @@ def abstract_adapters(model: Model, lora: Lora) -> Any:
   return _in_decoder(of_decoder, abstract_boxed(model))
 
 
-def init_adapters(model: Model, lora: Lora, base: Any, key: jax.Array) -> Any:
-  """What is trained before the first step, still with its logical axes: with it the model does exactly what the base does.
+def init_adapters(model: Model, lora: Lora, params: Any, key: jax.Array) -> Any:
+  """What is trained before the first step, still with its logical axes: with it the model does exactly what it does with `params`.
 
-  A is normal with a standard deviation of inputs^-1/2, B is 0, rows are those of the base's tables. What is trained whole beside a decoder
-  comes from the base where it is there, and is random otherwise. Call it under `jit`, lest parameters be drawn that nobody reads.
+  A is normal with a standard deviation of inputs^-1/2, B is 0; rows, and what is no decoder, are those of `params`.
   """
-  whole, decoder = init_boxed(model, key), base.get("decoder", base)
-  count = 0
+  decoder, abstract = params.get("decoder", params), abstract_adapters(model, lora)
+  keys = iter(jax.random.split(key, len(lora.targets)))
 
   def draw(path: Any, leaf: Any) -> Any:
-    nonlocal count
     names = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
     shape = leaf.value.shape if isinstance(leaf, nn.Partitioned) else leaf.shape
     if names[-1] == "lora_a":
-      count += 1
-      value = jax.random.normal(jax.random.fold_in(key, count), shape) * math.prod(shape[1:-1]) ** -0.5
+      value = jax.random.normal(next(keys), shape) * math.prod(shape[1:-1]) ** -0.5
     elif names[-1] == "lora_b":
       value = jnp.zeros(shape)
     elif names[-1] in ROWS:
-      table = next(table for table, rows in _TABLES.items() if rows == names[-1])
-      value = decoder[table][-shape[0] :].astype(jnp.float32)
+      value = decoder[names[-1].removesuffix("_rows")][-lora.rows :].astype(jnp.float32)
     else:
-      return _at(whole, names) if _at(base, names) is None else _rebox(leaf, _at(base, names))
-    return _rebox(leaf, value)
+      value = functools.reduce(operator.getitem, names, params)
+    return leaf.replace(value=value) if isinstance(leaf, nn.Partitioned) else value
 
-  return jax.tree_util.tree_map_with_path(draw, abstract_adapters(model, lora), is_leaf=_is_box)
+  return jax.tree_util.tree_map_with_path(draw, abstract, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
 
 
-def frozen_part(model: Model, params: Any) -> Any:
-  """Of parameters what no adapter's training changes: the decoder; the rest is trained whole."""
-  return {"decoder": params["decoder"]} if "decoder" in abstract_boxed(model) else params
+def frozen_part(params: Any) -> Any:
+  """Of a model's parameters those that stay while adapters are trained: the decoder's."""
+  return {"decoder": params["decoder"]} if "decoder" in params else params
 
 
 def merge(lora: Lora, base: Any, adapters: Any) -> Any:
@@ -173,18 +171,3 @@ def _beside(base: Any, adapters: Any) -> Any:
   if not (isinstance(base, Mapping) and isinstance(adapters, Mapping)):
     return adapters
   return {**base, **{name: _beside(base[name], of) if name in base else of for name, of in adapters.items()}}
-
-
-def _at(tree: Any, names: list[str]) -> Any:
-  """What lies at a path, None where nothing does."""
-  for name in names:
-    tree = tree.get(name) if isinstance(tree, Mapping) else None
-  return tree
-
-
-def _is_box(leaf: Any) -> bool:
-  return isinstance(leaf, nn.Partitioned)
-
-
-def _rebox(leaf: Any, value: jax.Array) -> Any:
-  return leaf.replace(value=value) if _is_box(leaf) else value

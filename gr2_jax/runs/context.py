@@ -20,7 +20,6 @@ from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.runs import load
 from gr2_jax.runs.run import Run
-from gr2_jax.steps.start import load_params
 from gr2_jax.teachers.sampling import Trace
 from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.interrupts import StopSignal
@@ -138,13 +137,13 @@ class StageContext:
     """Where an artifact of this stage lies."""
     return self.run.path(self.name, *names)
 
-  def checkpoints(self, stage: str, name: str = "checkpoints") -> Checkpointer:
-    """Those of a stage, or of the training `name` in it."""
-    return Checkpointer(self.run.path(stage, name))
+  def checkpoints(self, stage: str, name: str = "checkpoints", about: Mapping[str, Any] | None = None) -> Checkpointer:
+    """Those of a stage, or of the training `name` in it; `about`: see `Checkpointer`."""
+    return Checkpointer(self.run.path(stage, name), about=about)
 
   def load_params(self, stage: str, name: str = "checkpoints") -> Any:
     """Parameters at the end of a stage, or of the training `name` in it, on the mesh."""
-    return load_params(self.decoder, self.checkpoints(stage, name), self.mesh)
+    return load.load_trained(self.run, self.decoder, self.mesh, stage, name)
 
   def metric_writer(self, name: str) -> MetricWriter:
     """Writes `RUN/metrics/NAME.jsonl`."""

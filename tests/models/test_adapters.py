@@ -130,7 +130,7 @@ def test_a_scorer_trains_what_is_no_decoder_whole():
   base = init_params(model, jax.random.key(0))
   slates = PackedSlates(jnp.ones((2, 4, 3)), jnp.ones((2, 4), bool), jnp.ones((2, 1), bool), jnp.zeros((2, 4, 0)), jnp.zeros((2, 1, 0)))
   edges = jnp.broadcast_to(jnp.linspace(0, 2, 5), (3, 5))
-  frozen = frozen_part(model, base)
+  frozen = frozen_part(base)
   assert {*frozen} == {"decoder"}
   fresh = start(model, LORA, base)
   assert {*fresh} == {"decoder", "facts", "marker", "head", "prior"}
@@ -139,9 +139,6 @@ def test_a_scorer_trains_what_is_no_decoder_whole():
   np.testing.assert_allclose(score(LORA.join(frozen, fresh)), score(base), atol=1e-6)
   trained = draw_adapters(model, LORA, base)
   np.testing.assert_allclose(score(LORA.join(frozen, trained)), score(merged_of(LORA, frozen, trained)), atol=1e-4)
-  # On a decoder alone, such as a published one, the rest begins at random.
-  alone = start(model, LORA, frozen)
-  assert jnp.std(alone["head"]) > 0 and alone["prior"] == 1
 
 
 def test_factors_lie_on_the_mesh_as_their_kernels_do():
