@@ -56,7 +56,7 @@ def make_stage(folder, name):
     checkpoints=lambda stage, of, about=None: Checkpointer(folder / stage / of, about=about),
     metric_writer=lambda of: MetricWriter(folder / "metrics" / f"{of}.jsonl"),
     progress=Progress(Console(file=io.StringIO())),
-    stop=SimpleNamespace(check=lambda: None, asked=False, __bool__=lambda: False),
+    stop=SimpleNamespace(requested=False),
     say=lambda text: None,
   )
 
