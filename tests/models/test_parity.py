@@ -96,7 +96,7 @@ def test_peft_reads_adapters(pair, tmp_path):
 
   name, decoder, params, model = pair
   adapters = draw_adapters(decoder, LORA, params)
-  write_adapters(tmp_path, FAMILIES[name], decoder.config, LORA, adapters, "base")
+  write_adapters(tmp_path, FAMILIES[name], decoder.config, LORA, adapters, model.name_or_path)
   whole = np.ones(TOKENS.shape, bool)
   adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path).eval()
   with torch.no_grad():
