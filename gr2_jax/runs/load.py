@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from gr2_jax.data.jsonl import read_interactions, read_items, read_slates
 from gr2_jax.data.market import Shelf
@@ -169,12 +170,17 @@ def make_decoder(run: Run, vocabulary: Vocabulary, layers: int | None = None) ->
 
 def load_lora(run: Run) -> Lora | None:
   """The adapters that the run's trainings train in place of all parameters; None where they train these."""
-  options = read_record(LoraOptions, run.config, "model.lora")
+  return make_lora(run.config, lambda: load_vocabulary(run))
+
+
+def make_lora(config: ConfigDict, get_vocabulary: Callable[[], Vocabulary]) -> Lora | None:
+  """The same of a config whose tokens are those of a vocabulary, which is asked for where it is needed."""
+  options = read_record(LoraOptions, config, "model.lora")
   if not options.rank:
     return None
   rows = 0
   if options.train_embeddings:
-    vocabulary = load_vocabulary(run)
+    vocabulary = get_vocabulary()
     rows = vocabulary.size - vocabulary.new_token_start
   return Lora(options.rank, options.alpha, options.targets, rows)
 

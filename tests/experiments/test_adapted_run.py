@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 from small_runs import continue_from, tiny_config
 
+from experiments.estimates.data import count_data
+from experiments.estimates.disk import count_bytes
+from experiments.stage_steps import list_steps
 from gr2_jax.models.adapters import Lora, merge
 from gr2_jax.runs.load import load_lora, load_policy, load_trained, make_decoder, open_context
 from gr2_jax.runs.policies import find_policy
@@ -23,6 +26,18 @@ def raw(run, stage):
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     state = reader.restore(checkpoints.directory / str(checkpoints.steps()[-1]) / "state")
   return checkpoints.read_about().get("adapters"), state["params"]
+
+
+@pytest.mark.parametrize("stage", ["sft", "opd", "rl"])
+def test_an_estimate_counts_the_state_of_adapters_and_their_base(stage):
+  found = {}
+  for rank in (0, 2):
+    config = tiny_config(model__lora__rank=rank, model__lora__train_embeddings=False)
+    found[rank] = next(step for step in list_steps(config, count_data(config).sizes, stage) if step.trains)
+  state, base = found[2].arguments[0].arrays, found[2].arguments[2].arrays
+  assert jax.tree.structure(base) == jax.tree.structure(found[0].arguments[0].arrays.params)
+  assert {*state.params} == {"layers"} and count_bytes(state) < 0.3 * count_bytes(found[0].arguments[0].arrays)
+  found[2].lower(make_mesh(devices=jax.devices()[:1]))
 
 
 @pytest.mark.slow
