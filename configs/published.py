@@ -20,6 +20,7 @@ def make_published(config, name, small):
   folder, batch = PUBLISHED[name]
   config.name += f"_{name}"
   config.model.update({"init": f"hf:{folder}", "dtype": "bfloat16", "remat": True})
+  config.model.lora.update({"rank": 32, "alpha": 64.0})
   config.midtrain.form = "tokens"
   config.midtrain.mixture.update({"next_item": 0.5, "persona": 0.1, "item_to_text": 0.2, "text_to_item": 0.2})
   config.prompt.update(
@@ -54,6 +55,7 @@ def make_published(config, name, small):
 def _make_small(config):
   """Two CPU cores: short prompts, rankings at once, and a training on 1,500 slates."""
   config.model.update({"dtype": "float32", "remat": False})
+  config.model.lora.update({"rank": 16, "alpha": 32.0})
   config.prompt.update({"instructions": "short", "item_fields": ("title",), "facts": _FACTS[:2], "max_words": 10, "max_history": 3})
   config.prompt.direct = True
   config.prompt.max_prompt_tokens = 1024
@@ -70,4 +72,5 @@ def make_tiny_published(config):
   """For tests, after `make_tiny`: prompts of a tiny tokenizer are long."""
   config.prompt.max_prompt_tokens = 4096
   config.sft.row_length = 4352
+  config.model.lora.update({"rank": 2, "alpha": 4.0})
   config.rl.microbatches = config.direct.microbatches = 1

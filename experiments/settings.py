@@ -3,6 +3,7 @@
 import dataclasses
 
 from gr2_jax.language.prompts import PromptStyle
+from gr2_jax.models.adapters import LoraOptions
 from gr2_jax.models.config import PRESETS
 from gr2_jax.runs.scored import AnswerOptions
 from gr2_jax.runs.starts import read_init
@@ -24,6 +25,7 @@ class ModelOptions:
     "", "type of activations; empty: that of the preset, of a published model float32", choices=("", "float32", "bfloat16")
   )
   remat: bool | None = setting(None, "whether layers are computed again in the backward pass, to save memory; None: as the preset does")
+  lora: LoraOptions = setting(LoraOptions(), "low-rank adapters, trained in place of all parameters")
 
   def __post_init__(self) -> None:
     check_settings(self)

@@ -14,7 +14,7 @@ from experiments.stage_steps.step import (
   Argument,
   StageStep,
   abstract_params,
-  abstract_state,
+  abstract_training,
   count_looks,
   flags,
   integers,
@@ -33,6 +33,7 @@ from gr2_jax.rollout.reasoned import Thoughts, make_think, score_thoughts
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.rollout.true_facts import TrueFacts
 from gr2_jax.runs.fingerprints import value_at
+from gr2_jax.runs.load import make_lora
 from gr2_jax.runs.scored import SLATES_AT_ONCE, TARGETS, is_reasoned, make_scorer
 from gr2_jax.runs.training import count_held_out
 from gr2_jax.settings import read_record
@@ -58,6 +59,7 @@ class ScoredSteps:
   def __init__(self, config: ConfigDict, sizes: Sizes) -> None:
     self.config, self.sizes = config, sizes
     self.vocabulary, self.facts = make_vocabulary(config, sizes), list_read_facts(config)
+    self.lora = make_lora(config, lambda: self.vocabulary)
     self.reasoned = is_reasoned(config)
     self.limit, self.opening = config.decoding.max_new_tokens, self.vocabulary.special("think")
     self.constraint = TrueFacts(self.vocabulary, self.facts) if config.decoding.constraint == "facts" else None
@@ -191,9 +193,16 @@ class ScoredSteps:
     section, model = value_at(self.config, stage), self._model(layers, learns)
     optimizer = make_optimizer(OptimizerConfig(**section.optimizer), section.steps)
     key = jax.random.key(0)
-    update = make_update(optimizer, make_loss(model), whole_batch=lambda step, _: {"key": jax.random.fold_in(key, step), **at_step(step)})
+    # A policy that begins at random, under supervision, is trained whole.
+    lora = None if learns or (stage == "opd" and self.config.opd.init != "sft") else self.lora
+    update = make_update(
+      optimizer,
+      make_loss(model),
+      whole_batch=lambda step, _: {"key": jax.random.fold_in(key, step), **at_step(step)},
+      join=lora.join if lora else None,
+    )
     batch = {"slates": self._slates(rows), "weights": shape(rows)} | learnt
-    arguments = (abstract_state(model, optimizer), Argument("batch", batch), self.edges, *frozen)
+    arguments = abstract_training(model, optimizer, lora, Argument("batch", batch), self.edges, *frozen)
     told: dict[str, Any] = {"positions": self._positions(rows, group), "examples": rows, "save_every": section.save_every}
     every = self.config.answer.evaluate_every
     yield StageStep(stage, name, update, arguments, section.steps, trains=True, look_every=every, **told)

@@ -10,6 +10,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from gr2_jax.models.adapters import Lora, abstract_adapters, frozen_part
 from gr2_jax.models.transformer import Model, abstract_boxed, init_boxed
 from gr2_jax.training.mesh import batch_sharding, replicated, state_shardings
 from gr2_jax.training.state import init_state
@@ -93,6 +94,16 @@ def random_key() -> Argument:
 def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> Argument:
   """The state of a training."""
   return Argument("model", jax.eval_shape(lambda key: init_state(init_boxed(model, key), optimizer), jax.random.key(0)))
+
+
+def abstract_training(
+  model: Model, optimizer: optax.GradientTransformation, lora: Lora | None, batch: Argument, *frozen: Argument
+) -> tuple[Argument, ...]:
+  """The arguments of an update: the state, of all parameters or of adapters (`lora`), the batch, the adapters' base, what is `frozen`."""
+  if lora is None:
+    return (abstract_state(model, optimizer), batch, *frozen)
+  state = jax.eval_shape(lambda adapters: init_state(adapters, optimizer), abstract_adapters(model, lora))
+  return (Argument("model", state), batch, Argument("model", frozen_part(abstract_boxed(model))), *frozen)
 
 
 def abstract_params(model: Model) -> Argument:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from experiments.stage_steps.policies import count_policies
 from experiments.stage_steps.sizes import Sizes, make_vocabulary, shortened_prompt
-from experiments.stage_steps.step import Argument, StageStep, abstract_params, abstract_state, flags, integers, random_key, shape
+from experiments.stage_steps.step import Argument, StageStep, abstract_params, abstract_training, flags, integers, random_key, shape
 from experiments.stages.direct import DirectOptions
 from experiments.stages.opd import OpdStageOptions
 from experiments.stages.prune import PruneOptions
@@ -24,6 +24,7 @@ from gr2_jax.rl.options import CollectOptions, RlOptions, RolloutOptions, read_r
 from gr2_jax.rl.step import make_roll_out
 from gr2_jax.rollout.scoring import answer_opening
 from gr2_jax.rollout.slate_constraint import SlateConstraint
+from gr2_jax.runs.load import make_lora
 from gr2_jax.runs.starts import model_config
 from gr2_jax.runs.training import TrainingOptions
 from gr2_jax.settings import read_record
@@ -44,6 +45,8 @@ class WrittenSteps:
     self.vocabulary, self.style = make_vocabulary(config, sizes), PromptStyle(**config.prompt)
     self.direct_style = dataclasses.replace(self.style, direct=True)
     self.decoder = Decoder(model_config(config, self.vocabulary))
+    self.lora = make_lora(config, lambda: self.vocabulary)
+    self.join = self.lora.join if self.lora else None
 
   def sft(self) -> Iterator[StageStep]:
     """On traces in packed rows, and once more without their reasoning."""
@@ -67,10 +70,10 @@ class WrittenSteps:
     config, collect = options.update(), options.collect(self.config.decoding.max_new_tokens)
     steps, constraint = options.training.steps, self.constraint(self.style)
     optimizer = make_optimizer(options.training.optimizer, steps)
-    update = make_opd_update(self.decoder, self.decoder, optimizer, config, steps=steps, constraint=constraint)
+    update = make_opd_update(self.decoder, self.decoder, optimizer, config, steps=steps, constraint=constraint, join=self.join)
     yield self.roll_out("opd", "rollout", self.decoder, collect.rollout, self.style, steps)
     batch = Argument("batch", self.groups(collect.rollout, self._prompt(self.style)))
-    arguments = (abstract_state(self.decoder, optimizer), batch, abstract_params(self.decoder))
+    arguments = abstract_training(self.decoder, optimizer, self.lora, batch, abstract_params(self.decoder))
     yield self.update("opd", "update", update, arguments, options.training, self._positions(collect.rollout, self.style))
 
   def direct(self) -> Iterator[StageStep]:
@@ -130,9 +133,9 @@ class WrittenSteps:
   def _by_reward(self, stage: str, options: RlOptions, style: PromptStyle, training: TrainingOptions) -> Iterator[StageStep]:
     rollout, steps = options.collect.rollout, training.steps
     optimizer = make_optimizer(training.optimizer, steps * options.update.minibatches)
-    update = make_policy_update(self.decoder, optimizer, options.update, self.constraint(style))
+    update = make_policy_update(self.decoder, optimizer, options.update, self.constraint(style), join=self.join)
     yield self.roll_out(stage, "rollout", self.decoder, rollout, style, steps * _count_rounds(options.collect))
-    arguments = (abstract_state(self.decoder, optimizer), Argument("batch", self.groups(rollout, self._prompt(style))))
+    arguments = abstract_training(self.decoder, optimizer, self.lora, Argument("batch", self.groups(rollout, self._prompt(style))))
     yield self.update(stage, "update", update, arguments, training, self._positions(rollout, style))
 
   def roll_out(
@@ -160,14 +163,15 @@ class WrittenSteps:
     asked = integers(rollout.prompts, teacher_prompt)
     batch = self._completions(rollout.prompts, rollout.group, style) | {"teacher_prompts": asked, "teacher_mask": asked}
     optimizer = make_optimizer(training.optimizer, training.steps)
-    arguments = (abstract_state(student, optimizer), Argument("batch", batch), abstract_params(self.decoder))
-    return self.update(stage, "update", make_update(optimizer, loss), arguments, training, self._positions(rollout, style))
+    arguments = abstract_training(student, optimizer, self.lora, Argument("batch", batch), abstract_params(self.decoder))
+    update = make_update(optimizer, loss, join=self.join)
+    return self.update(stage, "update", update, arguments, training, self._positions(rollout, style))
 
   def likelihood(self, stage: str, name: str, loss: Loss, batch: dict, training: TrainingOptions, *, positions: int) -> StageStep:
     """An update by likelihood."""
     optimizer = make_optimizer(training.optimizer, training.steps)
-    arguments = (abstract_state(self.decoder, optimizer), Argument("batch", batch))
-    return self.update(stage, name, make_update(optimizer, loss), arguments, training, positions)
+    arguments = abstract_training(self.decoder, optimizer, self.lora, Argument("batch", batch))
+    return self.update(stage, name, make_update(optimizer, loss, join=self.join), arguments, training, positions)
 
   def update(
     self, stage: str, name: str, update: Update, arguments: tuple[Argument, ...], training: TrainingOptions, positions: int

@@ -50,12 +50,11 @@ from gr2_jax.rollout.catalogue_scores import make_candidate_scores
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.feedback import read_attributes
-from gr2_jax.runs.load import load_policy, load_shelf, load_utilities
+from gr2_jax.runs.load import load_policy, load_shelf, load_trained, load_utilities
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord, read_policies
 from gr2_jax.runs.scored import Answer, ScoredSlates, make_answer, make_rescore, open_scorer
 from gr2_jax.runs.stages import Stage
 from gr2_jax.settings import check_settings, read_record, setting
-from gr2_jax.steps.start import load_params
 from gr2_jax.teachers.tree import describe_lambdamart, fit_lambdamart, lambdamart_scores
 
 _REASONS = 400  # test slates about which it is asked whether what is stated matters
@@ -352,7 +351,7 @@ class _ScoredPolicies:
   def _load(self, name: str) -> Any:
     record = self.records[name]
     model = open_scorer(self._stage.run, layers=record.layers)
-    return load_params(model, self._stage.checkpoints(record.stage, record.checkpoints), self._stage.mesh)
+    return load_trained(self._stage.run, model, self._stage.mesh, record.stage, record.checkpoints)
 
 
 def _judge_scored(stage: StageContext, scored: _ScoredPolicies, users: Sequence[str]) -> dict[str, Any]:

@@ -107,11 +107,12 @@ def _train_on_tokens(stage: StageContext) -> Any:
     )
 
   init, parts = stage.start(FROM_MODEL), {"token": 1.0}
+  adapt = init is not None  # from random numbers all that is learnt is learnt here
   if options.warmup_rows.enabled:
-    new_rows_from = stage.vocabulary.new_token_start
-    train_lm(stage, "midtrain.warmup_rows", batches(stage.seed + 1), parts, init=init, new_rows_from=new_rows_from, name="warmup_rows")
+    name, first = "warmup_rows", stage.vocabulary.new_token_start
+    train_lm(stage, f"midtrain.{name}", batches(stage.seed + 1), parts, init=init, new_rows_from=first, name=name, adapt=adapt)
     init = stage.checkpoints("midtrain", "warmup_rows")
-  return train_lm(stage, stage.name, batches(stage.seed), parts, init=init)
+  return train_lm(stage, stage.name, batches(stage.seed), parts, init=init, adapt=adapt)
 
 
 def _evaluate(stage: StageContext, scores: Callable[[np.ndarray], np.ndarray], found: dict[str, Any], requests: Sequence[NextItem]) -> None:
@@ -165,12 +166,13 @@ def batches(config: ConfigDict) -> Mapping[str, tuple[int, int]]:
 
 
 def unused(config: ConfigDict) -> tuple[str, ...]:
-  """What is said of the other form, and of the warm-up of new rows where there is none."""
+  """What is said of the other form, of the warm-up of new rows where there is none, and of adapters where nothing was learnt before."""
   midtrain = config.midtrain
   if midtrain.form == "packed":
-    return tuple(f"midtrain.{key}" for key in ("mixture", "corpus_epochs", "warmup_rows", "beams"))
+    return ("model.lora", *(f"midtrain.{key}" for key in ("mixture", "corpus_epochs", "warmup_rows", "beams")))
   others = () if midtrain.warmup_rows.enabled else tuple(f"midtrain.warmup_rows.{key}" for key in midtrain.warmup_rows if key != "enabled")
-  return ("midtrain.packed", *others)
+  adapters = ("model.lora",) if config.model.init == "random" else ()
+  return (*adapters, "midtrain.packed", *others)
 
 
 STAGE = Stage(

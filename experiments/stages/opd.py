@@ -77,9 +77,11 @@ def run(stage: StageContext) -> None:
     return _train_scored(stage)
   config, collect = options.update(), options.collect(stage.config.decoding.max_new_tokens)
   teacher, teacher_params = load_teacher(stage)
-  optimizer, state, shardings = begin(stage, stage.decoder, stage.name, stage.start(options.init))
+  begun = begin(stage, stage.decoder, stage.name, stage.start(options.init))
   constraint = stage.constraint(stage.style)
-  update = make_opd_update(stage.decoder, teacher, optimizer, config, steps=options.training.steps, constraint=constraint)
+  update = make_opd_update(
+    stage.decoder, teacher, begun.optimizer, config, steps=options.training.steps, constraint=constraint, join=begun.join
+  )
   collector = make_collector(
     stage.decoder,
     make_stream(stage, stage.style, collect.rollout),
@@ -89,8 +91,10 @@ def run(stage: StageContext) -> None:
     constraint=constraint,
     mesh=stage.mesh,
     key=stage.key,
+    whole=begun.whole,
   )
-  train_in_steps(stage, state, collector, jit_update(update, stage.mesh, shardings, frozen=(teacher_params,)), HEADLINE)
+  compiled = jit_update(update, stage.mesh, begun.shardings, frozen=(*begun.frozen, teacher_params))
+  train_in_steps(stage, begun, collector, compiled, HEADLINE)
 
 
 def _train_scored(stage: StageContext) -> None:

@@ -22,6 +22,7 @@ from gr2_jax.rl.options import PRESENTATIONS, read_rollout_options
 from gr2_jax.rollout.rerank import render_prompts
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fact_tables import FactTables
+from gr2_jax.runs.load import load_trained
 from gr2_jax.runs.policies import PolicyRecord, RankerRecord
 from gr2_jax.runs.policy_training import completion_batch, make_local_roll_out, make_stream, train_by_loss
 from gr2_jax.runs.scored import ScoredSlates, is_reasoned, open_scorer
@@ -32,7 +33,6 @@ from gr2_jax.runs.training import TrainingOptions
 from gr2_jax.settings import check_settings, setting, spread
 from gr2_jax.steps.direct import make_distillation_loss
 from gr2_jax.steps.opd import OpdConfig
-from gr2_jax.steps.start import load_params
 from gr2_jax.training.mesh import put_replicated, to_global
 from gr2_jax.training.state import OptimizerConfig
 
@@ -75,7 +75,7 @@ def _prune_scored(stage: StageContext) -> None:
   """The same of a scorer's decoder, whose influence is measured on packed slates; recovery is on rankings drawn from its scores."""
   options: PruneOptions = stage.options
   model, slates = open_scorer(stage.run), ScoredSlates.load(stage, "train")
-  params = load_params(model, stage.checkpoints(options.init), stage.mesh)
+  params = load_trained(stage.run, model, stage.mesh, options.init)
   edges = put_replicated(FactTables(stage.run).codes.edges, stage.mesh)
 
   def measure(indices: np.ndarray) -> tuple[jax.Array, jax.Array]:

@@ -26,7 +26,6 @@ from gr2_jax.runs.scored import (
   is_reasoned,
   make_own_thoughts,
   make_truth_judge,
-  open_scorer,
   scored_mode,
   thought_constraint,
   train_scored,
@@ -43,7 +42,6 @@ from gr2_jax.steps.scored import (
   make_reward_loss,
   make_target_loss,
 )
-from gr2_jax.steps.start import load_params
 from gr2_jax.teachers.sampling import Trace
 from gr2_jax.training.state import OptimizerConfig
 
@@ -132,13 +130,12 @@ def _train_scored(stage: StageContext) -> None:
       )
     return make_reward_loss(model, reward, group=groups.group, **drawing)
 
-  start = load_params(open_scorer(stage.run), stage.checkpoints(options.init), stage.mesh) if reasoned else None
   judge = make_truth_judge(stage, told.records) if options.truth_weight or options.named_weight else None
-  think = make_own_thoughts(stage, group=groups.group, start=start, judge=judge) if reasoned else None
+  think = make_own_thoughts(stage, group=groups.group, judge=judge) if reasoned else None
   quality = quality_of_order(held_out.labels, held_out.slates.weights)
   if not isinstance(reward, RewardConfig):
     quality = reward_of_order(reward, held_out.arrays, held_out.slates.weights)
-  learning(by_reward, slates=told.slates, learnt=told.arrays, score=quality, headline=_SCORED_HEADLINE, think=think)
+  learning(by_reward, slates=told.slates, learnt=told.arrays, score=quality, headline=_SCORED_HEADLINE, think=think, anchored=reasoned)
   if options.control:
     by_labels = functools.partial(make_reasoned_target_loss, opening=opening) if reasoned else make_target_loss
     think = make_own_thoughts(stage, group=groups.group) if reasoned else None

@@ -214,7 +214,7 @@ def unused(config: ConfigDict) -> tuple[str, ...]:
   kind = config.model.init.partition(":")[0]
   if kind == "run":
     return ("tokenize", "prompt", "evidence", "model")
-  model = ("model",) if kind == "random" else ("model.preset", "model.dtype", "model.remat")
+  model = ("model",) if kind == "random" else ("model.preset", "model.dtype", "model.remat", "model.lora")
   pieces = () if kind == "random" else ("tokenize.text_pieces",)
   if not config.prompt.facts:
     return ("prompt", "evidence", *model, *pieces)

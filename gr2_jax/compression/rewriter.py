@@ -145,9 +145,10 @@ def _to_example(stage: StageContext, slate: Slate, rng: np.random.Generator | No
 def _reinforce(stage: StageContext, slates: Sequence[Slate], judge: JudgeFn, length: int) -> None:
   """GRPO: all of a group are kept, and advantages are relative to it."""
   options: RewriterOptions = stage.options.rewriter
-  optimizer, state, shardings = begin(stage, stage.decoder, "compress.rewriter", stage.checkpoints("compress", "rewriter_warmup"))
+  begun = begin(stage, stage.decoder, "compress.rewriter", stage.checkpoints("compress", "rewriter_warmup"))
   config = UpdateConfig(options.loss, options.temperature)
-  update = jit_update(make_policy_update(stage.decoder, optimizer, config, _copy_constraint(stage)), stage.mesh, shardings)
+  update = make_policy_update(stage.decoder, begun.optimizer, config, _copy_constraint(stage), join=begun.join)
+  compiled = jit_update(update, stage.mesh, begun.shardings, frozen=begun.frozen)
   position = draw_indices(len(slates), options.prompts, stage.seed)
   rewrite, sampling = _make_rewrite(stage, options.group), Sampling.create(options.temperature)
 
@@ -160,7 +161,7 @@ def _reinforce(stage: StageContext, slates: Sequence[Slate], judge: JudgeFn, len
       chosen = [slates[i] for i in next(position)["slate"]]  # draw slates
       tokens, mask = to_global(_prompt_rows(stage, chosen, length), stage.mesh)
       with jax.set_mesh(stage.mesh):
-        rollout = to_local(rewrite(state.params, tokens, mask, key, sampling), stage.mesh)  # roll out
+        rollout = to_local(rewrite(begun.whole(state.params), tokens, mask, key, sampling), stage.mesh)  # roll out
       completions = np.asarray(rollout.completions)
       judgement = judge_rewrites(  # read, reward, compare
         chosen, completions, judge, stage.prompts, stage.style, alpha, divide_by=options.loss.divide_by
@@ -168,10 +169,10 @@ def _reinforce(stage: StageContext, slates: Sequence[Slate], judge: JudgeFn, len
       return Round(rollout, judgement, np.array([slate.weight for slate in chosen], np.float32))
 
     batch, metrics = collect_groups(play_round, num_prompts=options.prompts, max_rounds=1, mask_truncated=options.loss.mask_truncated)
-    new_state, learnt = update(state, batch)
+    new_state, learnt = compiled(state, batch)
     return StepResult(new_state, batch, metrics, learnt)
 
-  train(stage, "compress.rewriter", state, step, position, name="rewriter", headline=HEADLINE)
+  train(stage, "compress.rewriter", begun, step, position, name="rewriter", headline=HEADLINE)
 
 
 def _copy_constraint(stage: StageContext) -> CopyConstraint | None:

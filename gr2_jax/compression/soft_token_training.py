@@ -23,7 +23,7 @@ from gr2_jax.rl.options import RolloutOptions
 from gr2_jax.rollout.rerank import render_prompts
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.policy_training import make_local_roll_out, make_stream
-from gr2_jax.runs.training import TrainingOptions, train
+from gr2_jax.runs.training import Begun, TrainingOptions, train
 from gr2_jax.settings import check_settings, setting, spread
 from gr2_jax.steps.update import make_update
 from gr2_jax.training.loop import batch_step
@@ -112,11 +112,10 @@ def _train(stage: StageContext, encoder: SoftTokenEncoder, policy: Any, items: I
   options: SoftTokenOptions = stage.options.soft_tokens
   optimizer = make_optimizer(options.training.optimizer, options.training.steps)
   features = policy["embedding"].shape[1]
-  state, shardings = init_sharded(
-    lambda key: init_state(init_encoder(encoder, key, features), optimizer), jax.random.fold_in(stage.key, 1), stage.mesh
-  )
+  key = jax.random.fold_in(stage.key, 1)
+  begun = Begun(optimizer, *init_sharded(lambda key: init_state(init_encoder(encoder, key, features), optimizer), key, stage.mesh))
   loss_fn = make_soft_token_loss(stage.decoder, encoder, stage.constraint(stage.style))
-  update = jit_update(make_update(optimizer, loss_fn), stage.mesh, shardings, frozen=(policy,))
+  update = jit_update(make_update(optimizer, loss_fn), stage.mesh, begun.shardings, frozen=(policy,))
   sizes = {"group": 1, "max_new_tokens": stage.config.decoding.max_new_tokens, "temperature": options.temperature}
   rollout = RolloutOptions(prompts=options.batch_size, presentation="shuffled", **sizes)
   stream = make_stream(stage, stage.style, rollout)
@@ -130,7 +129,7 @@ def _train(stage: StageContext, encoder: SoftTokenEncoder, policy: Any, items: I
     rolled = answer(policy, drawn, jax.random.fold_in(stage.key, int(state.step)))
     return _to_batch(stage, drawn, rolled.completions[:, 0], rolled.completion_mask[:, 0], items, most_items, bare)
 
-  return train(stage, "compress.soft_tokens", state, batch_step(update, get_batch), stream, name="soft_tokens").params
+  return train(stage, "compress.soft_tokens", begun, batch_step(update, get_batch), stream, name="soft_tokens").params
 
 
 def _to_batch(

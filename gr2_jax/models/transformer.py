@@ -75,10 +75,25 @@ def _product_backward(
 _product.defvjp(_product_forward, _product_backward)
 
 
+class _Dense(nn.DenseGeneral):
+  """x W; where its parameters hold `lora_a [*inputs, r]` and `lora_b [r, *outputs]` (see `models.adapters`), x W + (x A) B."""
+
+  @nn.compact
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    outputs = super().__call__(inputs)
+    if not self.has_variable("params", "lora_a"):
+      return outputs
+    a, b = (self.get_variable("params", name).astype(self.dtype) for name in ("lora_a", "lora_b"))
+    read = a.ndim - 1
+    axes = tuple(range(inputs.ndim - read, inputs.ndim)), tuple(range(read))
+    inner = _product(inputs.astype(self.dtype), a, (axes, ((), ())))
+    return outputs + _product(inner, b, (((inner.ndim - 1,), (0,)), ((), ())))
+
+
 def _dense(
   features: int | tuple[int, ...], axes: tuple[str, ...], name: str, config: ModelConfig, axis: int | tuple[int, ...] = -1
-) -> nn.DenseGeneral:
-  return nn.DenseGeneral(
+) -> _Dense:
+  return _Dense(
     features,
     axis=axis,
     use_bias=False,
@@ -178,7 +193,8 @@ _ACTIVATIONS = {"silu": nn.silu, "gelu": functools.partial(nn.gelu, approximate=
 class Decoder(nn.Module):
   """Causal language model over text and semantic-ID tokens.
 
-  Parameters may hold, besides those of the model, `memory [S, D]`: embeddings of what has no token, such as the soft slots of items.
+  Parameters may hold, besides those of the model, `memory [S, D]`: embeddings of what has no token, such as the soft slots of items; and
+  adapters (`models.adapters`), beside the kernels and as rows that take the place of the last ones of the token tables.
   """
 
   config: ModelConfig
@@ -188,7 +204,11 @@ class Decoder(nn.Module):
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
     self.embedding = self.param("embedding", init, (c.vocab_size, c.width), c.param_dtype)
     self.output = self.embedding if c.tie_embedding else self.param("output", init, (c.vocab_size, c.width), c.param_dtype)
-    self.memory = self.get_variable("params", "memory") if self.has_variable("params", "memory") else None
+    self.memory, self.embedding_rows, output_rows = (
+      self.get_variable("params", name) if self.has_variable("params", name) else None
+      for name in ("memory", "embedding_rows", "output_rows")
+    )
+    self.output_rows = self.embedding_rows if c.tie_embedding else output_rows
     block = nn.remat(Block, prevent_cse=False) if c.remat else Block
     self.layers = nn.scan(
       block,
@@ -265,7 +285,7 @@ class Decoder(nn.Module):
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """What is read `[..., D]` of tokens."""
-    x, scale = jnp.take(self.embedding, tokens, axis=0), self.config.embed_scale
+    x, scale = self._rows(jnp.take(self.embedding, tokens, axis=0), self.embedding_rows, tokens), self.config.embed_scale
     # In the activations' type, as the published weights were trained.
     return x if scale == 1 else x.astype(self.config.dtype) * jnp.asarray(scale, self.config.dtype)
 
@@ -276,9 +296,22 @@ class Decoder(nn.Module):
 
   def logits(self, hidden: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
     """Float32 logits `[..., V]` of hidden states `[..., D]`, or `[..., C]`, of tokens `[C]` alone."""
-    table = (self.output if tokens is None else self.output[tokens]).astype(self.config.dtype)
-    logits = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+    table = self.output if tokens is None else self._rows(self.output[tokens], self.output_rows, tokens)
+    logits = self._products(hidden, table)
+    if tokens is None and self.output_rows is not None:
+      last = self._products(hidden, self.output_rows)
+      logits = jax.lax.dynamic_update_slice_in_dim(logits, last, len(table) - len(self.output_rows), axis=-1)
     return logits if (cap := self.config.logits_cap) is None else cap * jnp.tanh(logits / cap)
+
+  def _rows(self, found: jax.Array, last: jax.Array | None, tokens: jax.Array) -> jax.Array:
+    """Rows `[..., D]` that were found of a token table, but for those of its last tokens, which `last [n, D]` has where there are any."""
+    if last is None:
+      return found
+    place = tokens - (self.config.vocab_size - len(last))
+    return jnp.where((place >= 0)[..., None], jnp.take(last, jnp.maximum(place, 0), axis=0).astype(found.dtype), found)
+
+  def _products(self, hidden: jax.Array, table: jax.Array) -> jax.Array:
+    return jnp.einsum("...d,vd->...v", hidden, table.astype(self.config.dtype), preferred_element_type=jnp.float32)
 
 
 def table_param(module: nn.Module, name: str, scale: float, *rows: int) -> Any:

@@ -89,13 +89,16 @@ def make_collector(
   constraint: Constraint | None,
   mesh: Mesh,
   key: jax.Array,
+  whole: Callable[[Any], Any] = lambda params: params,
 ) -> Collector:
   """The parts of a step for one policy's `decoder` and the slates and prompts of a stream.
 
   `reward`: a built-in one, or a function of one's own (see `rewards.own`). `constraint`: which tokens may follow, in rollout and update
-  alike. `key`: what rollouts draw with, folded with step and round.
+  alike. `key`: what rollouts draw with, folded with step and round. `whole(params)`: what a state's parameters are asked as, such as
+  adapters beside their base.
   """
   context, style = stream.context, stream.style
+  roll_out = make_roll_out(decoder, context.vocabulary, options.rollout, constraint)
   judge = make_judge(
     reward,
     max_new_tokens=options.rollout.max_new_tokens,
@@ -119,7 +122,7 @@ def make_collector(
 
   return Collector(
     stream=stream,
-    roll_out=make_roll_out(decoder, context.vocabulary, options.rollout, constraint),
+    roll_out=lambda params, asked, key: roll_out(whole(params), asked, key),
     parse=parse,
     judge=judge_answers,
     options=options,

@@ -138,9 +138,9 @@ class StageContext:
     """Where an artifact of this stage lies."""
     return self.run.path(self.name, *names)
 
-  def checkpoints(self, stage: str, name: str = "checkpoints") -> Checkpointer:
-    """Those of a stage, or of the training `name` in it."""
-    return Checkpointer(self.run.path(stage, name))
+  def checkpoints(self, stage: str, name: str = "checkpoints", about: Mapping[str, Any] | None = None) -> Checkpointer:
+    """Those of a stage, or of the training `name` in it; `about`: see `Checkpointer`."""
+    return Checkpointer(self.run.path(stage, name), about=about)
 
   def start(self, init: str, model: Model | None = None) -> Start | None:
     """Where a training of `model` (None: the run's decoder) begins: at the policy of a stage, or for "model" where `config.model.init`
@@ -148,7 +148,7 @@ class StageContext:
     """
     if init != starts.FROM_MODEL:
       return self.checkpoints(init)
-    return starts.open_start(self.config, self.decoder if model is None else model, self.vocabulary, self.key)
+    return starts.open_start(self.config, self.decoder if model is None else model, self.vocabulary)
 
   def load_params(self, stage: str, name: str = "checkpoints") -> Any:
     """Parameters at the end of a stage, or of the training `name` in it, on the mesh."""

@@ -38,6 +38,10 @@ ADDED: Mapping[str, Any] = {
   "midtrain.packed.chosen_by": "loss",
   "rl.slate": {"top": None, "diversity": 0.0, "price": 0.0, "small_brands": 0.0, "small_share": 0.25},
   "rl.feedback": {"share": 1.0, "source": "labels", "decay": 1.0, "weighing": "none", "clip": 10.0},
+  "model.lora": {
+    **{"rank": 0, "alpha": 16.0, "train_embeddings": True},
+    "targets": ["q", "k", "v", "out", "gate", "up", "down"],
+  },
   "evaluation.baselines": [],
   "evaluation.listwise": {
     **{"width": 64, "layers": 2, "heads": 2, "dropout": 0.2},

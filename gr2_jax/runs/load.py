@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from gr2_jax.data.jsonl import read_interactions, read_items, read_slates
 from gr2_jax.data.market import Shelf
@@ -19,14 +20,16 @@ from gr2_jax.language.answers import direct_answer_length
 from gr2_jax.language.hints import HINTS
 from gr2_jax.language.prompts import FactReader, PromptContext, PromptStyle
 from gr2_jax.language.vocabulary import Vocabulary
+from gr2_jax.models.adapters import Lora, LoraOptions
 from gr2_jax.models.pruning import prune_decoder
-from gr2_jax.models.transformer import Decoder
+from gr2_jax.models.transformer import Decoder, Model
 from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.policies import PolicyRecord
 from gr2_jax.runs.run import Run
 from gr2_jax.runs.starts import model_config
 from gr2_jax.semantic_ids.table import SemanticIDTable
+from gr2_jax.settings import read_record
 from gr2_jax.steps.start import load_params
 from gr2_jax.training.checkpoints import Checkpointer
 
@@ -165,6 +168,28 @@ def make_decoder(run: Run, vocabulary: Vocabulary, layers: int | None = None) ->
   return decoder if layers is None else prune_decoder(decoder, layers)
 
 
+def load_lora(run: Run) -> Lora | None:
+  """The adapters that the run's trainings train in place of all parameters; None where they train these."""
+  return make_lora(run.config, lambda: load_vocabulary(run))
+
+
+def make_lora(config: ConfigDict, get_vocabulary: Callable[[], Vocabulary]) -> Lora | None:
+  """The same of a config whose tokens are those of a vocabulary, which is asked for where it is needed."""
+  options = read_record(LoraOptions, config, "model.lora")
+  if not options.rank:
+    return None
+  rows = 0
+  if options.train_embeddings:
+    vocabulary = get_vocabulary()
+    rows = vocabulary.size - vocabulary.new_token_start
+  return Lora(options.rank, options.alpha, options.targets, rows)
+
+
+def load_trained(run: Run, model: Model, mesh: Mesh, stage: str, name: str = "checkpoints") -> Any:
+  """A model's parameters at the end of a stage of the run, or of the training `name` in it, on the mesh; see `steps.start.load_params`."""
+  return load_params(model, Checkpointer(run.path(stage, name)), mesh)
+
+
 def slate_constraint(run: Run, vocabulary: Vocabulary, style: PromptStyle) -> SlateConstraint | None:
   """The decoding constraint of all stages, or None for free answers under the strict parser."""
   return SlateConstraint(vocabulary, style) if run.config.decoding.constraint == "slate" else None
@@ -191,4 +216,4 @@ class Policy:
 def load_policy(run: Run, record: PolicyRecord, context: PromptContext, mesh: Mesh) -> Policy:
   """The policy of a record of the run's manifest, its parameters on the mesh."""
   decoder = make_decoder(run, context.vocabulary, record.layers)
-  return Policy(run, record, decoder, load_params(decoder, Checkpointer(run.path(record.stage, record.checkpoints)), mesh), context)
+  return Policy(run, record, decoder, load_trained(run, decoder, mesh, record.stage, record.checkpoints), context)

@@ -18,14 +18,13 @@ from gr2_jax.models.packed_items import ItemRows, ItemTable, PackedItems, one_a_
 from gr2_jax.numerics import filled_batches
 from gr2_jax.rollout.catalogue_scores import make_packed_candidate_scores
 from gr2_jax.runs.context import StageContext
+from gr2_jax.runs.load import load_trained
 from gr2_jax.runs.run import Run
 from gr2_jax.runs.training import begin, count_held_out, train
 from gr2_jax.semantic_ids.table import SemanticIDTable
 from gr2_jax.settings import check_settings, setting
 from gr2_jax.steps.packed_items import make_next_item_loss, make_next_item_ndcg
-from gr2_jax.steps.start import load_params
 from gr2_jax.steps.update import make_update
-from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.loop import batch_step
 from gr2_jax.training.mesh import jit_update, put_replicated
 from gr2_jax.training.metric import Metric
@@ -94,7 +93,7 @@ def train_packed_items(stage: StageContext) -> Any:
 def load_packed_items(run: Run, catalogue: Catalogue, mesh: Any, name: str = "checkpoints") -> tuple[PackedItems, Any, ItemTable]:
   """The run's model of packed items, the parameters in `RUN/midtrain/NAME` (the model of all users), and what it reads of the catalogue."""
   model, table = open_packed_items(run, catalogue)
-  return model, load_params(model, Checkpointer(run.path("midtrain", name)), mesh), table
+  return model, load_trained(run, model, mesh, "midtrain", name), table
 
 
 def load_packed_candidate_scores(
@@ -173,7 +172,7 @@ def _train(stage: StageContext, histories: Sequence[History], name: str) -> Any:
   held_out = np.pad(held_out, ((0, -cut % HISTORIES_AT_ONCE), (0, 0)), constant_values=-1)  # parts of one shape
   batches = _make_batches(stage, [rows[i] for i in order[cut:]], stage.seed)
 
-  optimizer, state, shardings = begin(stage, model, stage.name, None)
+  begun = begin(stage, model, stage.name, None)
   loss = make_next_item_loss(model, negatives=section.negatives, code_weight=section.code_weight)
   on_devices = put_replicated(table, stage.mesh)
   key = stage.key
@@ -181,8 +180,9 @@ def _train(stage: StageContext, histories: Sequence[History], name: str) -> Any:
   def to_rows(batch: Mapping[str, np.ndarray]) -> ItemRows:
     return ItemRows(batch["tokens"], batch["positions"], batch["segment_ids"])
 
-  update = make_update(optimizer, loss, whole_batch=lambda step, batch: {"key": jax.random.fold_in(key, step)})
-  step = batch_step(jit_update(update, stage.mesh, shardings, frozen=(on_devices,)), lambda _: to_rows(next(batches)))
+  update = make_update(begun.optimizer, loss, whole_batch=lambda step, batch: {"key": jax.random.fold_in(key, step)}, join=begun.join)
+  compiled = jit_update(update, stage.mesh, begun.shardings, frozen=(*begun.frozen, on_devices))
+  step = batch_step(compiled, lambda _: to_rows(next(batches)))
   ndcg = make_next_item_ndcg(model)
 
   @jax.jit
@@ -195,11 +195,12 @@ def _train(stage: StageContext, histories: Sequence[History], name: str) -> Any:
   def score(params: Any) -> float:
     total = count = 0.0
     for start in range(0, len(held_out), HISTORIES_AT_ONCE):
-      metric = judge(params, one_a_row(held_out[start : start + HISTORIES_AT_ONCE]), on_devices)
+      metric = judge(begun.whole(params), one_a_row(held_out[start : start + HISTORIES_AT_ONCE]), on_devices)
       total, count = total + float(metric.sum), count + float(metric.count)
     return total / count
 
-  return train(stage, stage.name, state, step, batches, name=name, best=(score, section.evaluate_every)).params
+  end = train(stage, stage.name, begun, step, batches, name=name, best=(score, section.evaluate_every))
+  return begun.whole(end.params)
 
 
 def _make_batches(stage: StageContext, histories: Sequence[np.ndarray], seed: int) -> grain.DatasetIterator:

@@ -15,7 +15,7 @@ from gr2_jax.rl.step import Collector, make_collector, make_roll_out, rl_step
 from gr2_jax.rl.stop import SilenceCounter
 from gr2_jax.rollout.generate import Rollout
 from gr2_jax.runs.context import StageContext
-from gr2_jax.runs.training import begin, train
+from gr2_jax.runs.training import Begun, begin, train
 from gr2_jax.steps.policy import make_policy_update
 from gr2_jax.steps.start import Start
 from gr2_jax.steps.update import Loss, Update, make_update
@@ -36,8 +36,8 @@ def make_stream(stage: StageContext, style: PromptStyle, rollout: RolloutOptions
 def train_by_reward(stage: StageContext, options: RlOptions, style: PromptStyle, init: Start | None) -> None:
   """Reinforcement learning from the parameters in `init`, on prompts of a style."""
   constraint = stage.constraint(style)
-  optimizer, state, shardings = begin(stage, stage.decoder, stage.name, init)
-  update = make_policy_update(stage.decoder, optimizer, options.update, constraint)
+  begun = begin(stage, stage.decoder, stage.name, init)
+  update = make_policy_update(stage.decoder, begun.optimizer, options.update, constraint, join=begun.join)
   stream = make_stream(stage, style, options.collect.rollout)
   collector = make_collector(
     stage.decoder,
@@ -48,21 +48,22 @@ def train_by_reward(stage: StageContext, options: RlOptions, style: PromptStyle,
     constraint=constraint,
     mesh=stage.mesh,
     key=stage.key,
+    whole=begun.whole,
   )
   silence = SilenceCounter(stage.options.training.max_skips)
-  train_in_steps(stage, state, collector, jit_update(update, stage.mesh, shardings), RL_HEADLINE, silence)
+  train_in_steps(stage, begun, collector, jit_update(update, stage.mesh, begun.shardings, frozen=begun.frozen), RL_HEADLINE, silence)
 
 
 def train_in_steps(
   stage: StageContext,
-  state: TrainState,
+  begun: Begun,
   collector: Collector,
   update: Update,
   headline: Sequence[str],
   silence: SilenceCounter | None = None,
 ) -> None:
   """The loop over `rl_step`; `update` is compiled."""
-  train(stage, stage.name, state, lambda state: rl_step(state, collector, update, silence), collector.stream, headline=headline)
+  train(stage, stage.name, begun, lambda state: rl_step(state, collector, update, silence), collector.stream, headline=headline)
 
 
 def train_by_loss(
@@ -76,14 +77,15 @@ def train_by_loss(
   frozen: tuple[Any, ...] = (),
 ) -> None:
   """Trains `decoder` from the parameters in `init` by a loss of `steps.direct`; `make_batch(params, step, drawn)`: what it reads."""
-  optimizer, state, shardings = begin(stage, decoder, stage.name, init)
-  update = jit_update(make_update(optimizer, loss_fn), stage.mesh, shardings, frozen=frozen)
+  begun = begin(stage, decoder, stage.name, init)
+  update = make_update(begun.optimizer, loss_fn, join=begun.join)
+  compiled = jit_update(update, stage.mesh, begun.shardings, frozen=(*begun.frozen, *frozen))
 
   def get_batch(state: TrainState) -> dict[str, Any]:
     drawn = next(stream)
-    return make_batch(state.params, int(state.step), drawn) | {"weights": drawn.weights}
+    return make_batch(begun.whole(state.params), int(state.step), drawn) | {"weights": drawn.weights}
 
-  train(stage, stage.name, state, batch_step(update, get_batch), stream, headline=("loss", "entropy", "recall@1"))
+  train(stage, stage.name, begun, batch_step(compiled, get_batch), stream, headline=("loss", "entropy", "recall@1"))
 
 
 def make_local_roll_out(

@@ -8,12 +8,10 @@ import numpy as np
 
 from gr2_jax.runs.archive import dump_arrays
 from gr2_jax.runs.artifacts import check_intact
-from gr2_jax.runs.load import load_vocabulary, make_decoder
+from gr2_jax.runs.load import load_trained, load_vocabulary, make_decoder
 from gr2_jax.runs.policies import PolicyRecord, read_policies
 from gr2_jax.runs.run import Run, RunError
 from gr2_jax.runs.scored import open_scorer
-from gr2_jax.steps.start import load_params
-from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.mesh import make_mesh
 
 _FOLDER = "policy"
@@ -54,7 +52,7 @@ def _params_of(run: Run, record: PolicyRecord) -> dict[str, np.ndarray]:
   """Parameter path, `a/b/c` -> array."""
   scored = record.form == "scored"
   model: Any = open_scorer(run, layers=record.layers) if scored else make_decoder(run, load_vocabulary(run), record.layers)
-  params = load_params(model, Checkpointer(run.path(record.stage, record.checkpoints)), make_mesh(**run.config.mesh))
+  params = load_trained(run, model, make_mesh(**run.config.mesh), record.stage, record.checkpoints)
   found = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
   return {jax.tree_util.keystr(path, simple=True, separator="/"): _widen(np.asarray(array)) for path, array in found}
 

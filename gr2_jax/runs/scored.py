@@ -208,8 +208,9 @@ class ScoredAnswers(NamedTuple):
 
 # answer(params, slates) -> ScoredAnswers
 Answer = Callable[[Any, ScoredSlates], ScoredAnswers]
-# think(state, slates of a batch, their places [P] among all) -> what is learnt of them besides
-Think = Callable[[TrainState, PackedSlates, np.ndarray], dict[str, Any]]
+# think(params, those where the training began (None: not asked for), step, slates of a batch, their places [P] among all) -> what is
+# learnt of them besides
+Think = Callable[[Any, Any, int, PackedSlates, np.ndarray], dict[str, Any]]
 # judge(places [P] of slates, reasonings and their mask [P, G, L]) -> arrays by name
 JudgeThoughts = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
@@ -229,6 +230,7 @@ def train_scored(
   name: str = "checkpoints",
   headline: Sequence[str] = ("loss", "entropy"),
   think: Think | None = None,
+  anchored: bool = False,
   layers: int | None = None,
   frozen: tuple[Any, ...] = (),
   at_step: Callable[[jax.Array], Mapping[str, jax.Array]] = lambda step: {},
@@ -237,14 +239,19 @@ def train_scored(
 
   The training's settings are those of the stage's section. `score(scores of the validation slates [n, K])`, after a reasoning where
   answers are `reasoned`, chooses the step that is kept. `drop_out`: with the config's dropout. `think`: what the policy itself adds to a
-  batch. `layers`: of a scorer that is cut. `frozen`: what the loss reads behind the edges, such as a teacher's parameters, and
-  `at_step(step)` what it is told by name beside its key.
+  batch; `anchored`: seeing also where it began, which for adapters is their base, of which there is no second copy. `layers`: of a scorer
+  that is cut. `frozen`: what the loss reads behind the edges, such as a teacher's parameters, and `at_step(step)` what it is told by name
+  beside its key.
   """
   model, edges = open_scorer(stage.run, layers=layers, learns=drop_out), put_replicated(FactTables(stage.run).codes.edges, stage.mesh)
-  optimizer, state, shardings = begin(stage, model, stage.name, init)
-  base = stage.key
+  begun = begin(stage, model, stage.name, init)
+  # A copy, since a step takes the state's arrays over.
+  base, began = stage.key, begun.whole(jax.tree.map(jnp.copy, begun.state.params)) if anchored else None
   update = make_update(
-    optimizer, make_loss(model), whole_batch=lambda step, batch: {"key": jax.random.fold_in(base, step), **at_step(step)}
+    begun.optimizer,
+    make_loss(model),
+    whole_batch=lambda step, batch: {"key": jax.random.fold_in(base, step), **at_step(step)},
+    join=begun.join,
   )
   drawn = draw_indices(len(slates), batch_size, stage.seed)
 
@@ -252,20 +259,18 @@ def train_scored(
     indices = next(drawn)["slate"]
     packed = slates.pack(indices)
     batch = {"slates": packed, "weights": slates.weights[indices]} | {of: array[indices] for of, array in learnt.items()}
-    return batch if think is None else batch | think(state, packed, indices)
+    return batch if think is None else batch | think(begun.whole(state.params), began, int(state.step), packed, indices)
 
-  step = batch_step(jit_update(update, stage.mesh, shardings, frozen=(edges, *frozen)), get_batch)
+  step = batch_step(jit_update(update, stage.mesh, begun.shardings, frozen=(*begun.frozen, edges, *frozen)), get_batch)
   answer = make_answer(stage.run, reasoned=reasoned, layers=layers)
-  best = (lambda params: score(answer(params, validation).scores), stage.config.answer.evaluate_every)
-  train(stage, stage.name, state, step, drawn, name=name, headline=headline, best=best)
+  best = (lambda params: score(answer(begun.whole(params), validation).scores), stage.config.answer.evaluate_every)
+  train(stage, stage.name, begun, step, drawn, name=name, headline=headline, best=best)
 
 
-def make_own_thoughts(
-  stage: StageContext, *, group: int, start: Any = None, layers: int | None = None, judge: JudgeThoughts | None = None
-) -> Think:
+def make_own_thoughts(stage: StageContext, *, group: int, layers: int | None = None, judge: JudgeThoughts | None = None) -> Think:
   """`group` reasonings of the policy, drawn at temperature 1, about each slate of a batch: `thoughts, thought_mask [P, G, L]`.
 
-  With `start`, the parameters where training begins, also the log-probabilities that their tokens have there: `start_log_probs [P, G, L]`.
+  Where it sees the parameters where training began also the log-probabilities that their tokens have there: `start_log_probs [P, G, L]`.
   With `judge` also what it finds, on the host.
   """
   model, edges = open_scorer(stage.run, layers=layers), jnp.asarray(FactTables(stage.run).codes.edges)
@@ -283,8 +288,8 @@ def make_own_thoughts(
       return drawn
     return drawn | {"start_log_probs": score_thoughts(model, start, slates, edges, thoughts, opening, constraint=constraint).log_probs}
 
-  def own_thoughts(state: TrainState, slates: PackedSlates, indices: np.ndarray) -> dict[str, Any]:
-    drawn = think(state.params, start, slates, jax.random.fold_in(base, int(state.step)))
+  def own_thoughts(params: Any, start: Any, step: int, slates: PackedSlates, indices: np.ndarray) -> dict[str, Any]:
+    drawn = think(params, start, slates, jax.random.fold_in(base, step))
     if judge is None:
       return drawn
     return drawn | judge(indices, *jax.device_get((drawn["thoughts"], drawn["thought_mask"])))

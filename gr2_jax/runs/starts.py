@@ -5,7 +5,6 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
 from gr2_jax.errors import ConfigError, UserError
@@ -13,10 +12,9 @@ from gr2_jax.language.text_pieces import CONFIG_FILE, read_pieces
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import ModelConfig, preset
 from gr2_jax.models.hf_folders import open_folder, parse_config
-from gr2_jax.models.published import fill_rows, read_parameters
 from gr2_jax.runs.policies import PolicyRecord, find_policy
 from gr2_jax.runs.run import Run, RunError
-from gr2_jax.steps.start import Start
+from gr2_jax.steps.start import PublishedStart, Start
 from gr2_jax.training.checkpoints import Checkpointer
 
 FROM_MODEL = "model"  # as a stage's `init`: config.model.init itself
@@ -88,8 +86,8 @@ def tokens_elsewhere(config: ConfigDict) -> pathlib.Path | None:
   return init.path if init.kind == "run" else None
 
 
-def open_start(config: ConfigDict, model: Any, vocabulary: Vocabulary, key: jax.Array) -> Start | None:
-  """Where `config.model.init` has `model` begin; None: at random numbers. `key` draws the rows of new tokens.
+def open_start(config: ConfigDict, model: Any, vocabulary: Vocabulary) -> Start | None:
+  """Where `config.model.init` has `model` begin; None: at random numbers.
 
   Raises RunError for another run's policy that is no such model.
   """
@@ -97,7 +95,7 @@ def open_start(config: ConfigDict, model: Any, vocabulary: Vocabulary, key: jax.
   if init.kind == "random":
     return None
   if init.kind == "hf":
-    return PublishedStart(init.path, vocabulary.new_token_start, key)
+    return PublishedStart(init.path, vocabulary.new_token_start, config.seed)
   other, record = _open_other(init)
   if record.layers is not None:
     raise RunError(f"--config.model.init: the policy of {init.stage!r} in {init.path} is pruned; name the stage that it was cut from")
@@ -119,16 +117,3 @@ def _differences(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
   """`field: theirs, here ours` of what decides the parameters."""
   changed = dataclasses.asdict(dataclasses.replace(theirs, dtype=ours.dtype, remat=ours.remat, attention=ours.attention))
   return [f"{name}: {value}, here {mine}" for name, mine in dataclasses.asdict(ours).items() if (value := changed[name]) != mine]
-
-
-@dataclasses.dataclass(frozen=True)
-class PublishedStart:
-  """A published model in a folder, with rows for the tokens from `first_new` on (a `Start`)."""
-
-  directory: pathlib.Path
-  first_new: int
-  key: jax.Array
-
-  def load_params(self, abstract: Any) -> Any:
-    """The parameters, read part by part to where they belong."""
-    return fill_rows(read_parameters(open_folder(self.directory), abstract), self.first_new, self.key)

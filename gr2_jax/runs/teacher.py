@@ -13,13 +13,11 @@ from gr2_jax.runs.artifacts import check_intact
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.fingerprints import config_to_json, hash_path, list_differences, value_at
-from gr2_jax.runs.load import load_policy, load_slates
+from gr2_jax.runs.load import load_policy, load_slates, load_trained
 from gr2_jax.runs.policies import PolicyRecord, find_policy
 from gr2_jax.runs.run import Run
 from gr2_jax.runs.scored import is_reasoned, open_scorer
 from gr2_jax.semantic_ids.table import SemanticIDTable
-from gr2_jax.steps.start import load_params
-from gr2_jax.training.checkpoints import Checkpointer
 
 # What decides vocabulary and semantic IDs, but for the data's own files, which may lie elsewhere for the teacher.
 _SAME = ("seed", "tokenize")
@@ -81,8 +79,8 @@ def load_scored_teacher(stage: StageContext) -> ScoredTeacher:
       f"config.opd.teacher_run: {teacher.directory} has other training slates than {stage.run.directory}, of which its scored policy would "
       "know no facts; train teacher and student on the same slates (same data, seed and slates section)"
     )
-  checkpoints = Checkpointer(teacher.path(record.stage, record.checkpoints))
-  return ScoredTeacher(teacher, load_params(open_scorer(teacher), checkpoints, stage.mesh), FactTables(teacher).read("train"))
+  params = load_trained(teacher, open_scorer(teacher), stage.mesh, record.stage, record.checkpoints)
+  return ScoredTeacher(teacher, params, FactTables(teacher).read("train"))
 
 
 def _open_teacher(stage: StageContext) -> tuple[Run, PolicyRecord]:

@@ -8,15 +8,18 @@ from typing import Any, NamedTuple
 import grain
 import optax
 
+from gr2_jax.models.adapters import Join, Lora, frozen_part
 from gr2_jax.models.transformer import Model
 from gr2_jax.rollout.slate_constraint import SlateConstraint
+from gr2_jax.runs import load
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fingerprints import value_at
 from gr2_jax.settings import check_settings, setting
 from gr2_jax.steps.lm import make_lm_loss
-from gr2_jax.steps.start import Start, start_fresh, start_from
+from gr2_jax.steps.start import Start, describe_adapters, load_params, start_adapted, start_fresh, start_from
 from gr2_jax.steps.update import make_update, only_rows
 from gr2_jax.training.best import BestKeeper, abstract_params
+from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.loop import Position, StepResult, batch_step, fit
 from gr2_jax.training.mesh import jit_update
 from gr2_jax.training.state import OptimizerConfig, TrainState, make_optimizer
@@ -46,27 +49,62 @@ class TrainingOptions:
     check_settings(self)
 
 
+class Adapted(NamedTuple):
+  """Adapters of a shape: the parameters that stay beside them, on the mesh, and where these come from."""
+
+  lora: Lora
+  base: Any
+  on: Start
+
+
 class Begun(NamedTuple):
-  """An optimizer, the state before the first step, and its shardings on the mesh."""
+  """An optimizer, the state before the first step, and its shardings on the mesh; where the state holds adapters alone, what they adapt.
+
+  Updates take `join`, and `frozen` before all else that they read (see `steps.update.make_update`).
+  """
 
   optimizer: optax.GradientTransformation
   state: TrainState
   shardings: Any
+  adapted: Adapted | None = None
+
+  @property
+  def join(self) -> Join | None:
+    """How adapters and their base are joined."""
+    return None if self.adapted is None else self.adapted.lora.join
+
+  @property
+  def frozen(self) -> tuple[Any, ...]:
+    """The adapters' base."""
+    return () if self.adapted is None else (self.adapted.base,)
+
+  def whole(self, params: Any) -> Any:
+    """The parameters that the model is applied with, of those of a state."""
+    return params if self.adapted is None else self.adapted.lora.join(self.adapted.base, params)
 
 
-def begin(stage: StageContext, model: Model, key: str, init: Start | None) -> Begun:
-  """Where the training with the settings at a dotted config `key` begins: with the parameters of `init`, or random ones (None)."""
+def begin(stage: StageContext, model: Model, key: str, init: Start | None, *, adapt: bool = True) -> Begun:
+  """Where the training with the settings at a dotted config `key` begins: with the parameters of `init`, or random ones (None).
+
+  Of random ones all are trained, whatever the config says of adapters: those stand on something that was learnt. Adapters of earlier stages
+  are merged, and what is trained are new ones, or without `adapt` all parameters.
+  """
   section = value_at(stage.config, key)
   optimizer = make_optimizer(OptimizerConfig(**section.optimizer), section.steps * section.get("minibatches", 1))
   if init is None:
     return Begun(optimizer, *start_fresh(model, optimizer, stage.key, stage.mesh))
-  return Begun(optimizer, *start_from(model, optimizer, init, stage.mesh))
+  params = load_params(model, init, stage.mesh)
+  lora = load.load_lora(stage.run) if adapt else None
+  if lora is None:
+    return Begun(optimizer, *start_from(model, optimizer, params, stage.mesh))
+  state, shardings = start_adapted(model, optimizer, lora, params, stage.key, stage.mesh)
+  return Begun(optimizer, state, shardings, Adapted(lora, frozen_part(params), init))
 
 
 def train(
   stage: StageContext,
   key: str,
-  state: TrainState,
+  begun: Begun,
   step: Callable[[TrainState], StepResult],
   position: Position,
   *,
@@ -74,20 +112,28 @@ def train(
   headline: Sequence[str] = (),
   best: tuple[Callable[[Any], float], int] | None = None,
 ) -> TrainState:
-  """Runs the loop with this run's files: checkpoints in `RUN/STAGE/name`, metrics in `RUN/metrics`; returns the final state.
+  """Runs the loop from what `begin` gave, with this run's files: checkpoints in `RUN/STAGE/name`, metrics in `RUN/metrics`; returns the
+  final state.
 
   `key`: where `steps`, `save_every`, `log_every`, `max_skips` stand in the config. `headline`: the metrics that the bar has room for (all
   where empty). `best`: a score of parameters on held-out data, and after how many steps each; then `RUN/STAGE/name` holds the parameters
   with the highest one, the start among them, which the state returned has as well, and where the training stood lies beside it.
   """
-  section = value_at(stage.config, key)
+  section, state = value_at(stage.config, key), begun.state
   label, metrics = (stage.name, stage.name) if name == "checkpoints" else (f"{stage.name} ({name})", f"{stage.name}_{name}")
+
+  def checkpoints(folder: str) -> Checkpointer:
+    if begun.adapted is None:
+      return stage.checkpoints(stage.name, folder)
+    about = describe_adapters(begun.adapted.lora, stage.path(folder), begun.adapted.on)
+    return stage.checkpoints(stage.name, folder, about)
+
   with ExitStack() as opened:
     keeper = None
     if best is not None:
       writer = opened.enter_context(stage.metric_writer(f"{metrics}_validation"))
       keeper = BestKeeper(
-        stage.checkpoints(stage.name, name),
+        checkpoints(name),
         best[0],
         every=best[1],
         steps=section.steps,
@@ -101,7 +147,7 @@ def train(
       step,
       position=position,
       steps=section.steps,
-      checkpointer=stage.checkpoints(stage.name, name if keeper is None else f"{name}_training"),
+      checkpointer=checkpoints(name if keeper is None else f"{name}_training"),
       writer=opened.enter_context(stage.metric_writer(metrics)),
       progress=opened.enter_context(stage.progress.task(label, section.steps, headline=headline)),
       save_every=section.save_every,
@@ -127,12 +173,15 @@ def train_lm(
   new_rows_from: int | None = None,
   constraint: SlateConstraint | None = None,
   name: str = "checkpoints",
+  adapt: bool = True,
 ) -> Any:
   """Trains the run's model on packed rows of likelihood `parts` (name -> weight) and returns the parameters.
 
   `key`: of its settings in the config. Checkpoints lie in `RUN/STAGE/name`. `new_rows_from`: only token rows from there on move.
+  `adapt`: see `begin`.
   """
-  optimizer, state, shardings = begin(stage, stage.decoder, key, init)
-  moved = optimizer if new_rows_from is None else only_rows(optimizer, new_rows_from)
-  update = jit_update(make_update(moved, make_lm_loss(stage.decoder, parts, constraint)), stage.mesh, shardings)
-  return train(stage, key, state, batch_step(update, lambda _: next(batches)), batches, name=name).params
+  begun = begin(stage, stage.decoder, key, init, adapt=adapt)
+  moved = begun.optimizer if new_rows_from is None else only_rows(begun.optimizer, new_rows_from)
+  update = make_update(moved, make_lm_loss(stage.decoder, parts, constraint), join=begun.join)
+  step = batch_step(jit_update(update, stage.mesh, begun.shardings, frozen=begun.frozen), lambda _: next(batches))
+  return begun.whole(train(stage, key, begun, step, batches, name=name).params)

@@ -19,7 +19,7 @@ from gr2_jax.evidence.items import ItemArrays
 from gr2_jax.evidence.table import slate_features
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
 from gr2_jax.runs.fact_tables import FactTables
-from gr2_jax.runs.load import load_catalogue, load_log, load_vocabulary
+from gr2_jax.runs.load import load_catalogue, load_log, load_trained, load_vocabulary
 from gr2_jax.runs.packed_midtraining import load_packed_candidate_scores
 from gr2_jax.runs.policies import PolicyRecord
 from gr2_jax.runs.run import Run
@@ -29,8 +29,6 @@ from gr2_jax.serving.engine import RowAnswer, default_batch_sizes, sort_scores
 from gr2_jax.serving.options import Options
 from gr2_jax.serving.request import Request, RequestError, item_id
 from gr2_jax.serving.slate_cache import SlateIndex
-from gr2_jax.steps.start import load_params
-from gr2_jax.training.checkpoints import Checkpointer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,7 +158,7 @@ class Scorer:
 def load_scorer(run: Run, record: PolicyRecord, facts: SlateFacts, mesh: Mesh) -> Scorer:
   """The scored policy of a record of the run's manifest, its parameters on the mesh."""
   model = open_scorer(run, layers=record.layers)
-  return Scorer(run, record, model, load_params(model, Checkpointer(run.path(record.stage, record.checkpoints)), mesh), facts)
+  return Scorer(run, record, model, load_trained(run, model, mesh, record.stage, record.checkpoints), facts)
 
 
 class ScoredEngine:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gr2_jax.models.adapters import Join
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.distillation import DistillationConfig, beta_at, distilled_advantages, make_kl
 from gr2_jax.objectives.policy import PolicyLossConfig, loss_denominator, policy_loss
@@ -56,6 +57,7 @@ def make_opd_update(
   *,
   steps: int,
   constraint: SlateConstraint | None = None,
+  join: Join | None = None,
 ) -> Update:
   """Build `update(state, GroupBatch, teacher_params) -> (state, metrics)`: one gradient step of Eq 4 on a batch of the student's rollouts.
 
@@ -66,7 +68,7 @@ def make_opd_update(
 
   Metrics: the diagnostics of `policy_loss`, `loss`, `entropy`, `grad_norm`, `skipped`, `beta`, `logp_gap` (as in `make_policy_update`), and
   `reverse_kl`, nats per token: its value in the form `exact`, a lower bound in `top_k`, the mean sampled log-ratio in `per_token`.
-  Compile it by `training.mesh.jit_update` with the teacher's parameters as `frozen`.
+  Compile it by `training.mesh.jit_update` with the teacher's parameters as `frozen`; with `join`, see `make_update`, after the base.
   """
   distillation, per_token = config.distillation, config.distillation.kl == "per_token"
 
@@ -114,4 +116,4 @@ def make_opd_update(
     metrics |= {"loss": Metric(total, loss.denominator), "beta": Metric(beta, jnp.ones(()))}
     return total / jnp.where(denominator > 0, denominator, 1), metrics
 
-  return make_update(optimizer, loss_fn, microbatches=config.microbatches, whole_batch=whole_batch)
+  return make_update(optimizer, loss_fn, microbatches=config.microbatches, whole_batch=whole_batch, join=join)

@@ -1,6 +1,7 @@
 """The policy update of reinforcement learning: gradient steps of the clipped loss on a batch of group rollouts."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gr2_jax.models.adapters import Join
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.objectives.policy import DAPO, PolicyLossConfig, loss_denominator, policy_loss, truncated_importance_weights
 from gr2_jax.rollout.completions import completion_log_probs
@@ -52,7 +54,12 @@ class UpdateConfig:
 
 
 def make_policy_update(
-  decoder: Decoder, optimizer: optax.GradientTransformation, config: UpdateConfig, constraint: Constraint | None = None
+  decoder: Decoder,
+  optimizer: optax.GradientTransformation,
+  config: UpdateConfig,
+  constraint: Constraint | None = None,
+  *,
+  join: Join | None = None,
 ) -> Update:
   """Build `update(state, GroupBatch) -> (state, metrics)`: a gradient step of the clipped loss for each minibatch of a rollout batch.
 
@@ -61,14 +68,14 @@ def make_policy_update(
   whose loss or gradient is not finite, which is counted as `skipped`. The old policy of the ratio is the sampler's (behaviour
   log-probabilities) where there is one step on a batch and no importance weight. With several steps it is the trainer's, computed again
   before the first; with one step and importance weights it is the trainer's too, and the ratio is 1. P must divide into
-  minibatches x microbatches.
+  minibatches x microbatches. With `join` it is `update(state, GroupBatch, base)`: the state's parameters are adapters alone.
 
   Metrics: the diagnostics of `policy_loss`, `loss`, `entropy`, `grad_norm`, `skipped`; `logp_gap`, the mean |log π_trainer - log π_sampler|
   over tokens; with importance weights `importance_weight` and `importance_capped_fraction`; with `packed_rows`, `packed_fraction` of
   the microbatches, the others having had a group that did not fit.
   Compile it by `training.mesh.jit_update`, which donates the state and sets the shardings.
   """
-  return _PolicyUpdate(decoder, optimizer, config, constraint).update
+  return _PolicyUpdate(decoder, optimizer, config, constraint, join).update
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,18 +86,23 @@ class _PolicyUpdate:
   optimizer: optax.GradientTransformation
   config: UpdateConfig
   constraint: Constraint | None
+  join: Join | None
 
   @property
   def one_step(self) -> bool:
     """Whether a batch is learnt from once."""
     return self.config.minibatches == 1
 
-  def update(self, state: TrainState, batch: GroupBatch) -> tuple[TrainState, Metrics]:
+  def update(self, state: TrainState, batch: GroupBatch, base: Any = None) -> tuple[TrainState, Metrics]:
     """The state after all gradient steps on a batch."""
-    trainer_logps = None if self.one_step else self.trainer_log_probs(state.params, batch)
-    start = (state.params, state.opt_state)
-    (params, opt_state), metrics = over_parts(self.gradient_step, start, (batch, trainer_logps), self.config.minibatches)
+    trainer_logps = None if self.one_step else self.trainer_log_probs(self.whole(base, state.params), batch)
+    start, step = (state.params, state.opt_state), functools.partial(self.gradient_step, base)
+    (params, opt_state), metrics = over_parts(step, start, (batch, trainer_logps), self.config.minibatches)
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+  def whole(self, base: Any, params: Any) -> Any:
+    """The policy's parameters, of those that are trained."""
+    return params if self.join is None else self.join(base, params)
 
   def trainer_log_probs(self, params: Any, batch: GroupBatch) -> jax.Array:
     """Log-probabilities `[P, G, Lc]` before the first gradient step, a microbatch at a time."""
@@ -100,11 +112,11 @@ class _PolicyUpdate:
 
     return join_parts(jax.lax.map(of_part, split_parts(batch, self.config.minibatches * self.config.microbatches)))
 
-  def gradient_step(self, carry: tuple[Any, Any], data: tuple[GroupBatch, jax.Array | None]) -> tuple[tuple[Any, Any], Metrics]:
+  def gradient_step(self, base: Any, carry: tuple[Any, Any], data: tuple[GroupBatch, jax.Array | None]) -> tuple[tuple[Any, Any], Metrics]:
     """Parameters and optimizer state after the step of one minibatch."""
     params, opt_state = carry
     denominator = loss_denominator(data[0].loss_mask, self.config.loss.aggregation, data[0].completion_weights)
-    gradient = jax.grad(self.loss, has_aux=True)
+    gradient = jax.grad(lambda params, *of: self.loss(self.whole(base, params), *of), has_aux=True)
 
     def add_part(grads: Any, part: tuple[GroupBatch, jax.Array | None]) -> tuple[Any, Metrics]:
       # Gradients stand inside the choice: differentiating it would keep what both branches need.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gr2_jax.models.adapters import ROWS, Join
 from gr2_jax.training.guard import skip_if_not_finite
 from gr2_jax.training.metric import Metric
 from gr2_jax.training.state import TrainState
@@ -22,16 +23,18 @@ def make_update(
   *,
   microbatches: int = 1,
   whole_batch: Callable[[jax.Array, Any], Mapping[str, jax.Array]] | None = None,
+  join: Join | None = None,
 ) -> Update:
   """Build `update(state, batch, *frozen) -> (state, metrics)`: a step down the gradient of `loss_fn(params, batch, *frozen)`.
 
   `frozen`: pytrees that get no gradient, such as a teacher's parameters. `microbatches` cut the batch along its first axis to save memory;
   their gradients are added. What a part must know of all parts, such as the loss's denominator, comes from
   `whole_batch(step, batch)`, whose arrays go to `loss_fn` by name. A step whose loss or gradient is not finite changes nothing.
+  With `join` the state's parameters are adapters alone, and the first of `frozen` is their base.
 
   Metrics: those of the loss, `grad_norm`, `skipped`. Compile it by `training.mesh.jit_update`, which donates the state and shards it.
   """
-  gradient = jax.grad(loss_fn, has_aux=True)
+  gradient = jax.grad(loss_fn if join is None else _of_adapters(loss_fn, join), has_aux=True)
 
   def update(state: TrainState, batch: Any, *frozen: Any) -> tuple[TrainState, dict[str, Metric]]:
     shared = {} if whole_batch is None else whole_batch(state.step, batch)
@@ -51,6 +54,11 @@ def make_update(
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
   return update
+
+
+def _of_adapters(loss_fn: Loss, join: Join) -> Loss:
+  """`loss(adapters, batch, base, *frozen)` of `loss(params, batch, *frozen)`."""
+  return lambda adapters, batch, base, *frozen, **shared: loss_fn(join(base, adapters), batch, *frozen, **shared)
 
 
 def over_parts(
@@ -83,7 +91,8 @@ def join_parts(x: jax.Array) -> jax.Array:
 
 
 def only_rows(optimizer: optax.GradientTransformation, first: int) -> optax.GradientTransformation:
-  """The same optimizer, whose updates are 0 but in the rows from `first` on of the token tables (input, and output where untied).
+  """The same optimizer, whose updates are 0 but in the rows from `first` on of the token tables (input, and output where untied), and of
+  adapters but in the rows that they hold of them.
 
   The token warm-up stage, in which the backbone must not follow rows that are still noise (OneRec-Think, arXiv 2510.11639).
   """
@@ -92,6 +101,7 @@ def only_rows(optimizer: optax.GradientTransformation, first: int) -> optax.Grad
     updates, state = optimizer.update(grads, state, params)
     tables = {name: updates[name] for name in ("embedding", "output") if name in updates}
     kept = {name: jnp.where((jnp.arange(rows.shape[0]) >= first)[:, None], rows, 0) for name, rows in tables.items()}
+    kept |= {name: updates[name] for name in ROWS if name in updates}
     return jax.tree.map(jnp.zeros_like, updates) | kept, state
 
   return optax.GradientTransformation(optimizer.init, update)

@@ -7,6 +7,7 @@ import logging
 import os
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,11 +25,14 @@ class CheckpointError(UserError):
 
 
 class Checkpointer:
-  """The newest `keep` checkpoints of one stage, in `directory/STEP/{state,data,format}`."""
+  """The newest `keep` checkpoints of one stage, in `directory/STEP/{state,data,format}`.
 
-  def __init__(self, directory: str | os.PathLike, keep: int = 2) -> None:
+  `about` (JSON) goes into each that is saved, beside the format tag: what its parameters are, where they are not those of a whole model.
+  """
+
+  def __init__(self, directory: str | os.PathLike, keep: int = 2, about: Mapping[str, Any] | None = None) -> None:
     self.directory = pathlib.Path(directory).absolute()
-    self._keep = keep
+    self._keep, self._about = keep, about or {}
 
   @functools.cached_property
   def _manager(self) -> ocp.CheckpointManager:
@@ -60,7 +64,7 @@ class Checkpointer:
       args=ocp.args.Composite(
         state=ocp.args.PyTreeSave(state),
         data=ocp.args.JsonSave({"positions": _gather_json(data_state)}),
-        format=ocp.args.JsonSave({"format": FORMAT}),
+        format=ocp.args.JsonSave({"format": FORMAT, **self._about}),
       ),
     )
 
@@ -103,11 +107,20 @@ class Checkpointer:
         return reader.restore(self.directory / str(steps[-1]) / "state", args=restore)["params"]
       except Exception as error:
         self._check_fit(steps[-1], item)
-        stage = self.directory.parent
-        raise CheckpointError(
-          f"{self.directory}: the checkpoint of step {steps[-1]} is damaged ({_first_sentence(error)}); restore it, or remove {stage} "
-          f"and run the stage {stage.name!r} again"
-        ) from error
+        raise self._damage(steps[-1], error) from error
+
+  def read_about(self) -> dict[str, Any]:
+    """What the newest checkpoint says of itself: its format, and the `about` of who saved it; nothing where there is no checkpoint.
+
+    Raises CheckpointError for one that is damaged.
+    """
+    if not (steps := self.steps()):
+      return {}
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+      try:
+        return dict(reader.restore(self.directory / str(steps[-1]) / "format"))
+      except Exception as error:
+        raise self._damage(steps[-1], error) from error
 
   def close(self) -> None:
     """Waits for saves under way."""
@@ -151,6 +164,13 @@ class Checkpointer:
         f"{self.directory}: step {step} does not fit this model ({name} is {there} there, {wanted[differing[0]]} here); "
         "use the config that trained it, or another --workdir"
       )
+
+  def _damage(self, step: int, error: Exception) -> CheckpointError:
+    stage = self.directory.parent
+    return CheckpointError(
+      f"{self.directory}: the checkpoint of step {step} is damaged ({_first_sentence(error)}); restore it, or remove {stage} "
+      f"and run the stage {stage.name!r} again"
+    )
 
   def _set_aside(self, step: int, error: Exception, used: int) -> None:
     folder = self.directory / str(step)

@@ -100,9 +100,12 @@ def _matrix_axes(params: Any) -> Any:
 
   def of(path: tuple[Any, ...], leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
     names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]  # not the boxes of logical axes
-    if names[-1] != "kernel":
+    if names[-1] == "kernel":
+      inputs = leaf.ndim - 2 if names[-2] == "out" else 1  # attention's output reads heads and head_dim, all else reads one axis
+    elif names[-1] in ("lora_a", "lora_b"):  # each factor is a matrix, the rank its last axis or its first
+      inputs = leaf.ndim - 2 if names[-1] == "lora_a" else 1
+    else:
       return None
-    inputs = leaf.ndim - 2 if names[-2] == "out" else 1  # attention's output reads heads and head_dim, all else reads one axis
     return optax.contrib.MuonDimensionNumbers(tuple(range(1, 1 + inputs)), tuple(range(1 + inputs, leaf.ndim)))
 
   return jax.tree_util.tree_map_with_path(of, params)

@@ -105,6 +105,23 @@ def one_device(monkeypatch):
   monkeypatch.setattr("gr2_jax.training.mesh.jax.devices", lambda: first)
 
 
+def test_adapters_are_all_that_is_trained_and_kept_of_a_published_model(tmp_path, run, run_here, folder):
+  """Each stage stands on the merged one before; what its checkpoints hold is small."""
+  lora = {"model__lora__rank": 2, "model__lora__alpha": 4.0}
+  short = {"midtrain__steps": 2, "midtrain__warmup_rows__enabled": False, "sft__steps": 2, "sft__save_every": 1}
+  config = tiny_config(model__init=f"hf:{folder}", **(ROOM | lora | short))
+  workdir = tmp_path / "run"
+  assert run_here(config, workdir, ["data", "tokenize", "midtrain", "slates", "evidence", "traces", "sft"]) == 0
+  on = [Checkpointer(workdir / stage / "checkpoints").read_about()["adapters"]["on"] for stage in ("midtrain", "sft")]
+  assert on[0]["folder"] == str(folder) and on[1] == "../../midtrain/checkpoints"
+  trained, begun = params_of(workdir, "sft"), params_of(run, "sft")
+  first = load_vocabulary(Run.open(run)).new_token_start
+  np.testing.assert_array_equal(trained["embedding"][:first], begun["embedding"][:first])
+  assert np.abs(trained["embedding"][first:] - begun["embedding"][first:]).max() > 1e-6
+  np.testing.assert_array_equal(trained["layers"]["mlp_norm"]["scale"], begun["layers"]["mlp_norm"]["scale"])
+  assert np.abs(trained["layers"]["q"]["kernel"] - begun["layers"]["q"]["kernel"]).max() > 1e-6
+
+
 def other_folder(tmp_path, folder, name, change):
   copy = tmp_path / name
   shutil.copytree(folder, copy)
@@ -161,7 +178,7 @@ def test_a_policy_of_another_size_is_no_start(run):
   vocabulary = load_vocabulary(opened)
   other = Decoder(dataclasses.replace(model_config(opened.config, vocabulary), num_layers=3))
   with pytest.raises(RunError, match=r"another model \(num_layers: 7, here 3\)"):
-    open_start(tiny_config(model__init=f"run:{run}/sft"), other, vocabulary, jax.random.key(0))
+    open_start(tiny_config(model__init=f"run:{run}/sft"), other, vocabulary)
 
 
 @pytest.mark.parametrize(

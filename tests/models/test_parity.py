@@ -1,14 +1,18 @@
 """Families against `transformers` itself, where torch is installed: `make parity`."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_families import CONFIGS, TOKENS, draw_params
+from test_adapters import LORA, draw_adapters
 from test_published import GOLDEN
 
 from gr2_jax.models.families import FAMILIES
 from gr2_jax.models.hf_folders import write_folder
+from gr2_jax.models.peft_folders import read_adapters, write_adapters
 from gr2_jax.models.published import tensor_names
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.generate import RolloutConfig, make_generate
@@ -83,6 +87,31 @@ def test_gradients_of_the_next_tokens_loss(pair):
     one = one if not tensor.inputs else one.reshape(np.prod(one.shape[: tensor.inputs]), -1).T
     other = theirs[wanted].grad.numpy()
     assert np.linalg.norm(one - other) <= 1e-3 * np.linalg.norm(other), wanted
+
+
+def test_peft_reads_adapters(pair, tmp_path):
+  """Of all matrices and of the last rows, on the base that the model is: the same logits, and without them the base's."""
+  import peft
+  import torch
+
+  name, decoder, params, model = pair
+  adapters = draw_adapters(decoder, LORA, params)
+  write_adapters(tmp_path, FAMILIES[name], decoder.config, LORA, adapters, model.name_or_path)
+  whole = np.ones(TOKENS.shape, bool)
+  adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path).eval()
+  with torch.no_grad():
+    theirs = adapted(torch.from_numpy(TOKENS)).logits.numpy()
+    with adapted.disable_adapter():
+      base = adapted(torch.from_numpy(TOKENS)).logits.numpy()
+  ours, ours_base = (_logits(decoder, of, TOKENS, whole) for of in (LORA.join(params, adapters), params))
+  np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+  np.testing.assert_allclose(ours_base, base, atol=1e-4, rtol=0)
+  assert np.abs(theirs - base).max() > 0.1
+  # What peft writes of them is what we wrote.
+  adapted.save_pretrained(tmp_path / "theirs")
+  lora, found = read_adapters(tmp_path / "theirs", FAMILIES[name], decoder.config)
+  assert lora == LORA
+  jax.tree.map(np.testing.assert_array_equal, found, adapters)
 
 
 def write_golden():

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from gr2_jax.runs.training import train
+from gr2_jax.runs.training import Begun, train
 from gr2_jax.training.checkpoints import Checkpointer
 from gr2_jax.training.interrupts import Interrupted, StopSignal
 from gr2_jax.training.loop import StepResult
@@ -58,7 +58,7 @@ def run(folder, *, stop_at=None, best=BEST):
       say=said.append,
     )
     start = TrainState(jnp.int32(0), {"x": jnp.float32(0)}, jnp.float32(0))
-    return train(stage, "sft", start, step, Nowhere(), best=(score, 2)), said, scored
+    return train(stage, "sft", Begun(None, start, None), step, Nowhere(), best=(score, 2)), said, scored
 
 
 def validation(folder):
