@@ -18,6 +18,9 @@ from gr2_jax.training.mesh import state_shardings
 
 Shape = tuple[int, ...]
 
+_BLOCK_BYTES = 32 << 20  # that are read at once of a tensor that no layer has, an embedding of gigabytes
+_ALIGNMENT = 64
+
 
 class PublishedError(UserError):
   """A file or folder that holds no model that can be read; the message names file, tensor and remedy."""
@@ -71,7 +74,7 @@ def check_tensors(path: pathlib.Path, family: Family, config: ModelConfig, tenso
 def load_published(published: Published, config: ModelConfig, mesh: Mesh) -> Any:
   """The parameters as a pytree on the mesh, in `config.param_dtype`; `config`: the published one, with types and remat of one's own.
 
-  Each device's part of each array is read from the files by itself, so that no more than a part is held beside what is placed.
+  Each device's part of each array is read from the files and placed by itself, so that no more than a part is held beside what is placed.
   """
   boxed = abstract_boxed(Decoder(config))
   shardings, abstract = state_shardings(boxed, mesh), nn.unbox(boxed)
@@ -81,18 +84,42 @@ def load_published(published: Published, config: ModelConfig, mesh: Mesh) -> Any
 
   def place(path: Any, leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
     names = sources[tuple(key.key for key in path)]
-
-    def read(index: Any) -> np.ndarray:
-      if names[0][1].path[0] != "layers":
-        return _read_part(published, *names[0], index, leaf.shape).astype(leaf.dtype)
-      part = np.empty(_part_shape(index, leaf.shape), leaf.dtype)
-      for row, layer in enumerate(range(*index[0].indices(leaf.shape[0]))):
-        part[row] = _read_part(published, *names[layer], index[1:], leaf.shape[1:])
-      return part
-
-    return jax.make_array_from_callback(leaf.shape, sharding, read)
+    devices: dict[Any, list[jax.Device]] = {}  # by the part that they hold
+    for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
+      devices.setdefault(tuple(one.indices(size)[:2] for one, size in zip(index, leaf.shape, strict=True)), []).append(device)
+    placed = []
+    for limits, holders in devices.items():
+      part = _read_whole_part(published, names, tuple(slice(*limit) for limit in limits), leaf)
+      placed += [jax.device_put(part, device) for device in holders]
+      jax.block_until_ready(placed)  # so that the next part is not read while this one is still held
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, placed)
 
   return jax.tree_util.tree_map_with_path(place, abstract, shardings)
+
+
+def _read_whole_part(
+  published: Published, names: Sequence[tuple[str, Tensor]], index: tuple[slice, ...], leaf: jax.ShapeDtypeStruct
+) -> np.ndarray:
+  """The part of a parameter at `index`, whose published tensors are `names`: one of each layer, or one."""
+  part = _empty(_part_shape(index, leaf.shape), leaf.dtype)
+  start, stop, _ = index[0].indices(leaf.shape[0])
+  if names[0][1].path[0] == "layers":
+    for row, layer in enumerate(range(start, stop)):
+      part[row] = _read_part(published, *names[layer], index[1:], leaf.shape[1:])
+    return part
+  rows = max(1, _BLOCK_BYTES // max(1, part[:1].nbytes))
+  for first in range(start, stop, rows):
+    last = min(first + rows, stop)
+    part[first - start : last - start] = _read_part(published, *names[0], (slice(first, last), *index[1:]), leaf.shape)
+  return part
+
+
+def _empty(shape: Shape, dtype: Any) -> np.ndarray:
+  """An array that begins where JAX wants it: on a CPU it takes such a one as it is, and copies any other."""
+  size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+  memory = np.empty(size + _ALIGNMENT, np.uint8)
+  start = -memory.ctypes.data % _ALIGNMENT
+  return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def parameter_at(tree: Any, path: Sequence[str]) -> Any:
