@@ -16,6 +16,7 @@ from gr2_jax.evidence.items import unit_vectors
 from gr2_jax.language.statements import are_true, read_reason
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
+from gr2_jax.models.pruning import prune_config
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
 from gr2_jax.numerics import OUT_OF_REACH, filled_batches
 from gr2_jax.rl.draw import draw_indices
@@ -157,13 +158,13 @@ def make_scorer(
   bins: int,
   content_dim: int,
   *,
-  layers: int | None = None,
+  layers: Sequence[int] | None = None,
   learns: bool = False,
 ) -> SlateScorer:
   """The scorer of a config that reads `facts` in codes of `bins` and, where it reads texts, vectors of `content_dim`; see `open_scorer`."""
   options, whole = config.answer, preset(config.model.preset, vocabulary.size)
   return SlateScorer(
-    whole if layers is None else dataclasses.replace(whole, num_layers=layers),
+    whole if layers is None else prune_config(whole, layers),
     shape=(len(facts), bins),
     prior=facts.index(LM_SCORE) if LM_SCORE in facts else None,
     content_dim=content_dim if options.texts else 0,
@@ -173,8 +174,8 @@ def make_scorer(
   )
 
 
-def open_scorer(run: Run, *, layers: int | None = None, learns: bool = False) -> SlateScorer:
-  """The run's scorer, of so many `layers` (None: whole); where it `learns` by supervision, with the config's dropout."""
+def open_scorer(run: Run, *, layers: Sequence[int] | None = None, learns: bool = False) -> SlateScorer:
+  """The run's scorer, of these `layers` (None: whole); where it `learns` by supervision, with the config's dropout."""
   codes, vocabulary = FactTables(run).codes, load_vocabulary(run)
   content_dim = np.load(run.path("tokenize", "vectors.npy"), mmap_mode="r").shape[1] if run.config.answer.texts else 0
   return make_scorer(run.config, vocabulary, codes.names, codes.bins, content_dim, layers=layers, learns=learns)
@@ -229,7 +230,7 @@ def train_scored(
   name: str = "checkpoints",
   headline: Sequence[str] = ("loss", "entropy"),
   think: Think | None = None,
-  layers: int | None = None,
+  layers: Sequence[int] | None = None,
   frozen: tuple[Any, ...] = (),
   at_step: Callable[[jax.Array], Mapping[str, jax.Array]] = lambda step: {},
 ) -> None:
@@ -261,7 +262,7 @@ def train_scored(
 
 
 def make_own_thoughts(
-  stage: StageContext, *, group: int, start: Any = None, layers: int | None = None, judge: JudgeThoughts | None = None
+  stage: StageContext, *, group: int, start: Any = None, layers: Sequence[int] | None = None, judge: JudgeThoughts | None = None
 ) -> Think:
   """`group` reasonings of the policy, drawn at temperature 1, about each slate of a batch: `thoughts, thought_mask [P, G, L]`.
 
@@ -312,7 +313,7 @@ def make_truth_judge(stage: StageContext, slates: Sequence[Slate]) -> JudgeThoug
 
 
 def make_answer_batch(
-  run: Run, *, reasoned: bool, layers: int | None = None
+  run: Run, *, reasoned: bool, layers: Sequence[int] | None = None
 ) -> Callable[[Any, PackedSlates], tuple[jax.Array, Thoughts | None]]:
   """The compiled `answer(params, slates) -> (scores [P, K], the reasoning before them)`: at once, or after the likeliest reasoning."""
   model, edges = open_scorer(run, layers=layers), jnp.asarray(FactTables(run).codes.edges)
@@ -332,7 +333,7 @@ def make_answer_batch(
   return answer
 
 
-def make_answer(run: Run, *, reasoned: bool, layers: int | None = None) -> Answer:
+def make_answer(run: Run, *, reasoned: bool, layers: Sequence[int] | None = None) -> Answer:
   """How the run's scorer answers many slates, see `make_answer_batch`."""
   answer_batch = make_answer_batch(run, reasoned=reasoned, layers=layers)
 
@@ -347,7 +348,7 @@ def make_answer(run: Run, *, reasoned: bool, layers: int | None = None) -> Answe
   return answer
 
 
-def make_rescore(run: Run, *, layers: int | None = None) -> Callable[[Any, ScoredSlates, Sequence[Sequence[int]]], np.ndarray]:
+def make_rescore(run: Run, *, layers: Sequence[int] | None = None) -> Callable[[Any, ScoredSlates, Sequence[Sequence[int]]], np.ndarray]:
   """`rescore(params, slates, thoughts) -> scores [n, K]` of the run's scorer behind reasonings that are given, n lists of tokens."""
   model, edges = open_scorer(run, layers=layers), jnp.asarray(FactTables(run).codes.edges)
   vocabulary, limit = load_vocabulary(run), run.config.decoding.max_new_tokens
