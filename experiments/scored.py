@@ -1,6 +1,7 @@
 """Trainings of scored policies that several stages do."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -59,7 +60,7 @@ def learn_from_teacher(
   group: int,
   rankings: int,
   reasoned: bool,
-  layers: int | None = None,
+  layers: Sequence[int] | None = None,
 ) -> None:
   """On-policy distillation of the stage's scored policy, from `init` or random parameters; validation slates choose the step.
 

@@ -1,7 +1,7 @@
 """The steps of scored policies: what `runs.scored.train_scored` compiles for SFT, OPD, RL with its control, and the direct policy."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -128,7 +128,7 @@ class ScoredSteps:
     options = self.config.prune
     if options.steps:
       config = OpdConfig(DistillationConfig(beta=1.0, beta_end=1.0), reward_weight=0.0, temperature=options.temperature)
-      sizes: dict[str, Any] = {"rows": options.prompts, "group": options.group, "rankings": prune.RANKINGS, "layers": options.layers}
+      sizes: dict[str, Any] = {"rows": options.prompts, "group": options.group, "rankings": prune.RANKINGS, "layers": range(options.layers)}
       yield from self._distil("prune", config, RewardConfig(), reasoned=self.reasoned and options.init == "rl", **sizes)
 
   def evaluation(self) -> Iterator[StageStep]:
@@ -151,7 +151,7 @@ class ScoredSteps:
     group: int,
     rankings: int,
     reasoned: bool,
-    layers: int | None = None,
+    layers: Sequence[int] | None = None,
   ) -> Iterator[StageStep]:
     learnt = {"labels": self._of_slates(rows, jnp.int32)}
     frozen: tuple[Argument, ...] = ()
@@ -185,7 +185,7 @@ class ScoredSteps:
     held_out: int | None = None,
     learns: bool = False,
     name: str = "update",
-    layers: int | None = None,
+    layers: Sequence[int] | None = None,
     frozen: tuple[Argument, ...] = (),
     at_step: Callable[[jax.Array], dict[str, jax.Array]] = lambda step: {},
   ) -> Iterator[StageStep]:
@@ -212,7 +212,7 @@ class ScoredSteps:
     found = "validation" if name == "update" else f"{name}: validation"
     yield self.answer(stage, found, at_once, looks, reasoned=reasoned, layers=layers)
 
-  def answer(self, stage: str, name: str, rows: int, calls: int, *, reasoned: bool, layers: int | None = None) -> StageStep:
+  def answer(self, stage: str, name: str, rows: int, calls: int, *, reasoned: bool, layers: Sequence[int] | None = None) -> StageStep:
     """Scores of slates, at once or after the likeliest reasoning."""
     model = self._model(layers)
     arguments = (abstract_params(model), Argument("batch", self._slates(rows)), self.edges)
@@ -229,7 +229,9 @@ class ScoredSteps:
 
     return StageStep(stage, name, answer, arguments, calls, positions=self._positions(rows, 1), trips=(self.limit - 1, 1))
 
-  def _think(self, stage: str, rows: int, group: int, *, with_start: bool, name: str = "think", layers: int | None = None) -> StageStep:
+  def _think(
+    self, stage: str, rows: int, group: int, *, with_start: bool, name: str = "think", layers: Sequence[int] | None = None
+  ) -> StageStep:
     """The policy's own reasonings of a step, and what they were worth where training began."""
     model, sampling = self._model(layers), Sampling.create(temperature=1.0)
     generate = make_think(model, self.vocabulary, group=group, max_new_tokens=self.limit, constraint=self.constraint)
@@ -245,7 +247,7 @@ class ScoredSteps:
     steps, positions = value_at(self.config, stage).steps, self._positions(rows, group)
     return StageStep(stage, name, think, arguments, steps, positions=positions, trips=(self.limit - 1, 1))
 
-  def _model(self, layers: int | None = None, learns: bool = False) -> SlateScorer:
+  def _model(self, layers: Sequence[int] | None = None, learns: bool = False) -> SlateScorer:
     dim = self.sizes.vector_dim
     return make_scorer(self.config, self.vocabulary, self.facts, self.config.evidence.bins, dim, layers=layers, learns=learns)
 

@@ -109,7 +109,7 @@ class WrittenSteps:
     """The recovery of the policy that is cut, under the whole one."""
     options: PruneOptions = read_record(PruneOptions, self.config, "prune")
     if options.training.steps:
-      pruned = prune_decoder(self.decoder, options.layers)
+      pruned = prune_decoder(self.decoder, range(options.layers))
       style = self.direct_style if options.init == "direct" else self.style
       rollout = read_rollout_options(options, self._limit(style))
       yield self.roll_out("prune", "rollout", pruned, rollout, style, options.training.steps)

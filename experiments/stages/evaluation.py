@@ -298,8 +298,8 @@ def _policy_rankers(stage: StageContext, policies: Sequence[PolicyRecord], test:
     scores = next((ranker for ranker in policy.rankers if ranker.mode == "score"), policy.rankers[0])
     for ranker in policy.rankers:
       # Direct answers begin as one-pass scores say, so that their mean is that of the scores.
-      mean = mean_in(policy.layers, ranker.mode) if averaged and ranker is scores else None
-      rankers |= ask_policy(stage, ranker.name, params, rank_in(policy.layers, ranker.mode), test, mean)
+      mean = mean_in(policy.kept, ranker.mode) if averaged and ranker is scores else None
+      rankers |= ask_policy(stage, ranker.name, params, rank_in(policy.kept, ranker.mode), test, mean)
   return rankers
 
 
@@ -315,7 +315,7 @@ class _ScoredPolicies:
 
   def answer(self, name: str) -> Answer:
     """How a policy answers."""
-    return self._answer(self.records[name].mode, self.records[name].layers)
+    return self._answer(self.records[name].mode, self.records[name].kept)
 
   def scores(self, name: str) -> tuple[np.ndarray, np.ndarray]:
     """A policy's scores `[n, K]` of validation and test slates."""
@@ -334,7 +334,7 @@ class _ScoredPolicies:
 
   def matters(self, name: str, checked: Sequence[CheckedReason]) -> list[tuple[bool | None, ...]]:
     """Whether a policy's scores heed what its reasonings state of the first test slates, see `find_what_matters`."""
-    slates, params, score = self.test.take(np.arange(len(checked))), self.params(name), self._rescore(self.records[name].layers)
+    slates, params, score = self.test.take(np.arange(len(checked))), self.params(name), self._rescore(self.records[name].kept)
 
     def rescore(rows: np.ndarray, facts: np.ndarray) -> np.ndarray:
       return score(params, dataclasses.replace(slates.take(rows), facts=facts), [checked[row].tokens for row in rows])
@@ -350,7 +350,7 @@ class _ScoredPolicies:
 
   def _load(self, name: str) -> Any:
     record = self.records[name]
-    model = open_scorer(self._stage.run, layers=record.layers)
+    model = open_scorer(self._stage.run, layers=record.kept)
     return load_trained(self._stage.run, model, self._stage.mesh, record.stage, record.checkpoints)
 
 
@@ -394,7 +394,7 @@ def _judge_reasons(
   return found
 
 
-def _decoder(stage: StageContext, layers: int | None) -> Decoder:
+def _decoder(stage: StageContext, layers: Sequence[int] | None) -> Decoder:
   return stage.decoder if layers is None else prune_decoder(stage.decoder, layers)
 
 

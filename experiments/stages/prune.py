@@ -23,7 +23,7 @@ from gr2_jax.rollout.rerank import render_prompts
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fact_tables import FactTables
 from gr2_jax.runs.load import load_trained
-from gr2_jax.runs.policies import PolicyRecord, RankerRecord
+from gr2_jax.runs.policies import LAYERS_FILE, PolicyRecord, RankerRecord, read_kept_layers
 from gr2_jax.runs.policy_training import completion_batch, make_local_roll_out, make_stream, train_by_loss
 from gr2_jax.runs.scored import ScoredSlates, is_reasoned, open_scorer
 from gr2_jax.runs.stages import Init, Stage
@@ -94,7 +94,7 @@ def _prune_scored(stage: StageContext) -> None:
       group=options.group,
       rankings=RANKINGS,
       reasoned=_is_reasoned(stage.config),
-      layers=options.layers,
+      layers=read_kept_layers(stage.path()),
     )
 
 
@@ -124,7 +124,7 @@ def _choose(stage: StageContext, measure: Callable[[np.ndarray], tuple[jax.Array
   layers = choose_layers(influence, options.layers)
   if stage.run.main:
     report = {"kept": layers, "influence": influence.tolist(), "slates": number, "tokens": int(count)}
-    write_json(stage.path("layers.json"), report)
+    write_json(stage.path(LAYERS_FILE), report)
   return layers
 
 
@@ -140,7 +140,7 @@ def _measure_on_prompts(stage: StageContext, params: Any, style: PromptStyle, in
 
 def _recover(stage: StageContext, teacher: Any, style: PromptStyle) -> None:
   """On-policy distillation without a reward: the pruned policy answers, and the full one scores its tokens."""
-  pruned = prune_decoder(stage.decoder, stage.options.layers)
+  pruned = prune_decoder(stage.decoder, read_kept_layers(stage.path()))
   rollout = read_rollout_options(stage.options, stage.most_new_tokens(style))
   stream = make_stream(stage, style, rollout)
   answer = make_local_roll_out(stage, pruned, style, rollout)

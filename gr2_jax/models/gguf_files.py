@@ -63,13 +63,15 @@ def open_gguf(path: str | os.PathLike[str]) -> Published:
       raise PublishedError(f"{path}: {name} is held as {tensor.tensor_type.name}, which the package gguf does not read back") from None
 
   def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
-    whole = dequantize(tensors[name].data, tensors[name].tensor_type).reshape(read_as[name].shape)
+    data, kind, shape = tensors[name].data, tensors[name].tensor_type, read_as[name].shape
     if family.name == _INTERLEAVED and name.endswith(_ROTATED):
-      whole = _side_by_side_to_halves(whole, config.head_dim)
-    if config.norm_offset and whole.ndim == 1:
-      whole = whole - np.float32(config.norm_offset)  # the file holds what is multiplied by
-    part: np.ndarray = whole[index]
-    return part
+      part = _side_by_side_to_halves(dequantize(data, kind).reshape(shape), config.head_dim)[index]
+    elif len(shape) == 2 and index:
+      part = dequantize(data[index[0]], kind)[:, *index[1:]]  # of a file's types all hold each row by itself
+    else:
+      part = dequantize(data, kind).reshape(shape)[index]
+    # The file holds what a norm multiplies by.
+    return part - np.float32(config.norm_offset) if config.norm_offset and len(shape) == 1 else part
 
   length = fields.get(f"{family.name}.context_length")
   raw = config_json(family, config) | ({} if length is None else {"max_position_embeddings": length})

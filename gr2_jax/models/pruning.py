@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr2_jax.models.config import ModelConfig
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
 from gr2_jax.models.transformer import Decoder
 
@@ -51,9 +52,15 @@ def choose_layers(influence: np.ndarray, number: int) -> list[int]:
   return sorted(np.argsort(-np.asarray(influence), kind="stable")[:number].tolist())
 
 
-def prune_decoder(decoder: Decoder, number: int) -> Decoder:
-  """The same decoder with `number` layers."""
-  return Decoder(dataclasses.replace(decoder.config, num_layers=number))
+def prune_config(config: ModelConfig, layers: Sequence[int]) -> ModelConfig:
+  """The shape of a model with these of its layers; those that see a window alone keep theirs."""
+  local = config.local and dataclasses.replace(config.local, layers=tuple(config.local.layers[layer] for layer in layers))
+  return dataclasses.replace(config, num_layers=len(layers), local=local)
+
+
+def prune_decoder(decoder: Decoder, layers: Sequence[int]) -> Decoder:
+  """The same decoder with these of its layers."""
+  return Decoder(prune_config(decoder.config, layers))
 
 
 def prune_params(params: Any, layers: Sequence[int]) -> Any:

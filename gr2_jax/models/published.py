@@ -21,6 +21,9 @@ from gr2_jax.training.mesh import state_shardings
 Shape = tuple[int, ...]
 TOKEN_TABLES = (("embedding",), ("output",))
 
+_BLOCK_BYTES = 32 << 20  # that are read at once of a tensor that no layer has, an embedding of gigabytes
+_ALIGNMENT = 64
+
 
 class PublishedError(UserError):
   """A file or folder that holds no model that can be read; the message names file, tensor and remedy."""
@@ -82,8 +85,8 @@ def load_published(published: Published, config: ModelConfig, mesh: Mesh) -> Any
 def read_parameters(published: Published, abstract: Any) -> Any:
   """The parameters, each array of the shape, type and sharding that `abstract` gives it.
 
-  Each device's part of each array is read from the files by itself, so that no more than a part is held beside what is placed. Token tables
-  may be longer than the published ones: their rows behind are 0 (see `fill_rows`). Raises PublishedError for shorter ones.
+  Each device's part of each array is read from the files and placed by itself, so that no more than a part is held beside what is placed.
+  Token tables may be longer than the published ones: their rows behind are 0 (see `fill_rows`). Raises PublishedError for shorter ones.
   """
   rows = abstract["embedding"].shape[0]
   if rows < published.config.vocab_size:
@@ -97,22 +100,15 @@ def read_parameters(published: Published, abstract: Any) -> Any:
 
   def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     names = sources[tuple(key.key for key in path)]
-
-    def read(index: Any) -> np.ndarray:
-      if names[0][1].path in TOKEN_TABLES:
-        part = np.zeros(_part_shape(index, leaf.shape), leaf.dtype)
-        start, stop, _ = index[0].indices(leaf.shape[0])
-        if (known := min(stop, published.config.vocab_size)) > start:
-          part[: known - start] = published.read(names[0][0], (slice(start, known), *index[1:]))
-        return part
-      if names[0][1].path[0] != "layers":
-        return _read_part(published, *names[0], index, leaf.shape).astype(leaf.dtype)
-      part = np.empty(_part_shape(index, leaf.shape), leaf.dtype)
-      for row, layer in enumerate(range(*index[0].indices(leaf.shape[0]))):
-        part[row] = _read_part(published, *names[layer], index[1:], leaf.shape[1:])
-      return part
-
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
+    devices: dict[Any, list[jax.Device]] = {}  # by the part that they hold
+    for device, index in leaf.sharding.addressable_devices_indices_map(leaf.shape).items():
+      devices.setdefault(tuple(one.indices(size)[:2] for one, size in zip(index, leaf.shape, strict=True)), []).append(device)
+    placed = []
+    for limits, holders in devices.items():
+      part = _read_whole_part(published, names, tuple(slice(*limit) for limit in limits), leaf)
+      placed += [jax.device_put(part, device) for device in holders]
+      jax.block_until_ready(placed)  # so that the next part is not read while this one is still held
+    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, placed)
 
   return jax.tree_util.tree_map_with_path(place, abstract)
 
@@ -125,15 +121,41 @@ def fill_rows(params: Any, first: int, key: jax.Array) -> Any:
 
   @functools.partial(jax.jit, donate_argnums=0)
   def fill(table: jax.Array, key: jax.Array) -> jax.Array:
-    old = jnp.arange(len(table))[:, None] < first
-    wide = jnp.where(old, table, 0).astype(jnp.float32)
-    mean = wide.sum(axis=0) / first
-    spread = jnp.sqrt(jnp.where(old, jnp.square(wide - mean), 0).sum(axis=0) / first)
-    return jnp.where(old, table, (mean + 0.1 * spread * jax.random.normal(key, table.shape)).astype(table.dtype))
+    known = table[:first].astype(jnp.float32)
+    mean, spread = known.mean(axis=0), known.std(axis=0)
+    new = mean + 0.1 * spread * jax.random.normal(key, (len(table) - first, table.shape[1]))
+    return table.at[first:].set(new.astype(table.dtype))
 
   keys = dict(zip(TOKEN_TABLES, jax.random.split(key, len(TOKEN_TABLES)), strict=True))
   filled = {path[0]: fill(params[path[0]], keys[path]) for path in TOKEN_TABLES if path[0] in params}
   return {**params, **filled}
+
+
+def _read_whole_part(
+  published: Published, names: Sequence[tuple[str, Tensor]], index: tuple[slice, ...], leaf: jax.ShapeDtypeStruct
+) -> np.ndarray:
+  """The part of a parameter at `index`, whose published tensors are `names`: one of each layer, or one."""
+  part = _empty(_part_shape(index, leaf.shape), leaf.dtype)
+  start, stop, _ = index[0].indices(leaf.shape[0])
+  if names[0][1].path[0] == "layers":
+    for row, layer in enumerate(range(start, stop)):
+      part[row] = _read_part(published, *names[layer], index[1:], leaf.shape[1:])
+    return part
+  known = min(stop, published.config.vocab_size) if names[0][1].path in TOKEN_TABLES else stop
+  part[max(known - start, 0) :] = 0  # of tokens that are added
+  rows = max(1, _BLOCK_BYTES // max(1, part[:1].nbytes))
+  for first in range(start, known, rows):
+    last = min(first + rows, known)
+    part[first - start : last - start] = _read_part(published, *names[0], (slice(first, last), *index[1:]), leaf.shape)
+  return part
+
+
+def _empty(shape: Shape, dtype: Any) -> np.ndarray:
+  """An array that begins where JAX wants it: on a CPU it takes such a one as it is, and copies any other."""
+  size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+  memory = np.empty(size + _ALIGNMENT, np.uint8)
+  start = -memory.ctypes.data % _ALIGNMENT
+  return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def parameter_at(tree: Any, path: Sequence[str]) -> Any:

@@ -162,8 +162,8 @@ def style_of_mode(style: PromptStyle, mode: str) -> PromptStyle:
   return dataclasses.replace(style, direct=style.direct if mode == "reason" else True)
 
 
-def make_decoder(run: Run, vocabulary: Vocabulary, layers: int | None = None) -> Decoder:
-  """The run's decoder, of so many `layers` (None: whole)."""
+def make_decoder(run: Run, vocabulary: Vocabulary, layers: Sequence[int] | None = None) -> Decoder:
+  """The run's decoder, of these `layers` (None: whole)."""
   decoder = Decoder(model_config(run.config, vocabulary))
   return decoder if layers is None else prune_decoder(decoder, layers)
 
@@ -215,5 +215,5 @@ class Policy:
 
 def load_policy(run: Run, record: PolicyRecord, context: PromptContext, mesh: Mesh) -> Policy:
   """The policy of a record of the run's manifest, its parameters on the mesh."""
-  decoder = make_decoder(run, context.vocabulary, record.layers)
+  decoder = make_decoder(run, context.vocabulary, record.kept)
   return Policy(run, record, decoder, load_trained(run, decoder, mesh, record.stage, record.checkpoints), context)

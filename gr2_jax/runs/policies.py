@@ -9,6 +9,7 @@ from gr2_jax.files import write_json
 from gr2_jax.runs.run import Run, RunError
 
 _FILE = "policies.json"
+LAYERS_FILE = "layers.json"  # of a stage that cuts: which layers it has `kept`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +31,15 @@ class RankerRecord:
 class PolicyRecord:
   """A policy that a `stage` leaves in its folder `checkpoints`. The first of its `rankers` is how it was trained to answer.
 
-  `layers`: how many it has, where it was cut (None: those of the run's model). `prior`: whether RL may have started from it.
-  `form`: of its answers, see `config.answer`.
+  `layers`: how many it has, where it was cut (None: those of the run's model); `kept`: which, in a record that was read. `prior`: whether
+  RL may have started from it. `form`: of its answers, see `config.answer`.
   """
 
   stage: str
   rankers: tuple[RankerRecord, ...]
   checkpoints: str = "checkpoints"
   layers: int | None = None
+  kept: tuple[int, ...] | None = None
   prior: bool = False
   form: str = "written"
 
@@ -77,10 +79,20 @@ def find_policy(run: Run, stage: str) -> PolicyRecord:
 
 def _read_records(path: pathlib.Path) -> list[PolicyRecord]:
   try:
-    return [_to_policy(record) for record in json.loads(path.read_bytes())]
+    records = [_to_policy(record) for record in json.loads(path.read_bytes())]
   except (ValueError, KeyError, TypeError) as error:
     folder = path.parent
     raise RunError(f"{path} is damaged ({error}); restore it, or remove {folder} and run the stage {folder.name!r} again") from None
+  return [record if record.layers is None else dataclasses.replace(record, kept=read_kept_layers(path.parent)) for record in records]
+
+
+def read_kept_layers(folder: pathlib.Path) -> tuple[int, ...]:
+  """The layers that a stage has left, by its folder; raises RunError where that is not written."""
+  path = folder / LAYERS_FILE
+  try:
+    return tuple(json.loads(path.read_bytes())["kept"])
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise RunError(f"{path} is missing or damaged ({error}); restore it, or remove {folder} and run {folder.name!r} again") from None
 
 
 def _to_policy(record: dict) -> PolicyRecord:

@@ -51,7 +51,7 @@ def pack_policy(run: Run, name: str) -> tuple[dict[str, Any], dict[str, bytes | 
 def _params_of(run: Run, record: PolicyRecord) -> dict[str, np.ndarray]:
   """Parameter path, `a/b/c` -> array."""
   scored = record.form == "scored"
-  model: Any = open_scorer(run, layers=record.layers) if scored else make_decoder(run, load_vocabulary(run), record.layers)
+  model: Any = open_scorer(run, layers=record.kept) if scored else make_decoder(run, load_vocabulary(run), record.kept)
   params = load_trained(run, model, make_mesh(**run.config.mesh), record.stage, record.checkpoints)
   found = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
   return {jax.tree_util.keystr(path, simple=True, separator="/"): _widen(np.asarray(array)) for path, array in found}

@@ -15,6 +15,7 @@ from gr2_jax.evidence.facts import LM_SCORE
 from gr2_jax.evidence.items import unit_vectors
 from gr2_jax.language.statements import are_true, read_reason
 from gr2_jax.language.vocabulary import Vocabulary
+from gr2_jax.models.pruning import prune_config
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
 from gr2_jax.numerics import OUT_OF_REACH, filled_batches
 from gr2_jax.rl.draw import draw_indices
@@ -157,13 +158,13 @@ def make_scorer(
   bins: int,
   content_dim: int,
   *,
-  layers: int | None = None,
+  layers: Sequence[int] | None = None,
   learns: bool = False,
 ) -> SlateScorer:
   """The scorer of a config that reads `facts` in codes of `bins` and, where it reads texts, vectors of `content_dim`; see `open_scorer`."""
   options, whole = config.answer, model_config(config, vocabulary)
   return SlateScorer(
-    whole if layers is None else dataclasses.replace(whole, num_layers=layers),
+    whole if layers is None else prune_config(whole, layers),
     shape=(len(facts), bins),
     prior=facts.index(LM_SCORE) if LM_SCORE in facts else None,
     content_dim=content_dim if options.texts else 0,
@@ -173,8 +174,8 @@ def make_scorer(
   )
 
 
-def open_scorer(run: Run, *, layers: int | None = None, learns: bool = False) -> SlateScorer:
-  """The run's scorer, of so many `layers` (None: whole); where it `learns` by supervision, with the config's dropout."""
+def open_scorer(run: Run, *, layers: Sequence[int] | None = None, learns: bool = False) -> SlateScorer:
+  """The run's scorer, of these `layers` (None: whole); where it `learns` by supervision, with the config's dropout."""
   codes, vocabulary = FactTables(run).codes, load_vocabulary(run)
   content_dim = np.load(run.path("tokenize", "vectors.npy"), mmap_mode="r").shape[1] if run.config.answer.texts else 0
   return make_scorer(run.config, vocabulary, codes.names, codes.bins, content_dim, layers=layers, learns=learns)
@@ -231,7 +232,7 @@ def train_scored(
   headline: Sequence[str] = ("loss", "entropy"),
   think: Think | None = None,
   anchored: bool = False,
-  layers: int | None = None,
+  layers: Sequence[int] | None = None,
   frozen: tuple[Any, ...] = (),
   at_step: Callable[[jax.Array], Mapping[str, jax.Array]] = lambda step: {},
 ) -> None:
@@ -267,7 +268,7 @@ def train_scored(
   train(stage, stage.name, begun, step, drawn, name=name, headline=headline, best=best)
 
 
-def make_own_thoughts(stage: StageContext, *, group: int, layers: int | None = None, judge: JudgeThoughts | None = None) -> Think:
+def make_own_thoughts(stage: StageContext, *, group: int, layers: Sequence[int] | None = None, judge: JudgeThoughts | None = None) -> Think:
   """`group` reasonings of the policy, drawn at temperature 1, about each slate of a batch: `thoughts, thought_mask [P, G, L]`.
 
   Where it sees the parameters where training began also the log-probabilities that their tokens have there: `start_log_probs [P, G, L]`.
@@ -317,7 +318,7 @@ def make_truth_judge(stage: StageContext, slates: Sequence[Slate]) -> JudgeThoug
 
 
 def make_answer_batch(
-  run: Run, *, reasoned: bool, layers: int | None = None
+  run: Run, *, reasoned: bool, layers: Sequence[int] | None = None
 ) -> Callable[[Any, PackedSlates], tuple[jax.Array, Thoughts | None]]:
   """The compiled `answer(params, slates) -> (scores [P, K], the reasoning before them)`: at once, or after the likeliest reasoning."""
   model, edges = open_scorer(run, layers=layers), jnp.asarray(FactTables(run).codes.edges)
@@ -337,7 +338,7 @@ def make_answer_batch(
   return answer
 
 
-def make_answer(run: Run, *, reasoned: bool, layers: int | None = None) -> Answer:
+def make_answer(run: Run, *, reasoned: bool, layers: Sequence[int] | None = None) -> Answer:
   """How the run's scorer answers many slates, see `make_answer_batch`."""
   answer_batch = make_answer_batch(run, reasoned=reasoned, layers=layers)
 
@@ -352,7 +353,7 @@ def make_answer(run: Run, *, reasoned: bool, layers: int | None = None) -> Answe
   return answer
 
 
-def make_rescore(run: Run, *, layers: int | None = None) -> Callable[[Any, ScoredSlates, Sequence[Sequence[int]]], np.ndarray]:
+def make_rescore(run: Run, *, layers: Sequence[int] | None = None) -> Callable[[Any, ScoredSlates, Sequence[Sequence[int]]], np.ndarray]:
   """`rescore(params, slates, thoughts) -> scores [n, K]` of the run's scorer behind reasonings that are given, n lists of tokens."""
   model, edges = open_scorer(run, layers=layers), jnp.asarray(FactTables(run).codes.edges)
   vocabulary, limit = load_vocabulary(run), run.config.decoding.max_new_tokens

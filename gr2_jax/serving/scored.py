@@ -157,7 +157,7 @@ class Scorer:
 
 def load_scorer(run: Run, record: PolicyRecord, facts: SlateFacts, mesh: Mesh) -> Scorer:
   """The scored policy of a record of the run's manifest, its parameters on the mesh."""
-  model = open_scorer(run, layers=record.layers)
+  model = open_scorer(run, layers=record.kept)
   return Scorer(run, record, model, load_trained(run, model, mesh, record.stage, record.checkpoints), facts)
 
 
@@ -172,7 +172,7 @@ class ScoredEngine:
     self.index = SlateIndex(0)  # no slate stays on the device: one pass reads it whole
     self._params, self._facts = scorer.params, scorer.facts
     self._lock, self._ready, self._warming = threading.Lock(), set[int](), False
-    self._score = make_answer_batch(scorer.run, reasoned=scorer.record.mode == "reason", layers=scorer.record.layers)
+    self._score = make_answer_batch(scorer.run, reasoned=scorer.record.mode == "reason", layers=scorer.record.kept)
 
   def answer(self, rows: Sequence[ScoredRow], mode: str) -> list[RowAnswer]:
     """An answer for each slate; `mode` can only be that of the policy."""

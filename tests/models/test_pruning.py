@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_families import CONFIGS, TOKENS, draw_params
 
 from gr2_jax.models.config import preset
 from gr2_jax.models.pruning import block_influence, choose_layers, prune_decoder, prune_params, scored_block_influence
@@ -39,7 +40,7 @@ def test_influence_is_the_mean_change_of_direction_at_real_tokens(inputs):
   # The final norm keeps directions when its scale is 1, so prefixes of the decoder show every layer's output.
   flat = {**params, "final_norm": {"scale": jnp.ones_like(params["final_norm"]["scale"])}}
   states = [np.asarray(params["embedding"])[tokens]]
-  states += [np.asarray(hidden_states(prune_decoder(DECODER, n), prune_params(flat, range(n)), tokens, mask)) for n in range(1, 5)]
+  states += [np.asarray(hidden_states(prune_decoder(DECODER, range(n)), prune_params(flat, range(n)), tokens, mask)) for n in range(1, 5)]
   unit = [(x / np.linalg.norm(x, axis=-1, keepdims=True))[mask] for x in states]
   expected = [1 - np.sum(x * y, axis=-1).mean() for x, y in zip(unit, unit[1:], strict=False)]
   changes, count = block_influence(DECODER, params, jnp.asarray(tokens), jnp.asarray(mask))
@@ -55,7 +56,7 @@ def test_layers_that_do_nothing_are_found_and_their_removal_changes_nothing(inpu
   kept = choose_layers(changes, 2)
   assert kept == [0, 3]
   whole = hidden_states(DECODER, quiet, tokens, mask)
-  pruned = hidden_states(prune_decoder(DECODER, 2), prune_params(quiet, kept), tokens, mask)
+  pruned = hidden_states(prune_decoder(DECODER, kept), prune_params(quiet, kept), tokens, mask)
   np.testing.assert_allclose(np.asarray(whole)[mask], np.asarray(pruned)[mask], atol=1e-5)
 
 
@@ -84,3 +85,17 @@ def test_equal_layers_go_from_the_top_and_wrong_numbers_are_refused():
   for number in (0, 5):
     with pytest.raises(ValueError, match="of 4 cannot be kept"):
       choose_layers(np.zeros(4), number)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_family_is_cut_with_its_windows(family):
+  """Of seven layers three do nothing and go; Gemma's sixth, which has no window, stays and is then the third."""
+  decoder, kept = Decoder(CONFIGS[family]), [0, 2, 5, 6]
+  params = silence(jax.tree.map(jnp.asarray, draw_params(CONFIGS[family])), [1, 3, 4])
+  mask = np.ones(TOKENS.shape, bool)
+  changes, _ = jax.jit(block_influence, static_argnums=0)(decoder, params, jnp.asarray(TOKENS), jnp.asarray(mask))
+  assert choose_layers(changes, 4) == kept
+  pruned = prune_decoder(decoder, kept)
+  assert pruned.config.local is None or pruned.config.local.layers == (True, True, False, True)
+  left = hidden_states(pruned, prune_params(params, kept), TOKENS, mask)
+  np.testing.assert_allclose(hidden_states(decoder, params, TOKENS, mask), left, atol=1e-5)

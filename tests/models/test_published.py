@@ -1,6 +1,9 @@
 import dataclasses
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +55,49 @@ def test_each_device_of_a_mesh_reads_its_own_part(tmp_path, name):
   _equal(read, params)
   gate = read["layers"]["gate"]["kernel"]
   assert {shard.data.shape for shard in gate.addressable_shards} == {(7, 16, 24)}
+
+
+_PEAK = """
+import ctypes, dataclasses, json, sys, threading, time
+import jax
+from gr2_jax.models.hf_folders import open_folder
+from gr2_jax.models.published import load_published
+from gr2_jax.training.mesh import make_mesh
+
+def held():
+  with open("/proc/self/status") as status:
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+
+def watch():
+  global peak
+  while True:
+    peak = max(peak, held())
+    time.sleep(0.001)
+
+published = open_folder(sys.argv[1])
+mesh = make_mesh(1, jax.device_count(), 1)
+jax.device_put(0.0).block_until_ready()
+ctypes.CDLL(None).malloc_trim(0)  # what imports have freed would be used again and not count
+before = peak = held()
+threading.Thread(target=watch, daemon=True).start()
+params = load_published(published, dataclasses.replace(published.config, param_dtype="float32"), mesh)
+jax.block_until_ready(params)
+print(json.dumps({"peak": peak - before, "placed": sum(leaf.nbytes for leaf in jax.tree.leaves(params))}))
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="Linux tells what memory is held")
+@pytest.mark.parametrize("devices", [1, 8])
+def test_loading_holds_little_more_than_what_it_places(tmp_path, devices):
+  config = dataclasses.replace(CONFIGS["qwen3"], vocab_size=32_768, width=512, mlp_width=2048, num_layers=8)
+  params = jax.tree.map(lambda x: np.asarray(x, jnp.bfloat16), draw_params(config))
+  write_folder(tmp_path, FAMILIES["qwen3"], config, params, {})
+  environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+  done = subprocess.run([sys.executable, "-c", _PEAK, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr[-2000:]
+  found = json.loads(done.stdout)
+  assert found["peak"] > 0.7 * found["placed"]  # the measurement sees the parameters
+  assert found["peak"] < 1.15 * found["placed"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

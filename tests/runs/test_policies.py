@@ -1,5 +1,6 @@
 """The manifest of a run's policies: written by stages, read in their order, and found by stage."""
 
+import dataclasses
 import json
 
 import pytest
@@ -13,6 +14,7 @@ TAUGHT = PolicyRecord("data", (RankerRecord("sft", "SFT policy", "reason"),), pr
 DIRECT = PolicyRecord("data", (RankerRecord("sft_direct", "SFT without reasoning", "direct"),), checkpoints="without_reasoning")
 SCORES = RankerRecord("scores", "one pass", "score", against=("sft", "sft_direct"))
 PRUNED = PolicyRecord("rl", (SCORES, RankerRecord("pruned", "pruned policy", "direct", trained=False)), layers=2)
+CUT = dataclasses.replace(PRUNED, kept=(0, 2))  # as it is read
 
 
 @pytest.fixture
@@ -21,11 +23,12 @@ def run(tmp_path):
   run = begin_run(tmp_path, make_config(), COMMAND)
   finish(run, need(DATA, 7, policies=lambda config: (TAUGHT, DIRECT)))
   finish(run, need(RL, 3, policies=lambda config: (PRUNED,)))
+  run.path("rl", "layers.json").write_text('{"kept": [0, 2]}')
   return run
 
 
 def test_records_come_back_whole_in_the_order_of_the_stages(run):
-  assert read_policies(run) == [PRUNED, TAUGHT, DIRECT]
+  assert read_policies(run) == [CUT, TAUGHT, DIRECT]
   assert PRUNED.mode == "score" and TAUGHT.mode == "reason"
   assert PRUNED.trained == ("score",) and TAUGHT.trained == ("reason",)
 
@@ -36,7 +39,7 @@ def test_of_a_manifest_that_does_not_say_what_was_trained_the_first_mode_was(run
   for ranker in records[0]["rankers"]:
     del ranker["trained"]
   path.write_text(json.dumps(records))
-  assert find_policy(run, "rl") == PRUNED
+  assert find_policy(run, "rl") == CUT
 
 
 def test_a_stage_without_policies_has_no_part_and_one_that_is_not_finished_counts_not(tmp_path):
@@ -49,7 +52,7 @@ def test_a_stage_without_policies_has_no_part_and_one_that_is_not_finished_count
 
 
 def test_the_first_policy_of_a_stage_is_found(run):
-  assert find_policy(run, "data") == TAUGHT and find_policy(run, "rl") == PRUNED
+  assert find_policy(run, "data") == TAUGHT and find_policy(run, "rl") == CUT
   with pytest.raises(RunError, match=r"stage: .*'opd'.*: rl, data"):
     find_policy(run, "opd")
 
@@ -64,3 +67,9 @@ def test_a_damaged_part_names_the_stage(run, text):
 def test_a_run_without_any_policy_says_so(tmp_path):
   with pytest.raises(RunError, match=r"stage: .*name another run"):
     find_policy(begin_run(tmp_path, make_config(), COMMAND), "rl")
+
+
+def test_a_cut_policy_of_unknown_layers_names_the_file(run):
+  run.path("rl", "layers.json").unlink()
+  with pytest.raises(RunError, match=r"rl/layers\.json is missing or damaged .*run 'rl' again"):
+    read_policies(run)
