@@ -104,7 +104,7 @@ def run(stage: StageContext) -> None:
   if (rows := vocabulary.pieces.rows) and stage.run.main:
     stage.say(
       f"{vocabulary.new_token_start:,} tokens of the published model, {vocabulary.used_size - vocabulary.new_token_start:,} added behind "
-      f"them; its token table is resized from {rows:,} to {vocabulary.size:,} rows, those of new tokens near the mean"
+      f"them; its token table is resized from {rows:,} to {vocabulary.size:,} rows, new ones near what names them, or the mean"
     )
   stage.say(
     f"{table.num_levels} levels of {table.codebook_size} codes: {report['before']['distinct_share']:.2%} of {len(table):,} items distinct "

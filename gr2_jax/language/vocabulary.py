@@ -194,6 +194,11 @@ class Vocabulary:
       return f"<s_{chr(ord('a') + level)}_{code}>"
     return "<unused>"
 
+  def named_like(self) -> tuple[tuple[int, ...], ...]:
+    """Of the added frames, words for facts and candidate names the pieces that say the same: `A` of `<A>`, `answer` of `</answer>`."""
+    named = range(self.new_token_start, self.sid_start)
+    return tuple(tuple(self.encode(self.surface(token).strip("</>").replace(":", " "))) for token in named)
+
   def special(self, name: str) -> int:
     """Id of the frame `name`, one of SPECIALS, where it is a single token: all but those that open turns (see `frame`)."""
     (token,) = self._frames[name]

@@ -113,17 +113,24 @@ def read_parameters(published: Published, abstract: Any) -> Any:
   return jax.tree_util.tree_map_with_path(place, abstract)
 
 
-def fill_rows(params: Any, first: int, key: jax.Array) -> Any:
-  """The parameters with the rows from `first` on of the token tables drawn anew: the mean of those before, and a tenth of their spread.
+def fill_rows(params: Any, first: int, like: Sequence[Sequence[int]], key: jax.Array) -> Any:
+  """The parameters with new rows from `first` on of the token tables, drawn about the mean of those before with a tenth of their spread.
 
-  So a new token says at first what an average token says, and no two are the same; the arrays given are used up.
+  `like`: of the first of these rows the known tokens whose mean they are drawn about instead, none for the mean of all. So a new token says
+  at first what its name says, or what an average token says, and no two are the same. The arrays given are used up.
   """
+  known = [token for tokens in like for token in tokens]
+  owner = [row for row, tokens in enumerate(like) for _ in tokens]
+  counts = np.array([len(tokens) for tokens in like], np.float32)[:, None]
 
   @functools.partial(jax.jit, donate_argnums=0)
   def fill(table: jax.Array, key: jax.Array) -> jax.Array:
-    known = table[:first].astype(jnp.float32)
-    mean, spread = known.mean(axis=0), known.std(axis=0)
+    old = table[:first].astype(jnp.float32)
+    mean, spread = old.mean(axis=0), old.std(axis=0)
     new = mean + 0.1 * spread * jax.random.normal(key, (len(table) - first, table.shape[1]))
+    if known:
+      sums = jax.ops.segment_sum(old[jnp.array(known)], jnp.array(owner), len(like))
+      new = new.at[: len(like)].add(jnp.where(counts > 0, sums / jnp.maximum(counts, 1) - mean, 0))
     return table.at[first:].set(new.astype(table.dtype))
 
   keys = dict(zip(TOKEN_TABLES, jax.random.split(key, len(TOKEN_TABLES)), strict=True))

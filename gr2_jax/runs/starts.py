@@ -95,7 +95,7 @@ def open_start(config: ConfigDict, model: Any, vocabulary: Vocabulary) -> Start 
   if init.kind == "random":
     return None
   if init.kind == "hf":
-    return PublishedStart(init.path, vocabulary.new_token_start, config.seed)
+    return PublishedStart(init.path, vocabulary.new_token_start, config.seed, vocabulary.named_like())
   other, record = _open_other(init)
   if record.layers is not None:
     raise RunError(f"--config.model.init: the policy of {init.stage!r} in {init.path} is pruned; name the stage that it was cut from")

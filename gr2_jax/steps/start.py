@@ -33,15 +33,17 @@ class Start(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PublishedStart:
-  """A published model in a folder, with rows for the tokens from `first_new` on, drawn by a seed (a `Start`)."""
+  """A published model in a folder, with rows for the tokens from `first_new` on, drawn by a seed about those of `like` (a `Start`)."""
 
   directory: pathlib.Path
   first_new: int
   seed: int
+  like: tuple[tuple[int, ...], ...] = ()
 
   def load_params(self, abstract: Any) -> Any:
     """The parameters, read part by part to where they belong."""
-    return fill_rows(read_parameters(open_folder(self.directory), abstract), self.first_new, jax.random.key(self.seed))
+    params = read_parameters(open_folder(self.directory), abstract)
+    return fill_rows(params, self.first_new, self.like, jax.random.key(self.seed))
 
 
 def start_fresh(model: Model, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh) -> tuple[TrainState, Any]:
@@ -76,6 +78,7 @@ def describe_adapters(lora: Lora, directory: pathlib.Path, on: Start) -> dict[st
   below: Any = os.path.relpath(on.directory, directory)
   if isinstance(on, PublishedStart):
     below = {"folder": str(on.directory.absolute()), "identity": identify(on.directory), "first_new": on.first_new, "seed": on.seed}
+    below["like"] = [list(tokens) for tokens in on.like]
   return {"adapters": {**dataclasses.asdict(lora), "targets": list(lora.targets), "on": below}}
 
 
@@ -107,7 +110,7 @@ def _find_base(directory: pathlib.Path, on: Any) -> Start:
     raise CheckpointError(
       f"{directory}: its adapters stand on the published model that was in {folder}, where another is now; put that back"
     )
-  return PublishedStart(folder, on["first_new"], on["seed"])
+  return PublishedStart(folder, on["first_new"], on["seed"], tuple(map(tuple, on["like"])))
 
 
 def _load_finite(init: Start, boxed: Any, mesh: Mesh) -> Any:

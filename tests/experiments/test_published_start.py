@@ -65,7 +65,9 @@ def test_a_run_begins_at_the_weights_and_tokens_of_the_folder(run, folder):
   first = vocabulary.new_token_start
   known = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
   np.testing.assert_array_equal(table[:first], known[:first])
-  new, spread = table[first:], known[:first].std(axis=0)
+  a = vocabulary.candidate_start
+  assert np.abs(table[a] - known[vocabulary.encode("A")].mean(axis=0)).max() < 0.5 * known[:first].std()
+  new, spread = table[vocabulary.sid_start :], known[:first].std(axis=0)
   assert np.abs(new.mean(axis=0) - known[:first].mean(axis=0)).max() < 0.1 * spread.max()
   assert len(np.unique(new, axis=0)) == len(new)
   np.testing.assert_allclose(new.std(axis=0), 0.1 * spread, rtol=0.5)

@@ -69,6 +69,15 @@ def test_words_read_alike_at_the_beginning_of_a_text_and_inside_one(tmp_path):
   assert vocabulary.encode("") == []
 
 
+def test_added_tokens_are_named_after_words(tmp_path):
+  vocabulary = Vocabulary(open_pieces(tmp_path, **QWEN), **SHAPE, facts=("popularity",), fact_buckets=2)
+  like = vocabulary.named_like()
+  assert len(like) == vocabulary.sid_start - vocabulary.new_token_start
+  assert like[0] == like[1] == tuple(vocabulary.encode("answer"))
+  assert like[vocabulary.candidate_start - vocabulary.new_token_start + 1] == tuple(vocabulary.encode("B"))
+  assert like[vocabulary.fact_word("popularity", 1) - vocabulary.new_token_start] == tuple(vocabulary.encode("popular 50%"))
+
+
 def test_without_a_template_the_prompts_own_frames_stand_in(tmp_path):
   vocabulary = Vocabulary(open_pieces(tmp_path, eos_token="<|endoftext|>", pad_token="<|endoftext|>"), **SHAPE)
   assert vocabulary.frame("bos") == ()
