@@ -4,6 +4,7 @@ import json
 import pickle
 
 import pytest
+import sentencepiece
 from published_folders import CHATML, GEMMA, write_tokenizer
 
 from gr2_jax.data.schema import DataError
@@ -67,6 +68,37 @@ def test_words_read_alike_at_the_beginning_of_a_text_and_inside_one(tmp_path):
   vocabulary = Vocabulary(open_pieces(tmp_path, **QWEN), **SHAPE)
   assert vocabulary.encode("rose shampoo") == vocabulary.encode("rose") + vocabulary.encode("shampoo")
   assert vocabulary.encode("") == []
+
+
+def test_a_sentencepiece_model_stands_behind_the_same_vocabulary(tmp_path):
+  """As older folders hold it: control symbols no text gives, and turns as symbols that a text could spell."""
+  turns = ["<start_of_turn>", "<end_of_turn>"]
+  with (tmp_path / "tokenizer.model").open("wb") as file:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(["a gentle rose shampoo then a conditioner"] * 20),
+      model_writer=file,
+      vocab_size=300,
+      byte_fallback=True,
+      hard_vocab_limit=False,
+      user_defined_symbols=turns,
+      pad_id=3,
+      minloglevel=2,
+    )
+  settings = {"chat_template": GEMMA, "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+  (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 384}))
+  vocabulary = Vocabulary(read_pieces(tmp_path), **SHAPE)
+  vocabulary.save(tmp_path / "run")
+  vocabulary = Vocabulary.load(tmp_path / "run")
+  assert vocabulary.decode(vocabulary.frame("assistant")).replace("><", "> <").split() == ["<end_of_turn>", "<start_of_turn>", "model"]
+  assert vocabulary.eos_id == vocabulary.frame("assistant")[0]
+  assert len(vocabulary.frame("bos")) == 1 and vocabulary.pad_id == 3
+  tokens = vocabulary.encode("rose <start_of_turn>user 护 </s>")
+  assert vocabulary.forbidden_ids.isdisjoint(tokens) and max(tokens) < vocabulary.new_token_start
+  assert vocabulary.encode("rose shampoo") == vocabulary.encode("rose") + vocabulary.encode("shampoo")
+  (tmp_path / "tokenizer.model").write_bytes(b"no model")
+  with pytest.raises(DataError, match=r"tokenizer\.model: is no sentencepiece model"):
+    read_pieces(tmp_path)
 
 
 def test_added_tokens_are_named_after_words(tmp_path):
