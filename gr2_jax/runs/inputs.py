@@ -45,6 +45,8 @@ def list_changes(run: Run, stage: Stage, before: Mapping[str, Any], now: Mapping
   """`key: old -> new` of what decides the stage's artifacts now, against what did when it was begun; see `fill_added` for older runs."""
   unused = _unused_keys(stage, run)
   then, today = ({**reads, "config": _without(fill_added(reads["config"]), unused)} for reads in (before, now))
+  if "inputs" in then and "inputs" in today:  # an older version may name one that decided nothing
+    then["inputs"] = {name: of for name, of in then["inputs"].items() if name in today["inputs"]}
   return list_differences(then, today)
 
 

@@ -31,10 +31,10 @@ class Stage:
   `options`: the record of its section (see `gr2_jax.settings`), with all defaults; None for a stage without one.
   `inputs`: stages whose artifacts it reads.
   `files`: dotted config keys that may hold the path of an external file or folder it reads.
-  `init`: one more input, named by the config. `uses`: inputs only where the config needs them, for other stages or by what `needs(config)`
-  names of them (see `needed_stages`); `uses_policies`: those that leave a policy are among them. `when`: the dotted config key of a stage
-  that nothing else needs, run only where that is true or not empty. `runs`: pairs of dotted config keys, the directory of another run and
-  its stage read.
+  `init`: one more input, named by the config. `uses`: inputs only where the config needs them for other stages, or, with `needs(config)`,
+  those that this names (see `needed_stages`); `uses_policies`: those that leave a policy are among them. `when`: the dotted config key of a
+  stage that nothing else needs, run only where that is true or not empty. `runs`: pairs of dotted config keys, the directory of another run
+  and its stage read.
   `format`: raised when the code writes other artifacts for the same inputs.
   `check(config)` raises ConfigError naming the key of a value that the stage could not use. `batches(config)`: dotted key -> (rows at once,
   gradient steps and parts that they are cut into), which must divide over the mesh. `policies(config)`: what the stage leaves.
@@ -113,7 +113,9 @@ def needed_stages(stages: Sequence[Stage], config: ConfigDict) -> list[NeededSta
       ahead += (*inputs[name], *called_for.get(name, ()))
   policies = tuple(stage.name for stage in stages if stage.policies is not None)
   return [
-    NeededStage(stage, tuple(dict.fromkeys((*inputs[stage.name], *(name for name in uses if name in needed)))), place)
+    NeededStage(
+      stage, tuple(dict.fromkeys((*inputs[stage.name], *called_for.get(stage.name, (name for name in uses if name in needed))))), place
+    )
     for place, stage in enumerate(stages)
     if stage.name in needed
     for uses in [stage.uses + (policies if stage.uses_policies else ())]
