@@ -67,26 +67,15 @@ def read_pieces(folder: pathlib.Path) -> TextPieces:
   return PublishedPieces(files, str(folder))
 
 
-class OwnPieces:
-  """A sentencepiece model, all of whose ids are text."""
-
-  rows = 0
-  reserved: frozenset[int] = frozenset()
-
-  @property
-  def frames(self) -> Mapping[str, tuple[int, ...]]:
-    """None."""
-    return {}
+class _SpmTokenizer:
+  """A sentencepiece model with control symbols."""
 
   def __init__(self, model: bytes) -> None:
-    self._model = model
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     self.size = self._processor.get_piece_size()
-    if not self.size:
-      raise ValueError("the sentencepiece model is empty")
-
-  def __reduce__(self) -> tuple[type["OwnPieces"], tuple[bytes]]:
-    return OwnPieces, (self._model,)
+    odd = [i for i in range(self.size) if self._processor.is_control(i) or _is_frame(self._processor.id_to_piece(i))]
+    self.controls = {self._processor.id_to_piece(i): i for i in odd}
+    self.outside = frozenset(odd)
 
   def encode(self, text: str) -> list[int]:
     """Ids of a text."""
@@ -97,6 +86,27 @@ class OwnPieces:
     """The text of ids."""
     text: str = self._processor.decode(list(tokens))
     return text
+
+
+class OwnPieces(_SpmTokenizer):
+  """A sentencepiece model, all of whose ids are text (`TextPieces`)."""
+
+  rows = 0
+  reserved: frozenset[int] = frozenset()
+
+  @property
+  def frames(self) -> Mapping[str, tuple[int, ...]]:
+    """None."""
+    return {}
+
+  def __init__(self, model: bytes) -> None:
+    super().__init__(model)
+    self._model = model
+    if not self.size:
+      raise ValueError("the sentencepiece model is empty")
+
+  def __reduce__(self) -> tuple[type["OwnPieces"], tuple[bytes]]:
+    return OwnPieces, (self._model,)
 
   def files(self) -> Mapping[str, bytes]:
     """The model."""
@@ -231,25 +241,6 @@ class _HfTokenizer:
 
   def decode(self, tokens: Sequence[int]) -> str:
     text: str = self._whole.decode(list(tokens), skip_special_tokens=False)
-    return text
-
-
-class _SpmTokenizer:
-  """A sentencepiece model with control symbols."""
-
-  def __init__(self, model: bytes) -> None:
-    self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    self.size = self._processor.get_piece_size()
-    odd = [i for i in range(self.size) if self._processor.is_control(i) or _is_frame(self._processor.id_to_piece(i))]
-    self.controls = {self._processor.id_to_piece(i): i for i in odd}
-    self.outside = frozenset(odd)
-
-  def encode(self, text: str) -> list[int]:
-    tokens: list[int] = self._processor.encode(text)
-    return tokens
-
-  def decode(self, tokens: Sequence[int]) -> str:
-    text: str = self._processor.decode(list(tokens))
     return text
 
 
