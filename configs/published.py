@@ -22,6 +22,7 @@ def make_published(config, name, small):
   config.model.update({"init": f"hf:{folder}", "dtype": "bfloat16", "remat": True})
   config.model.lora.update({"rank": 32, "alpha": 64.0})
   config.midtrain.form = "tokens"
+  config.slates.source = "ctr"
   config.midtrain.mixture.update({"next_item": 0.5, "persona": 0.1, "item_to_text": 0.2, "text_to_item": 0.2})
   config.prompt.update(
     {

@@ -11,7 +11,17 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from experiments.stage_steps.sizes import Sizes, make_vocabulary
-from experiments.stage_steps.step import Argument, StageStep, abstract_params, abstract_state, count_looks, integers, random_key, shape
+from experiments.stage_steps.step import (
+  Argument,
+  StageStep,
+  abstract_params,
+  abstract_state,
+  abstract_training,
+  count_looks,
+  integers,
+  random_key,
+  shape,
+)
 from experiments.stages.midtrain import MidtrainOptions
 from experiments.stages.slates import SlatesOptions
 from experiments.stages.tokenize import TokenizeOptions
@@ -20,6 +30,7 @@ from gr2_jax.models.ctr import CtrConfig
 from gr2_jax.models.packed_items import ItemRows, ItemTable
 from gr2_jax.models.sasrec import SasrecConfig
 from gr2_jax.models.transformer import Decoder, abstract_boxed
+from gr2_jax.runs.load import make_lora
 from gr2_jax.runs.packed_midtraining import HISTORIES_AT_ONCE, make_packed_items
 from gr2_jax.runs.starts import model_config
 from gr2_jax.runs.training import TrainingOptions, count_held_out
@@ -58,13 +69,15 @@ def midtrain(config: ConfigDict, sizes: Sizes) -> Iterator[StageStep]:
   trainings: dict[str, tuple[TrainingOptions, int | None]] = {"update": (options.training, None)}
   if options.warmup_rows.enabled:
     trainings = {"warm-up of new rows": (options.warmup_rows.training, vocabulary.new_token_start)} | trainings
+  # From random numbers all is learnt here, whatever the config says of adapters.
+  lora = None if config.model.init == "random" else make_lora(config, lambda: vocabulary)
   rows = options.batch_size, options.row_length
   batch = {name: integers(*rows) for name in ("tokens", "positions", "segment_ids", "parts")}
   for name, (training, first) in trainings.items():
     optimizer = make_optimizer(training.optimizer, training.steps)
     moved = optimizer if first is None else only_rows(optimizer, first)
-    update = make_update(moved, make_lm_loss(decoder, {"token": 1.0}))
-    arguments = (abstract_state(decoder, optimizer), Argument("batch", batch))
+    update = make_update(moved, make_lm_loss(decoder, {"token": 1.0}), join=lora.join if lora else None)
+    arguments = abstract_training(decoder, optimizer, lora, Argument("batch", batch))
     told: dict[str, Any] = {"positions": rows[0] * rows[1], "save_every": training.save_every}
     # Most are histories in codes.
     told["examples"] = round(rows[0] * rows[1] / (_mean_length(sizes, options) * sizes.levels))

@@ -13,13 +13,13 @@ from gr2_jax.data.pipelines import make_pipeline
 from gr2_jax.data.schema import Catalogue, DataError, History, Slate
 from gr2_jax.data.slates import deal_folds, pad_histories, pad_rows
 from gr2_jax.evidence.items import unit_vectors
-from gr2_jax.models.config import preset
 from gr2_jax.models.packed_items import ItemRows, ItemTable, PackedItems, one_a_row
 from gr2_jax.numerics import filled_batches
 from gr2_jax.rollout.catalogue_scores import make_packed_candidate_scores
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.load import load_trained
 from gr2_jax.runs.run import Run
+from gr2_jax.runs.starts import preset_config
 from gr2_jax.runs.training import begin, count_held_out, train
 from gr2_jax.semantic_ids.table import SemanticIDTable
 from gr2_jax.settings import check_settings, setting
@@ -64,7 +64,7 @@ def make_packed_items(config: ConfigDict, num_items: int, code_sizes: tuple[int,
   """The model of packed items of a config, for so many items with `code_sizes` (levels, codebook size) and text vectors of `text_dim`."""
   levels, codebook_size = code_sizes
   return PackedItems(
-    preset(config.model.preset, 1),
+    preset_config(config, 1),
     num_items=num_items,
     levels=levels,
     codebook_size=codebook_size,

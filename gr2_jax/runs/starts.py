@@ -44,17 +44,22 @@ def read_init(text: str) -> ModelInit:
 def model_config(config: ConfigDict, vocabulary: Vocabulary) -> ModelConfig:
   """The decoder of a run: that of the published model whose tokens the vocabulary has, else the preset."""
   if not vocabulary.pieces.rows:
-    return _as_trained(config, preset(config.model.preset, vocabulary.size))
+    return preset_config(config, vocabulary.size)
   raw = json.loads(vocabulary.pieces.files()[CONFIG_FILE])
   published = parse_config(raw, pathlib.Path(CONFIG_FILE))[1]
   return _as_trained(config, dataclasses.replace(published, vocab_size=vocabulary.size))
+
+
+def preset_config(config: ConfigDict, rows: int) -> ModelConfig:
+  """The preset of a config with so many token rows."""
+  return _as_trained(config, preset(config.model.preset, rows))
 
 
 def foreseen_model(config: ConfigDict) -> ModelConfig:
   """`model_config` before there is a vocabulary, of which only that it divides is known; raises ConfigError where nothing begins so."""
   init = read_init(config.model.init)
   if init.kind == "random":
-    return _as_trained(config, preset(config.model.preset, 128))
+    return preset_config(config, 128)
   try:
     if init.kind == "hf":
       return _as_trained(config, dataclasses.replace(open_folder(init.path).config, vocab_size=128))
