@@ -6,7 +6,6 @@ import pathlib
 
 import jax
 
-from gr2_jax import __version__
 from gr2_jax.language.prompts import direct_opening, present, render_prompt
 from gr2_jax.language.tokenizer_files import chat_messages, tokenizer_files
 from gr2_jax.models.conversion import check_free, write_model
@@ -17,6 +16,7 @@ from gr2_jax.runs.artifacts import check_intact
 from gr2_jax.runs.load import load_policy, load_slates, load_vocabulary, open_context, prompt_style, style_of_mode
 from gr2_jax.runs.policies import PolicyRecord, find_policy, read_policies
 from gr2_jax.runs.run import Run, RunError
+from gr2_jax.runs.versions import version_of
 from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.mesh import make_mesh
 from gr2_jax.training.progress import Progress
@@ -79,7 +79,7 @@ def _write_card(run: Run, record: PolicyRecord, architecture: str, parameters: i
     title=record.rankers[0].title,
     name=run.config.name,
     stage=record.stage,
-    version=__version__,
+    version=version_of("gr2_jax"),
     architecture=architecture,
     parameters=f"{parameters:,}",
     names=_NAMES[run.config.prompt.reference],
