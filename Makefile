@@ -30,9 +30,9 @@ test-slow: $(VENV)/installed
 test-aot: $(VENV)/installed-aot
 	$(PYTEST) -m aot
 
-# Decoders against transformers itself, in the environment of the benchmarks' peers.
+# Decoders and an exported policy against transformers itself, in the environment of the benchmarks' peers.
 parity: $(BENCHMARK_VENV)/installed-parity
-	$(BENCHMARK_VENV)/bin/python -m pytest -q -m parity tests/models/test_parity.py
+	$(BENCHMARK_VENV)/bin/python -m pytest -q -m parity tests/models/test_parity.py tests/experiments/test_export.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy

@@ -12,6 +12,7 @@ from gr2_jax.evaluation.results import POLICY, load_results
 from gr2_jax.models.conversion import convert_model
 from gr2_jax.printable import escape_lines
 from gr2_jax.reports.side_by_side import check_folder, compare_sides, read_sides, render_comparison, write_comparison
+from gr2_jax.runs.export import export_policy, find_exported
 from gr2_jax.runs.fingerprints import config_to_json, flat_leaves
 from gr2_jax.runs.portable import pack_policy
 from gr2_jax.runs.run import Run, read_object
@@ -90,15 +91,20 @@ def compare(paths: Sequence[str], to: str | None) -> int:
   return exit_code_of(program, to)
 
 
-def convert(source: str | None, to: str | None, dtype: str | None) -> int:
-  """Writes a published model as a folder; returns the exit code and prints what went wrong."""
+def convert(source: str | None, to: str | None, dtype: str | None, *, export: bool = False) -> int:
+  """Writes a published model, or a policy of a run, as a folder; returns the exit code and prints what went wrong."""
 
   def program() -> None:
     if not (source and to):
       raise UserError("--from and --to are needed; for example --from=downloads/SmolLM2-135M-Instruct --to=models/smollm2")
     progress = Progress()
     with StopSignal() as stop:
-      convert_model(source, to, dtype, progress, stop)
-    progress.note(f"{to}: start from it with --config.model.init=hf:{to}")
+      if export:
+        export_policy(*find_exported(source), to, dtype, progress, stop)
+      elif pathlib.Path(source, "versions.json").exists():
+        raise UserError(f"--from: {source} is a run; add --export to write its policy for others")
+      else:
+        convert_model(source, to, dtype, progress, stop)
+    progress.note(f"{to}: {'README.md says how to use it' if export else f'start from it with --config.model.init=hf:{to}'}")
 
   return exit_code_of(program, to)

@@ -1,9 +1,13 @@
 """Published models from one layout to another: tensors one after the other, all else as it is."""
 
+import functools
 import math
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -12,7 +16,7 @@ from gr2_jax.files import replacing_folder, write_json
 from gr2_jax.models.gguf_files import open_gguf
 from gr2_jax.models.gguf_tokenizers import read_tokenizer
 from gr2_jax.models.hf_folders import Unwritten, open_folder, write_tensors
-from gr2_jax.models.published import Published, PublishedError
+from gr2_jax.models.published import PublishedError
 from gr2_jax.training.interrupts import StopSignal
 from gr2_jax.training.progress import Progress
 
@@ -53,11 +57,35 @@ def convert_model(
   else:
     texts, ids = read_tokenizer(source, published.config.vocab_size)
     raw |= ids
-  tensors = {name: _plan(published, name, np.dtype(dtype or tensor.dtype)) for name, tensor in published.tensors.items()}
+  tensors = {
+    name: Unwritten(tensor.shape, tensor.dtype, functools.partial(published.read, name, ())) for name, tensor in published.tensors.items()
+  }
   if dtype or not source.is_dir():
     raw["dtype" if "dtype" in raw else "torch_dtype"] = dtype or "float32"
+  with write_model(to, source, tensors, dtype, raw, texts, progress, stop) as partial:
+    for path in copied:
+      shutil.copyfile(path, partial / path.name)
+
+
+@contextmanager
+def write_model(
+  to: pathlib.Path,
+  source: pathlib.Path,
+  tensors: Mapping[str, Unwritten],
+  dtype: str | None,
+  raw: Mapping[str, Any],
+  texts: Mapping[str, str],
+  progress: Progress,
+  stop: StopSignal,
+) -> Iterator[pathlib.Path]:
+  """Writes a model from `source`: its tensors, in another type where one is given, config.json, and the files `texts`.
+
+  Yields the folder, for what else belongs there; it becomes `to` when the body ends. Raises PublishedError where the disk is too small,
+  and for numbers that the type does not hold.
+  """
+  tensors = {name: _cast(tensor, np.dtype(dtype or tensor.dtype), f"{source}: {name}") for name, tensor in tensors.items()}
   size = sum(tensor.nbytes for tensor in tensors.values())
-  check_room(to, size)
+  _check_room(to, size)
   with replacing_folder(to) as partial, progress.task(f"convert {source.name}", math.ceil(size / 1e6), "MB") as task:
     done = 0
 
@@ -70,9 +98,8 @@ def convert_model(
     write_tensors(partial, tensors, written)
     for name, text in texts.items():
       (partial / name).write_text(text, encoding="utf-8")
-    for path in copied:
-      shutil.copyfile(path, partial / path.name)
     write_json(partial / "config.json", raw)
+    yield partial
 
 
 def _check_tokenizer(path: pathlib.Path, vocab_size: int) -> None:
@@ -90,21 +117,21 @@ def check_free(to: pathlib.Path) -> None:
     raise PublishedError(f"--to: {to} is there already; remove it, or name another folder")
 
 
-def check_room(to: pathlib.Path, size: int) -> None:
+def _check_room(to: pathlib.Path, size: int) -> None:
   """Raises PublishedError where the disk has no room for so many bytes of weights."""
   place = next(folder for folder in (to, *to.absolute().parents) if folder.exists())
   if (free := shutil.disk_usage(place).free) < size + _SPARE_BYTES:
     raise PublishedError(f"--to: {to} takes {size / 1e9:.1f} GB and its disk has {free / 1e9:.1f}; free some, or name a folder on another")
 
 
-def _plan(published: Published, name: str, dtype: np.dtype) -> Unwritten:
-  """A tensor of the model, in another type."""
+def _cast(tensor: Unwritten, dtype: np.dtype, named: str) -> Unwritten:
+  """A tensor in another type."""
 
   def read() -> np.ndarray:
     with np.errstate(over="ignore"):  # what is found below
-      array = published.read(name, ()).astype(dtype, copy=False)
+      array = tensor.read().astype(dtype, copy=False)
     if not np.isfinite(array).all():
-      raise PublishedError(f"{published.path}: {name} holds numbers that {dtype.name} does not; choose --dtype=float32, or fetch it again")
+      raise PublishedError(f"{named} holds numbers that {dtype.name} does not; choose --dtype=float32, or fetch it again")
     return array
 
-  return Unwritten(published.tensors[name].shape, dtype, read)
+  return Unwritten(tensor.shape, dtype, read)

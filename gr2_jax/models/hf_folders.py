@@ -70,13 +70,18 @@ def open_folder(folder: str | os.PathLike[str]) -> Published:
 
 def write_folder(folder: str | os.PathLike[str], family: Family, config: ModelConfig, params: Any, extra: Mapping[str, Any]) -> None:
   """Writes config.json (`extra` over what the shape says) and safetensors, in files of at most 5 GB, in the parameters' own types."""
+  write_tensors(folder, as_published(family, config, params))
+  write_json(pathlib.Path(folder) / "config.json", config_json(family, config) | dict(extra))
+
+
+def as_published(family: Family, config: ModelConfig, params: Any) -> dict[str, Unwritten]:
+  """The parameters as tensors under their published names."""
   tensors = {}
   for name, tensor, layer in tensor_names(family, config):
     leaf = parameter_at(params, tensor.path)
     read = functools.partial(_to_published, leaf, tensor, layer)
     tensors[name] = Unwritten(published_shape(leaf.shape, tensor, layer), np.dtype(leaf.dtype), read)
-  write_tensors(folder, tensors)
-  write_json(pathlib.Path(folder) / "config.json", config_json(family, config) | dict(extra))
+  return tensors
 
 
 def write_tensors(

@@ -125,3 +125,10 @@ def write_scaling(config: ModelConfig) -> dict[str, Any]:
     numbers = {"factor": scaled.factor, "low_freq_factor": scaled.low, "high_freq_factor": scaled.high}
     return of | {"rope_type": "llama3", **numbers, "original_max_position_embeddings": scaled.length}
   return of | ({"rope_type": "default"} if config.rope_stretch == 1 else {"rope_type": "linear", "factor": config.rope_stretch})
+
+
+def write_rope(config: ModelConfig) -> dict[str, Any]:
+  """`rope_parameters`, as transformers 5 reads them, and the same under the names of transformers 4, which would pass over them."""
+  base, scaling = config.rope_base, write_scaling(config)
+  older = None if scaling["rope_type"] == "default" else {name: value for name, value in scaling.items() if name != "rope_theta"}
+  return {"rope_parameters": scaling, "rope_theta": base, "rope_scaling": older}

@@ -6,7 +6,7 @@ config.json may name `attn_logit_softcapping`, which Gemma 2 had: as in transfor
 from typing import Any
 
 from gr2_jax.models.config import LocalLayers, ModelConfig
-from gr2_jax.models.families.family import LAYER, ONCE, QK_NORM, Family, Json, Tensor, read_scaling, read_shape, write_scaling, write_shape
+from gr2_jax.models.families.family import LAYER, ONCE, QK_NORM, Family, Json, Tensor, read_scaling, read_shape, write_rope, write_shape
 
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 _NORMS = {
@@ -46,11 +46,14 @@ def _read(config: Json) -> ModelConfig:
 
 def _write(config: ModelConfig) -> dict[str, Any]:
   assert config.local is not None and config.query_scale is not None  # as `_read` sets them
+  rope = write_rope(config)
   return write_shape(config) | {
+    **rope,
+    "rope_parameters": {_GLOBAL: rope["rope_parameters"], _LOCAL: {"rope_type": "default", "rope_theta": config.local.rope_base}},
+    "rope_local_base_freq": config.local.rope_base,
     "hidden_activation": "gelu_pytorch_tanh",
     "layer_types": [_LOCAL if local else _GLOBAL for local in config.local.layers],
     "sliding_window": config.local.window,
-    "rope_parameters": {_GLOBAL: write_scaling(config), _LOCAL: {"rope_type": "default", "rope_theta": config.local.rope_base}},
     "query_pre_attn_scalar": round(config.query_scale**-2),
     "final_logit_softcapping": config.logits_cap,
   }

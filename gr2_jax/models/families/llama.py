@@ -3,7 +3,7 @@
 from typing import Any
 
 from gr2_jax.models.config import ModelConfig
-from gr2_jax.models.families.family import LAYER, ONCE, Family, Json, read_rope, read_scaling, read_shape, write_scaling, write_shape
+from gr2_jax.models.families.family import LAYER, ONCE, Family, Json, read_rope, read_scaling, read_shape, write_rope, write_shape
 
 
 def _read(config: Json) -> ModelConfig:
@@ -12,7 +12,7 @@ def _read(config: Json) -> ModelConfig:
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-  return write_shape(config) | {"hidden_act": "silu", "mlp_bias": False, "rope_parameters": write_scaling(config)}
+  return write_shape(config) | {"hidden_act": "silu", "mlp_bias": False, **write_rope(config)}
 
 
 FAMILY = Family("llama", "LlamaForCausalLM", "llama", _read, _write, ONCE, LAYER)

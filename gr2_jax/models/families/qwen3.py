@@ -12,7 +12,7 @@ from gr2_jax.models.families.family import (
   read_rope,
   read_scaling,
   read_shape,
-  write_scaling,
+  write_rope,
   write_shape,
 )
 
@@ -25,7 +25,7 @@ def _read(config: Json) -> ModelConfig:
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-  return write_shape(config) | {"hidden_act": "silu", "rope_parameters": write_scaling(config), "use_sliding_window": False}
+  return write_shape(config) | {"hidden_act": "silu", **write_rope(config), "use_sliding_window": False}
 
 
 FAMILY = Family("qwen3", "Qwen3ForCausalLM", "qwen3", _read, _write, ONCE, LAYER | QK_NORM)
