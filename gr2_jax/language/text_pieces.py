@@ -68,23 +68,23 @@ def read_pieces(folder: pathlib.Path) -> TextPieces:
 
 
 class _SpmTokenizer:
-  """A sentencepiece model with control symbols."""
+  """A sentencepiece model, of `processor`, with control symbols."""
 
   def __init__(self, model: bytes) -> None:
-    self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    self.size = self._processor.get_piece_size()
-    odd = [i for i in range(self.size) if self._processor.is_control(i) or _is_frame(self._processor.id_to_piece(i))]
-    self.controls = {self._processor.id_to_piece(i): i for i in odd}
+    self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    self.size = self.processor.get_piece_size()
+    odd = [i for i in range(self.size) if self.processor.is_control(i) or _is_frame(self.processor.id_to_piece(i))]
+    self.controls = {self.processor.id_to_piece(i): i for i in odd}
     self.outside = frozenset(odd)
 
   def encode(self, text: str) -> list[int]:
     """Ids of a text."""
-    tokens: list[int] = self._processor.encode(text)
+    tokens: list[int] = self.processor.encode(text)
     return tokens
 
   def decode(self, tokens: Sequence[int]) -> str:
     """The text of ids."""
-    text: str = self._processor.decode(list(tokens))
+    text: str = self.processor.decode(list(tokens))
     return text
 
 

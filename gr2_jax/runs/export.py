@@ -55,7 +55,9 @@ def export_policy(
   style, config, vocabulary = style_of_mode(prompt_style(run), record.mode), policy.decoder.config, context.vocabulary
   family, opening = family_of(config), direct_opening(vocabulary, style) if style.direct else []
   length = style.max_prompt_tokens + len(opening) + run.config.decoding.max_new_tokens
-  ids = {"bos_token_id": vocabulary.bos_id, "eos_token_id": vocabulary.eos_id, "pad_token_id": vocabulary.pad_id}
+  ids = {"eos_token_id": vocabulary.eos_id, "pad_token_id": vocabulary.pad_id}
+  if bos := vocabulary.frame("bos"):
+    ids["bos_token_id"] = bos[0]
   raw = config_json(family, config) | ids | {"max_position_embeddings": length, "torch_dtype": dtype or config.param_dtype}
   generation = ids | {"do_sample": False, "max_new_tokens": run.config.decoding.max_new_tokens}
   slate = load_slates(run, context.catalogue, "test")[0]

@@ -8,15 +8,21 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from published_folders import write_published
 from safetensors.numpy import load_file
 from small_runs import ROOT, tiny_config
+from tokenizers import Tokenizer
 
 from experiments.check import check_values
+from experiments.exchange import convert
 from experiments.flags import load_config
 from experiments.stages import load_stages
 from gr2_jax.errors import ConfigError
 from gr2_jax.language.prompts import present, render_prompt
+from gr2_jax.language.tokenizer_files import chat_messages
+from gr2_jax.models.hf_folders import open_folder
+from gr2_jax.models.published import load_published
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.runs import stages
 from gr2_jax.runs.load import load_slates, load_vocabulary, make_decoder, open_context, prompt_style
@@ -98,6 +104,29 @@ def test_another_runs_policy_is_asked_about_the_same_items(tmp_path, run, run_he
   config = tiny_config(model__init=f"run:{run}/sft", rl__init="model", data__market__num_items=140, **ROOM)
   assert run_here(config, tmp_path / "run", ["data", "tokenize"]) != 0
   assert "is about other items (120, here 140" in capsys.readouterr().err
+
+
+def test_an_exported_policy_keeps_the_published_tokens_and_makes_the_same_prompts(tmp_path, run, folder):
+  to = tmp_path / "out"
+  assert convert(str(run / "sft"), str(to), None, export=True) == 0
+  opened, found = Run.open(run), open_folder(to)
+  context, style = open_context(opened), prompt_style(opened)
+  assert found.config == model_config(opened.config, context.vocabulary)
+  mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+  jax.tree.map(np.testing.assert_array_equal, load_published(found, found.config, mesh), params_of(run, "sft"))
+  theirs, ours = (Tokenizer.from_file(str(of / "tokenizer.json")) for of in (folder, to))
+  for text in ("a gentle rose shampoo <s_x>", "bought 41 times;", " <|im_end|> 护"):
+    assert theirs.encode(text).ids == ours.encode(text).ids
+  template = (to / "chat_template.jinja").read_text()
+  for slate in load_slates(opened, context.catalogue, "test")[:5]:
+    prompt = render_prompt(slate, present(len(slate.candidates), "upstream", (0, 0, 0)), context, style).tokens
+    messages = chat_messages(context.vocabulary, prompt)
+    text = ImmutableSandboxedEnvironment().from_string(template).render(messages=messages, add_generation_prompt=True)
+    assert ours.encode(text, add_special_tokens=False).ids == prompt
+  settings = json.loads((to / "tokenizer_config.json").read_text())
+  assert (settings["eos_token"], settings["pad_token"]) == ("<|im_end|>", "<|endoftext|>") and "bos_token" not in settings
+  raw = json.loads((to / "config.json").read_text())
+  assert raw["vocab_size"] == context.vocabulary.size and raw["eos_token_id"] == context.vocabulary.eos_id
 
 
 @pytest.fixture
