@@ -1,6 +1,7 @@
 """Eight CPU devices for the sharding tests, set before any backend starts; one tiny run of all stages for all who read one."""
 
 import fcntl
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -15,8 +16,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if importlib.metadata.version("jax").startswith(
   "0.10."
-):  # a quarter off a file's time; XLA ends the process at a flag that it does not know
-  os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}"
+):  # a third off the time to compile; XLA ends the process at a flag that it does not know
+  flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"  # small programs do not repay being cut in parts
+  os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
 
 import jax
 import numpy as np
@@ -39,6 +41,14 @@ def pytest_collection_modifyitems(items):
   """The longest files first, so that no process is left alone with one at the end; before them what makes a run that many files read, so
   that no other process waits for it."""
   items.sort(key=lambda item: (item.path.name != "test_scored_run.py", "steps" not in item.path.parts))
+
+
+def pytest_collection_finish():
+  """Rarer collections of garbage, and none of what is there before the first test: tracing makes objects by the million, few of them
+  garbage that only a collection finds."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture
