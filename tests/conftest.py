@@ -4,10 +4,7 @@ import fcntl
 import gc
 import importlib.metadata
 import os
-import pathlib
 import shutil
-import subprocess
-import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -23,6 +20,7 @@ if importlib.metadata.version("jax").startswith(
 import jax
 import numpy as np
 import pytest
+from forked_programs import run_program
 
 from experiments.compilation_cache import use_compilation_cache
 
@@ -87,9 +85,8 @@ def shared_folder(tmp_path_factory):
 
 
 def _run_config(config, workdir, *flags, program="run"):
-  command = [sys.executable, "-m", f"experiments.{program}", f"--config={config}", f"--workdir={workdir}", *flags]
-  done = subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, timeout=1800)
-  assert done.returncode == 0, done.stderr[-4000:]
+  code, _, error = run_program(program, f"--config={config}", f"--workdir={workdir}", *flags)
+  assert code == 0, error[-4000:]
 
 
 @pytest.fixture(scope="session")
