@@ -1,6 +1,7 @@
 """Settings: frozen records whose fields say what they mean and which values they hold, written to a config and read from one."""
 
 import dataclasses
+import functools
 import math
 import numbers
 import types
@@ -72,6 +73,7 @@ def check_settings(record: Any) -> None:
     raise ValueError("\n".join(lines))
 
 
+@functools.cache
 def settings_of(kind: type) -> tuple[tuple[dataclasses.Field, Any], ...]:
   """The fields of a record that stand in a config, with their types; other fields are the code's own."""
   hints = typing.get_type_hints(kind)
@@ -157,6 +159,7 @@ def name_faults(error: Exception, key: str, names: Sequence[str]) -> list[str]:
   return lines
 
 
+@functools.cache
 def _keys(kind: type) -> tuple[str, ...]:
   keys: list[str] = []
   for field, hint in settings_of(kind):

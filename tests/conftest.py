@@ -1,12 +1,10 @@
 """Eight CPU devices for the sharding tests, set before any backend starts; one tiny run of all stages for all who read one."""
 
 import fcntl
+import gc
 import importlib.metadata
 import os
-import pathlib
 import shutil
-import subprocess
-import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -15,12 +13,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if importlib.metadata.version("jax").startswith(
   "0.10."
-):  # a quarter off a file's time; XLA ends the process at a flag that it does not know
-  os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}"
+):  # a third off the time to compile; XLA ends the process at a flag that it does not know
+  flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"  # small programs do not repay being cut in parts
+  os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
 
 import jax
 import numpy as np
 import pytest
+from forked_programs import run_program
 
 from experiments.compilation_cache import use_compilation_cache
 
@@ -39,6 +39,14 @@ def pytest_collection_modifyitems(items):
   """The longest files first, so that no process is left alone with one at the end; before them what makes a run that many files read, so
   that no other process waits for it."""
   items.sort(key=lambda item: (item.path.name != "test_scored_run.py", "steps" not in item.path.parts))
+
+
+def pytest_collection_finish():
+  """Rarer collections of garbage, and none of what is there before the first test: tracing makes objects by the million, few of them
+  garbage that only a collection finds."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture
@@ -77,9 +85,8 @@ def shared_folder(tmp_path_factory):
 
 
 def _run_config(config, workdir, *flags, program="run"):
-  command = [sys.executable, "-m", f"experiments.{program}", f"--config={config}", f"--workdir={workdir}", *flags]
-  done = subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, timeout=1800)
-  assert done.returncode == 0, done.stderr[-4000:]
+  code, _, error = run_program(program, f"--config={config}", f"--workdir={workdir}", *flags)
+  assert code == 0, error[-4000:]
 
 
 @pytest.fixture(scope="session")

@@ -239,7 +239,7 @@ def numeric_leaves():
 
 @pytest.mark.parametrize("wrong", ["NaN", "below", "huge"])
 def test_every_number_is_checked(wrong):
-  leaves = numeric_leaves()
+  config, leaves = base(), numeric_leaves()
   assert len(leaves) > 150
   for key, kind in leaves:
     value = {"NaN": math.nan, "below": kind(-2) if key.startswith("mesh") else kind(-1), "huge": 10**20 if kind is int else 1e300}[wrong]
@@ -247,11 +247,12 @@ def test_every_number_is_checked(wrong):
       continue  # the config itself takes no fraction there
     if wrong == "below" and any(fnmatch.fnmatch(key, allowed) for allowed in NEGATIVE) and not key.startswith("mesh"):
       continue
-    config = base()
-    tuple_of = isinstance(value_at(config, key), tuple)
-    config.update_from_flattened_dict({key: (value,) * len(value_at(config, key)) if tuple_of else value})
+    right = value_at(config, key)
+    config.update_from_flattened_dict({key: (value,) * len(right) if isinstance(right, tuple) else value})
     with pytest.raises(ConfigError, match=rf"--config\.{re.escape(key)}: "):
       check_values(config)
+    config.update_from_flattened_dict({key: right})
+  check_values(config)
 
 
 @pytest.mark.parametrize("key", ["traces.teacher.upstream", "data.market.taste_weight", "rl.reward.invalid"])

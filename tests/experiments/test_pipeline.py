@@ -10,6 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from forked_programs import run_program
 from small_runs import ROOT, continue_from, final_state, hash_files, tiny_config
 
 from gr2_jax.data.jsonl import read_slates
@@ -126,15 +127,15 @@ def test_a_stopped_run_goes_on_and_ends_as_if_it_had_never_stopped(tiny_run, pro
     assert lines_without_time(whole / "metrics" / f"{stage}.jsonl") == lines_without_time(parts / "metrics" / f"{stage}.jsonl")
 
 
-def test_a_wrong_flag_ends_before_the_run_directory_is_made(program_environment, tmp_path):
+def test_a_wrong_flag_ends_before_the_run_directory_is_made(tmp_path):
   wrong = {
     "--config.rl.stepz=3": "ERROR: --config.rl.stepz: config.rl has no key 'stepz'; did you mean steps or slate?\n",
     "--config.rl.steps=3.5": "ERROR: --config.rl.steps: expected int (now 2), got float '3.5'\n",
     "--config.rl.reward.rank=mrr": "ERROR: --config.rl.reward.rank: ",
   }
   for flag, message in wrong.items():
-    out, error = finish(program(tmp_path / "run", program_environment, flag), 1)
-    assert error.startswith(message)
+    code, out, error = run_program("run", "--config=configs/written.py:tiny", f"--workdir={tmp_path / 'run'}", flag)
+    assert code == 1 and error.startswith(message)
     assert (error.count("\n"), out) == (1, "")
     assert not (tmp_path / "run").exists()
 

@@ -3,11 +3,10 @@
 import gzip
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
-from small_runs import ROOT, tiny_config
+from forked_programs import run_program
+from small_runs import tiny_config
 
 from experiments.stages import load_stages
 from gr2_jax.data.schema import DataError
@@ -22,19 +21,13 @@ MEASURE = {"stages": None, "compressors": None, "modes": ["score"], "force": Tru
 MEASURE |= {"progress": Progress()}
 
 
-def program(environment, name, *flags):
-  command = [sys.executable, "-m", f"experiments.{name}", *flags]
-  done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-  return done.returncode, done.stdout, done.stderr
-
-
-def test_a_file_is_ranked_and_wrong_flags_are_told(tiny_run, program_environment, tmp_path):
+def test_a_file_is_ranked_and_wrong_flags_are_told(tiny_run, tmp_path):
   with gzip.open(tiny_run / "slates" / "test.jsonl.gz") as file:
     lines = file.readlines()[:5]
   source, target = tmp_path / "slates.jsonl.gz", tmp_path / "ranked.jsonl"
   source.write_bytes(gzip.compress(b"".join(lines)))
   flags = [f"--run={tiny_run}", f"--input={source}", f"--output={target}", "--batch_size=2"]
-  code, out, err = program(program_environment, "rerank", *flags)
+  code, out, err = run_program("rerank", *flags)
   assert code == 0 and "5/5 slates" in out, err
   records = [json.loads(line) for line in target.read_text().splitlines()]
   for line, record in zip(map(json.loads, lines), records, strict=True):
@@ -49,7 +42,7 @@ def test_a_file_is_ranked_and_wrong_flags_are_told(tiny_run, program_environment
     ("latency", [f"--run={tiny_run}", "--stages=direct"], ("stage: ", "'direct'", "sft, rl")),
   )
   for name, wrong, told in wrong_flags:
-    code, _, err = program(program_environment, name, *wrong)
+    code, _, err = run_program(name, *wrong)
     assert code == 1 and err.count("ERROR: ") == 1 and all(part in err for part in told) and "Traceback" not in err, err
 
 

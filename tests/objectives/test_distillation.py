@@ -21,12 +21,12 @@ def _kl(p, q):
 
 def _pair(seed, rows=5, size=11, scale=2.0):
   student, teacher = np.random.default_rng(seed).normal(scale=scale, size=(2, rows, size)).astype(np.float32)
-  return jnp.array(student), jax.nn.log_softmax(teacher)
+  return student, teacher - np.log(np.exp(teacher).sum(axis=-1, keepdims=True))
 
 
-def _value_and_grad(kl, logits, teacher):
-  """Of the sum over the rows, as a function of the student's logits."""
-  return jax.value_and_grad(lambda x: kl(jax.nn.log_softmax(x), teacher).sum())(logits)
+def _value_and_grad(kl):
+  """`f(logits, teacher)`: of the sum over the rows, as a function of the student's logits."""
+  return jax.jit(jax.value_and_grad(lambda logits, teacher: kl(jax.nn.log_softmax(logits), teacher).sum()))
 
 
 # exact
@@ -34,19 +34,19 @@ def _value_and_grad(kl, logits, teacher):
 
 def test_exact_equals_the_autodiff_of_the_whole_sum():
   logits, teacher = _pair(0)
-  ours = _value_and_grad(make_kl(DistillationConfig()), logits, teacher)
-  plain = _value_and_grad(lambda log_p, log_q: _kl(jnp.exp(log_p), jnp.exp(log_q)), logits, teacher)
+  ours = _value_and_grad(make_kl(DistillationConfig()))(logits, teacher)
+  plain = _value_and_grad(lambda log_p, log_q: _kl(jnp.exp(log_p), jnp.exp(log_q)))(logits, teacher)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, plain)
   assert np.abs(plain[1]).max() > 0.1
 
 
 def test_the_clip_bounds_what_a_token_weighs_in_the_gradient_and_leaves_the_value():
   logits, teacher = _pair(1)
-  value, gradient = _value_and_grad(lambda p, q: reverse_kl(p, q, clip=0.5), logits, teacher)
-  np.testing.assert_allclose(value, _kl(jax.nn.softmax(logits), jnp.exp(teacher)).sum(), rtol=1e-5)
+  value, gradient = _value_and_grad(lambda p, q: reverse_kl(p, q, clip=0.5))(logits, teacher)
+  np.testing.assert_allclose(value, jax.jit(_kl)(jax.nn.softmax(logits), np.exp(teacher)).sum(), rtol=1e-5)
   log_ratio = np.asarray(jax.nn.log_softmax(logits) - teacher)
   assert (np.abs(log_ratio) > 0.5).mean() > 0.5
-  expected = jax.grad(lambda x: jnp.sum(jax.nn.softmax(x) * np.clip(log_ratio, -0.5, 0.5)))(logits)
+  expected = jax.jit(jax.grad(lambda x: jnp.sum(jax.nn.softmax(x) * np.clip(log_ratio, -0.5, 0.5))))(logits)
   np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
@@ -70,18 +70,22 @@ def _coarse_kl(logits, teacher, k, student_order):
 @pytest.mark.parametrize("k", [1, 3, 11])
 def test_top_k_is_the_kl_of_the_coarser_distributions_in_value_and_gradient(k):
   logits, teacher = _pair(2, rows=3)
-  ours = _value_and_grad(make_kl(DistillationConfig(kl="top_k", top_k=k)), logits, teacher)
-  order = np.argsort(-np.asarray(logits), axis=-1)
-  expected = jax.value_and_grad(lambda x: _coarse_kl(x, teacher, k, order))(logits)
+  ours = _value_and_grad(make_kl(DistillationConfig(kl="top_k", top_k=k)))(logits, teacher)
+  order = np.argsort(-logits, axis=-1)
+  expected = jax.jit(jax.value_and_grad(lambda x: _coarse_kl(x, teacher, k, order)))(logits)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, expected)
+
+
+_EXACT = _value_and_grad(reverse_kl)
+_MERGED = [_value_and_grad(lambda p, q, k=k: reverse_kl(*merge_tail(p, q, k))) for k in (1, 2, 4, 7, 100)]
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31))
 def test_top_k_is_a_lower_bound_that_rises_to_the_exact_value_and_gradient(seed):
   logits, teacher = _pair(seed, rows=2, size=7)
-  exact, exact_gradient = _value_and_grad(reverse_kl, logits, teacher)
-  found = [_value_and_grad(lambda p, q, k=k: reverse_kl(*merge_tail(p, q, k)), logits, teacher) for k in (1, 2, 4, 7, 100)]
+  exact, exact_gradient = _EXACT(logits, teacher)
+  found = [merged(logits, teacher) for merged in _MERGED]
   values = [float(value) for value, _ in found]
   assert all(low <= high + 1e-5 for low, high in itertools.pairwise([0.0, *values, float(exact)]))
   for value, gradient in found[-2:]:  # nothing is left to merge
@@ -94,9 +98,10 @@ def test_tokens_out_of_reach_of_both_add_nothing():
   legal = np.arange(11) < 6
   for form in ("exact", "top_k"):
     kl = make_kl(DistillationConfig(kl=form, top_k=8))  # more than the legal tokens
-    masked = lambda x, kl=kl: kl(jax.nn.log_softmax(jnp.where(legal, x, -1e30)), jax.nn.log_softmax(jnp.where(legal, teacher, -1e30)))
-    np.testing.assert_allclose(masked(logits), kl(jax.nn.log_softmax(logits[:, :6]), jax.nn.log_softmax(teacher[:, :6])), atol=1e-5)
-    assert np.isfinite(jax.grad(lambda x, f=masked: f(x).sum())(logits)).all()
+    of_logits = jax.jit(lambda x, y, kl=kl: kl(jax.nn.log_softmax(x), jax.nn.log_softmax(y)))
+    masked = lambda x, f=of_logits: f(jnp.where(legal, x, -1e30), jnp.where(legal, teacher, -1e30))
+    np.testing.assert_allclose(masked(logits), of_logits(logits[:, :6], teacher[:, :6]), atol=1e-5)
+    assert np.isfinite(jax.jit(jax.grad(lambda x, f=masked: f(x).sum()))(logits)).all()
 
 
 # per_token, in expectation over all sequences of a tiny model: a table of logits for every prefix.
@@ -118,8 +123,13 @@ def _log_probs(table):
 
 def _expected(per_sequence, table):
   """The gradient that sampling would give on average: E over sequences of the gradient, the samples held fixed."""
-  weights = jax.lax.stop_gradient(jnp.exp(_log_probs(table).sum(axis=1)))
-  return jax.grad(lambda x: jnp.sum(weights * per_sequence(x)))(table)
+
+  @jax.jit
+  def gradient(table):
+    weights = jnp.exp(_log_probs(table).sum(axis=1))
+    return jax.grad(lambda x: jnp.sum(weights * per_sequence(x)))(table)
+
+  return gradient(table)
 
 
 def _place_kls(table, teacher, places, clip=np.inf):
@@ -130,7 +140,7 @@ def _place_kls(table, teacher, places, clip=np.inf):
 @pytest.fixture(scope="module")
 def tables():
   student, teacher = np.random.default_rng(4).normal(scale=1.5, size=(2, len(_ROW), V)).astype(np.float32)
-  return jnp.array(student), jnp.array(teacher)
+  return student, teacher
 
 
 @pytest.mark.parametrize("clip", [np.inf, 0.7])
@@ -157,7 +167,7 @@ def test_it_is_the_gradient_of_the_sequence_kl_for_one_place_and_not_for_more(ta
       log_p, log_q = _log_probs(x)[:, :places].sum(axis=1), _log_probs(teacher)[:, :places].sum(axis=1)
       return jnp.sum(jnp.exp(log_p) * (log_p - log_q)) / V ** (T - places)  # each prefix stands for all that follows
 
-    return jax.grad(value)(student)
+    return jax.jit(jax.grad(value))(student)
 
   at_places = lambda places: _expected(lambda x: _place_kls(x, teacher, places), student)
   np.testing.assert_allclose(at_places(1), sequence_kl(1), atol=1e-5)

@@ -16,6 +16,7 @@ from gr2_jax.rollout.sampling import Sampling
 
 VOCAB, EOS, PAD = 24, 1, 0
 DECODER = Decoder(preset("test", VOCAB))
+PACK = jax.jit(pack, static_argnums=1)
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +81,9 @@ def test_shared_prefix_equals_full_sequences_in_loss_and_gradient(params, shape,
   unshared = jax.jit(jax.value_and_grad(lambda params: loss(_unshared_log_probs(params, *texts))))
   (found, gradient), (expected, expected_gradient) = shared(params), unshared(params)
   np.testing.assert_allclose(found, expected, rtol=1e-5)
+  gradient, expected_gradient = jax.device_get((gradient, expected_gradient))
   norm = optax.global_norm(expected_gradient)
-  difference = optax.global_norm(jax.tree.map(jnp.subtract, gradient, expected_gradient))
+  difference = optax.global_norm(jax.tree.map(np.subtract, gradient, expected_gradient))
   assert norm > 0 and difference <= 1e-5 * norm
 
 
@@ -93,21 +95,23 @@ def test_log_probs_of_samples_equal_those_they_were_drawn_with(params):
   )
   for temperature in (1.0, 1.7):
     rollout = run(params, prompts, prompt_mask, jax.random.key(0), Sampling.create(temperature))
+    rollout = jax.device_get(rollout)
     assert len(np.unique(rollout.completion_mask.sum(axis=-1))) > 3, "completions of many lengths"
     texts = rollout.prompts, rollout.prompt_mask, rollout.completions, rollout.completion_mask
-    packed, fits = pack(rollout.completion_mask, 4)
+    packed, fits = PACK(rollout.completion_mask, 4)
     assert fits
     for layout in (None, packed):
       log_probs, entropy = again(params, texts, temperature, layout)
-      np.testing.assert_allclose(jnp.where(rollout.completion_mask, log_probs - rollout.behaviour_logps, 0), 0, atol=1e-4)
-      np.testing.assert_allclose(jnp.where(rollout.completion_mask, entropy - rollout.entropy, 0), 0, atol=1e-4)
+      np.testing.assert_allclose(np.where(rollout.completion_mask, log_probs - rollout.behaviour_logps, 0), 0, atol=1e-4)
+      np.testing.assert_allclose(np.where(rollout.completion_mask, entropy - rollout.entropy, 0), 0, atol=1e-4)
 
 
 def test_hidden_states_come_in_the_order_of_what_they_predict(params):
   texts = _texts(3)
-  layout, _ = pack(texts[3], 2)
-  own, packed = (completion_hidden(DECODER, params, *texts, layout=of) for of in (None, layout))
+  layout, _ = PACK(texts[3], 2)
+  hidden = jax.jit(lambda layout: completion_hidden(DECODER, params, *texts, layout=layout))
+  own, packed = hidden(None), hidden(layout)
   assert own.shape[:3] == texts[2].shape and packed.shape[:2] == (3, 2 + 2 * 3)
   shape, mask = own.shape[:3], texts[3][..., None]
-  unpacked = jax.vmap(lambda values: layout.unpack(values, shape), in_axes=-1, out_axes=-1)(packed)
+  unpacked = jax.jit(jax.vmap(lambda values: layout.unpack(values, shape), in_axes=-1, out_axes=-1))(packed)
   np.testing.assert_allclose(np.where(mask, unpacked, 0), np.where(mask, own, 0), atol=1e-5)

@@ -1,7 +1,8 @@
 """The copy automaton: semantic IDs stand whole and come from the prompt, and sampling and losses see the same legal tokens."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -36,25 +37,31 @@ def prompts(model):
   return tokens, (np.arange(tokens.shape[1]) < np.array([[len(of)] for of in rows])).astype(np.int32)
 
 
-def sample(model, prompts, temperature):
+@pytest.fixture(scope="module")
+def constraint(model):
+  return CopyConstraint(model[0], max_items=4)
+
+
+@pytest.fixture(scope="module")
+def sample(model, prompts, constraint):
+  """`sample(temperature)`: 400 completions of each prompt."""
   vocabulary, decoder, params = model
-  constraint = CopyConstraint(vocabulary, max_items=4)
   generate = make_generate(RolloutConfig.of(decoder, vocabulary, group=400, max_new_tokens=LIMIT, constraint=constraint))
-  references = constraint.references(jnp.asarray(prompts[0]))
-  return constraint, generate(params, *prompts, jax.random.key(1), Sampling.create(temperature), references=references)
+  references = jax.jit(constraint.references)(prompts[0])
+  return lambda temperature: generate(params, *prompts, jax.random.key(1), Sampling.create(temperature), references=references)
 
 
-def test_references_are_the_semantic_ids_of_the_prompt(model, prompts):
-  references = np.asarray(CopyConstraint(model[0], max_items=4).references(jnp.asarray(prompts[0])))
+def test_references_are_the_semantic_ids_of_the_prompt(model, prompts, constraint):
+  references = np.asarray(jax.jit(constraint.references)(prompts[0]))
   for row, history in enumerate(HISTORIES):
     assert references[row, : len(history)].tolist() == [model[0].sid_tokens(codes) for codes in history]
     assert (references[row, len(history) :] == -1).all()
 
 
 @pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 50.0])
-def test_what_is_written_ends_in_time_and_copies_whole_semantic_ids(model, prompts, temperature):
+def test_what_is_written_ends_in_time_and_copies_whole_semantic_ids(model, sample, temperature):
   vocabulary = model[0]
-  _, rollout = sample(model, prompts, temperature)
+  rollout = sample(temperature)
   assert np.asarray(rollout.finished).all()
   copied, texts = set(), 0
   for p, history in enumerate(HISTORIES):
@@ -74,26 +81,27 @@ def test_what_is_written_ends_in_time_and_copies_whole_semantic_ids(model, promp
     assert texts > 1000 and copied == {(0, 0), (0, 1), (0, 2), (1, 0)}  # every item may be copied, and text is as free
 
 
-def test_losses_see_the_distribution_that_was_sampled(model, prompts):
+def test_losses_see_the_distribution_that_was_sampled(model, constraint, sample):
   _, decoder, params = model
-  constraint, rollout = sample(model, prompts, 1.0)
+  rollout = sample(1.0)
   texts = rollout.prompts, rollout.prompt_mask, rollout.completions, rollout.completion_mask
-  log_probs, entropy = completion_log_probs(decoder, params, *texts, constraint=constraint)
+  log_probs, entropy = jax.jit(functools.partial(completion_log_probs, decoder, constraint=constraint))(params, *texts)
   mask = np.asarray(rollout.completion_mask)
   np.testing.assert_allclose(np.asarray(log_probs)[mask], np.asarray(rollout.behaviour_logps)[mask], atol=2e-4)
   np.testing.assert_allclose(np.asarray(entropy)[mask], np.asarray(rollout.entropy)[mask], atol=2e-3)
 
 
-def test_a_semantic_id_that_no_longer_fits_is_not_begun(model, prompts):
+def test_a_semantic_id_that_no_longer_fits_is_not_begun(model, prompts, constraint):
   vocabulary = model[0]
-  constraint = CopyConstraint(vocabulary, max_items=4)
-  references = constraint.references(jnp.asarray(prompts[0][:1]))
-  completions = jnp.full((1, LIMIT), 3)
+  references = np.asarray(jax.jit(constraint.references)(prompts[0][:1]))
+  completions = np.full((1, LIMIT), 3)
+
+  @jax.jit
+  def logits(place):
+    return constraint.apply(np.zeros((1, vocabulary.size)), constraint.next_state(completions, place[None], references))
+
   for place in range(LIMIT):
-    legal = np.asarray(
-      constraint.apply(jnp.zeros((1, vocabulary.size)), constraint.next_state(completions, jnp.array([place]), references))
-    )
-    legal = legal[0] > -1
+    legal = np.asarray(logits(place))[0] > -1
     assert legal[references[0, 0, 0]] == (place + 3 < LIMIT)
     assert legal[vocabulary.eos_id] == (place > 0)
     assert legal[3] == (place < LIMIT - 1)

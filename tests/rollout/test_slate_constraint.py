@@ -1,7 +1,8 @@
 """The slate automaton: sampled answers always parse, and sampling and losses see the same legal tokens."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -33,13 +34,24 @@ def model():
   return vocabulary, decoder, jax.tree.map(lambda x: 3 * x, init_params(decoder, jax.random.key(0)))
 
 
-def sample(model, style, temperature, limit=LIMIT):
-  vocabulary, decoder, params = model
-  constraint = SlateConstraint(vocabulary, style)
-  generate = make_generate(RolloutConfig.of(decoder, vocabulary, group=4, max_new_tokens=limit, constraint=constraint))
-  prompts = np.array(
-    [[vocabulary.special("bos"), 3, 4, 5], [vocabulary.special("bos"), 5, 0, 0], [vocabulary.special("bos"), 3, 6, 0]], np.int32
-  )
+@pytest.fixture(scope="module")
+def constrained(model):
+  """`constrained(style, limit)`: (the constraint, the program that answers by it)."""
+  vocabulary, decoder, _ = model
+
+  @functools.cache
+  def make(style, limit):
+    constraint = SlateConstraint(vocabulary, style)
+    return constraint, make_generate(RolloutConfig.of(decoder, vocabulary, group=4, max_new_tokens=limit, constraint=constraint))
+
+  return make
+
+
+def sample(model, constrained, style, temperature, limit=LIMIT):
+  vocabulary, _, params = model
+  generate = constrained(style, limit)[1]
+  bos = vocabulary.special("bos")
+  prompts = np.array([[bos, 3, 4, 5], [bos, 5, 0, 0], [bos, 3, 6, 0]], np.int32)
   named = [reference_tokens(range(size), vocabulary, style, CODES) for size in SIZES]
   references = np.full((3, 5, len(named[0][0])), -1, np.int32)
   for row, tokens in enumerate(named):
@@ -49,8 +61,8 @@ def sample(model, style, temperature, limit=LIMIT):
 
 @pytest.mark.parametrize("reference", STYLES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 50.0])
-def test_every_answer_is_a_full_permutation(model, temperature, reference):
-  rollout = sample(model, STYLES[reference], temperature)
+def test_every_answer_is_a_full_permutation(model, constrained, temperature, reference):
+  rollout = sample(model, constrained, STYLES[reference], temperature)
   assert np.asarray(rollout.finished).all()
   rankings = set()
   for p, size in enumerate(SIZES):
@@ -62,9 +74,9 @@ def test_every_answer_is_a_full_permutation(model, temperature, reference):
     assert len(rankings) > 6  # the mask does not decide the order
 
 
-def test_direct_answers_fit_their_length_exactly(model):
+def test_direct_answers_fit_their_length_exactly(model, constrained):
   style = PromptStyle(reference="sid", direct=True)
-  rollout = sample(model, style, 50.0, limit=direct_answer_length(max(SIZES), model[0], style))
+  rollout = sample(model, constrained, style, 50.0, limit=direct_answer_length(max(SIZES), model[0], style))
   assert np.asarray(rollout.finished).all()
   for p, size in enumerate(SIZES):
     for completion in np.asarray(rollout.completions[p]):
@@ -73,28 +85,34 @@ def test_direct_answers_fit_their_length_exactly(model):
 
 
 @pytest.mark.parametrize("reference", ["sid", pytest.param("slot", marks=pytest.mark.slow)])
-def test_losses_see_the_distribution_that_was_sampled(model, reference):
-  vocabulary, decoder, params = model
-  rollout = sample(model, STYLES[reference], 1.0)
-  constraint = SlateConstraint(vocabulary, STYLES[reference])
+def test_losses_see_the_distribution_that_was_sampled(model, constrained, reference):
+  _, decoder, params = model
+  rollout = sample(model, constrained, STYLES[reference], 1.0)
+  constraint, _ = constrained(STYLES[reference], LIMIT)
+  again = jax.jit(functools.partial(completion_log_probs, decoder), static_argnames="constraint")
   real = np.asarray(rollout.completion_mask) > 0
   texts = rollout.prompts, rollout.prompt_mask, rollout.completions, rollout.completion_mask
-  layout = next(layout for rows in range(1, 5) for layout, fits in [pack(rollout.completion_mask, rows)] if fits)
+  packed = jax.jit(pack, static_argnums=1)
+  layout = next(layout for rows in range(1, 5) for layout, fits in [packed(rollout.completion_mask, rows)] if fits)
   assert not real.all()
   for rows in (None, layout):
-    log_probs, entropy = completion_log_probs(decoder, params, *texts, constraint=constraint, layout=rows)
+    log_probs, entropy = again(params, *texts, constraint=constraint, layout=rows)
     np.testing.assert_allclose(np.asarray(log_probs)[real], np.asarray(rollout.behaviour_logps)[real], atol=1e-4)
     np.testing.assert_allclose(np.asarray(entropy)[real], np.asarray(rollout.entropy)[real], atol=1e-4)
-  free, _ = completion_log_probs(decoder, params, *texts)
+  free, _ = again(params, *texts)
   assert np.abs(np.asarray(free) - np.asarray(log_probs))[real].max() > 1  # without the mask they are others
 
 
 def legal_names(model, style, tokens, completion, segments):
   vocabulary = model[0]
   constraint = SlateConstraint(vocabulary, style)
-  state = constraint.replay(*(jnp.asarray([x]) for x in (tokens, completion, segments)))
-  state = jax.tree.map(lambda x: x[0], state)
-  legal = np.asarray(constraint.apply(jnp.zeros((len(tokens), vocabulary.size)), state) == 0)
+
+  @jax.jit
+  def logits(*row):
+    state = jax.tree.map(lambda x: x[0], constraint.replay(*row))
+    return constraint.apply(np.zeros((len(tokens), vocabulary.size)), state)
+
+  legal = np.asarray(logits(*(np.array([x]) for x in (tokens, completion, segments)))) == 0
   assert legal[np.arange(len(tokens)), tokens].all()  # what was written was legal
   return legal, [[vocabulary.surface(t) for t in np.flatnonzero(row)] for row in legal]
 

@@ -1,5 +1,7 @@
 """Every family through what all policies need: a cache, prompts that a group shares, packed rows, sharded parameters."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,12 +21,15 @@ def model(request):
   return decoder, draw_params(decoder.config)
 
 
+@functools.partial(jax.jit, static_argnums=0, static_argnames="method")
+def _apply(decoder, params, *call, **named):
+  return decoder.apply({"params": params}, *call, **named)
+
+
 def _forward(model, tokens, positions=None, segments=None, **call):
-  decoder, params = model
-  tokens = jnp.asarray(tokens)
-  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
-  segments = jnp.ones_like(tokens) if segments is None else segments
-  return jax.jit(decoder.apply)({"params": params}, tokens, positions, segments, **call)
+  positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
+  segments = np.ones_like(tokens) if segments is None else segments
+  return _apply(*model, tokens, positions, segments, **call)
 
 
 def _close(one, other):
@@ -35,9 +40,9 @@ def test_a_cache_that_is_filled_token_by_token_gives_the_whole_rows_states(model
   whole, _ = _forward(model, TOKENS)
   cache, parts = empty_cache(model[0].config, 2, 24), []
   for place in range(24):
-    state, cache = _forward(model, TOKENS[:, place : place + 1], jnp.full((2, 1), place), cache=cache)
+    state, cache = _forward(model, TOKENS[:, place : place + 1], np.full((2, 1), place), cache=cache)
     parts.append(state)
-  _close(jnp.concatenate(parts, axis=1), whole)
+  _close(np.concatenate(parts, axis=1), whole)
 
 
 def test_rows_of_a_group_see_the_prompt_from_where_they_stand(model):
@@ -47,38 +52,37 @@ def test_rows_of_a_group_see_the_prompt_from_where_they_stand(model):
   cache = empty_cache(model[0].config, 4, 10)
   for place in range(14, 24):  # the second row of each group waits for two tokens, as a row does that begins later
     tokens = np.stack([TOKENS[:, place], TOKENS[:, max(place - 2, 14)]], axis=1).reshape(4, 1)
-    positions = jnp.tile(jnp.array([place, max(place - 2, 14)]), 2)[:, None]
-    seen = jnp.tile(jnp.array([1, int(place >= 16)]), 2)[:, None]
+    positions = np.tile([place, max(place - 2, 14)], 2)[:, None]
+    seen = np.tile([1, int(place >= 16)], 2)[:, None]
     state, cache = _forward(model, tokens, positions, seen, prefix=prompt, cache=cache)
-    _close(state[::2, 0], whole[:, place])
+    _close(np.asarray(state)[::2, 0], np.asarray(whole)[:, place])
     if place >= 16:
-      _close(state[1::2, 0], whole[:, place - 2])
+      _close(np.asarray(state)[1::2, 0], np.asarray(whole)[:, place - 2])
 
 
 def test_packed_rows_are_the_rows_alone(model):
   lengths, tokens = (9, 15), TOKENS.reshape(-1)[:24]
-  segments = jnp.repeat(jnp.array([1, 2]), jnp.array(lengths))[None]
-  positions = jnp.concatenate([jnp.arange(n) for n in lengths])[None]
+  segments = np.repeat([1, 2], lengths)[None]
+  positions = np.concatenate([np.arange(n) for n in lengths])[None]
   packed, _ = _forward(model, tokens[None], positions, segments)
   parts = [_forward(model, part[None])[0][0] for part in np.split(tokens, [lengths[0]])]
-  _close(packed[0], jnp.concatenate(parts))
+  _close(packed[0], np.concatenate(parts))
 
 
 def test_what_is_rolled_out_has_the_probabilities_of_a_full_forward(model):
   decoder, params = model
   generate = make_generate(RolloutConfig(decoder, group=3, max_new_tokens=12, eos_id=1, pad_id=0, rows=2))
   lengths = np.array([9, 12])
-  mask = jnp.asarray(np.arange(12) < lengths[:, None])
-  rollout = generate(params, jnp.where(mask, TOKENS[:, :12], 0), mask, jax.random.key(0), Sampling.create(temperature=1.0))
+  mask = np.arange(12) < lengths[:, None]
+  rollout = generate(params, np.where(mask, TOKENS[:, :12], 0), mask, jax.random.key(0), Sampling.create(temperature=1.0))
   for prompt in range(2):
     for member in range(3):
       written = np.asarray(rollout.completions[prompt, member])[np.asarray(rollout.completion_mask[prompt, member])]
       row = np.concatenate([TOKENS[prompt, : lengths[prompt]], written])
       padded = np.pad(row, (0, 24 - len(row)))[None]
       hidden, _ = _forward(model, padded)
-      logits = decoder.apply({"params": params}, hidden[0], method="logits")
-      places = lengths[prompt] - 1 + np.arange(len(written))
-      expected = jax.nn.log_softmax(logits[places])[np.arange(len(written)), written]
+      log_probs = np.asarray(jax.nn.log_softmax(_apply(decoder, params, hidden[0], method="logits")))
+      expected = log_probs[lengths[prompt] - 1 + np.arange(len(written)), written]
       _close(np.asarray(rollout.behaviour_logps[prompt, member])[: len(written)], expected)
 
 
