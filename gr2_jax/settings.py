@@ -73,11 +73,15 @@ def check_settings(record: Any) -> None:
     raise ValueError("\n".join(lines))
 
 
-@functools.cache
+_SETTINGS: dict[Any, tuple[tuple[dataclasses.Field, Any], ...]] = {}  # of records that were asked about: hints take a while to resolve
+
+
 def settings_of(kind: type) -> tuple[tuple[dataclasses.Field, Any], ...]:
   """The fields of a record that stand in a config, with their types; other fields are the code's own."""
-  hints = typing.get_type_hints(kind)
-  return tuple((field, hints[field.name]) for field in dataclasses.fields(kind) if field.metadata)
+  if kind not in _SETTINGS:
+    hints = typing.get_type_hints(kind)
+    _SETTINGS[kind] = tuple((field, hints[field.name]) for field in dataclasses.fields(kind) if field.metadata)
+  return _SETTINGS[kind]
 
 
 def to_section(record: Any) -> dict[str, Any]:
