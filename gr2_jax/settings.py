@@ -1,7 +1,6 @@
 """Settings: frozen records whose fields say what they mean and which values they hold, written to a config and read from one."""
 
 import dataclasses
-import functools
 import math
 import numbers
 import types
@@ -163,7 +162,6 @@ def name_faults(error: Exception, key: str, names: Sequence[str]) -> list[str]:
   return lines
 
 
-@functools.cache
 def _keys(kind: type) -> tuple[str, ...]:
   keys: list[str] = []
   for field, hint in settings_of(kind):
