@@ -41,7 +41,7 @@ def pack_policy(run: Run, name: str) -> tuple[dict[str, Any], dict[str, bytes | 
     "stage": record.stage,
     "form": record.form,
     "mode": record.mode,
-    "model": run.config.model.preset,
+    "model": run.config.model.preset if run.config.model.init == "random" else run.config.model.init,
     "layers": record.layers,
     "parameters": {path: {"shape": list(array.shape), "dtype": str(array.dtype)} for path, array in arrays.items()},
   }
