@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_params import scaled_params
 
 from gr2_jax.models.config import preset
 from gr2_jax.models.packed_items import ItemRows, ItemTable, PackedItems, one_a_row
@@ -25,7 +26,7 @@ LOSS = make_next_item_loss(MODEL, negatives=6, code_weight=0.25)
 
 @pytest.fixture(scope="module")
 def params():
-  return jax.tree.map(lambda x: 3 * x, init_params(MODEL, jax.random.key(0)))
+  return scaled_params(MODEL, 3)
 
 
 @pytest.fixture(scope="module")
