@@ -126,15 +126,13 @@ def make_reranker():
   """`make_reranker(style={}, **options)`: a re-ranker of 40 items with fresh weights, three times as large so that they prefer some;
   prompts are padded to one length unless `prompt_lengths` is (). `compressor={"variant", "budget", ..}` shortens histories; its soft tokens
   are the embeddings of an item's codes."""
-  from small_params import scaled_params
-
   from gr2_jax.compression.compressor import HistoryCompressor
   from gr2_jax.compression.soft_tokens import code_soft_tokens
   from gr2_jax.data.schema import Catalogue, Item
   from gr2_jax.language.prompts import PromptContext, PromptStyle
   from gr2_jax.language.vocabulary import Vocabulary
   from gr2_jax.models.config import preset
-  from gr2_jax.models.transformer import Decoder
+  from gr2_jax.models.transformer import Decoder, init_params
   from gr2_jax.serving.reranker import Options, Reranker
   from gr2_jax.serving.written import WrittenPolicy
 
@@ -145,7 +143,7 @@ def make_reranker():
   codes = np.random.default_rng(0).permutation(64)[:40]
   codes = np.stack([codes // 8, codes % 8], axis=1)
   decoder = Decoder(preset("test", vocabulary.size))
-  params = scaled_params(decoder, 3)
+  params = jax.tree.map(lambda x: 3 * x, init_params(decoder, jax.random.key(0)))
   context = PromptContext(Catalogue(items), codes, vocabulary)
 
   def make(style=None, cold_start=None, compressor=None, **options):

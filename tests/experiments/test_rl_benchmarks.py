@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from small_params import scaled_params
 
 from experiments.benchmarks import peers, rl_step, rollout, scored
 from experiments.benchmarks.timing import Timing, compare_lines
+from gr2_jax.models.transformer import init_params
 
 SMALL = rollout.Contract(prompts=2, group=4, prompt_length=6, completion_length=3)
 
@@ -46,7 +46,7 @@ def test_a_step_trains_on_completions_of_full_length():
 
 def test_our_weights_give_hf_the_same_log_probabilities():
   pytest.importorskip("transformers")
-  params = scaled_params(rollout.DECODER, 3, 1)
+  params = jax.tree.map(lambda x: 3 * x, init_params(rollout.DECODER, jax.random.key(1)))
   prompts, sample = rollout.make_prompts(SMALL), rollout.make_sampler(SMALL)
   found = sample(params, prompts, jax.random.key(2))
   expected = peers.hf_log_probs(peers.to_hf_qwen3(rollout.DECODER.config, params), prompts, np.asarray(found.completions))

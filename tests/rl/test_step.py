@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_params import distance
 
 from gr2_jax.models.config import preset
 from gr2_jax.models.transformer import Decoder
@@ -59,6 +58,10 @@ def begin(slates, context, style, decoder, constraint):
     return state, dataclasses.replace(collector, roll_out=roll_out), compile_update(mesh)
 
   return make
+
+
+def distance(one, two):
+  return float(optax.global_norm(jax.tree.map(np.subtract, jax.device_get(one), jax.device_get(two))))
 
 
 def test_a_step_learns_from_answers_to_slates_and_a_resumed_one_equals_it(begin, slates):

@@ -2,10 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_params import scaled_params
 
 from gr2_jax.models.config import preset
-from gr2_jax.models.transformer import Decoder
+from gr2_jax.models.transformer import Decoder, init_params
 from gr2_jax.rollout.beam import make_beam_search
 from gr2_jax.semantic_ids.trie import DenseTrie, SidTrie
 
@@ -30,7 +29,7 @@ def _trie(items):
 
 @pytest.fixture(scope="module")
 def setting():
-  params = scaled_params(DECODER, 3)
+  params = jax.tree.map(lambda x: x * 3.0, init_params(DECODER, jax.random.key(0)))
   mask = jnp.arange(5) < jnp.array([[5], [2]])
   prompts = jnp.where(mask, jax.random.randint(jax.random.key(1), (2, 5), 1, 8), 0)
   return params, prompts, mask

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_params import scaled_params
 
 from gr2_jax.data.schema import Catalogue, Item, Slate
 from gr2_jax.data.slates import pad_histories, pad_rows
@@ -12,7 +11,7 @@ from gr2_jax.language.prompts import PromptContext
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
 from gr2_jax.models.packed_items import ItemTable, PackedItems
-from gr2_jax.models.transformer import Decoder
+from gr2_jax.models.transformer import Decoder, init_params
 from gr2_jax.rollout.catalogue_scores import (
   make_beam_scores,
   make_candidate_scores,
@@ -39,7 +38,7 @@ def model():
   codes = np.stack(np.unravel_index(np.random.default_rng(0).permutation(64)[:20], (4, 4, 4)), axis=1)
   codes[19] = codes[0]
   decoder = Decoder(preset("test", vocabulary.size))
-  params = scaled_params(decoder, 3)
+  params = jax.tree.map(lambda x: 3 * x, init_params(decoder, jax.random.key(0)))
   return decoder, params, PromptContext(Catalogue(ITEMS), codes, vocabulary)
 
 
@@ -67,7 +66,7 @@ def packed():
   random = np.random.default_rng(1)
   table = ItemTable(jnp.asarray(random.integers(4, size=(20, 2)), jnp.int32), random.normal(size=(20, 5)).astype(np.float32))
   model = PackedItems(preset("test", 1), num_items=20, levels=2, codebook_size=4, text_dim=5, dropout=0.5)
-  return model, scaled_params(model, 3), table
+  return model, jax.tree.map(lambda x: 3 * x, init_params(model, jax.random.key(0))), table
 
 
 def test_histories_are_padded_behind_their_last_rows():

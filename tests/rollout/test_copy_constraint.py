@@ -5,11 +5,10 @@ import functools
 import jax
 import numpy as np
 import pytest
-from small_params import scaled_params
 
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
-from gr2_jax.models.transformer import Decoder
+from gr2_jax.models.transformer import Decoder, init_params
 from gr2_jax.rollout.completions import completion_log_probs
 from gr2_jax.rollout.copy_constraint import CopyConstraint
 from gr2_jax.rollout.generate import RolloutConfig, make_generate
@@ -25,7 +24,7 @@ def model():
   vocabulary = Vocabulary.train(["shampoo then conditioner best"] * 30, text_pieces=400, num_levels=3, codebook_size=4, num_candidates=5)
   decoder = Decoder(preset("test", vocabulary.size))
   # Large weights: a confident model that would never copy by itself.
-  return vocabulary, decoder, scaled_params(decoder, 3)
+  return vocabulary, decoder, jax.tree.map(lambda x: 3 * x, init_params(decoder, jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")

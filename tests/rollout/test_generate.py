@@ -2,10 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_params import scaled_params
 
 from gr2_jax.models.config import preset
-from gr2_jax.models.transformer import Decoder
+from gr2_jax.models.transformer import Decoder, init_params
 from gr2_jax.rollout.generate import RolloutConfig, make_generate
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.training.mesh import batch_sharding, make_mesh, replicated
@@ -21,7 +20,7 @@ def _config(**changes):
 @pytest.fixture(scope="module")
 def params():
   # Scaled up, so that the distributions are far from uniform and greedy choices are not ties.
-  return scaled_params(DECODER, 3)
+  return jax.tree.map(lambda x: x * 3.0, init_params(DECODER, jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")

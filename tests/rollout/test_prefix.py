@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_params import scaled_params
 
 from gr2_jax.models.config import preset
-from gr2_jax.models.transformer import Decoder
+from gr2_jax.models.transformer import Decoder, init_params
 from gr2_jax.rollout.generate import prefill
 from gr2_jax.rollout.scoring import score_candidates
 
@@ -21,7 +20,7 @@ CUT = (2, 1, 4)  # the last has nothing behind its beginning
 
 @pytest.fixture(scope="module")
 def params():
-  return scaled_params(DECODER, 3)
+  return jax.tree.map(lambda x: 3 * x, init_params(DECODER, jax.random.key(0)))
 
 
 run_prefill = jax.jit(functools.partial(prefill, DECODER))

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_params import scaled_params
 
 from gr2_jax.language.prompts import PromptStyle
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
-from gr2_jax.models.transformer import Decoder
+from gr2_jax.models.transformer import Decoder, init_params
 from gr2_jax.rollout.generate import RolloutConfig, make_generate
 from gr2_jax.rollout.refill import make_generate_queue
 from gr2_jax.rollout.sampling import Sampling
@@ -30,7 +29,7 @@ def _config(**changes):
 
 @pytest.fixture(scope="module")
 def params():
-  return scaled_params(DECODER, 3)
+  return jax.tree.map(lambda x: x * 3.0, init_params(DECODER, jax.random.key(0)))
 
 
 def _prompts(number=10, width=5, seed=0):
@@ -93,7 +92,7 @@ def test_completions_that_never_end_fill_the_limit(params):
 def test_constrained_answers_too(reference):
   vocabulary = Vocabulary.train(["shampoo then conditioner best"] * 30, text_pieces=400, num_levels=2, codebook_size=4, num_candidates=4)
   decoder, style = Decoder(preset("test", vocabulary.size)), PromptStyle(reference=reference)
-  params = scaled_params(decoder, 3)
+  params = jax.tree.map(lambda x: 3 * x, init_params(decoder, jax.random.key(0)))
   random, number = np.random.default_rng(0), 7
   prompts = random.integers(5, 40, (number, 4), dtype=np.int32)
   slot_tokens, codes = vocabulary.candidate_start + np.arange(4)[:, None], np.array([[0, 1], [2, 3], [0, 1], [2, 0]])

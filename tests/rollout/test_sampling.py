@@ -1,18 +1,15 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gr2_jax.numerics import OUT_OF_REACH
-from gr2_jax.rollout import sampling as sampler
-from gr2_jax.rollout.sampling import Sampling
-
-sample_tokens = jax.jit(sampler.sample_tokens)
-draw_uniforms = jax.jit(sampler.draw_uniforms, static_argnums=2)
+from gr2_jax.rollout.sampling import Sampling, draw_uniforms, sample_tokens
 
 
 def _draws(logits, sampling, rows=4000):
-  uniform = np.asarray(draw_uniforms(jax.random.key(0), np.arange(rows), 1))[:, 0]
-  return jax.device_get(sample_tokens(np.tile(np.float32(logits), (rows, 1)), uniform, sampling))
+  uniform = draw_uniforms(jax.random.key(0), jnp.arange(rows), 1)[:, 0]
+  return jax.jit(sample_tokens)(jnp.tile(jnp.asarray(logits, jnp.float32), (rows, 1)), uniform, sampling)
 
 
 def test_frequencies_follow_the_softmax():
@@ -57,18 +54,18 @@ def test_temperature_zero_is_a_point_mass_on_the_first_largest_logit():
 
 def test_uniforms_depend_on_row_and_place_alone():
   key = jax.random.key(2)
-  whole = np.asarray(draw_uniforms(key, np.arange(6), 5))
-  np.testing.assert_array_equal(draw_uniforms(key, np.array([4, 3, 2]), 3), whole[4:1:-1, :3])
+  whole = draw_uniforms(key, jnp.arange(6), 5)
+  np.testing.assert_array_equal(draw_uniforms(key, jnp.array([4, 3, 2]), 3), whole[4:1:-1, :3])
   expected = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, 4), 2))
   assert whole[4, 2] == expected
   assert len(np.unique(whole)) == whole.size and (whole >= 0).all() and (whole < 1).all()
 
 
 def test_a_draw_is_independent_of_its_batch():
-  logits = np.random.default_rng(1).normal(size=(6, 257)).astype(np.float32)
-  uniform = np.asarray(draw_uniforms(jax.random.key(2), np.arange(6), 1))[:, 0]
+  logits = jax.random.normal(jax.random.key(1), (6, 257))
+  uniform = draw_uniforms(jax.random.key(2), jnp.arange(6), 1)[:, 0]
   sampling = Sampling.create(temperature=0.9, top_p=0.95)
-  whole = jax.device_get(sample_tokens(logits, uniform, sampling))
+  whole = sample_tokens(logits, uniform, sampling)
   part = sample_tokens(logits[4:1:-1], uniform[4:1:-1], sampling)
   np.testing.assert_array_equal(part.tokens, whole.tokens[4:1:-1])
   np.testing.assert_allclose(part.log_probs, whole.log_probs[4:1:-1], atol=1e-6)
@@ -77,8 +74,8 @@ def test_a_draw_is_independent_of_its_batch():
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
 def test_the_ends_of_the_unit_interval_draw_possible_tokens(uniform):
   # The first and the last of 300 tokens have no mass: the first draw must be token 1, the last token 298.
-  logits = np.where((np.arange(300) == 0) | (np.arange(300) == 299), -np.inf, 0.0)[None]
-  (token,) = np.asarray(sample_tokens(logits, np.array([uniform]), Sampling.create()).tokens)
+  logits = jnp.where((jnp.arange(300) == 0) | (jnp.arange(300) == 299), -jnp.inf, 0.0)[None]
+  token = sample_tokens(logits, jnp.array([uniform]), Sampling.create()).tokens[0]
   assert token == (1 if uniform == 0 else 298)
 
 
@@ -88,10 +85,10 @@ def test_changing_the_knobs_compiles_nothing():
   @jax.jit
   def draw(logits, uniform, sampling):
     traces.append(1)
-    return sampler.sample_tokens(logits, uniform, sampling).tokens
+    return sample_tokens(logits, uniform, sampling).tokens
 
   for temperature, top_p in [(1.0, 1.0), (0.5, 0.9), (0.0, 1.0)]:
-    draw(np.zeros((2, 5)), np.full(2, 0.5), Sampling.create(temperature, top_p))
+    draw(jnp.zeros((2, 5)), jnp.full(2, 0.5), Sampling.create(temperature, top_p))
   assert len(traces) == 1
 
 
@@ -104,6 +101,6 @@ def test_knobs_out_of_range_are_refused(temperature, top_p):
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_not_finite_show_in_the_log_probability(wrong, temperature):
-  logits = np.array([[0.0, 1.0, 2.0], [0.0, wrong, 2.0], [OUT_OF_REACH, 1.0, OUT_OF_REACH]])
-  log_probs = sample_tokens(logits, np.full(3, 0.5), Sampling.create(temperature)).log_probs
+  logits = jnp.array([[0.0, 1.0, 2.0], [0.0, wrong, 2.0], [OUT_OF_REACH, 1.0, OUT_OF_REACH]])
+  log_probs = sample_tokens(logits, jnp.full(3, 0.5), Sampling.create(temperature)).log_probs
   assert np.isfinite(log_probs).tolist() == [True, False, True]

@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_params import scaled_params
 
 from gr2_jax.data.schema import Catalogue, Item, Slate
 from gr2_jax.language.answers import reference_tokens
 from gr2_jax.language.prompts import PromptContext, PromptStyle, render_prompt
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
-from gr2_jax.models.transformer import Decoder
+from gr2_jax.models.transformer import Decoder, init_params
 from gr2_jax.rollout.generate import RolloutConfig, make_generate
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.rollout.scoring import answer_opening, make_score, rank_by_scores, sort_by_scores
@@ -34,7 +33,7 @@ PROMPTS = ([3, 4, 5, 6], [7, 5], [6, 3, 3])
 def model():
   vocabulary = Vocabulary.train(["shampoo then conditioner best"] * 30, text_pieces=400, num_levels=2, codebook_size=4, num_candidates=5)
   decoder = Decoder(preset("test", vocabulary.size))
-  return vocabulary, decoder, scaled_params(decoder, 3)
+  return vocabulary, decoder, jax.tree.map(lambda x: 3 * x, init_params(decoder, jax.random.key(0)))
 
 
 def inputs(vocabulary, style):

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_params import scaled_params
 
 from gr2_jax.evidence.codes import FactCodes
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import preset
 from gr2_jax.models.scorer import PackedSlates, SlateScorer
+from gr2_jax.models.transformer import init_params
 from gr2_jax.rollout.reasoned import Thoughts, make_think, score_thoughts
 from gr2_jax.rollout.sampling import Sampling
 from gr2_jax.rollout.true_facts import TrueFacts
@@ -36,7 +36,7 @@ def slates():
 
 @pytest.fixture(scope="module")
 def params():
-  found = scaled_params(MODEL, 4)
+  found = jax.tree.map(lambda x: 4 * x, init_params(MODEL, jax.random.key(0)))
   # Names and words for facts are drawn often.
   table = found["decoder"]["embedding"]
   start, end = VOCABULARY.fact_start, VOCABULARY.candidate_start + 6

@@ -2,14 +2,15 @@
 
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from small_params import scaled_params
 
 from gr2_jax.data.schema import Catalogue, Item, Slate
 from gr2_jax.evidence.codes import FactCodes
 from gr2_jax.language.vocabulary import Vocabulary
+from gr2_jax.models.transformer import init_params
 from gr2_jax.runs import scored
 from gr2_jax.runs.fact_tables import write_fact_tables
 from gr2_jax.runs.run import Run
@@ -80,7 +81,7 @@ def test_the_run_s_scorer_is_that_of_its_codes(run):
 
 @pytest.mark.parametrize("reasoned", [False, True])
 def test_answers_are_the_same_however_many_are_asked_at_a_time(run, monkeypatch, reasoned):
-  params = scaled_params(open_scorer(run), 5)
+  params = jax.tree.map(lambda x: 5 * x, init_params(open_scorer(run), jax.random.key(0)))
   together = make_answer(run, reasoned=reasoned)(params, SLATES)
   assert together.scores.shape == (3, 4) and together.scores[REAL].std() > 1e-2
   assert all(bool(tokens) == reasoned and len(tokens) <= 5 for tokens in together.thoughts) and len(together.thoughts) == 3

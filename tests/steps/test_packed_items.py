@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_params import scaled_params
 
 from gr2_jax.models.config import preset
 from gr2_jax.models.packed_items import ItemRows, ItemTable, PackedItems, one_a_row
@@ -26,7 +25,7 @@ LOSS = make_next_item_loss(MODEL, negatives=6, code_weight=0.25)
 
 @pytest.fixture(scope="module")
 def params():
-  return scaled_params(MODEL, 3)
+  return jax.tree.map(lambda x: 3 * x, init_params(MODEL, jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_params import norm, scaled_params
 
 from gr2_jax.errors import ConfigError
 from gr2_jax.models.config import preset
@@ -60,7 +59,7 @@ REWARD = make_reward_loss(MODEL, RewardConfig(rank="auc"), group=6, temperature=
 
 @pytest.fixture(scope="module")
 def params():
-  return scaled_params(MODEL, 5)
+  return jax.tree.map(lambda x: 5 * x, init_params(MODEL, jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +73,6 @@ def scores(params):
 @pytest.fixture(scope="module")
 def reward_loss(params):
   return jax.jit(lambda batch, key: jax.value_and_grad(REWARD, has_aux=True)(params, batch, EDGES, key=key))
-
-
-@pytest.fixture(scope="module")
-def thought_scores(speaking):
-  """`f(slates, thoughts)`: scores and log-probabilities behind reasonings, one program for all tests."""
-  score = jax.jit(lambda slates, thoughts: score_thoughts(SPEAKING, speaking, slates, EDGES, Thoughts(*thoughts), OPENING))
-  return lambda slates, thoughts: jax.device_get(score(slates, (thoughts["thoughts"], thoughts["thought_mask"])))
 
 
 def run(make, params, **changes):
@@ -135,7 +127,7 @@ def test_every_answer_is_valid_and_no_number_comes_from_the_padding(reward_loss)
   (loss, metrics), gradient = reward_loss(BATCH, KEY)
   assert metrics["valid_rate"].mean() == 1 and metrics["valid_rate"].count == P * 6
   assert {"reward", "recall@1", "near_identity_rate", "kept_fraction", "entropy"} <= metrics.keys()
-  assert np.isfinite(loss) and norm(gradient) > 0
+  assert np.isfinite(loss) and optax.global_norm(gradient) > 0
   changed = BATCH["slates"].facts.copy()
   changed[1, 3] = 1.5
   other, of_changed = reward_loss(BATCH | {"slates": pack(changed)}, KEY)
@@ -152,7 +144,7 @@ def test_a_group_without_a_signal_counts_nowhere(reward_loss):
   assert heavy == loss and of_heavy["loss"].count == kept <= 6
   jax.tree.map(np.testing.assert_array_equal, gradient_of_heavy, gradient)
   (nothing, metrics), gradient = reward_loss(BATCH | {"labels": np.where(REAL, 0, -1).astype(np.int32)}, KEY)
-  assert nothing == 0 and metrics["kept_fraction"].sum == metrics["loss"].count == 0 and norm(gradient) == 0
+  assert nothing == 0 and metrics["kept_fraction"].sum == metrics["loss"].count == 0 and optax.global_norm(gradient) == 0
 
 
 def test_the_key_decides_the_rankings(reward_loss):
@@ -184,29 +176,27 @@ def test_a_reward_of_the_target_s_place_puts_it_first():
 
 def test_through_the_target_the_gradient_is_the_same_in_expectation_with_less_noise():
   """Over all rankings of four, of a reward of the places of the two positives."""
-  drawn = np.array(list(itertools.permutations(range(K))))[None, None]
-  labels, scores = np.array([[0, 2, 0, 1]]), np.float32([[[0.5, -0.3, 1.0, 0.2]]])
+  drawn = jnp.array(list(itertools.permutations(range(K))))[None, None]
+  labels, scores = jnp.array([[0, 2, 0, 1]]), jnp.array([[[0.5, -0.3, 1.0, 0.2]]])
   slates = pack(np.zeros((1, K, F), np.float32), np.ones((1, K), bool))
-  probabilities = np.exp(jax.jit(ranking_log_probs)(scores, drawn, slates.real[:, None])[0, 0])
-  earned = np.sum(np.take_along_axis(np.tile(labels, (24, 1)), drawn[0, 0], axis=1) / np.log2(2.0 + np.arange(K)), axis=1)
-  advantages = np.float32(earned - np.sum(probabilities * earned))[None]
+  log_probs = ranking_log_probs(scores, drawn, slates.real[:, None])[0, 0]
+  earned = jnp.sum(jnp.take_along_axis(labels, drawn[0, 0], axis=1) / jnp.log2(2.0 + jnp.arange(K)), axis=1)
+  advantages = (earned - jnp.sum(jnp.exp(log_probs) * earned))[None]
   judged = Judged(types.SimpleNamespace(advantages=advantages), drawn, None, None)
-  gradients = [
-    np.asarray(jax.jit(jax.jacobian(lambda x, of=of: judged.climb(x, slates, labels, of)[0, 0]))(scores))[:, 0, 0] for of in THROUGH
-  ]
-  whole, target = (probabilities @ of for of in gradients)
+  gradients = [jax.jacobian(lambda x, of=of: judged.climb(x, slates, labels, of)[0, 0])(scores)[:, 0, 0] for of in THROUGH]
+  whole, target = (jnp.exp(log_probs) @ of for of in gradients)
   np.testing.assert_allclose(whole, target, atol=1e-6)
-  assert np.abs(whole).max() > 0.1
-  noises = [np.sum(probabilities @ of**2) for of in gradients]
+  assert jnp.abs(whole).max() > 0.1
+  noises = [float(jnp.sum(jnp.exp(log_probs) @ of**2)) for of in gradients]
   assert noises[1] < noises[0]
 
 
 @pytest.mark.parametrize("through", THROUGH)
-def test_a_loss_climbs_what_it_is_told_to(params, reward_loss, through):
+def test_a_loss_climbs_what_it_is_told_to(params, through):
   drawing = {"group": 6, "temperature": 0.5, "divide_by": "std", "through": through}
   found = jax.jit(lambda: make_reward_loss(MODEL, RewardConfig(rank="auc"), **drawing)(params, BATCH, EDGES, key=KEY)[0])()
-  (whole, _), _ = reward_loss(BATCH, KEY)
-  assert (abs(float(found) - float(whole)) < 1e-6) == (through == "whole")
+  whole = jax.jit(lambda: REWARD(params, BATCH, EDGES, key=KEY)[0])()
+  assert (abs(float(found - whole)) < 1e-6) == (through == "whole")
 
 
 def test_the_gain_of_one_label_in_all_places_is_the_kernel_s_ndcg(params):
@@ -233,8 +223,7 @@ def test_a_reward_of_another_shape_is_named(params):
     return Rewards(answers.valid[:, 0], answers.valid[:, 0])
 
   with pytest.raises(ConfigError, match=r"wrong returned total \(4,\); its shape must be \(4, 6\)"):
-    loss = make_reward_loss(MODEL, wrong, group=6, temperature=1.0, divide_by="none")
-    jax.eval_shape(lambda: loss(params, BATCH, EDGES, key=KEY))
+    make_reward_loss(MODEL, wrong, group=6, temperature=1.0, divide_by="none")(params, BATCH, EDGES, key=KEY)
 
 
 G, L, OPENING = 3, 4, 7
@@ -248,21 +237,14 @@ DRAWING = {"rankings": 64, "temperature": 1.0, "divide_by": "std"}
 
 @pytest.fixture(scope="module")
 def speaking():
-  return scaled_params(SPEAKING, 5)
+  return jax.tree.map(lambda x: 5 * x, init_params(SPEAKING, jax.random.key(0)))
 
 
-@pytest.fixture(scope="module")
-def reasoned_gradient(speaking):
-  """`f(batch)`: ((loss, metrics), gradient) of what rewards rankings behind reasonings and holds these at where they began."""
-  loss_fn = make_reasoned_reward_loss(SPEAKING, OPENING, RewardConfig(rank="ndcg", condition="naive"), anchor=0.5, **DRAWING)
-  return jax.jit(lambda batch: jax.value_and_grad(loss_fn, has_aux=True)(speaking, batch, EDGES, key=KEY))
-
-
-def test_a_teacher_s_reasoning_and_its_ranking_are_learnt_by_hand(speaking, thought_scores):
+def test_a_teacher_s_reasoning_and_its_ranking_are_learnt_by_hand(speaking):
   taught = {name: array[:, :1] for name, array in THOUGHTS.items()}
   loss_fn = make_reasoned_imitation_loss(SPEAKING, OPENING, reasoning_weight=0.3)
   loss, metrics = jax.jit(lambda batch: loss_fn(speaking, batch, EDGES, key=KEY))(BATCH | taught)
-  found = thought_scores(BATCH["slates"], taught)
+  found = jax.jit(lambda slates: score_thoughts(SPEAKING, speaking, slates, EDGES, Thoughts(*taught.values()), OPENING))(BATCH["slates"])
   weights, rankings, scores = BATCH["weights"], BATCH["rankings"], np.asarray(found.scores)[:, 0]
   ranked = np.zeros(P)
   for row in range(P):
@@ -274,10 +256,10 @@ def test_a_teacher_s_reasoning_and_its_ranking_are_learnt_by_hand(speaking, thou
   assert metrics["nll_reasoning"].mean() == pytest.approx(nll, rel=1e-4)
 
 
-def test_scores_behind_own_reasonings_learn_targets_and_the_reasonings_nothing(speaking, thought_scores):
+def test_scores_behind_own_reasonings_learn_targets_and_the_reasonings_nothing(speaking):
   loss_fn = make_reasoned_target_loss(SPEAKING, OPENING)
   loss, _ = jax.jit(lambda batch: loss_fn(speaking, batch, EDGES, key=KEY))(BATCH | THOUGHTS)
-  found = thought_scores(BATCH["slates"], THOUGHTS)
+  found = jax.jit(lambda slates: score_thoughts(SPEAKING, speaking, slates, EDGES, Thoughts(*THOUGHTS.values()), OPENING))(BATCH["slates"])
   by_hand = np.zeros((P, G))
   for row in range(P):
     share = BATCH["targets"][row] / max(BATCH["targets"][row].sum(), 1e-9)
@@ -286,37 +268,41 @@ def test_scores_behind_own_reasonings_learn_targets_and_the_reasonings_nothing(s
   assert loss == pytest.approx((by_hand.mean(axis=1) * [1, 2, 0, 3]).sum() / 6, rel=1e-4)
 
 
-def test_reward_moves_reasonings_and_scores_alike(thought_scores, reasoned_gradient):
+def test_reward_moves_reasonings_and_scores_alike(speaking):
   facts = np.zeros((P, K, F), np.float32)
   slates, labels = pack(facts, np.ones((P, K), bool)), np.eye(K, dtype=np.int32)[np.arange(P) % K]
-  at_start = {"start_log_probs": thought_scores(slates, THOUGHTS).log_probs}  # where the anchor pulls nowhere
-  batch = BATCH | {"slates": slates, "weights": np.ones(P, np.float32), "labels": labels} | THOUGHTS | at_start
-  (loss, metrics), grads = reasoned_gradient(batch)
+  own = {"start_log_probs": np.zeros((P, G, L), np.float32)}
+  batch = {"slates": slates, "weights": np.ones(P, np.float32), "labels": labels} | THOUGHTS | own
+  loss_fn = make_reasoned_reward_loss(SPEAKING, OPENING, RewardConfig(rank="ndcg", condition="naive"), anchor=0.0, **DRAWING)
+  gradient = jax.jit(lambda batch: jax.value_and_grad(loss_fn, has_aux=True)(speaking, batch, EDGES, key=KEY))
+  (loss, metrics), grads = gradient(batch)
   assert np.isfinite(float(loss)) and metrics["valid_rate"].mean() == 1 and metrics["kept_fraction"].mean() == 1
   assert float(jnp.abs(grads["decoder"]["embedding"]).max()) > 0
   assert metrics["completion_length"].mean() == pytest.approx(THOUGHTS["thought_mask"].sum(axis=-1).mean(), rel=1e-6)
 
 
-def test_without_a_signal_the_anchor_draws_reasonings_back_to_the_start(thought_scores, reasoned_gradient):
+def test_without_a_signal_the_anchor_draws_reasonings_back_to_the_start(speaking):
+  loss_fn = make_reasoned_reward_loss(SPEAKING, OPENING, RewardConfig(rank="ndcg", condition="naive"), anchor=0.5, **DRAWING)
   start = RANDOM.normal(-2, 1, size=(P, G, L)).astype(np.float32)
   batch = BATCH | THOUGHTS | {"labels": np.where(REAL, 0, -1).astype(np.int32), "start_log_probs": start}
-  (loss, metrics), grads = reasoned_gradient(batch)
-  found = thought_scores(BATCH["slates"], THOUGHTS)
+  gradient = jax.jit(lambda batch: jax.value_and_grad(loss_fn, has_aux=True)(speaking, batch, EDGES, key=KEY))
+  (loss, metrics), grads = gradient(batch)
+  found = jax.jit(lambda slates: score_thoughts(SPEAKING, speaking, slates, EDGES, Thoughts(*THOUGHTS.values()), OPENING))(BATCH["slates"])
   log_probs, counted = np.asarray(found.log_probs), THOUGHTS["thought_mask"] * BATCH["weights"][:, None, None]
   ratio = log_probs - start
   assert metrics["kl_start"].mean() == pytest.approx((ratio * counted).sum() / counted.sum(), rel=1e-4)
   assert loss == pytest.approx(0.5 * (np.clip(ratio, -10, 10) * log_probs * counted).sum() / counted.sum(), rel=1e-4)
   assert float(jnp.abs(grads["decoder"]["embedding"]).max()) > 0
-  at_start = reasoned_gradient(batch | {"start_log_probs": log_probs})[1]
+  at_start = gradient(batch | {"start_log_probs": log_probs})[1]
   assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(at_start)) < 1e-6
 
 
-def test_truth_and_a_name_that_is_the_first_are_rewarded(speaking, thought_scores):
+def test_truth_and_a_name_that_is_the_first_are_rewarded(speaking):
   """Of rankings that earn nothing, the bonus alone moves reasonings: towards those that are true, or that name the first."""
   labels = np.where(REAL, 0, -1).astype(np.int32)
   truth = np.float32([[1, 0, 0.5], [1, 1, 1], [0, 0, 1], [0.25, 0.75, 0.5]])
-  found = thought_scores(BATCH["slates"], THOUGHTS)
-  first = np.where(REAL[:, None], found.scores, -np.inf).argmax(axis=-1)
+  scores = jax.jit(lambda: score_thoughts(SPEAKING, speaking, BATCH["slates"], EDGES, Thoughts(*THOUGHTS.values()), OPENING))().scores
+  first = np.where(REAL[:, None], scores, -np.inf).argmax(axis=-1)
   named = np.where(truth > 0.5, first, -1).astype(np.int32)
   batch = BATCH | THOUGHTS | {"labels": labels, "start_log_probs": np.zeros((P, G, L), np.float32), "truth": truth, "named": named}
   make = functools.partial(
@@ -326,7 +312,7 @@ def test_truth_and_a_name_that_is_the_first_are_rewarded(speaking, thought_score
   def loss(batch, **weights):
     return jax.jit(lambda batch: make(**weights)(speaking, batch, EDGES, key=KEY))(batch)
 
-  log_probs = found.log_probs
+  log_probs = jax.jit(lambda: score_thoughts(SPEAKING, speaking, BATCH["slates"], EDGES, Thoughts(*THOUGHTS.values()), OPENING).log_probs)()
   counted = THOUGHTS["thought_mask"] * BATCH["weights"][:, None, None]
 
   def by_hand(bonus):
