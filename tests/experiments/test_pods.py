@@ -11,8 +11,9 @@ from small_runs import ROOT
 
 from experiments.estimates.flops import count_flops
 from experiments.flags import load_config
+from experiments.pods import search
 from experiments.pods.chips import CHIPS, GIB, parse_topology
-from experiments.pods.compiled import Memory, read_needed, time_floor
+from experiments.pods.compiled import Compiled, Floor, Memory, read_needed, time_floor
 from experiments.pods.devices import arrange, list_devices, parse_mesh
 from experiments.pods.hlo import Collective, Work, read_work
 from experiments.pods.plan import check_rows, plan
@@ -274,3 +275,59 @@ def test_a_device_holds_its_share_of_an_argument():
   mesh = make_mesh(4, 2, 1)
   assert Argument("batch", {"x": shape(16, 4), "y": integers(8)}).bytes_on(mesh) == (16 * 4 + 8) * 4 / 8
   assert Argument("whole", integers(5)).bytes_on(mesh) == 5 * 4
+
+
+@pytest.fixture
+def searched(monkeypatch):
+  """`searched(gib, **options)`: what a search finds, and what it tells meanwhile, where temporaries take so many GiB over the number of
+  microbatches, a third of it with remat, and a step as many seconds as the mesh has parts along data."""
+
+  def run(gib, **options):
+    def compile_step(step, mesh, chip):
+      remat, cut = re.fullmatch(r"remat (True|False), microbatches (\d+)", step.name).groups()
+      needed = gib * GIB / int(cut) / (3 if remat == "True" else 1)
+      floor = Floor(compute=mesh.shape["data"], hbm=0, ici=0) if needed < chip.hbm else None
+      about = {"stage": step.stage, "name": step.name, "mesh": dict(mesh.shape), "calls": 1, "seconds": 0.0, "model_flops": 1.0}
+      return Compiled(**about, needed=needed, held=chip.hbm, fits=needed < chip.hbm, floor=floor)
+
+    of = search._Steps.of
+    monkeypatch.setattr(search, "compile_step", compile_step)
+    monkeypatch.setattr(search._Steps, "of", lambda self, setting: dataclasses.replace(of(self, setting), name=str(setting)))
+    config, lines = pod_config("tiny"), []
+    config.rl.prompts = 32
+    found = search.search(config, parse_topology("v5e:2x4"), jax.devices(), ["rl: update"], tell=lines.append, **options)
+    return [(tuple(tried.compiled.mesh.values()), str(tried.setting), tried.compiled.fits) for tried in found], lines
+
+  return run
+
+
+# Eight devices: two key heads divide over one or two parts along tensor.
+MESHES = {(1, 8, 1), (2, 4, 1), (4, 2, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2), (4, 1, 2)}
+
+
+def test_a_search_leaves_a_mesh_at_the_first_setting_that_fits_and_ranks_meshes_by_time(searched):
+  found, lines = searched(10, most=20)
+  assert {mesh for mesh, _, _ in found} == MESHES
+  assert {setting for _, setting, _ in found} == {"remat False, microbatches 1"}
+  assert [mesh[0] for mesh, _, _ in found] == sorted(mesh[0] for mesh in MESHES)
+  assert lines[0] == "7 meshes hold the step's arguments; at most 20 compilations, the meshes that send least first"
+  assert len(lines) == 1 + len(found)
+
+
+def test_a_search_passes_over_what_would_not_fit_by_what_others_took(searched):
+  found, _ = searched(100, most=40)
+  of_one = [(setting, fits) for mesh, setting, fits in found if mesh == (8, 1, 1)]
+  # Without remat 100 GiB; half of that, and a quarter, would not fit into 16 either, even at 70 %. With it 33, 17, then 8.
+  tried = ["remat True, microbatches 4", "remat False, microbatches 1", "remat True, microbatches 1", "remat True, microbatches 2"]
+  assert of_one == [(setting, place == 0) for place, setting in enumerate(tried)]
+
+
+def test_a_search_compiles_no_more_than_it_may_and_says_where_nothing_fits(searched):
+  found, lines = searched(10_000, most=3)
+  assert [fits for _, _, fits in found] == [False] * 3 and len(lines) == 4
+  assert search.describe_best([])[0].startswith("None of those that were compiled fits; take more chips")
+
+
+def test_a_search_is_for_one_step():
+  with pytest.raises(ConfigError, match=re.escape("--search: 2 steps were asked for (rl: rollout, rl: update); name one by")):
+    search.search(pod_config("tiny"), parse_topology("v5e:2x4"), jax.devices(), ["rl"])
