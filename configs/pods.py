@@ -29,7 +29,7 @@ def get_config(arg=None):
   model = chosen[0] if chosen else MODELS[0]
   config.model.preset = model
   config.mesh.update(dict(zip(("data", "fsdp", "tensor"), _MESHES[model], strict=True)))
-  config.tokenize.text_pieces = 150_000  # with frames, names and codes as many tokens as Qwen3's tables have rows, 151,936 or so
+  config.tokenize.text_pieces = 150_000  # with frames, names and codes 151,168 tokens; Qwen3's tables have 151,936
   config.tokenize.rqvae.update({"levels": 4, "codebook_size": 256, "latent": 32, "hidden": (512, 256, 128)})
   config.prompt.update({"order": "history_first", "reference": "sid", "max_history": 50, "max_prompt_tokens": 2304})
   config.decoding.update({"constraint": "slate", "max_new_tokens": 512})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
+from experiments.compilation_cache import OFF, use_compilation_cache
 from experiments.exit_code import exit_code_of
 from experiments.flags import define_config, parse_flags
 
@@ -51,7 +52,7 @@ def _compile() -> None:
   from gr2_jax.files import write_json
 
   jax.config.update("jax_platforms", "cpu")  # libtpu would look for a TPU here
-  jax.config.update("jax_enable_compilation_cache", False)  # programs that were read from it have no text
+  use_compilation_cache(OFF)  # nothing is written, and compile times are those of a first run
   config = _CONFIG.value
   if not _TOPOLOGY.value:
     raise ConfigError("--topology is missing; for example --topology=v5p:4x4x4")

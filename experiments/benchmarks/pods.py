@@ -20,7 +20,13 @@ from gr2_jax.files import write_json
 
 MODELS = ("qwen3_0_6b", "qwen3_1_7b", "qwen3_8b", "qwen3_32b")
 # Google's names: of v5p and tpu7x they count cores, two a chip.
-SLICES = {"v5e-256": "v5e:16x16", "v5p-256": "v5p:4x4x8", "v6e-256": "v6e:16x16", "tpu7x-128": "tpu7x:4x4x4"}
+SLICES = {
+  "v5p-128": "v5p:4x4x4",
+  "v5e-256": "v5e:16x16",
+  "v5p-256": "v5p:4x4x8",
+  "v6e-256": "v6e:16x16",
+  "tpu7x-128": "tpu7x:4x4x4",
+}
 STEPS = {
   "mid-training": ("midtrain: update",),
   "SFT": ("sft: update",),

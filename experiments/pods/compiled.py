@@ -118,7 +118,8 @@ def time_floor(work: Work, chip: Chip) -> Floor:
 
 def read_needed(message: str) -> tuple[float, float]:
   """Bytes that the compiler says a program needs, and that there are; 0 where it says neither."""
-  found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+  # It says "for HLO temporaries", but arguments and outputs are among them.
+  found = re.search(r"memory required .*?\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", message)
   return (float(found[1]) * _UNITS[found[2]], float(found[3]) * _UNITS[found[4]]) if found else (0.0, 0.0)
 
 

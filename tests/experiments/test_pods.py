@@ -191,8 +191,10 @@ def test_memory_counts_what_takes_an_arguments_place_once():
 
 
 def test_what_does_not_fit_is_read_from_the_compilers_words():
-  needed, held = read_needed("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.30G of 15.75G hbm. Exceeded by 5.55G.")
-  assert (needed, held) == (pytest.approx(21.3 * GIB), pytest.approx(15.75 * GIB))
+  needed, held = read_needed(
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (17.23G) exceeds available HBM (15.75G)."
+  )
+  assert (needed, held) == (pytest.approx(17.23 * GIB), pytest.approx(15.75 * GIB))
   assert read_needed("RESOURCE_EXHAUSTED: something else") == (0.0, 0.0)
 
 
