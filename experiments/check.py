@@ -1,6 +1,6 @@
 """Values that some stage could not use, found before anything is written instead of after an hour of training."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from ml_collections import ConfigDict
 
@@ -17,10 +17,13 @@ from gr2_jax.training.mesh import make_mesh
 from gr2_jax.training.writers import import_wandb
 
 
-def check_values(config: ConfigDict) -> None:
-  """Raises ConfigError for values that are out of range, unknown, or do not go with others: all that were found, each with its key."""
+def check_values(config: ConfigDict, *, here: bool = True) -> None:
+  """Raises ConfigError for values that are out of range, unknown, or do not go with others: all that were found, each with its key.
+
+  `here`: the config is to run on this machine's devices, whatever mesh it asks for; else see `check_on_mesh`.
+  """
   # What goes with what is asked of values that hold by themselves.
-  faults = _find_faults_of_values(config) or list(_find_faults_of_pairs(config))
+  faults = _find_faults_of_values(config) or list(_find_faults_of_pairs(config, here))
   if faults:
     raise list_faults(faults, "cannot be used")
 
@@ -35,10 +38,11 @@ def _find_faults_of_values(config: ConfigDict) -> list[str]:
   return faults
 
 
-def _find_faults_of_pairs(config: ConfigDict) -> Iterator[str]:
+def _find_faults_of_pairs(config: ConfigDict, here: bool) -> Iterator[str]:
   """What the stages find, the first fault of each, and what does not go with the devices."""
   of_stages = [stage.check for stage in load_stages() if stage.check is not None]
-  for check in (_check_start, _check_answers, _check_scored, _check_writer, *of_stages, _check_devices):
+  of_devices = (_check_devices,) if here else ()
+  for check in (_check_start, _check_answers, _check_scored, _check_writer, *of_stages, *of_devices):
     try:
       check(config)
     except ConfigError as error:
@@ -115,6 +119,13 @@ def _check_devices(config: ConfigDict) -> None:
     shape = make_mesh(**config.mesh).shape
   except ValueError as error:
     raise ConfigError(f"--config.mesh: {error}") from None
+  check_on_mesh(config, shape, [stage.name for stage in load_stages()])
+
+
+def check_on_mesh(config: ConfigDict, shape: Mapping[str, int], stages: Collection[str]) -> None:
+  """The model's dimensions must divide over a mesh of this shape, and so must the batches of `stages`; raises ConfigError."""
+  import jax
+
   try:
     check_parts(foreseen_model(config), shape["fsdp"], shape["tensor"])
   except ValueError as error:
@@ -125,7 +136,8 @@ def _check_devices(config: ConfigDict) -> None:
       f"--config.mesh: {parts} parts (data x fsdp) do not divide over {processes} processes, each of which feeds its own share of a batch; "
       f"make mesh.data x mesh.fsdp a multiple of {processes}"
     )
-  batches = {key: batch for stage in load_stages() if stage.batches is not None for key, batch in stage.batches(config).items()}
+  asked = [stage.batches for stage in load_stages() if stage.batches is not None and stage.name in stages]
+  batches = {key: batch for of_stage in asked for key, batch in of_stage(config).items()}
   for key, (rows, cuts) in batches.items():
     if rows % (cuts * parts):
       in_cuts = " in each of minibatches x microbatches" if cuts > 1 else ""

@@ -137,14 +137,7 @@ def _memory_of(compiled: Any, step: StageStep, mesh: Mesh) -> tuple[float, float
   """Bytes on a device: beside the step's state or parameters, and with them."""
   of = compiled.memory_analysis()
   whole = of.argument_size_in_bytes + of.output_size_in_bytes - of.alias_size_in_bytes + of.temp_size_in_bytes
-  state = step.arguments[0]
-  held = sum(jax.tree.leaves(jax.tree.map(_bytes_here, state.on(mesh), state.arrays)))
-  return max(whole - held, 0), whole
-
-
-def _bytes_here(sharding: Any, shapes: Any) -> float:
-  """Of arrays that lie alike, on a device; none where an optimizer has left a parameter out."""
-  return float(sum(math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes)))
+  return max(whole - step.arguments[0].bytes_on(mesh), 0), whole
 
 
 def _free_bytes() -> float:

@@ -1,6 +1,7 @@
 """A jitted step of a stage with the shapes of its arguments: what can be lowered and compiled for any mesh while no array exists."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -35,6 +36,15 @@ class Argument(NamedTuple):
     if self.place == "model":
       return state_shardings(self.shapes, mesh)
     return batch_sharding(mesh) if self.place == "batch" else replicated(mesh)
+
+  def bytes_on(self, mesh: Mesh) -> float:
+    """What a device of a mesh holds of it."""
+    return sum(jax.tree.leaves(jax.tree.map(_bytes_here, self.on(mesh), self.arrays)))
+
+
+def _bytes_here(sharding: Any, shapes: Any) -> float:
+  """Of arrays that lie alike, on a device; none where an optimizer has left a parameter out."""
+  return float(sum(math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from experiments.stages.rl import RlStageOptions
 from experiments.stages.sft import SftOptions
 from gr2_jax.language.answers import direct_answer_length
 from gr2_jax.language.prompts import PromptStyle
+from gr2_jax.models.config import preset
 from gr2_jax.models.pruning import prune_decoder
 from gr2_jax.models.transformer import Decoder
 from gr2_jax.rl.draw import Asked
@@ -40,11 +41,12 @@ from gr2_jax.training.state import make_optimizer
 class WrittenSteps:
   """The steps of a config's policies that write. Prompts are as long as they may be, and so are answers."""
 
-  def __init__(self, config: ConfigDict, sizes: Sizes) -> None:
+  def __init__(self, config: ConfigDict, sizes: Sizes, teacher: str | None = None) -> None:
     self.config, self.sizes = config, sizes
     self.vocabulary, self.style = make_vocabulary(config, sizes), PromptStyle(**config.prompt)
     self.direct_style = dataclasses.replace(self.style, direct=True)
     self.decoder = Decoder(model_config(config, self.vocabulary))
+    self.teacher = Decoder(preset(teacher, self.vocabulary.size)) if teacher else self.decoder
     self.lora = make_lora(config, lambda: self.vocabulary)
     self.join = self.lora.join if self.lora else None
 
@@ -65,15 +67,15 @@ class WrittenSteps:
     yield from self._by_reward("rl", options.groups.to_rl(self.config.decoding.max_new_tokens), self.style, options.training)
 
   def opd(self) -> Iterator[StageStep]:
-    """A round of rollouts and the update under a teacher, which is taken to be as large as the student."""
+    """A round of rollouts and the update under the teacher."""
     options: OpdStageOptions = read_record(OpdStageOptions, self.config, "opd")
     config, collect = options.update(), options.collect(self.config.decoding.max_new_tokens)
     steps, constraint = options.training.steps, self.constraint(self.style)
     optimizer = make_optimizer(options.training.optimizer, steps)
-    update = make_opd_update(self.decoder, self.decoder, optimizer, config, steps=steps, constraint=constraint, join=self.join)
+    update = make_opd_update(self.decoder, self.teacher, optimizer, config, steps=steps, constraint=constraint, join=self.join)
     yield self.roll_out("opd", "rollout", self.decoder, collect.rollout, self.style, steps)
     batch = Argument("batch", self.groups(collect.rollout, self._prompt(self.style)))
-    arguments = abstract_training(self.decoder, optimizer, self.lora, batch, abstract_params(self.decoder))
+    arguments = abstract_training(self.decoder, optimizer, self.lora, batch, abstract_params(self.teacher))
     yield self.update("opd", "update", update, arguments, options.training, self._positions(collect.rollout, self.style))
 
   def direct(self) -> Iterator[StageStep]:

@@ -32,6 +32,7 @@ CONFIGS = {
     *("beauty", "sports", "toys,small", "beauty,small,written", "beauty,small,strong", "beauty,strong,tiny", "beauty,strong,time"),
     *("beauty,small,time", "beauty,tiny"),
   ),
+  "pods.py": ("", "seed=3", "long", "tiny"),
   "rl_losses.py": ("dapo", "grpo,seed=1", "dr_grpo", "gspo", "tis", "gspo,tiny"),
   "verbose_prompts.py": ("", "seed=1", "tiny"),
   "ablations/evidence.py": ("", "seed=1", "tiny"),
