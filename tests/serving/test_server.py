@@ -96,6 +96,7 @@ def test_a_body_without_a_length_is_limited_too(client):
 
 
 def test_health_and_metrics(client):
+  assert client.post("/rank", json=slate(3, 1, 2)).status_code == 200
   assert client.get("/health").json() == {"status": "ok", "waiting": 0}
   text = client.get("/metrics").text
   assert 'gr2_requests_total{status="200"}' in text and "gr2_batch_size_bucket" in text and "gr2_waiting 0.0" in text
