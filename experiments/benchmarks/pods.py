@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from experiments.estimates.table import format_amount
-from experiments.pods.report import format_gib, format_time
+from experiments.pods.report import BOUNDS, format_gib, format_time
 from gr2_jax.files import write_json
 
 MODELS = ("qwen3_0_6b", "qwen3_1_7b", "qwen3_8b", "qwen3_32b")
@@ -35,7 +35,6 @@ STEPS = {
   "RL update": ("rl: update",),
 }
 FOLDER = pathlib.Path("docs/pods")
-_BOUNDS = {"compute": "compute", "hbm": "HBM", "ici": "links"}
 
 
 class Cell(NamedTuple):
@@ -84,7 +83,7 @@ def _row(cell: Cell, found: dict[str, Any]) -> str:
   work, floor = step["work"], step["floor"]
   share = step["model_flops"] / work["flops"] if work["flops"] else 1.0
   cells = (f"{format_gib(step['needed'])} of {held}", "yes", format_amount(work["flops"]), f"{share:.0%}", format_amount(work["sent"], "B"))
-  return f"{begin} {mesh} | {' | '.join(cells)} | {format_time(floor['seconds'])} | {_BOUNDS[floor['bound']]} | {compiled} |"
+  return f"{begin} {mesh} | {' | '.join(cells)} | {format_time(floor['seconds'])} | {BOUNDS[floor['bound']]} | {compiled} |"
 
 
 def main() -> None:

@@ -81,12 +81,12 @@ def _describe_step(of: Compiled) -> list[str]:
     f"  FLOPs {format_amount(work.flops)} (the model's share {format_amount(of.model_flops)}; XLA {counted.get('flops', 'gives none')}), "
     f"HBM {format_amount(work.hbm, 'B')} (XLA {counted.get('bytes', 'gives none')}), sent {format_amount(work.sent, 'B')}: "
     f"{sent or 'nothing'}.",
-    f"  At least {format_time(floor.seconds)}, bound by {_BOUNDS[floor.bound]}: compute {format_time(floor.compute)}, HBM "
+    f"  At least {format_time(floor.seconds)}, bound by {BOUNDS[floor.bound]}: compute {format_time(floor.compute)}, HBM "
     f"{format_time(floor.hbm)}, links {format_time(floor.ici)}.",
   ]
 
 
-_BOUNDS = {"compute": "compute", "hbm": "HBM", "ici": "links"}
+BOUNDS = {"compute": "compute", "hbm": "HBM", "ici": "links"}
 _EXPLAINED = (
   "All figures are a device's, of one call. HBM is that of arguments, outputs that take no argument's place, temporaries and the program.",
   "FLOPs are those of matrix products in the compiled program; the model's share: the same as the step's trace has them, shared out over "

@@ -51,7 +51,7 @@ class Unwritten:
 def open_folder(folder: str | os.PathLike[str]) -> Published:
   """The model in a folder; raises PublishedError for one that is missing, cut short, of an unknown family, or with other tensors."""
   folder = pathlib.Path(folder)
-  raw = _read_json(folder / "config.json", "give a folder with config.json and *.safetensors")
+  raw = read_json(folder / "config.json", "give a folder with config.json and *.safetensors")
   family, config = parse_config(raw, folder / "config.json")
   files = _find_tensors(folder)
   if config.tie_embedding:
@@ -158,7 +158,7 @@ def parse_config(raw: Mapping[str, Any], path: pathlib.Path) -> tuple[Family, Mo
 def _find_tensors(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   """Name -> file; raises PublishedError where a file is missing or cannot be opened."""
   if (folder / _INDEX).exists():
-    places = _read_json(folder / _INDEX, "fetch it again").get("weight_map")
+    places = read_json(folder / _INDEX, "fetch it again").get("weight_map")
     if not isinstance(places, dict) or any(pathlib.Path(str(file)).name != file for file in places.values()):
       raise PublishedError(f"{folder / _INDEX}: its weight_map names no files of this folder; fetch it again")
     for file in sorted(set(places.values())):
@@ -201,7 +201,8 @@ def _to_published(leaf: Any, tensor: Tensor, layer: int | None) -> np.ndarray:
   return array.reshape(int(np.prod(array.shape[: tensor.inputs])), -1).T if tensor.inputs else array
 
 
-def _read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
+def read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
+  """A JSON object; raises PublishedError, with the remedy, for a file that is missing or holds anything else."""
   try:
     value = json.loads(path.read_bytes())
   except FileNotFoundError:

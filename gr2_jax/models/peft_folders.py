@@ -4,7 +4,6 @@ Rows of the token tables travel as peft's `trainable_token_indices` do: the rows
 take the place of the base's. The base must have its token tables in their full size.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from gr2_jax.files import replacing, write_json
 from gr2_jax.models.adapters import Lora, abstract_adapters
 from gr2_jax.models.config import ModelConfig
 from gr2_jax.models.families import Family
+from gr2_jax.models.hf_folders import read_json
 from gr2_jax.models.published import PublishedError
 from gr2_jax.models.transformer import Decoder
 
@@ -125,12 +125,7 @@ def _modules_of(family: Family) -> dict[str, str]:
 
 
 def _read_shape(path: pathlib.Path, family: Family, config: ModelConfig, base_name: str | None) -> Lora:
-  try:
-    about = json.loads(path.read_bytes())
-  except FileNotFoundError:
-    raise PublishedError(f"{path} is missing; give a folder with {_CONFIG} and {_TENSORS}") from None
-  except ValueError as error:
-    raise PublishedError(f"{path}: is no JSON ({error}); fetch it again") from None
+  about = read_json(path, f"give a folder with {_CONFIG} and {_TENSORS}")
   wrong = next((key for key, plain in _PLAIN.items() if (about.get(key, plain) or None) != (plain or None)), None)
   if wrong is not None:
     raise PublishedError(f"{path}: {wrong} is {about[wrong]!r}, which is not read; give adapters with {_PLAIN[wrong]!r} there")
