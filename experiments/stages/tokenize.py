@@ -19,7 +19,7 @@ from gr2_jax.runs.artifacts import artifact_paths
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.run import RunError
 from gr2_jax.runs.stages import Stage
-from gr2_jax.runs.starts import foreseen_model, read_tokenizer, tokens_elsewhere
+from gr2_jax.runs.starts import read_tokenizer, tokens_elsewhere
 from gr2_jax.semantic_ids.embed import item_text, tfidf_svd, vectors_from_npy
 from gr2_jax.semantic_ids.export import check_distinct, export_table, prefix_purity
 from gr2_jax.semantic_ids.rqvae import RqVaeOptions, save_rqvae
@@ -187,8 +187,7 @@ def _train(stage: StageContext, vectors: np.ndarray, config: TokenizerConfig) ->
 
 
 def check(config: ConfigDict) -> None:
-  """The vectors must be there, and what the model begins with."""
-  foreseen_model(config)
+  """The vectors must be there."""
   for key, otherwise in (("vectors", "of the items' text"), ("code_vectors", "that are those of the text too")):
     path = config.tokenize[key]
     if path and not pathlib.Path(path).is_file():

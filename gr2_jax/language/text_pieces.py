@@ -73,9 +73,17 @@ class _SpmTokenizer:
   def __init__(self, model: bytes) -> None:
     self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     self.size = self.processor.get_piece_size()
-    odd = [i for i in range(self.size) if self.processor.is_control(i) or _is_frame(self.processor.id_to_piece(i))]
-    self.controls = {self.processor.id_to_piece(i): i for i in odd}
-    self.outside = frozenset(odd)
+
+  @functools.cached_property
+  def controls(self) -> Mapping[str, int]:
+    """Piece -> id of control symbols and frames."""
+    odd = (i for i in range(self.size) if self.processor.is_control(i) or _is_frame(self.processor.id_to_piece(i)))
+    return {self.processor.id_to_piece(i): i for i in odd}
+
+  @functools.cached_property
+  def outside(self) -> frozenset[int]:
+    """Ids that no text may give."""
+    return frozenset(self.controls.values())
 
   def encode(self, text: str) -> list[int]:
     """Ids of a text."""
@@ -224,8 +232,6 @@ class _HfTokenizer:
         token for token in added.values() if not token.get("special") and token["content"] in pieces and not _is_frame(token["content"])
       ]
       self._words = tokenizers.Tokenizer.from_buffer(json.dumps(spec | {"added_tokens": kept}).encode())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-      raise DataError(f"{origin}/{TOKENIZER_FILE}: is no tokenizer ({error}); fetch it again") from None
     except Exception as error:  # the library raises this class itself
       raise DataError(f"{origin}/{TOKENIZER_FILE}: is no tokenizer ({error}); fetch it again") from None
     for tokenizer in (self._whole, self._words):

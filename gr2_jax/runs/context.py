@@ -16,7 +16,7 @@ from gr2_jax.data.schema import Catalogue, History, Slate
 from gr2_jax.data.splits import Split
 from gr2_jax.language.prompts import PromptContext, PromptStyle
 from gr2_jax.language.vocabulary import Vocabulary
-from gr2_jax.models.transformer import Decoder, Model
+from gr2_jax.models.transformer import Decoder
 from gr2_jax.rollout.slate_constraint import SlateConstraint
 from gr2_jax.runs import load, starts
 from gr2_jax.runs.run import Run
@@ -142,13 +142,11 @@ class StageContext:
     """Those of a stage, or of the training `name` in it; `about`: see `Checkpointer`."""
     return Checkpointer(self.run.path(stage, name), about=about)
 
-  def start(self, init: str, model: Model | None = None) -> Start | None:
-    """Where a training of `model` (None: the run's decoder) begins: at the policy of a stage, or for "model" where `config.model.init`
-    says; None: at random numbers.
-    """
+  def start(self, init: str) -> Start | None:
+    """Where a training begins: at the policy of a stage, or for "model" where `config.model.init` says; None: at random numbers."""
     if init != starts.FROM_MODEL:
       return self.checkpoints(init)
-    return starts.open_start(self.config, self.decoder if model is None else model, self.vocabulary)
+    return starts.open_start(self.config, self.decoder, self.vocabulary)
 
   def load_params(self, stage: str, name: str = "checkpoints") -> Any:
     """Parameters at the end of a stage, or of the training `name` in it, on the mesh."""

@@ -8,12 +8,13 @@ import jax
 
 from gr2_jax.language.prompts import direct_opening, present, render_prompt
 from gr2_jax.language.tokenizer_files import chat_messages, tokenizer_files
+from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.conversion import check_free, write_model
 from gr2_jax.models.families import family_of
 from gr2_jax.models.hf_folders import as_published
 from gr2_jax.models.published import config_json
 from gr2_jax.runs.artifacts import check_intact
-from gr2_jax.runs.load import load_policy, load_slates, load_vocabulary, open_context, prompt_style, style_of_mode
+from gr2_jax.runs.load import load_policy, load_slates, open_context, prompt_style, style_of_mode
 from gr2_jax.runs.policies import PolicyRecord, find_policy, read_policies
 from gr2_jax.runs.run import Run, RunError
 from gr2_jax.runs.versions import version_of
@@ -65,7 +66,7 @@ def export_policy(
   number = sum(leaf.size for leaf in jax.tree.leaves(policy.params))
   texts = tokenizer_files(vocabulary, opening, length) | {
     "generation_config.json": json.dumps(generation, indent=2) + "\n",
-    "README.md": _write_card(run, record, family.architecture, number, chat_messages(vocabulary, prompt.tokens)),
+    "README.md": _write_card(run, record, vocabulary, family.architecture, number, chat_messages(vocabulary, prompt.tokens)),
   }
   tensors = as_published(family, config, policy.params)
   with write_model(to, run.path(record.stage), tensors, dtype, raw, texts, progress, stop):
@@ -75,8 +76,9 @@ def export_policy(
 _NAMES = {"slot": "the candidates' names, `<A>`, `<B>` and so on", "sid": "the candidates' semantic IDs, such as `<s_a_3> <s_b_7> <s_c_1>`"}
 
 
-def _write_card(run: Run, record: PolicyRecord, architecture: str, parameters: int, messages: list[dict[str, str]]) -> str:
-  vocabulary = load_vocabulary(run)
+def _write_card(
+  run: Run, record: PolicyRecord, vocabulary: Vocabulary, architecture: str, parameters: int, messages: list[dict[str, str]]
+) -> str:
   return _CARD.format(
     title=record.rankers[0].title,
     name=run.config.name,

@@ -168,13 +168,10 @@ def make_decoder(run: Run, vocabulary: Vocabulary, layers: Sequence[int] | None 
   return decoder if layers is None else prune_decoder(decoder, layers)
 
 
-def load_lora(run: Run) -> Lora | None:
-  """The adapters that the run's trainings train in place of all parameters; None where they train these."""
-  return make_lora(run.config, lambda: load_vocabulary(run))
-
-
 def make_lora(config: ConfigDict, get_vocabulary: Callable[[], Vocabulary]) -> Lora | None:
-  """The same of a config whose tokens are those of a vocabulary, which is asked for where it is needed."""
+  """The adapters that a config's trainings train in place of all parameters; None where they train these. The vocabulary is asked for where
+  it is needed.
+  """
   options = read_record(LoraOptions, config, "model.lora")
   if not options.rank:
     return None

@@ -180,8 +180,8 @@ def _train(stage: StageContext, histories: Sequence[History], name: str) -> Any:
   def to_rows(batch: Mapping[str, np.ndarray]) -> ItemRows:
     return ItemRows(batch["tokens"], batch["positions"], batch["segment_ids"])
 
-  update = make_update(begun.optimizer, loss, whole_batch=lambda step, batch: {"key": jax.random.fold_in(key, step)}, join=begun.join)
-  compiled = jit_update(update, stage.mesh, begun.shardings, frozen=(*begun.frozen, on_devices))
+  update = make_update(begun.optimizer, loss, whole_batch=lambda step, batch: {"key": jax.random.fold_in(key, step)})
+  compiled = jit_update(update, stage.mesh, begun.shardings, frozen=(on_devices,))
   step = batch_step(compiled, lambda _: to_rows(next(batches)))
   ndcg = make_next_item_ndcg(model)
 
@@ -195,12 +195,12 @@ def _train(stage: StageContext, histories: Sequence[History], name: str) -> Any:
   def score(params: Any) -> float:
     total = count = 0.0
     for start in range(0, len(held_out), HISTORIES_AT_ONCE):
-      metric = judge(begun.whole(params), one_a_row(held_out[start : start + HISTORIES_AT_ONCE]), on_devices)
+      metric = judge(params, one_a_row(held_out[start : start + HISTORIES_AT_ONCE]), on_devices)
       total, count = total + float(metric.sum), count + float(metric.count)
     return total / count
 
   end = train(stage, stage.name, begun, step, batches, name=name, best=(score, section.evaluate_every))
-  return begun.whole(end.params)
+  return end.params
 
 
 def _make_batches(stage: StageContext, histories: Sequence[np.ndarray], seed: int) -> grain.DatasetIterator:

@@ -12,6 +12,7 @@ from gr2_jax.language.text_pieces import CONFIG_FILE, read_pieces
 from gr2_jax.language.vocabulary import Vocabulary
 from gr2_jax.models.config import ModelConfig, preset
 from gr2_jax.models.hf_folders import open_folder, parse_config
+from gr2_jax.models.transformer import Decoder
 from gr2_jax.runs.policies import PolicyRecord, find_policy
 from gr2_jax.runs.run import Run, RunError
 from gr2_jax.steps.start import PublishedStart, Start
@@ -91,10 +92,10 @@ def tokens_elsewhere(config: ConfigDict) -> pathlib.Path | None:
   return init.path if init.kind == "run" else None
 
 
-def open_start(config: ConfigDict, model: Any, vocabulary: Vocabulary) -> Start | None:
-  """Where `config.model.init` has `model` begin; None: at random numbers.
+def open_start(config: ConfigDict, decoder: Decoder, vocabulary: Vocabulary) -> Start | None:
+  """Where `config.model.init` has the decoder begin; None: at random numbers.
 
-  Raises RunError for another run's policy that is no such model.
+  Raises RunError for another run's policy that is no such decoder.
   """
   init = read_init(config.model.init)
   if init.kind == "random":
@@ -104,8 +105,7 @@ def open_start(config: ConfigDict, model: Any, vocabulary: Vocabulary) -> Start 
   other, record = _open_other(init)
   if record.layers is not None:
     raise RunError(f"--config.model.init: the policy of {init.stage!r} in {init.path} is pruned; name the stage that it was cut from")
-  theirs = model_config(other.config, vocabulary)
-  if (ours := getattr(model, "config", None)) is not None and (differing := _differences(theirs, ours)):
+  if differing := _differences(model_config(other.config, vocabulary), decoder.config):
     raise RunError(
       f"--config.model.init: the policy of {init.path} has another model ({', '.join(differing)}); set --config.model.preset to "
       f"{other.config.model.preset}"

@@ -11,9 +11,9 @@ import optax
 from gr2_jax.models.adapters import Join, Lora, frozen_part
 from gr2_jax.models.transformer import Model
 from gr2_jax.rollout.slate_constraint import SlateConstraint
-from gr2_jax.runs import load
 from gr2_jax.runs.context import StageContext
 from gr2_jax.runs.fingerprints import value_at
+from gr2_jax.runs.load import make_lora
 from gr2_jax.settings import check_settings, setting
 from gr2_jax.steps.lm import make_lm_loss
 from gr2_jax.steps.start import Start, describe_adapters, load_params, start_adapted, start_fresh, start_from
@@ -94,7 +94,7 @@ def begin(stage: StageContext, model: Model, key: str, init: Start | None, *, ad
   if init is None:
     return Begun(optimizer, *start_fresh(model, optimizer, stage.key, stage.mesh))
   params = load_params(model, init, stage.mesh)
-  lora = load.load_lora(stage.run) if adapt else None
+  lora = make_lora(stage.config, lambda: stage.vocabulary) if adapt else None
   if lora is None:
     return Begun(optimizer, *start_from(model, optimizer, params, stage.mesh))
   state, shardings = start_adapted(model, optimizer, lora, params, stage.key, stage.mesh)

@@ -9,7 +9,7 @@ from experiments.estimates.data import count_data
 from experiments.estimates.disk import count_bytes
 from experiments.stage_steps import list_steps
 from gr2_jax.models.adapters import Lora, merge
-from gr2_jax.runs.load import load_lora, load_policy, load_trained, make_decoder, open_context
+from gr2_jax.runs.load import load_policy, load_trained, make_decoder, make_lora, open_context
 from gr2_jax.runs.policies import find_policy
 from gr2_jax.runs.run import Run
 from gr2_jax.training.checkpoints import Checkpointer
@@ -47,7 +47,7 @@ def test_sft_and_rl_train_adapters_on_what_mid_training_left(tiny_run, run_here,
   assert run_here(config, folder, ["sft", "rl"]) == 0
   run, mesh = Run.open(folder), make_mesh(devices=jax.devices()[:1])
   context = open_context(run)
-  decoder, lora = make_decoder(run, context.vocabulary), load_lora(run)
+  decoder, lora = make_decoder(run, context.vocabulary), make_lora(run.config, lambda: context.vocabulary)
   assert lora == Lora(4, 16.0, ("q", "k", "v", "out", "gate", "up", "down"), context.vocabulary.size - context.vocabulary.new_token_start)
 
   expected = load_trained(run, decoder, mesh, "midtrain")

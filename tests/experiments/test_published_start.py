@@ -54,16 +54,16 @@ def run(tmp_path_factory, run_here, folder):
   return workdir
 
 
-def params_of(run, stage, model=None):
+def params_of(run, stage):
   opened = Run.open(run)
-  model = make_decoder(opened, load_vocabulary(opened)) if model is None else model
+  model = make_decoder(opened, load_vocabulary(opened))
   mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
   return jax.device_get(load_params(model, Checkpointer(opened.path(stage, "checkpoints")), mesh))
 
 
 def test_a_run_begins_at_the_weights_and_tokens_of_the_folder(run, folder):
   opened = Run.open(run)
-  vocabulary, (_, published) = load_vocabulary(opened), (None, json.loads((folder / "config.json").read_text()))
+  vocabulary, published = load_vocabulary(opened), json.loads((folder / "config.json").read_text())
   config = model_config(opened.config, vocabulary)
   assert (config.num_layers, config.width, config.vocab_size) == (7, 32, vocabulary.size)
   assert published["vocab_size"] == 320 and vocabulary.size == 512
