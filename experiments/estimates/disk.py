@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from experiments.stage_steps import Sizes, StageStep, count_looks, count_policies
 from experiments.stages.evidence import list_known_facts
-from gr2_jax.models.config import preset
+from gr2_jax.runs.starts import foreseen_model
 
 _KEPT = 2  # the newest checkpoints of a training, and the best
 _ITEM, _INTERACTION = 40, 5  # compressed
@@ -46,7 +46,7 @@ def _files(config: ConfigDict, sizes: Sizes, stage: str) -> float:
   if stage == "tokenize":
     return 4 * sizes.items * sizes.vector_dim + _VOCABULARY
   if stage == "midtrain":
-    return 4 * sizes.items * preset(config.model.preset, 1).width if config.midtrain.form == "packed" else 0
+    return 4 * sizes.items * foreseen_model(config).width if config.midtrain.form == "packed" else 0
   if stage == "slates":
     return _SLATE * slates
   if stage == "evidence":
@@ -57,7 +57,7 @@ def _files(config: ConfigDict, sizes: Sizes, stage: str) -> float:
   if stage == "compress":
     options = config.compress
     lines = len(options.variants) * sum(sizes.slates[split] for split in options.splits)
-    memory = 4 * sizes.items * options.soft_tokens.per_item * preset(config.model.preset, 1).width
+    memory = 4 * sizes.items * options.soft_tokens.per_item * foreseen_model(config).width
     return (_HISTORY + _TOKEN * options.budget) * lines + (memory if "soft_tokens" in options.variants else 0)
   if stage == "evaluation":
     orders = config.evaluation.shuffles + 1

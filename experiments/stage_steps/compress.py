@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from experiments.stage_steps.sizes import history_length, item_length, shortened_prompt
-from experiments.stage_steps.step import Argument, StageStep, abstract_params, abstract_state, integers, random_key, shape
+from experiments.stage_steps.step import Argument, StageStep, abstract_params, abstract_training, integers, random_key, shape
 from experiments.stage_steps.written import WrittenSteps
 from experiments.stages.compress import CompressOptions
 from gr2_jax.compression.rewriter import RewriterOptions
@@ -49,8 +49,8 @@ def _rewriter(steps: WrittenSteps, options: CompressOptions) -> Iterator[StageSt
   if rewriter.judge == "ranker":
     yield from _judge(steps, rewriter)
   optimizer = make_optimizer(rewriter.training.optimizer, number)
-  update = make_policy_update(steps.decoder, optimizer, UpdateConfig(rewriter.loss, rewriter.temperature), constraint)
-  arguments = (abstract_state(steps.decoder, optimizer), Argument("batch", steps.groups(rollout, prompt)))
+  update = make_policy_update(steps.decoder, optimizer, UpdateConfig(rewriter.loss, rewriter.temperature), constraint, join=steps.join)
+  arguments = abstract_training(steps.decoder, optimizer, steps.lora, Argument("batch", steps.groups(rollout, prompt)))
   positions = rollout.prompts * (prompt + rollout.group * rollout.max_new_tokens)
   yield steps.update("compress", "rewriter: update", update, arguments, rewriter.training, positions)
 
